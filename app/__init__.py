@@ -1,0 +1,1 @@
+"""The parsing service: documents in, Markdown out."""

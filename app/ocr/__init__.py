@@ -1,0 +1,1 @@
+"""The torch boundary: only modules in here, and ``rtprune``, import torch."""

@@ -1,0 +1,32 @@
+"""The seam between the service and whatever reads pages: everything above is tested with a fake."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from app.document import Page, ReadOptions, Reading
+
+
+class PageStream(Protocol):
+    """One page being read."""
+
+    def pieces(self) -> AsyncIterator[str]:
+        """Raw model text as it is decoded; ends when the page ends. At most one consumer."""
+
+    async def result(self) -> Reading:
+        """Wait for the page. Raises the page's own ``ParseError`` if it failed; other pages are unaffected."""
+
+    def cancel(self) -> None:
+        """Stop within one decode step and free the page's memory. Idempotent."""
+
+
+class PageReader(Protocol):
+    """Reads pages of many documents at once."""
+
+    @property
+    def model_name(self) -> str: ...
+
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
+        """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot serve."""
+
+    async def close(self) -> None:
+        """Cancel what runs, release the device."""

@@ -1,0 +1,1 @@
+"""RTPrune: shorten DeepSeek-OCR's visual sequence once, between projector and decoder."""

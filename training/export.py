@@ -9,7 +9,6 @@ training facts that its card quotes. Errors come from ``benchmarks/accuracy.py``
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from training.vocabulary import GROUNDED_PROMPT, build_tokenizer
 def export(settings: Settings, run: Path, out: Path) -> None:
     """Raise RuntimeError when the run's weights are not of the settings' sizes."""
     state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
-    network: Any = fresh_network(settings.model, settings.run.seed)
+    network = fresh_network(settings.model, settings.run.seed)
     network.load_state_dict(state["mean"])
     out.mkdir(parents=True, exist_ok=True)
     network.to(torch.bfloat16).save_pretrained(out)

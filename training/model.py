@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -63,10 +64,10 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
     )
 
 
-def fresh_network(sizes: ModelSettings, seed: int) -> nn.Module:
+def fresh_network(sizes: ModelSettings, seed: int) -> Any:
     """Random weights. The library initialises the SAM part with 1e-10, which never learns anything."""
     torch.manual_seed(seed)
-    network: nn.Module = UnlimitedOcrForConditionalGeneration(pocket_config(sizes))
+    network = UnlimitedOcrForConditionalGeneration(pocket_config(sizes))
     for name, module in network.named_modules():
         if "vision_tower" not in name and "projector" not in name:
             continue

@@ -13,7 +13,6 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +44,7 @@ class Trainer:
         self.settings, self.run = settings, run
         torch.set_num_threads(settings.run.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network: Any = fresh_network(settings.model, settings.run.seed)
+        self.network = fresh_network(settings.model, settings.run.seed)
         if start is not None:
             grow_from(self.network, start)
         self.network.set_experts_implementation("grouped_mm")

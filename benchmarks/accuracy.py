@@ -108,8 +108,6 @@ def _subset_error(read: Sequence[str], truth: Sequence[str], chosen: "Callable[[
 async def measure(checkpoint: str, pages: Sequence[RenderedPage]) -> list[dict[str, object]]:
     reader = open_reader(checkpoint)
     try:
-        return [
-            row(variant, pages, await read_all(reader, pages, variant.options)) for variant in VARIANTS
-        ]
+        return [row(variant, pages, await read_all(reader, pages, variant.options)) for variant in VARIANTS]
     finally:
         await reader.close()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
@@ -88,7 +87,7 @@ def grow_from(network: nn.Module, folder: Path) -> None:
     mixture becomes its shared expert, and the routed experts start silent: the function is the earlier one's.
     Raises KeyError or RuntimeError when the two do not fit.
     """
-    earlier = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    earlier = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
     own = dict(network.named_parameters())
     with torch.no_grad():
         for name, tensor in earlier.items():

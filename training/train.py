@@ -108,7 +108,7 @@ class Trainer:
 
     def _step(self, batch: Batch, stage: Stage, step: int, num_steps: int) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(stage, step, num_steps)
+            group["lr"] = learning_rate(stage, step, num_steps)
         rng = random.Random(f"{stage.name}{step}")
         with torch.autocast(self.device.type, torch.bfloat16):
             patches = self._patches(batch.pixels)
@@ -236,7 +236,7 @@ class Trainer:
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
 
 
-def _learning_rate(stage: Stage, step: int, num_steps: int) -> float:
+def learning_rate(stage: Stage, step: int, num_steps: int) -> float:
     first, last = stage.lr
     if step < stage.warmup:
         return first * (step + 1) / stage.warmup

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
 
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from transformers import PreTrainedConfig, UnlimitedOcrConfig
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import (
@@ -129,7 +130,7 @@ def read_config(raw: Mapping[str, Any]) -> UnlimitedOcrConfig:
         )
     try:
         config = UnlimitedOcrConfig(**fields_by_part)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(f"config.json: {error}") from error
     return _checked(config)
 

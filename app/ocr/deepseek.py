@@ -1,8 +1,9 @@
 """DeepSeek-OCR and its relatives through transformers' native classes: load, encode pages, speak their
 vocabulary."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rtprune import VisualTokens
 UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
 """Stored by the original and never computed with: SAM's features take the place of CLIP's own patch
 embedding."""
+
+EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
 """What each device type computes in, default first."""
@@ -267,6 +270,7 @@ def build_network(
     on.
     """
     used = {key: tensor for key, tensor in tensors.items() if key not in UNUSED_KEYS}
+    _require_whole_experts(config, used)
     try:
         with _without_progress_bars():
             # From a state dict, not from the folder: the library would also follow adapters and other files
@@ -287,19 +291,42 @@ def build_network(
     return network
 
 
+def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
+    """Expert matrices stored one by one are stacked by the library, whose error names none of them."""
+    text = config.text_config
+    wide = (text.moe_intermediate_size, text.hidden_size)
+    shape_of = {"gate_proj": wide, "up_proj": wide, "down_proj": wide[::-1]}
+    found = {key: match[1] for key in tensors if (match := EXPERT_KEY.fullmatch(key))}
+    wanted = {
+        f"{layer}.{expert}.{matrix}.weight": shape
+        for layer in set(found.values())
+        for expert in range(text.n_routed_experts)
+        for matrix, shape in shape_of.items()
+    }
+    shapes = {key: tuple(tensors[key].get_shape()) for key in found}
+    _refuse("missing", wanted.keys() - shapes.keys())
+    _refuse("unexpected", shapes.keys() - wanted.keys())
+    _refuse(
+        "of another shape",
+        (_resized(key, shapes[key], shape) for key, shape in wanted.items() if shapes[key] != shape),
+    )
+
+
+def _refuse(what: str, keys: Iterable[str]) -> None:
+    if keys := sorted(keys):
+        raise CheckpointError(f"weights {what}: {some(keys)}")
+
+
+def _resized(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{key} {tuple(found)} instead of {tuple(wanted)}"
+
+
 def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report: Mapping[str, Any]) -> None:
     """Every parameter from the checkpoint, every tensor of the checkpoint into a parameter."""
-    mismatched = [
-        f"{key} {tuple(found)} instead of {tuple(wanted)}" for key, found, wanted in report["mismatched_keys"]
-    ]
-    for what, keys in (
-        ("missing", sorted(report["missing_keys"])),
-        ("of another shape", sorted(mismatched)),
-        ("unexpected", sorted(report["unexpected_keys"])),
-        ("not convertible", sorted(map(str, report["error_msgs"]))),
-    ):
-        if keys:
-            raise CheckpointError(f"weights {what}: {some(keys)}")
+    _refuse("missing", report["missing_keys"])
+    _refuse("of another shape", (_resized(*mismatch) for mismatch in report["mismatched_keys"]))
+    _refuse("unexpected", report["unexpected_keys"])
+    _refuse("not convertible", map(str, report["error_msgs"]))
     # The library drops some unexpected keys from its report by pattern (lm_head, patch_embedding): count
     # values too.
     stored = sum(torch.Size(tensor.get_shape()).numel() for tensor in used.values())

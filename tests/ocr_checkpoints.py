@@ -24,7 +24,7 @@ SPECIAL_TOKENS = [
     "<|ref|>",
     "<td>",
     "</td>",
-    "<｜fim▁hole｜>",
+    "<\uff5cfim\u2581hole\uff5c>",
 ]
 IMAGE_ID = 3
 VOCAB_SIZE = 400
@@ -148,8 +148,8 @@ def byte_level_tokenizer() -> Tokenizer:
     """A byte-level BPE like DeepSeek's, over all 256 bytes, with a few merges that end inside UTF-8
     sequences."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=330,
         special_tokens=SPECIAL_TOKENS,
@@ -167,11 +167,11 @@ def character_tokenizer(
     vocabulary = SPECIAL_TOKENS + sorted(set(characters))
     # No unknown token: a WordLevel model then fails on what it lacks, where it could drop it.
     ids = {token: i for i, token in enumerate(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="\0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # type: ignore[assignment]
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="\0"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     if fuse:
-        tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+        tokenizer.decoder = decoders.Fuse()
     return tokenizer
 
 
@@ -193,7 +193,7 @@ def write_checkpoint(
     if num_shards == 1:
         save_file(dict(tensors), folder / "model.safetensors")
         return folder
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(num_shards):
         name = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
         part = {key: tensors[key] for key in sorted(tensors)[shard::num_shards]}

@@ -1,4 +1,4 @@
-"""Loading: original and native layouts give the network they were written from, and nothing else ever loads."""
+"""Loading: both layouts give the network they were written from, and nothing else ever loads."""
 
 import json
 import os
@@ -31,6 +31,7 @@ from app.ocr.checkpoint import CheckpointError
 from app.ocr.config import read_config
 from app.ocr.deepseek import UNUSED_KEYS, load_model
 from app.ocr.model import OcrModel
+from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR, ModeSpec, Recipe
 
 DEEPSEEK = shared_folder() / "deepseek-ocr"
 POCKET_START = shared_folder() / "pocket-start"
@@ -75,9 +76,9 @@ def logits(network: Any) -> torch.Tensor:  # noqa: ANN401
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_original_layout_gives_the_logits_of_the_weights_it_was_written_from(
     tmp_path: Path,
-    network: Any,
+    network: Any,  # noqa: ANN401
     tensors: dict[str, torch.Tensor],
-    num_shards: int,  # noqa: ANN401
+    num_shards: int,
 ) -> None:
     model = load_model(write_checkpoint(tmp_path, tensors, num_shards=num_shards))
     network.config.image_token_id = model.network.config.image_token_id = IMAGE_ID  # type: ignore[union-attr]
@@ -89,9 +90,13 @@ def test_original_layout_gives_the_logits_of_the_weights_it_was_written_from(
     assert logits(network).std() > 1e-4, "a dead network would agree with anything"
 
 
-def test_native_layout_written_by_the_library_loads(tmp_path: Path, network: Any) -> None:  # noqa: ANN401
+@pytest.mark.parametrize("writer", ["save_pretrained", "state_dict"])
+def test_the_native_layout_loads(tmp_path: Path, network: Any, writer: str) -> None:  # noqa: ANN401
     network.save_pretrained(tmp_path / "native")
-    folder = write_checkpoint(tmp_path / "checkpoint", load_file(tmp_path / "native" / "model.safetensors"))
+    saved = load_file(tmp_path / "native" / "model.safetensors")
+    folder = write_checkpoint(
+        tmp_path / "checkpoint", saved if writer == "save_pretrained" else network.state_dict()
+    )
     shutil.copy(tmp_path / "native" / "config.json", folder)
     assert json.loads((folder / "config.json").read_text())["model_type"] == "unlimited_ocr"
     model = load_model(folder)
@@ -198,7 +203,10 @@ def only_a_pickle(folder: Path) -> None:
 
 
 def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(content) and None
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return apply
 
 
 def remove(name: str) -> Callable[[Path], None]:
@@ -213,7 +221,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "config is a list": (overwrite("config.json", b"[]"), "must hold a JSON object"),
     "config is no UTF-8": (overwrite("config.json", b"\xff\xfe{}"), "config.json cannot be read"),
     "another architecture": (edit("config.json", model_type="llama"), "model_type 'llama'"),
-    "DeepSeek-VL2": (edit("config.json", vision_config__width={"siglip": {}}), "vision_config.width.sam_vit_b"),
+    "DeepSeek-VL2": (
+        edit("config.json", vision_config__width={"siglip": {}}),
+        "vision_config.width.sam_vit_b",
+    ),
     "latent attention": (edit("config.json", language_config__use_mla=True), "language_config.use_mla"),
     "scaled RoPE": (edit("config.json", language_config__rope_scaling={"type": "yarn"}), "rope_scaling"),
     "other routing": (edit("config.json", language_config__topk_method="noaux_tc"), "topk_method"),
@@ -224,33 +235,63 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "quantised": (edit("config.json", quantization_config={"quant_method": "awq"}), "quantization_config"),
     "no tokenizer": (remove("tokenizer.json"), "tokenizer.json is missing"),
     "broken tokenizer": (overwrite("tokenizer.json", b"{}"), "tokenizer.json is not a tokenizer"),
-    "tokenizer that joins words": (edit("tokenizer.json", decoder={"type": "WordPiece", "prefix": "#", "cleanup": True}), "decoder WordPiece"),
+    "tokenizer that joins words": (
+        edit("tokenizer.json", decoder={"type": "WordPiece", "prefix": "#", "cleanup": True}),
+        "decoder WordPiece",
+    ),
     "tokenizer too large": (edit("config.json", language_config__vocab_size=300), "300 embeddings"),
     "no weights": (remove("model.safetensors"), "neither model.safetensors nor"),
     "pickle only": (only_a_pickle, "pytorch_model.bin is a pickle"),
     "weights cut short": (cut_short, "model.safetensors is corrupt or cut short"),
     "weights are noise": (overwrite("model.safetensors", b"noise" * 99), "model.safetensors is corrupt"),
     "weights are empty": (overwrite("model.safetensors", b""), "model.safetensors is corrupt"),
-    "missing key": (retensor(lambda t: t.pop("model.norm.weight")), "missing: model.language_model.norm.weight"),
+    "missing key": (
+        retensor(lambda t: t.pop("model.norm.weight")),
+        "missing: model.language_model.norm.weight",
+    ),
     "missing head": (retensor(lambda t: t.pop("lm_head.weight")), "missing: lm_head.weight"),
     "missing separator": (retensor(lambda t: t.pop("model.view_seperator")), "missing: model.view_separator"),
     "missing expert matrix": (retensor(lambda t: t.pop(GATE)), f"missing: {GATE}"),
-    "unexpected key": (retensor(lambda t: t.update({"model.extra": torch.ones(2)})), "unexpected: model.extra"),
-    "unexpected key the library hides": (retensor(lambda t: t.update({"lm_head.bias": torch.ones(2)})), "lm_head.bias|values"),
-    "unexpected patch_embedding": (retensor(lambda t: t.update({"model.vision_model.patch_embedding": torch.ones(2)})), "patch_embedding|values"),
-    "another shape": (retensor(lambda t: t.update({"model.norm.weight": torch.ones(33)})), r"norm.weight \(33,\) instead of \(32,\)"),
-    "expert of another shape": (retensor(lambda t: t.update({GATE: torch.ones(25, 32)})), r"gate_proj.weight \(25, 32\) instead of \(24, 32\)"),
-    "one expert too many": (retensor(lambda t: t.update({GATE.replace(".2.", ".12."): torch.ones(24, 32)})), "experts"),
-    "integer weights": (retensor(lambda t: t.update({GATE: torch.ones(24, 32, dtype=torch.int8)})), "quantised weights"),
+    "unexpected key": (
+        retensor(lambda t: t.update({"model.extra": torch.ones(2)})),
+        "unexpected: model.extra",
+    ),
+    "unexpected key the library hides": (
+        retensor(lambda t: t.update({"lm_head.bias": torch.ones(2)})),
+        "lm_head.bias|values",
+    ),
+    "unexpected patch_embedding": (
+        retensor(lambda t: t.update({"model.vision_model.patch_embedding": torch.ones(2)})),
+        "patch_embedding|values",
+    ),
+    "another shape": (
+        retensor(lambda t: t.update({"model.norm.weight": torch.ones(33)})),
+        r"norm.weight \(33,\) instead of \(32,\)",
+    ),
+    "expert of another shape": (
+        retensor(lambda t: t.update({GATE: torch.ones(25, 32)})),
+        r"gate_proj.weight \(25, 32\) instead of \(24, 32\)",
+    ),
+    "one expert too many": (
+        retensor(lambda t: t.update({GATE.replace(".2.", ".12."): torch.ones(24, 32)})),
+        "experts",
+    ),
+    "integer weights": (
+        retensor(lambda t: t.update({GATE: torch.ones(24, 32, dtype=torch.int8)})),
+        "quantised weights",
+    ),
     "recipe is no JSON": (overwrite("rtprune.json", b"{"), "rtprune.json"),
     "recipe with an unknown field": (edit("rtprune.json", temperature=1), "temperature"),
     "recipe with a misspelt mode field": (edit("rtprune.json", modes__plain__size=1), "modes.plain.size"),
     "recipe with an odd view": (edit("rtprune.json", modes__plain__view_px=100), "modes.plain.view_px"),
     "recipe whose default is no mode": (edit("rtprune.json", default_mode="huge"), "huge"),
-    "recipe with max_tiles alone": (edit("rtprune.json", modes__plain__max_tiles=4), "max_tiles without tile_px"),
+    "recipe with max_tiles alone": (
+        edit("rtprune.json", modes__plain__max_tiles=4),
+        "max_tiles without tile_px",
+    ),
     "recipe with an unknown token": (edit("rtprune.json", ngram_exempt_tokens=["<tr>"]), "<tr>"),
     "recipe with an image in the prompt": (edit("rtprune.json", default_prompt="<image>\nread"), "<image>"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -315,7 +356,7 @@ def test_a_broken_sharded_folder_is_refused_by_name(
 
 
 def test_what_a_config_could_smuggle_in_has_no_effect(folder: Path, network: Any) -> None:  # noqa: ANN401
-    """Fields that transformers would act on: another weights file, a kernel repository, an adapter beside the weights."""
+    """Fields that transformers would act on: another weights file, kernels from a repository, an adapter."""
     config = network.config.to_dict() | {"transformers_weights": "../evil.safetensors"}
     config["text_config"]["attn_implementation"] = "someone/kernels"
     config["_attn_implementation"] = "someone/kernels"
@@ -340,17 +381,18 @@ LOAD_IN_CHILD = """
 import sys
 from app.ocr.checkpoint import CheckpointError
 from app.ocr.deepseek import load_model
-try:
-    print("loaded", load_model(sys.argv[1]).name)
-except CheckpointError as error:
-    print("refused", error)
+for hub_id in sys.argv[1:]:
+    try:
+        print("loaded", hub_id, load_model(hub_id).name)
+    except CheckpointError as error:
+        print("refused", error)
 """
 
 
-def load_offline(hub_id: str, cache: Path) -> str:
+def load_offline(hub_ids: list[str], cache: Path) -> str:
     """In a fresh process, because the hub library reads its environment once."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
-    command = [sys.executable, "-c", LOAD_IN_CHILD, hub_id]
+    command = [sys.executable, "-c", LOAD_IN_CHILD, *hub_ids]
     done = subprocess.run(
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
@@ -358,8 +400,6 @@ def load_offline(hub_id: str, cache: Path) -> str:
 
 
 def test_offline_a_hub_id_must_be_in_the_cache(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    said = load_offline("deepseek-ai/DeepSeek-OCR", tmp_path)
-    assert "refused deepseek-ai/DeepSeek-OCR: HF_HUB_OFFLINE is set and it is not in the cache" in said
     repository, commit = tmp_path / "models--someone--small", "a" * 40
     blobs = write_checkpoint(repository / "blobs", tensors)
     (repository / "refs").mkdir()
@@ -368,8 +408,12 @@ def test_offline_a_hub_id_must_be_in_the_cache(tmp_path: Path, tensors: dict[str
     snapshot.mkdir(parents=True)
     for blob in blobs.iterdir():
         (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
-    assert "loaded small" in load_offline("someone/small", tmp_path)
-    assert "loaded small" in load_offline(f"someone/small@{commit}", tmp_path)
+    said = load_offline(["deepseek-ai/DeepSeek-OCR", "someone/small", f"someone/small@{commit}"], tmp_path)
+    assert said.splitlines() == [
+        "refused deepseek-ai/DeepSeek-OCR: HF_HUB_OFFLINE is set and it is not in the cache",
+        "loaded someone/small small",
+        f"loaded someone/small@{commit} small",
+    ]
 
 
 @needs_deepseek
@@ -436,3 +480,13 @@ def test_a_dense_checkpoint_loads(tmp_path: Path) -> None:
     assert not any("experts" in key for key in tensors)
     model = load_model(write_checkpoint(tmp_path, tensors, config=raw))
     assert torch.equal(model.network.get_parameter("lm_head.weight"), tensors["lm_head.weight"])
+
+
+def test_the_documentation_names_every_field_of_the_recipe() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    fields = [*Recipe.model_fields, *(f"modes.*.{name}" for name in ModeSpec.model_fields)]
+    assert [name for name in fields if f"| `{name}` |" not in text] == []
+    example = text.split("```json\n")[1].split("```")[0]
+    assert Recipe.model_validate_json(example).name == "pocket"
+    for recipe in (DEEPSEEK_OCR, UNLIMITED_OCR):
+        assert recipe.default_prompt.replace("\n", "\\n").replace("|", "\\|") in text

@@ -255,4 +255,6 @@ def _checked(config: UnlimitedOcrConfig) -> UnlimitedOcrConfig:
             raise CheckpointError(
                 f"config.json: text_config.{name} must be one id of the vocabulary, not {value!r}"
             )
+    if config.vision_config.sam_config.patch_size != 16:
+        raise CheckpointError("config.json: sam_config.patch_size must be 16: view modes count on it")
     return config

@@ -52,13 +52,25 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode -> RGB: transparency composited on white, 16-bit and float samples scaled to 8 bits."""
+    """Any PIL mode -> RGB: transparency composited on white, 16-bit and float samples scaled to 8 bits.
+
+    Raises ``PageFailed`` for a mode that PIL itself cannot convert.
+    """
+    try:
+        return _to_rgb(image)
+    except ValueError as error:
+        raise PageFailed(f"the page image's mode {image.mode} cannot be converted to RGB") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image).convert("RGB")
     if image.mode == "LAB":
         return _lab_to_rgb(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # the only conversion PIL has for premultiplied gray
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         paper = Image.new("RGBA", rgba.size, "white")

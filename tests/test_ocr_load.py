@@ -27,6 +27,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
+from app.ocr import checkpoint
 from app.ocr.checkpoint import CheckpointError
 from app.ocr.config import read_config
 from app.ocr.deepseek import UNUSED_KEYS, load_model
@@ -377,6 +378,18 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path: Path, name: 
         load_model(tmp_path / name if name == ".." else name)
 
 
+def test_the_pocket_is_the_packages_own_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "POCKET", "not-shipped")
+        with pytest.raises(CheckpointError, match="no pocket checkpoint"):
+            load_model("not-shipped")
+    packaged = Path(checkpoint.__file__).parent / "pocket"
+    if packaged.is_dir():
+        model = load_model("pocket")
+        assert model.prompt_ids(model.default_prompt)
+        assert model.default_mode in model.modes
+
+
 LOAD_IN_CHILD = """
 import sys
 from app.ocr.checkpoint import CheckpointError
@@ -439,6 +452,23 @@ def test_every_tensor_of_the_real_checkpoint_finds_its_place_in_the_full_size_mo
     assert next(iter(report.unexpected_keys)).endswith("embeddings.patch_embedding.weight")
     unused = sum(stored[key].numel() for key in UNUSED_KEYS)
     assert sum(p.numel() for p in network.parameters()) == 3_336_106_240 - unused
+
+
+def test_what_original_configs_leave_out_is_filled_in() -> None:
+    config = read_config(original_config())
+    text, vision = config.text_config, config.vision_config
+    assert (text.rope_parameters["rope_theta"], text.rms_norm_eps) == (10_000, 1e-6)
+    assert (text.layer_types, text.mlp_layer_types) == (["full_attention"] * 3, ["dense", "sparse", "sparse"])
+    assert (vision.sam_config.mlp_dim, vision.encoder_config.intermediate_size) == (4 * 16, 4 * 20)
+    assert (vision.sam_config.output_channels, vision.sam_config.window_size) == (256, 14)
+    raw = original_config()
+    raw["language_config"] |= {"rope_theta": 5e5, "rms_norm_eps": 1e-5, "routed_scaling_factor": 2.5}
+    text = read_config(raw).text_config
+    assert (text.rope_parameters["rope_theta"], text.rms_norm_eps, text.routed_scaling_factor) == (
+        5e5,
+        1e-5,
+        2.5,
+    )
 
 
 @needs_deepseek

@@ -110,8 +110,6 @@ def open_weights(folder: Path) -> Iterator[dict[str, LazyTensor]]:
     with ExitStack() as open_files:
         for name in sorted(set(placed.values())) if placed else [SINGLE_FILE]:
             for key, tensor in _open_file(folder, name, open_files).items():
-                if key in tensors:
-                    raise CheckpointError(f"{folder}: {key} is in more than one file, again in {name}")
                 if placed and placed.get(key) != name:
                     raise CheckpointError(
                         f"{folder}: {INDEX_FILE} does not place {key} in {name}, where it is"

@@ -1,4 +1,4 @@
-"""Methods to compare with. Each has ``prune_tokens``' signature and a name in ``METHODS``; a contract test runs them all.
+"""Methods to compare with: the signature of ``prune_tokens``, a name in ``METHODS``, one test for all.
 
 A new one needs a ranking (pages -> scores, the highest are kept) and its row in the table.
 """
@@ -15,7 +15,7 @@ Method = Callable[[VisualTokens, float, RTPruneConfig], PrunedTokens]
 
 
 def select_by_norm(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
-    """RTPrune's first reading alone: the tokens of largest norm, nothing folded into them (the paper's ablation)."""
+    """RTPrune's first reading alone: the tokens of largest norm, nothing folded in (the paper's ablation)."""
     return prune_page(tokens, density, config, rank=token_norms, fold=False)
 
 
@@ -35,7 +35,7 @@ def select_at_random(
 def select_diverse(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
     """Greedy max-min diversity by cosine distance, after DivPrune (CVPR 2025): the farthest token next.
 
-    Starts at the token farthest from its nearest neighbour. One step a patch token: for comparison, not speed.
+    Starts at the token farthest from its nearest neighbour. One step a patch token: to compare, not to serve.
     """
     return prune_page(tokens, density, config, rank=_farthest_first, fold=False)
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from rtprune.precision import product_dtype, without_autocast
 from rtprune.ratio import count_kept, diversities, keep_ratio
-from rtprune.tokens import InvalidPagesError, PrunedTokens, TokenBatch, VisualTokens, layout_problem, surviving
+from rtprune.tokens import (
+    InvalidPagesError,
+    PrunedTokens,
+    TokenBatch,
+    VisualTokens,
+    layout_problem,
+    surviving,
+)
 from rtprune.transport import Solver, padded_plan
 
 FOLD_WEIGHT = 0.1
@@ -38,10 +45,11 @@ DYNAMIC = RTPruneConfig()
 
 
 def prune_tokens(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
-    """Prune one page of ``density`` in [0, 1] (see ``text_density``; it plays no part when the ratio is fixed).
+    """Prune one page of ``density`` in [0, 1] (see ``text_density``; unused when the ratio is fixed).
 
-    RTPrune, arXiv 2605.00392. Inputs are not changed; the answer has their dtype and device. Waits for the
-    device once. Raises ``ValueError`` for a density out of range, tokens that are not finite, or a wrong layout.
+    RTPrune, arXiv 2605.00392. Inputs are not changed; the answer has their dtype and device, and no gradient.
+    Waits for the device once. Raises ``ValueError`` for a density out of range, tokens that are not finite,
+    or a wrong layout.
     """
     return prune_page(tokens, density, config, rank=token_norms, fold=True)
 
@@ -51,9 +59,10 @@ def prune_batch(
 ) -> list[PrunedTokens]:
     """Prune pages of any lengths in one padded batch; each gets what ``prune_tokens`` gives it alone.
 
-    ``densities``: one float a page, or a (B,) tensor, best on the tokens' device (see ``text_densities``). Waits
-    for the device once, however many pages. Raises ``InvalidPagesError``, a ``ValueError`` whose ``indices`` name the
-    bad pages, so that the others can be tried again; and ``ValueError`` when the pages do not make one batch.
+    ``densities``: one float a page, or a (B,) tensor, best on the tokens' device (see ``text_densities``).
+    Waits for the device once, however many pages. Raises ``InvalidPagesError``, a ``ValueError`` whose
+    ``indices`` name the bad pages, so that the others can be tried again; and ``ValueError`` when the pages
+    do not make one batch.
     """
     return prune_pages(tokens, densities, config, rank=token_norms, fold=True)
 
@@ -106,8 +115,9 @@ class _Ratios:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Selection:
-    """``kept``: (B, L) bool, all tokens that stay. ``order``: (B, L) int64, kept patches, then pruned ones, then others,
-    each in page order. ``num_patches``, ``num_kept``: (B,) int64, of patch tokens."""
+    """``kept``: (B, L) bool, all tokens that stay. ``order``: (B, L) int64 positions of kept patches, then of
+    pruned ones, then of others, each in page order. ``num_patches``, ``num_kept``: (B,) int64, of patches.
+    """
 
     kept: Tensor
     order: Tensor
@@ -173,7 +183,10 @@ def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> li
     if reasons:
         raise InvalidPagesError(reasons)
     dynamic = ratios.diversity is not None
-    return [_Facts(int(n), int(m), int(k), ratio, div if dynamic else None) for _, _, _, n, m, k, ratio, div in rows]
+    return [
+        _Facts(int(n), int(m), int(k), ratio, div if dynamic else None)
+        for _, _, _, n, m, k, ratio, div in rows
+    ]
 
 
 def read_to_host(table: Tensor) -> list[list[float]]:
@@ -193,7 +206,7 @@ def _problem(ends_in_patch: float, finite: float, density: float, num_patches: f
 
 
 def _fold(batch: TokenBatch, selection: _Selection, facts: list[_Facts], solver: Solver) -> Tensor:
-    """kept += 0.1 * plan @ pruned, on all pages at once -> (B, L, D) embeds, of which only kept patches differ."""
+    """kept += 0.1 * plan @ pruned on all pages at once, in the batch's own embeds (B, L, D), returned."""
     num_rows = max(fact.num_kept_patches for fact in facts)
     num_columns = max(fact.num_pruned for fact in facts)
     if num_columns == 0:
@@ -203,27 +216,35 @@ def _fold(batch: TokenBatch, selection: _Selection, facts: list[_Facts], solver:
     kept_at = selection.order[:, :num_rows]  # (B, M), past a page's own count: tokens that are left alone
     columns = torch.arange(num_columns, device=num_kept.device)
     pruned_at = selection.order.gather(1, (num_kept + columns).clamp(max=length - 1))  # (B, P)
-    kept, kept_units = _features(batch, kept_at)  # (B, M, D)
-    pruned, pruned_units = _features(batch, pruned_at)  # (B, P, D)
-    scores = kept_units @ pruned_units.mT  # (B, M, P)
+    pruned = _gather_rows(batch, pruned_at)  # (B, P, D)
+    kept = _gather_rows(batch, kept_at)  # (B, M, D)
+    scores = kept @ (pruned / _divisors(batch, pruned_at, pruned.dtype)).mT  # (B, M, P)
+    scores = scores / _divisors(batch, kept_at, kept.dtype)
     plan = padded_plan(scores, num_kept[:, 0], num_pruned[:, 0], solver=solver)
     # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
-    folded = torch.add(kept, plan.to(kept.dtype) @ pruned, alpha=FOLD_WEIGHT)
-    # chosen rather than left to a sum with 0, which would turn -0.0 into 0.0
+    gained = (FOLD_WEIGHT * plan).to(kept.dtype) @ pruned
     receives = (torch.arange(num_rows, device=num_kept.device) < num_kept) & (num_pruned > 0)  # (B, M)
-    folded = torch.where(receives[..., None], folded, kept).to(batch.embeds.dtype)
-    return batch.embeds.scatter(1, kept_at[..., None].expand_as(folded), folded)
+    # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
+    kept += gained.masked_fill_(~receives[..., None], -0.0)
+    # in place: the batch is this call's own copy
+    return batch.embeds.scatter_(1, kept_at[..., None].expand_as(kept), kept.to(batch.embeds.dtype))
 
 
-def _features(batch: TokenBatch, at: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, M) positions -> raw and unit features, (B, M, D) each; a token of norm 0 stays 0."""
-    raw = batch.embeds.gather(1, at[..., None].expand(-1, -1, batch.embeds.shape[2])).to(product_dtype(batch.embeds))
+def _gather_rows(batch: TokenBatch, at: Tensor) -> Tensor:
+    """(B, M) positions -> (B, M, D) copy, in a dtype fit for products."""
+    rows = batch.embeds.gather(1, at[..., None].expand(-1, -1, batch.embeds.shape[2]))
+    return rows.to(product_dtype(batch.embeds))
+
+
+def _divisors(batch: TokenBatch, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, M) positions -> (B, M, 1) norms; infinite for a token of norm 0, whose cosines are 0."""
     norms = batch.norms.gather(1, at)
-    divisors = torch.where(norms > 0, norms, torch.inf).to(raw.dtype)
-    return raw, raw / divisors[..., None]
+    return torch.where(norms > 0, norms, torch.inf).to(dtype)[..., None]
 
 
-def _split(batch: TokenBatch, embeds: Tensor, selection: _Selection, facts: list[_Facts]) -> list[PrunedTokens]:
+def _split(
+    batch: TokenBatch, embeds: Tensor, selection: _Selection, facts: list[_Facts]
+) -> list[PrunedTokens]:
     """(B, L, D) -> one (K, D) view a page of a packed (sum of K, D) tensor."""
     num_pages, length, hidden = embeds.shape
     counts = [fact.num_kept_tokens for fact in facts]
@@ -231,8 +252,10 @@ def _split(batch: TokenBatch, embeds: Tensor, selection: _Selection, facts: list
     packed_at = (~selection.kept).flatten().sort(stable=True).indices[: sum(counts)]  # (sum of K,)
     packed = embeds.reshape(num_pages * length, hidden).index_select(0, packed_at)
     kept = packed_at % length
-    pages = zip(packed.split(counts), kept.split(counts), batch.lengths, facts, strict=True)
+    pages = zip(torch.split(packed, counts), torch.split(kept, counts), batch.lengths, facts, strict=True)
     return [
-        PrunedTokens(rows, at, fact.keep_ratio, fact.diversity, num_tokens, fact.num_patches, fact.num_kept_patches)
+        PrunedTokens(
+            rows, at, fact.keep_ratio, fact.diversity, num_tokens, fact.num_patches, fact.num_kept_patches
+        )
         for rows, at, num_tokens, fact in pages
     ]

@@ -25,10 +25,10 @@ class InvalidPagesError(ValueError):
 class VisualTokens:
     """One page between projector and decoder, in decoder order.
 
-    ``embeds``: (L, D) float. ``is_patch``: (L,) bool, on the CPU or beside ``embeds``; False for row breaks and
-    for the view separator, which is last. Raises ``ValueError`` for wrong shapes and dtypes, and for a wrong
-    layout where ``is_patch`` lies on the CPU; one on another device is read by the pruning call, in the one
-    transfer that it makes anyway.
+    ``embeds``: (L, D) float. ``is_patch``: (L,) bool, on the CPU or beside ``embeds``; False for row breaks
+    and for the view separator, which is last. Raises ``ValueError`` for wrong shapes and dtypes, and for a
+    wrong layout where ``is_patch`` lies on the CPU; one on another device is read by the pruning call, in the
+    one transfer that it makes anyway.
     """
 
     embeds: Tensor
@@ -72,7 +72,7 @@ class PrunedTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """B pages, padded at the end to the longest: embeds (B, L, D); is_patch and is_break (B, L) bool.
+    """Copies of B pages, padded to the longest: embeds (B, L, D); is_patch and is_break (B, L) bool.
 
     ``is_real``: (B, L) bool, False in the padding. ``norms``: (B, L) float64 L2 norms, 0 in the padding.
     ``lengths``: each page's own L.
@@ -110,7 +110,7 @@ class TokenBatch:
 
 def layout_problem(num_patches: int, *, ends_in_patch: bool) -> str | None:
     if ends_in_patch:
-        return "the last token must be the view separator, but is_patch[-1] is True: it is missing or marked as a patch"
+        return "the view separator is missing or marked as a patch: is_patch[-1] must be False, got True"
     if num_patches == 0:
         return "is_patch has no patch token"
     return None
@@ -132,6 +132,7 @@ def surviving(kept_patches: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def _pad(pages: list[Tensor]) -> Tensor:
+    """Always a copy: the fold writes into it."""
     if len({len(page) for page in pages}) == 1:
-        return pages[0][None] if len(pages) == 1 else torch.stack(pages)
+        return torch.stack(pages)
     return torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)

@@ -1,4 +1,4 @@
-"""RTPrune once more, from the formulas: float64 loops over Python numbers, no batching, nothing shared with the library."""
+"""RTPrune once more, from the formulas: float64 loops, no batching, nothing shared with the library."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ def density(pixels: Matrix, rows: int, columns: int) -> float:
     """(3, H, W) -> mean over patches of the share of pixels with a gradient above 0.2."""
     gray = 0.299 * pixels[0] + 0.587 * pixels[1] + 0.114 * pixels[2]
     height, width = gray.shape[0] // rows, gray.shape[1] // columns
-    shares = []
+    shares: list[float] = []
     for row in range(rows):
         for column in range(columns):
             patch = np.pad(gray[row * height :, column * width :][:height, :width], 1)
@@ -29,7 +29,7 @@ def density(pixels: Matrix, rows: int, columns: int) -> float:
 
 
 def cosine(left: Matrix, right: Matrix) -> float:
-    norms = math.sqrt(left @ left) * math.sqrt(right @ right)
+    norms: float = math.sqrt(left @ left) * math.sqrt(right @ right)
     return float(left @ right) / norms if norms else 0.0
 
 
@@ -69,10 +69,14 @@ def prune(embeds: Matrix, is_patch: list[bool], page_density: float, fixed: floa
     count = max(1, int(len(patches) * ratio))
     ranked = sorted(patches, key=lambda i: (-math.sqrt(embeds[i] @ embeds[i]), i))
     chosen, pruned = sorted(ranked[:count]), sorted(ranked[count:])
-    scores = np.array([[cosine(embeds[i], embeds[j]) for j in pruned] for i in chosen]).reshape(len(chosen), -1)
+    scores = np.array([[cosine(embeds[i], embeds[j]) for j in pruned] for i in chosen]).reshape(
+        len(chosen), -1
+    )
     folded = embeds.copy()
     folded[chosen] += 0.1 * plan(scores) @ embeds[pruned]
-    kept = _without_repeated_breaks(len(embeds), is_patch, set(chosen)) if pruned else list(range(len(embeds)))
+    kept = (
+        _without_repeated_breaks(len(embeds), is_patch, set(chosen)) if pruned else list(range(len(embeds)))
+    )
     return Pruned(kept, folded[kept], ratio, count)
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rtprune import VisualTokens, prune_batch, prune_tokens, text_densities, text_density
+from rtprune import VisualTokens, prune_batch, prune_tokens, text_densities, text_density, transport_plan
 
 SIDE_PX, GRID, HIDDEN = 1280, 20, 1280
 
@@ -113,7 +113,21 @@ def prune_alone_batched(pages: Pages) -> list[Tensor]:
     return [pruned.embeds for pruned in prune_batch(pages.tokens, [0.1] * len(pages.tokens))]
 
 
-def milliseconds(run: Callable[[Pages], list[Tensor]], pages: Pages, device: torch.device) -> float:
+def stages(pages: Pages) -> dict[str, Callable[[Pages], object]]:
+    """The two stages that the released code does in loops, alone, on the first page."""
+    tokens, pixels = pages.tokens[0], pages.pixels[0]
+    units = torch.nn.functional.normalize(tokens.embeds[tokens.is_patch], dim=-1)
+    num_kept = prune_tokens(tokens, text_density(pixels, GRID, GRID)).num_kept_patches
+    scores = units[:num_kept] @ units[num_kept:].T
+    return {
+        "density, released way": lambda _: released_density(pixels),
+        "density, rtprune": lambda _: text_density(pixels, GRID, GRID),
+        "transport plan, released way": lambda _: released_plan(scores),
+        "transport plan, rtprune": lambda _: transport_plan(scores),
+    }
+
+
+def milliseconds(run: Callable[[Pages], object], pages: Pages, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -123,14 +137,18 @@ def milliseconds(run: Callable[[Pages], list[Tensor]], pages: Pages, device: tor
     return (time.perf_counter() - start) * 1000 / len(pages.tokens)
 
 
-def measure(pages: Pages, repeats: int, device: torch.device) -> dict[str, dict[str, float]]:
+METHODS: dict[str, Callable[[Pages], object]] = {
+    "released way": released_pages,
+    "rtprune, page by page": ours_alone,
+    "rtprune, one batch": ours_batched,
+    "rtprune, one batch, density given": prune_alone_batched,
+}
+
+
+def measure(
+    methods: dict[str, Callable[[Pages], object]], pages: Pages, repeats: int, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Milliseconds a page: method -> median, least and most of ``repeats`` rounds, after one to warm up."""
-    methods = {
-        "released way": released_pages,
-        "rtprune, page by page": ours_alone,
-        "rtprune, one batch": ours_batched,
-        "rtprune, one batch, density given": prune_alone_batched,
-    }
     times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(repeats + 1):
         for name, run in methods.items():
@@ -167,6 +185,18 @@ def setting(device: torch.device, pages: Pages) -> dict[str, object]:
     }
 
 
+def show(title: str, times: dict[str, dict[str, float]]) -> dict[str, object]:
+    """Print a table; each row is compared with the nearest row of the released way above it."""
+    print(f"\n{f'ms a page, {title}':38}   median      min      max   times faster")
+    released, times_faster = 0.0, {}
+    for name, taken in times.items():
+        released = taken["median"] if name.endswith("released way") else released
+        times_faster[name] = round(released / taken["median"], 2)
+        figures = "".join(f"{taken[key]:9.3f}" for key in ("median", "min", "max"))
+        print(f"  {name:36}{figures}{times_faster[name]:12.1f}")
+    return {"ms_a_page": times, "times_faster": times_faster}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--device", default="cpu")
@@ -180,15 +210,12 @@ def main() -> None:
     device = torch.device(options.device)
     pages = make_pages(options.pages, device)
     report: dict[str, object] = {"benchmark": "prune", **setting(device, pages), "repeats": options.repeats}
-    for count in (1, options.pages):
-        times = measure(Pages(pages.tokens[:count], pages.pixels[:count]), options.repeats, device)
-        released = times["released way"]["median"]
-        print(f"\n{f'ms a page, {count} page(s)':38}    median      min      max    times faster")
-        for name, taken in times.items():
-            figures = "".join(f"{taken[key]:9.3f}" for key in ("median", "min", "max"))
-            print(f"  {name:38}{figures}{released / taken['median']:12.1f}")
-        speedups = {name: round(released / taken["median"], 2) for name, taken in times.items()}
-        report[f"pages_{count}"] = {"ms_a_page": times, "times_faster": speedups}
+    one = Pages(pages.tokens[:1], pages.pixels[:1])
+    report["stages"] = show("stages of one page", measure(stages(one), one, options.repeats, device))
+    report["pages_1"] = show("1 page", measure(METHODS, one, options.repeats, device))
+    report[f"pages_{options.pages}"] = show(
+        f"{options.pages} pages", measure(METHODS, pages, options.repeats, device)
+    )
     document = json.dumps(report)
     if options.out:
         options.out.write_text(document + "\n")

@@ -1,0 +1,174 @@
+"""The parent's side of ``app.rasterize``: a few warm children, one request each at a time, each with a deadline."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.document import Failure, Page
+from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.frames import FrameError, pack, read_frame
+from app.processes import child_environment, kill_group, python_module
+from app.rasterize import PageRequest
+from app.settings import Settings
+
+logger = logging.getLogger("rtprune.rasterize")
+
+REQUESTS_PER_CHILD = 200
+"""A child is replaced after this many, so that what libraries leak stays small."""
+PIPE_BYTES = 2**20
+
+
+@dataclass(slots=True)
+class _Child:
+    process: asyncio.subprocess.Process
+    num_requests: int = 0
+
+    def kill(self) -> None:
+        kill_group(self.process.pid)
+
+
+class _ChildDied(Exception):
+    """The child ended, or wrote something that is no answer, while it was asked."""
+
+
+class Rasterizers:
+    """Turns files into pages. At most ``num_rasterizers`` pages at a time, first come first served."""
+
+    def __init__(self, settings: Settings, tmp_dir: Path) -> None:
+        self._settings = settings
+        self._tmp_dir = tmp_dir
+        self._free = asyncio.Semaphore(settings.num_rasterizers)
+        self._idle: list[_Child] = []
+        self._num_children = 0
+        self._max_pixels = int(settings.max_page_megapixels * 1e6)
+        self._replacing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Start the children. Raise ``NotReady`` when poppler is missing: better now than at the first PDF."""
+        missing = [name for name in ("pdfinfo", "pdftoppm") if shutil.which(name) is None]
+        if missing:
+            raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
+        await self._fill()
+
+    async def close(self) -> None:
+        for task in self._replacing:
+            task.cancel()
+        await asyncio.gather(*self._replacing, return_exceptions=True)
+        while self._idle:
+            await self._discard(self._idle.pop())
+
+    async def count(self, path: Path, file_format: str) -> int:
+        """Pages of a file. Raise its ``ParseError``."""
+        request = {"op": "count", "path": str(path), "format": file_format}
+        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"))
+        return int(header["pages"])
+
+    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
+        """One page as pixels. Raise the page's ``ParseError``; ``RasterizeTimeout`` when it takes too long."""
+        request = PageRequest(
+            path=str(path),
+            format=file_format,
+            index=index,
+            dpi=dpi,
+            max_page_pixels=self._max_pixels,
+            max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
+        )
+        message = {"op": "page", "page": asdict(request)}
+        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"))
+        size = (int(header["width"]), int(header["height"]))
+        image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
+        return Page(index, image, float(header["ms"]))
+
+    async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytes]:
+        deadline_s = self._settings.rasterize_deadline_s
+        async with self._borrowed() as child:
+            try:
+                async with asyncio.timeout(deadline_s):
+                    header, pixels = await self._exchange(child, request)
+            except TimeoutError as error:
+                raise RasterizeTimeout(f"not rendered within {deadline_s:g} s") from error
+            except _ChildDied as error:
+                if await child.process.wait() == -signal.SIGXCPU:
+                    raise RasterizeTimeout(f"not rendered within {deadline_s:g} s") from error
+                logger.warning("rasterizer died", extra={"returncode": child.process.returncode})
+                raise if_dead from error
+        if "failure" in header:
+            raise Failure(**header["failure"]).error()
+        return header, pixels
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self) -> AsyncIterator[_Child]:
+        """A child of one's own. It is replaced, in the background, unless the request ended well."""
+        async with self._free:
+            child = self._idle.pop() if self._idle else await self._spawn()
+            healthy = False
+            try:
+                yield child
+                child.num_requests += 1
+                healthy = child.num_requests < REQUESTS_PER_CHILD
+            finally:
+                if healthy:
+                    self._idle.append(child)
+                else:
+                    child.kill()
+                    task = asyncio.create_task(self._replace(child))
+                    self._replacing.add(task)
+                    task.add_done_callback(self._replacing.discard)
+
+    async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
+        stdin, stdout = child.process.stdin, child.process.stdout
+        if stdin is None or stdout is None:
+            raise _ChildDied
+        try:
+            stdin.write(pack(request))
+            await stdin.drain()
+            header = await read_frame(stdout)
+            if header is None:
+                raise _ChildDied
+            num_bytes = int(header["num_bytes"])
+            if num_bytes != 3 * int(header.get("width", 0)) * int(header.get("height", 0)):
+                raise _ChildDied
+            if num_bytes > 3 * self._max_pixels * 1.1:
+                raise _ChildDied
+            return header, await stdout.readexactly(num_bytes)
+        except (ConnectionError, asyncio.IncompleteReadError, FrameError, KeyError, ValueError) as error:
+            raise _ChildDied from error
+
+    async def _spawn(self) -> _Child:
+        # the wall deadline is what counts; CPU time may run ahead of it only where poppler uses threads
+        cpu_s = math.ceil(self._settings.rasterize_deadline_s) + 1
+        process = await asyncio.create_subprocess_exec(
+            *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=child_environment(self._tmp_dir),
+            start_new_session=True,
+            limit=PIPE_BYTES,
+        )
+        self._num_children += 1
+        return _Child(process)
+
+    async def _discard(self, child: _Child) -> None:
+        self._num_children -= 1
+        child.kill()
+        if child.process.stdin is not None:
+            child.process.stdin.close()
+        await child.process.wait()
+
+    async def _replace(self, child: _Child) -> None:
+        await self._discard(child)
+        await self._fill()
+
+    async def _fill(self) -> None:
+        while self._num_children < self._settings.num_rasterizers:
+            self._idle.append(await self._spawn())

@@ -55,7 +55,9 @@ class PageSelection:
         Raise ``PageNotFound`` for a page after the last.
         """
         merged: list[range] = []
-        for first, last in sorted((first, num_pages if last is None else last) for first, last in self.ranges):
+        for first, last in sorted(
+            (first, num_pages if last is None else last) for first, last in self.ranges
+        ):
             if max(first, last) > num_pages:
                 raise PageNotFound(f"page {max(first, last)} was asked for, the document has {num_pages}")
             if merged and first - 1 <= merged[-1].stop:

@@ -22,7 +22,12 @@ def child_environment(tmp_dir: Path) -> dict[str, str]:
     package_root = str(Path(app.__path__[0]).resolve().parent)
     inherited: Mapping[str, str] = os.environ
     paths = [package_root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**inherited, "TMPDIR": str(tmp_dir), "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    return {
+        **inherited,
+        "TMPDIR": str(tmp_dir),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def when_orphaned(fd: int, action: Callable[[], None]) -> None:

@@ -15,8 +15,9 @@ import resource
 import struct
 import sys
 import time
+import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 from pdf2image import convert_from_path, pdfinfo_from_path
@@ -33,6 +34,8 @@ MIN_DPI = 18.0
 """A page that fits the pixel limit only below this is larger than PDF allows pages to be (200 inches a side)."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
+
+MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
 # What Pillow and its plugins raise for damaged files, seen on real ones. ``Exception`` would hide our own defects.
 DECODER_ERRORS = (
@@ -68,7 +71,7 @@ def count_pages(path: str, file_format: str) -> int:
     """Pages the file says it has. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     if file_format == "PDF":
         return _count_pdf_pages(path)
-    if file_format != "TIFF":
+    if file_format not in MULTIPAGE_FORMATS:
         return 1
     try:
         with Image.open(path, formats=["TIFF"]) as image:
@@ -78,13 +81,16 @@ def count_pages(path: str, file_format: str) -> int:
 
 
 def rasterize(request: PageRequest) -> Image.Image:
-    """One RGB page, upright. Raise ``UnreadablePage``, ``TooManyPixels`` or ``EncryptedPdf``."""
+    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage``, or ``UnreadableFile`` if it has no others."""
+    unreadable = UnreadablePage if request.format in MULTIPAGE_FORMATS else UnreadableFile
     try:
         return _pdf_page(request) if request.format == "PDF" else _image_page(request)
     except MemoryError as error:
-        raise UnreadablePage("the page needs more memory than a page may use") from error
+        raise unreadable("the page needs more memory than a page may use") from error
     except DECODER_ERRORS as error:
-        raise UnreadablePage(f"the {request.format} data is damaged or uses a variant that is not read") from error
+        raise unreadable(
+            f"the {request.format} data is damaged or uses a variant that is not read"
+        ) from error
 
 
 def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> float:
@@ -203,7 +209,7 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
             return {"pages": count_pages(message["path"], message["format"])}, b""
         image = rasterize(PageRequest(**message["page"]))
     except ParseError as error:
-        return {"failure": {"code": error.code, "detail": str(Failure.of(error).detail)}}, b""
+        return {"failure": asdict(Failure.of(error))}, b""
     milliseconds = (time.perf_counter() - started) * 1000
     return {"width": image.width, "height": image.height, "ms": milliseconds}, image.tobytes()
 
@@ -238,6 +244,7 @@ def main() -> None:
     when_orphaned(0, lambda: kill_group(os.getpid()))
     # Our own limit is checked before decoding; Pillow's warning at half of its own would only be noise.
     Image.MAX_IMAGE_PIXELS = None
+    warnings.simplefilter("ignore")  # one damaged file can cause thousands of lines
     _serve(os.fdopen(0, "rb"), answers, max_mib, cpu_s)
 
 

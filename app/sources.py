@@ -32,11 +32,20 @@ FILE_FIELD = "file"
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """A file on our disk, and the other fields of the request: text from a form, JSON values from JSON."""
+class Source:
+    """A document on our disk."""
 
+    path: Path
     format: Format
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A document that arrived, and the other fields of its request: JSON values, or text from a form."""
+
+    source: Source
     fields: Mapping[str, Any]
+    from_form: bool
 
 
 class _Body(Protocol):
@@ -49,7 +58,11 @@ class _Body(Protocol):
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], content_type: str, content_length: int | None, path: Path, settings: Settings
+    chunks: AsyncIterator[bytes],
+    content_type: str,
+    content_length: int | None,
+    path: Path,
+    settings: Settings,
 ) -> Upload:
     """Spool the file of a request to ``path``. Nothing but the form's few KiB is held in memory.
 
@@ -71,7 +84,7 @@ async def receive(
                 buffer.clear()
         num_bytes += _write(spooled.write, bytes(buffer))
     fields = body.finish()
-    return Upload(sniff_file(path), fields)
+    return Upload(sniff_file(path), fields, from_form=isinstance(body, _Multipart))
 
 
 def _write(write: Callable[[bytes], int | None], data: bytes) -> int:
@@ -398,10 +411,10 @@ MEDIA_BRANDS: dict[bytes, str] = {
 }
 
 
-def sniff_file(path: Path) -> Format:
-    """The format of a file, from its first bytes alone. Raise ``EmptyFile`` or ``UnsupportedFormat``."""
+def sniff_file(path: Path) -> Source:
+    """A file and its format, from its first bytes alone. Raise ``EmptyFile`` or ``UnsupportedFormat``."""
     with path.open("rb") as file:
-        return sniff(file.read(SNIFF_BYTES))
+        return Source(path, sniff(file.read(SNIFF_BYTES)))
 
 
 def sniff(head: bytes) -> Format:
@@ -450,4 +463,3 @@ def _is_utf8(head: bytes) -> bool:
     except UnicodeDecodeError as error:
         return error.start >= len(head) - 3  # the sniffed part may end inside a character
     return True
-

@@ -1,0 +1,32 @@
+# make demo | make run | make test. Everything is set up on the way; nothing outside the checkout is touched
+# but missing system packages, and those only where permitted.
+SHELL := /bin/bash
+VENV ?= .venv
+PORT ?= 8000
+BIN := $(VENV)/bin
+
+.PHONY: demo run test check setup clean
+.DEFAULT_GOAL := demo
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml .ci/setup
+	bash .ci/setup $(VENV)
+	touch $@
+
+demo: setup
+	VENV=$(VENV) bash docs/demo.sh
+
+run: setup
+	PORT=$(PORT) $(BIN)/rtprune serve
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

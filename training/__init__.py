@@ -1,0 +1,1 @@
+"""How the pocket checkpoint is made: render pages, train on them, export. Resumable; one settings file."""

@@ -1,0 +1,121 @@
+"""The pocket checkpoint as a network: transformers' own classes at small sizes, and a head to teach it by."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+
+from training.render import CELLS_PER_PATCH
+from training.settings import ModelSettings
+from training.vocabulary import BOS, EOS, IMAGE, PAD, tokens
+
+
+def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
+    return UnlimitedOcrConfig(
+        image_token_id=IMAGE,
+        tie_word_embeddings=False,
+        text_config={
+            "vocab_size": len(tokens()),
+            "hidden_size": sizes.decoder_width,
+            "intermediate_size": sizes.decoder_ffn,
+            "num_hidden_layers": sizes.decoder_layers,
+            "num_attention_heads": sizes.decoder_heads,
+            "num_key_value_heads": sizes.decoder_heads,
+            # The default is a sliding attention, and `sliding_window=None` is refused.
+            "layer_types": ["full_attention"] * sizes.decoder_layers,
+            "mlp_layer_types": ["dense"] * (sizes.decoder_layers - 1) + ["sparse"],
+            "n_routed_experts": sizes.experts,
+            "num_experts_per_tok": sizes.experts_per_token,
+            "moe_intermediate_size": sizes.expert_ffn,
+            "n_shared_experts": sizes.decoder_ffn // sizes.expert_ffn,
+            "max_position_embeddings": sizes.max_positions,
+            "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+        },
+        vision_config={
+            "sam_config": {
+                "hidden_size": sizes.sam_width,
+                "num_hidden_layers": sizes.sam_layers,
+                "num_attention_heads": sizes.sam_heads,
+                "mlp_dim": 4 * sizes.sam_width,
+                "output_channels": sizes.sam_neck,
+                "downsample_channels": list(sizes.sam_downsample),
+                "image_size": sizes.view_px,
+                "patch_size": 16,
+                "window_size": sizes.sam_window,
+                "global_attn_indexes": [sizes.sam_layers - 1],
+            },
+            "encoder_config": {
+                "hidden_size": sizes.vision_width,
+                "num_hidden_layers": sizes.vision_layers,
+                "num_attention_heads": sizes.vision_heads,
+                "intermediate_size": 4 * sizes.vision_width,
+                # Its patches are the SAM part's output: one for 64 px, so "16 px" of a quarter-size image.
+                "image_size": sizes.view_px // 4,
+                "patch_size": 16,
+            },
+        },
+    )
+
+
+def fresh_network(sizes: ModelSettings, seed: int) -> Any:
+    """Random weights. The library initialises the SAM part with 1e-10, which never learns anything."""
+    torch.manual_seed(seed)
+    network = UnlimitedOcrForConditionalGeneration(pocket_config(sizes))
+    for name, module in network.named_modules():
+        if "vision_tower" not in name and "projector" not in name:
+            continue
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=min(0.05, 1 / math.sqrt(module.in_features)))
+    for name, parameter in network.named_parameters():
+        if "pos_embed" in name or "rel_pos" in name or "position_embedding" in name:
+            nn.init.normal_(parameter, std=0.02)
+    return network
+
+
+def grow_from(network: nn.Module, folder: Path) -> None:
+    """Start from an earlier checkpoint of the same widths, in place.
+
+    Rows of the vocabulary beyond the earlier one keep their fresh values. A dense FFN where the network has a
+    mixture becomes its shared expert, and the routed experts start silent: the function is the earlier one's.
+    Raises KeyError or RuntimeError when the two do not fit.
+    """
+    earlier = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    own = dict(network.named_parameters())
+    with torch.no_grad():
+        for name, tensor in earlier.items():
+            target = own[_shared_expert_name(name, own)]
+            if target.shape != tensor.shape and target.dim() == 2:
+                target[: tensor.shape[0]].copy_(tensor)
+            else:
+                target.copy_(tensor)
+        for name, parameter in own.items():
+            if name.endswith("experts.down_proj") and name not in earlier:
+                nn.init.normal_(parameter, std=1e-3)
+
+
+def _shared_expert_name(name: str, own: dict[str, nn.Parameter]) -> str:
+    return name if name in own else name.replace(".mlp.", ".mlp.shared_experts.")
+
+
+class DenseHead(nn.Module):
+    """(B, N, D) patch tokens -> (B, N, 32, classes): which character is centred in each cell.
+
+    Thrown away after training.
+    """
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, CELLS_PER_PATCH * num_classes)
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(self.norm(patches))
+        return logits.view(*logits.shape[:-1], CELLS_PER_PATCH, -1)

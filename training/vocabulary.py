@@ -1,0 +1,45 @@
+"""The pocket checkpoint's character vocabulary. Ids never move: a later checkpoint may only append."""
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+
+BOS, EOS, PAD, IMAGE = 0, 1, 2, 3
+UNKNOWN = "<|unknown|>"
+FIRST_CHARACTER = 4
+ASCII = "".join(chr(code) for code in range(0x20, 0x7F)) + "\n"
+LATIN_1 = "".join(chr(code) for code in range(0xA1, 0x100) if code != 0xAD)
+TYPOGRAPHIC = "–—‘’‚“”„†‡•…‰‹›€™−≤≥≠≈→↑↓"  # noqa: RUF001 - the look-alikes are the point
+GROUNDED_PROMPT = "\n<|grounding|>Convert the document to markdown."
+PLAIN_PROMPT = "\nFree OCR."
+_CONTROL = ["<|begin|>", "<|end|>", "<|pad|>", "<image>"]
+# The two prompts are one token each: spelled out they would cost every page some forty positions.
+_SPECIAL = [
+    "<|grounding|>",
+    "<|ref|>",
+    "<|/ref|>",
+    "<|det|>",
+    "<|/det|>",
+    "<td>",
+    "</td>",
+    "Convert the document to markdown.",
+    "Free OCR.",
+    UNKNOWN,
+]
+
+
+def tokens() -> list[str]:
+    """Every token, in the order of its id."""
+    return [*_CONTROL, *ASCII, *_SPECIAL, *LATIN_1, *TYPOGRAPHIC]
+
+
+def build_tokenizer() -> Tokenizer:
+    """One token a character; special tokens are recognised in text; any other character is unknown."""
+    vocabulary = {token: index for index, token in enumerate(tokens())}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = Fuse()
+    special = [AddedToken(token, special=True, normalized=False) for token in [*_CONTROL, *_SPECIAL]]
+    tokenizer.add_special_tokens(special)
+    return tokenizer

@@ -15,7 +15,7 @@ from app.main import create_app
 from app.parser import Parser, parse_document, raise_if_unread
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
-from app.sources import sniff_file
+from app.sources import Source, sniff_file
 from app.spool import Spool
 from app.telemetry import Metrics, log_to_stderr
 from app.workers import Supervisor
@@ -94,10 +94,14 @@ async def _parse_files(
     return 0 if all(all_read) else 1
 
 
+def _source(file: Path) -> Source:
+    return sniff_file(file.resolve())
+
+
 async def _parse_file(file: Path, options: ParseOptions, parser: Parser, *, as_json: bool) -> bool:
     """Print one file's answer. False when not all of it was read; then standard error has the reason."""
     try:
-        source = await asyncio.to_thread(sniff_file, file.resolve())
+        source = await asyncio.to_thread(_source, file)
         document = await parse_document(parser, source, options, document_id=uuid.uuid4().hex)
         raise_if_unread(document)
     except (ParseError, OSError) as error:

@@ -38,7 +38,7 @@ MAX_SELECTION_CHARS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PageSelection:
-    """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end". Kept as ranges, never expanded."""
+    """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end"; never expanded."""
 
     ranges: tuple[tuple[int, int | None], ...] = ((1, None),)
 
@@ -101,7 +101,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """``visual`` and ``kept`` count the whole visual sequence; ``patches`` and ``kept_patches`` patch tokens alone."""
+    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
 
     visual: int
     kept: int
@@ -149,7 +149,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A region the model grounded. ``bbox`` is x1, y1, x2, y2 in 0..999 of the page; ``text`` is its Markdown."""
+    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page; ``text``: its Markdown."""
 
     type: str
     bbox: tuple[int, int, int, int]

@@ -1,4 +1,4 @@
-"""What every HTTP exchange goes through: a request id, one log line, and a problem where an answer would be missing."""
+"""What every HTTP exchange goes through: a request id, a log line, a problem where an answer is missing."""
 
 import asyncio
 import logging
@@ -119,7 +119,7 @@ class _Exchange:
         await self._send(message)
 
     async def _linger(self) -> None:
-        """Read a little of what is still coming: closing at once resets the connection, and the answer may be lost."""
+        """Read a little of what still comes: closing at once is a reset, and may lose the answer."""
         num_bytes = 0
         try:
             async with asyncio.timeout(LINGER_S):

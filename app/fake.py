@@ -1,7 +1,8 @@
 """A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
 
-It answers a line per page. A prompt that is a JSON object directs it, so that a client's handling of slow, failing and
-fatal pages can be tried: ``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
+It answers a line per page. A prompt that is a JSON object directs it, so that a client's handling of slow,
+failing and fatal pages can be tried:
+``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
 """
 
 import asyncio

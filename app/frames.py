@@ -1,4 +1,4 @@
-"""Messages between our processes: four bytes of length, then one JSON object; raw bytes may follow by agreement."""
+"""Messages between our processes: four bytes of length, then a JSON object; raw bytes may follow."""
 
 import asyncio
 import json

@@ -1,12 +1,12 @@
-"""Model text -> Markdown, blocks, boxes. Model text is hostile: a strict parser, linear in the text, never eval.
+"""Model text -> Markdown, blocks, boxes. Model text is hostile: a strict parser, linear in it, never eval.
 
-A grounded region is ``<|ref|>type<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`` and the text after it, up to the
-next one. Whatever deviates (a coordinate over 999, corners the wrong way round, a float, a missing bracket) is no
-tag: it stays text, as it stands.
+A grounded region is ``<|ref|>type<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`` and the text after it, up
+to the next one. Whatever deviates (a coordinate over 999, corners the wrong way round, a float, a missing
+bracket) is no tag: it stays text, as it stands.
 
-Of HTML, only table tags stay, with colspan and rowspan alone; every other ``<`` that could start a tag, a comment or
-a declaration becomes ``&lt;``. Links are left as they are: whoever renders Markdown decides which schemes it follows.
-A picture region gives a block and, there being no picture file to show, nothing in the Markdown.
+Of HTML, only table tags stay, with colspan and rowspan alone; every other ``<`` that could start a tag, a
+comment or a declaration becomes ``&lt;``. Links are left as they are: whoever renders Markdown decides which
+schemes it follows. A picture region gives a block and, there being no picture file, nothing in the Markdown.
 """
 
 import re
@@ -55,9 +55,9 @@ def to_markdown(text: str) -> Rendered:
     """
     text = NOT_TEXT.sub("", text)
     tags = _tags(text)
-    ends = [tag.start for tag in tags[1:]] + [len(text)]
+    ends = [*(tag.start for tag in tags), len(text)][1:]
     bodies = [safe_html(text[tag.end : end].strip()) for tag, end in zip(tags, ends, strict=True)]
-    preface = safe_html(text[: tags[0].start if tags else len(text)].strip())
+    preface = safe_html(text[: tags[0].start if tags else None].strip())
     blocks = [
         Block(tag.type, box, body if box_number == 0 else "")
         for tag, body in zip(tags, bodies, strict=True)
@@ -91,7 +91,7 @@ def _plain_tag(tag: re.Match[str]) -> str:
     if tag["close"]:
         return f"</{name}>"
     spans = {attribute.lower(): int(value) for attribute, value in SPAN.findall(tag["attributes"])}
-    return f"<{name}{''.join(f' {attribute}="{value}"' for attribute, value in spans.items())}>"
+    return "<" + " ".join([name, *(f'{attribute}="{value}"' for attribute, value in spans.items())]) + ">"
 
 
 def _tags(text: str) -> list[_Tag]:

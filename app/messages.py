@@ -1,4 +1,4 @@
-"""What the API process and the worker say to each other: one frozen dataclass a message, checked on arrival."""
+"""What the API process and the worker say to each other: a frozen dataclass a message, checked on arrival."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar

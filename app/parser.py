@@ -32,16 +32,16 @@ class Parser(Protocol):
     def parse(
         self, source: Source, options: ParseOptions, *, document_id: str
     ) -> AsyncGenerator[PageResult, None]:
-        """Pages as they are finished, each selected page once. Closing the generator cancels the document.
+        """Pages as they are finished, each selected one once. Closing the generator cancels the document.
 
-        Raises the document's own ``ParseError``. Not being ready is waited for, up to the document's deadline.
+        Raises the document's own ``ParseError``. Readiness is waited for, up to the document's deadline.
         """
 
 
 async def parse_document(
     parser: Parser, source: Source, options: ParseOptions, *, document_id: str
 ) -> ParsedDocument:
-    """Read a document to its end. Raises its ``ParseError``; when no page could be read, that of its pages."""
+    """Read a document to its end. Raises the document's own ``ParseError``."""
     watch = Stopwatch()
     with watch("total"):
         async with aclosing(parser.parse(source, options, document_id=document_id)) as results:
@@ -50,7 +50,7 @@ async def parse_document(
 
 
 def raise_if_unread(document: ParsedDocument) -> None:
-    """Raise when no page could be read: the pages' own error if they have one in common, else ``DocumentFailed``.
+    """Raise when no page was read: the pages' error if they have one in common, else ``DocumentFailed``.
 
     A pipeline that looks at the HTTP status alone must never take an empty answer for a blank document.
     """

@@ -13,7 +13,7 @@ import app
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """Command line that runs one of our modules. ``-P``: the current folder is no place to import code from."""
+    """Command line that runs one of our modules. ``-P``: nothing is imported from the current folder."""
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
@@ -33,7 +33,7 @@ def child_environment(tmp_dir: Path) -> dict[str, str]:
 def when_orphaned(fd: int, action: Callable[[], None]) -> None:
     """Call ``action`` in a thread once the other end of ``fd`` is closed, whatever this process is busy with.
 
-    Works where a parent-death signal does not: that one is tied to the parent's thread, and reaches no grandchild.
+    A parent-death signal would not do: it is tied to a thread of the parent, and reaches no grandchild.
     """
 
     def watch() -> None:

@@ -1,12 +1,13 @@
 """Bytes -> pages, in a process of its own: this module is the program of that process.
 
-It reads hostile files with C libraries, so it runs under limits, is told one page at a time, and may be killed at any
-moment. What it cannot read it says so about; what it does not expect ends it, and the parent reports the page as
-unreadable. It imports neither torch nor pydantic: a fresh one is ready in well under a tenth of a second.
+It reads hostile files with C libraries, so it runs under limits, is asked for one page at a time, and may be
+killed at any moment. Damage that it knows it names; what it does not expect ends it, and the parent reports
+the page as unreadable. It imports neither torch nor pydantic: a fresh one is ready in under a tenth of a second.
 
-Choices: a PDF page is its CropBox, as viewers show it. Poppler 22 does not know UserUnit, so such a page is rendered
-as if it were 1. An animated GIF, WebP or PNG is its first frame; a TIFF has all its pages. EXIF orientation is
-applied, transparency lies on white. An image that does not decode to its end is refused, not half read.
+Choices: a PDF page is its CropBox, as viewers show it. Poppler 22 does not know UserUnit, so such a page is
+rendered as if it were 1. An animated GIF, WebP or PNG is its first frame; a TIFF has all its pages. EXIF
+orientation is applied, transparency lies on white. An image that does not decode to its end is refused, not
+half read.
 """
 
 import math
@@ -31,13 +32,13 @@ from app.processes import kill_group, when_orphaned
 
 MIB = 2**20
 MIN_DPI = 18.0
-"""A page that fits the pixel limit only below this is larger than PDF allows pages to be (200 inches a side)."""
+"""A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
-# What Pillow and its plugins raise for damaged files, seen on real ones. ``Exception`` would hide our own defects.
+# What Pillow and its plugins raise for damaged files, seen on real ones. ``Exception`` would hide our defects.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -81,7 +82,7 @@ def count_pages(path: str, file_format: str) -> int:
 
 
 def rasterize(request: PageRequest) -> Image.Image:
-    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage``, or ``UnreadableFile`` if it has no others."""
+    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage``, or ``UnreadableFile`` if it is all."""
     unreadable = UnreadablePage if request.format in MULTIPAGE_FORMATS else UnreadableFile
     try:
         return _pdf_page(request) if request.format == "PDF" else _image_page(request)
@@ -94,7 +95,7 @@ def rasterize(request: PageRequest) -> Image.Image:
 
 
 def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> float:
-    """The largest resolution up to ``dpi`` at which a page of this size is within limits, looked at before rendering.
+    """The largest resolution up to ``dpi`` at which a page of this size is within limits, before rendering.
 
     Raise ``TooManyPixels`` for a page that no sensible resolution fits.
     """
@@ -126,7 +127,7 @@ def _pdf_page(request: PageRequest) -> Image.Image:
     number = request.index + 1
     width_pt, height_pt = _pdf_page_size(request.path, number)
     dpi = fitting_dpi(width_pt, height_pt, request.dpi, request.max_page_pixels)
-    # the longer side in pixels rather than the resolution: this bounds the picture whatever else the file says
+    # the longer side in pixels, not the resolution: this bounds the picture whatever else the file says
     longer_px = max(1, round(max(width_pt, height_pt) * dpi / 72))
     images = convert_from_path(
         request.path, first_page=number, last_page=number, size=longer_px, use_cropbox=True
@@ -183,7 +184,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits keep their scale; wider and floating samples have none that is known, so their range becomes 0..255."""
+    """16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
     wide = image.convert("F")
     lowest, highest = wide.getextrema()
     if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
@@ -217,8 +218,8 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 def _limit(max_mib: int, cpu_s: int) -> None:
     """Limits of this process and of poppler, which inherits them.
 
-    CPU seconds add up over this process's life, so the soft limit moves on before each page. No RLIMIT_NPROC: it
-    counts every process of the user, the model's threads too, so a figure low enough to matter stops the service.
+    CPU seconds add up over this process's life, so the soft limit moves on before each page. No RLIMIT_NPROC:
+    it counts all of the user's processes and the model's threads, so a limit that matters stops the service.
     """
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used_s) + cpu_s, resource.RLIM_INFINITY))

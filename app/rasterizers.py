@@ -1,4 +1,4 @@
-"""The parent's side of ``app.rasterize``: a few warm children, one request each at a time, each with a deadline."""
+"""The parent's side of ``app.rasterize``: a few warm children, one request at a time each, with a deadline."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ class Rasterizers:
         self._replacing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Start the children. Raise ``NotReady`` when poppler is missing: better now than at the first PDF."""
+        """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
         missing = [name for name in ("pdfinfo", "pdftoppm") if shutil.which(name) is None]
         if missing:
             raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
@@ -73,7 +73,7 @@ class Rasterizers:
         return int(header["pages"])
 
     async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
-        """One page as pixels. Raise the page's ``ParseError``; ``RasterizeTimeout`` when it takes too long."""
+        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long."""
         request = PageRequest(
             path=str(path),
             format=file_format,

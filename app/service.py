@@ -1,4 +1,4 @@
-"""What the routes are served by: one object, made by ``create_app``, found at ``request.app.state.service``."""
+"""What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place for one document, before its first byte is read. Raise ``Overloaded`` or ``NotReady``: no waiting."""
+        """A place for one document, before its first byte. Raise ``Overloaded`` or ``NotReady`` at once."""
         readiness = self.parser.readiness
         if not readiness.ready:
             raise NotReady(readiness.detail)

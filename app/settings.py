@@ -1,4 +1,4 @@
-"""Every setting of the service, with its default. ``docs/settings.md`` is compared with this class by a test."""
+"""Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 class Settings(BaseSettings):
-    """Read from the environment: ``RTPRUNE_`` and the upper-case name. ``HOST`` and ``PORT`` are honoured too."""
+    """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
 
     model_config = SettingsConfigDict(
         env_prefix="RTPRUNE_", frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()

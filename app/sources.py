@@ -1,4 +1,4 @@
-"""Bytes in: an upload is spooled to a file within its limits while it arrives, and sniffed by its first bytes."""
+"""Bytes in: an upload is spooled to a file within limits while it arrives, and sniffed by its first bytes."""
 
 import asyncio
 import base64
@@ -66,7 +66,7 @@ async def receive(
 ) -> Upload:
     """Spool the file of a request to ``path``. Nothing but the form's few KiB is held in memory.
 
-    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when the client stalls.
+    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it stalls.
     """
     body, max_body_bytes = _body(content_type, settings)
     if content_length is not None and content_length > max_body_bytes:
@@ -221,10 +221,10 @@ class _Multipart:
 
 
 class _Json:
-    """A JSON object: the base64 string at the key ``file`` goes to disk while it arrives, the rest is small and kept.
+    """A JSON object: the base64 string at ``file`` goes to disk while it arrives, the rest is small and kept.
 
-    The rest, with an empty string in the file's place, is parsed by ``json`` at the end: so this scanner decides
-    nothing but where the file's string begins and ends.
+    The rest, with an empty string in the file's place, is parsed by ``json`` at the end: so this scanner
+    decides nothing but where the file's string begins and ends.
     """
 
     def __init__(self, max_form_bytes: int) -> None:
@@ -418,7 +418,7 @@ def sniff_file(path: Path) -> Source:
 
 
 def sniff(head: bytes) -> Format:
-    """The format that begins with ``head``. Names and content types lie; the first bytes are what decoders see."""
+    """The format that begins with ``head``. Names and content types lie; decoders see the first bytes."""
     if not head:
         raise EmptyFile("the file has no bytes")
     for magic, image_format in MAGIC:

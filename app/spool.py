@@ -11,7 +11,7 @@ from typing import Self
 
 
 class Spool:
-    """A locked folder under ``data_dir/spool``. The lock ends with the process, so what a crash left is known."""
+    """A locked folder in ``data_dir/spool``. The lock ends with the process: what a crash left is known."""
 
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self._folder = folder

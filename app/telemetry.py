@@ -16,7 +16,7 @@ from app.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-LOG_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+NOT_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
 STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
         }
         if (current := request_id.get()) is not None:
             line["request"] = current
-        line.update({key: value for key, value in vars(record).items() if key not in LOG_RECORD_FIELDS})
+        line.update({key: value for key, value in vars(record).items() if key not in NOT_EXTRA})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

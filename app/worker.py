@@ -1,6 +1,7 @@
-"""One process, one device, one model: takes documents from a socket, gives page results. ``python -m app.worker FD``.
+"""One process, one device, one model: takes documents from a socket, gives page results.
 
-It ends by itself when the other end of the socket is gone. Standard output and error are for logs alone.
+``python -m app.worker FD``. It ends by itself when the other end of the socket is gone. Standard output and
+error are for logs alone.
 """
 
 import asyncio
@@ -46,7 +47,7 @@ Send = Callable[[FromWorker], Awaitable[None]]
 
 
 class Worker:
-    """Reads documents, several at once. Of one document, a bounded number of pages is rendered or read at a time."""
+    """Reads documents, several at once; of one document, a bounded number of pages at a time."""
 
     def __init__(self, settings: Settings, reader: PageReader, rasterizers: Rasterizers, send: Send) -> None:
         self._settings = settings
@@ -158,7 +159,7 @@ class Worker:
 
 
 def open_reader(settings: Settings) -> PageReader:
-    """The reader that the settings name. The model's code, and torch, are imported here and nowhere before."""
+    """The reader that the settings name. The model's code, and torch, are imported here, not before."""
     if settings.reader == "fake":
         from app.fake import FakeReader  # noqa: PLC0415
 

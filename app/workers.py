@@ -1,7 +1,8 @@
 """The API's side of ``app.worker``: starts it, watches it, restarts it, and keeps documents alive meanwhile.
 
-A page that was with the model when the worker died is a suspect: it is read again, once, alone among suspects, so that
-a page which kills the worker is told from those that were only near. Dying twice with it makes it ``worker_lost``.
+A page that was with the model when the worker died is a suspect: it is read again, once, alone among
+suspects, so that a page which kills the worker is told from those that were only near. If the worker dies with
+it twice, the page is ``worker_lost``.
 """
 
 import asyncio
@@ -79,7 +80,7 @@ class _Link:
                 *python_module("app.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # our standard error: logs of both, and nothing that a reader of our output would see
+                stdout=2,  # our standard error: what a worker prints is a log, not our output
                 env=child_environment(tmp_dir),
                 start_new_session=True,
             )
@@ -154,7 +155,7 @@ class _Progress:
         return page
 
     def lost(self) -> list[PageResult]:
-        """The worker died: pages that are given up. Raise ``WorkerLost`` for a document that cannot go on at all."""
+        """The worker died: pages that are given up. Raise ``WorkerLost`` if not even the pages are known."""
         seen, self.with_model = self.with_model, {}
         self.strikes.update(seen.keys())
         self.num_idle_losses += not seen
@@ -215,7 +216,7 @@ class Supervisor:
     async def parse(
         self, source: Source, options: ParseOptions, *, document_id: str
     ) -> AsyncGenerator[PageResult, None]:
-        """See ``Parser.parse``. Pages that the deadline overtakes are failures; those before it are results."""
+        """See ``Parser.parse``. Pages that the deadline overtakes are failures; earlier ones are results."""
         deadline = asyncio.get_running_loop().time() + self._settings.document_deadline_s
         progress = _Progress()
         while progress.todo != []:
@@ -237,7 +238,7 @@ class Supervisor:
     async def _attempt(
         self, job: Parse, progress: _Progress, deadline: float
     ) -> AsyncGenerator[PageResult, None]:
-        """Have one worker read what is left, or one suspect. Raise ``_LinkLost``, or ``TimeoutError`` at the deadline."""
+        """Have the worker read what is left, or one suspect. Raise ``_LinkLost``, or ``TimeoutError``."""
         async with self._turn(progress, deadline):
             link = await self._ready_link(deadline)
             with link.events(job.id) as events:

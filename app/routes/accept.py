@@ -11,7 +11,7 @@ QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
     """The offer that ``accept`` prefers; among equals the earliest. Raise ``NotAcceptable``.
 
-    Of several ranges that match an offer the most specific counts, so ``*/*, text/plain;q=0`` refuses text/plain.
+    Of several ranges that match, the most specific counts: ``*/*, text/plain;q=0`` refuses text/plain.
     """
     if accept is None or not accept.strip():
         return offers[0]
@@ -23,7 +23,7 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
 
 
 def _media_range(part: str) -> tuple[str, float]:
-    """``text/*;q=0.5`` -> its type and quality. Parameters other than q narrow nothing that is offered here."""
+    """``text/*;q=0.5`` -> its type and quality. Parameters other than q narrow nothing that is offered."""
     media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
     for parameter in parameters:
         if (match := QUALITY.fullmatch(parameter)) is not None:

@@ -25,6 +25,13 @@ class ReadyShape(BaseModel):
     model: str
 
 
+DOCS_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><title>{title}</title>
+<h1>{title}</h1><p>{text}</p><table>{rows}</table>
+<p><a href=/openapi.json>openapi.json</a> has every field, limit and error.</p>
+<pre>curl -F file=@document.pdf -H 'Accept: text/markdown' http://127.0.0.1:8000/v1/parse</pre>
+</html>"""
+
 NOT_READY = {
     "description": "not_ready: the model is not loaded, or is being loaded again",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
@@ -53,14 +60,10 @@ async def metrics(request: Request) -> Response:
 async def docs(request: Request) -> Response:
     """The addresses and their meaning, with no script: pages of this service load nothing from elsewhere."""
     schema = request.app.openapi()
+    title, text = escape(schema["info"]["title"]), escape(schema["info"]["description"])
     rows = "".join(
-        f"<tr><td><code>{escape(verb.upper())} {escape(path)}</code></td><td>{escape(action['summary'])}</td></tr>"
+        f"<tr><td><code>{escape(verb.upper())} {escape(path)}</code><td>{escape(action['summary'])}"
         for path, verbs in schema["paths"].items()
         for verb, action in verbs.items()
     )
-    return HTMLResponse(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(schema['info']['title'])}</title>"
-        f"<h1>{escape(schema['info']['title'])}</h1><p>{escape(schema['info']['description'])}</p>"
-        f"<table>{rows}</table><p><a href=/openapi.json>openapi.json</a> has every field, limit and error.</p>"
-        "<pre>curl -F file=@document.pdf -H 'Accept: text/markdown' http://127.0.0.1:8000/v1/parse</pre></html>"
-    )
+    return HTMLResponse(DOCS_PAGE.format(title=title, text=text, rows=rows))

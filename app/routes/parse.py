@@ -95,7 +95,7 @@ async def _parse(request: Request, service: Service) -> ParsedDocument:
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled as soon as the client leaves. Raise ``ClientDisconnect`` then."""
+    """The result of ``work``. When the client leaves, cancel it at once and raise ``ClientDisconnect``."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(request))
     try:

@@ -44,7 +44,7 @@ class OptionFields(BaseModel):
     pages: str | None = Field(
         None,
         max_length=MAX_SELECTION_CHARS,
-        description="1-based pages: 1-3,7,9- (to the end). Read once each, in document order. Not given: all.",
+        description="1-based pages: 1-3,7,9- (to the end). Read once, in document order. Not given: all.",
     )
     dpi: int = Field(DEFAULT_DPI, ge=MIN_DPI, description="Resolution at which PDF pages are rendered.")
     prompt: str | None = Field(
@@ -124,7 +124,7 @@ class AttemptShape(BaseModel):
 
 
 class TokensShape(BaseModel):
-    """``visual`` and ``kept`` count the whole visual sequence, ``patches`` and ``kept_patches`` patch tokens alone."""
+    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
 
     model_config = ConfigDict(from_attributes=True)
 

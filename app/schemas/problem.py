@@ -6,7 +6,7 @@ from app.errors import ParseError
 
 
 class Problem(BaseModel):
-    """Every error answer, as ``application/problem+json``. Programs look at ``code``; ``detail`` is for people."""
+    """Every error answer, ``application/problem+json``. Programs read ``code``, people ``detail``."""
 
     type: str
     title: str

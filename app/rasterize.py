@@ -2,7 +2,7 @@
 
 It reads hostile files with C libraries, so it runs under limits, is asked for one page at a time, and may be
 killed at any moment. Damage that it knows it names; what it does not expect ends it, and the parent reports
-the page as unreadable. It imports neither torch nor pydantic: a fresh one is ready in under a tenth of a second.
+the page as unreadable. It imports neither torch nor pydantic: a fresh one is ready in a tenth of a second.
 
 Choices: a PDF page is its CropBox, as viewers show it. Poppler 22 does not know UserUnit, so such a page is
 rendered as if it were 1. An animated GIF, WebP or PNG is its first frame; a TIFF has all its pages. EXIF
@@ -38,7 +38,7 @@ MAX_TMP_FILE_BYTES = 64 * MIB
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
-# What Pillow and its plugins raise for damaged files, seen on real ones. ``Exception`` would hide our defects.
+# What Pillow and its plugins raise for damaged files, as seen. ``Exception`` would hide our defects.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -82,7 +82,7 @@ def count_pages(path: str, file_format: str) -> int:
 
 
 def rasterize(request: PageRequest) -> Image.Image:
-    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage``, or ``UnreadableFile`` if it is all."""
+    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage`` or ``UnreadableFile``."""
     unreadable = UnreadablePage if request.format in MULTIPAGE_FORMATS else UnreadableFile
     try:
         return _pdf_page(request) if request.format == "PDF" else _image_page(request)

@@ -1,4 +1,4 @@
-"""The parent's side of ``app.rasterize``: a few warm children, one request at a time each, with a deadline."""
+"""The parent's side of ``app.rasterize``: a few warm children, one request at a time, with a deadline."""
 
 import asyncio
 import contextlib

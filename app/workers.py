@@ -1,8 +1,8 @@
 """The API's side of ``app.worker``: starts it, watches it, restarts it, and keeps documents alive meanwhile.
 
 A page that was with the model when the worker died is a suspect: it is read again, once, alone among
-suspects, so that a page which kills the worker is told from those that were only near. If the worker dies with
-it twice, the page is ``worker_lost``.
+suspects, so that a page which kills the worker is told from those that were only near. If the worker dies
+with it twice, the page is ``worker_lost``.
 """
 
 import asyncio

@@ -123,6 +123,8 @@ class Worker:
             else:
                 await self._send(Started(job.id, index, page.image.width, page.image.height))
                 result = await self._read(job, page, started)
+        outcome = result.failure.code if result.failure else "read"
+        logger.info("page", extra={"document": job.id, "index": index, "outcome": outcome})
         try:
             await self._send(PageDone(job.id, result))
         except FrameError:

@@ -135,7 +135,7 @@ class TokensShape(BaseModel):
     kept_patches: int
     keep_ratio: float = Field(description="The ratio that was used, given or chosen.")
     text_density: float
-    diversity: float | None
+    diversity: float | None = None
     prompt: int
     output: int
 

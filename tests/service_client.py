@@ -86,19 +86,24 @@ class Server:
 
     def stop(self) -> int:
         """SIGTERM, as an orchestrator does."""
-        self.http.close()
         self.process.send_signal(signal.SIGTERM)
+        return self._wait()
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does when memory runs out."""
+        self.process.kill()
+        self._wait()
+
+    def _wait(self) -> int:
+        self.http.close()
         try:
-            returncode = self.process.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+            return self.process.wait(PATIENCE_S)
         finally:
+            self.process.kill()
             self._reader.join(PATIENCE_S)
             for stream in (self.process.stdout, self.process.stderr):
                 if stream is not None:
                     stream.close()
-        return returncode
 
 
 @contextmanager

@@ -275,7 +275,7 @@ def test_an_empty_form_field_is_not_given(server: Server) -> None:
         b'{"file": "AAAA", "file": "AAAA"}',
         b'{"file": "\\u00e9AAA"}',
         b'{"file": "AAAA"',
-        b'{"file": "AAAA", "dpi": "72"}',
+        b'{"file": "iVBORw0KGgo=", "dpi": "72"}',
         b'{"file": "AAAA", "x": ' + b"[" * 50 + b"]" * 50 + b"}",
         b'["file"]',
         b"[" * 10_000,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
+from pydantic import ValidationError
 
 from app.document import ParseOptions
 from app.errors import NotReady, ParseError
@@ -26,7 +27,11 @@ OPTIONS = ("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all was read, 1 some pages or files were not, 2 the command line is wrong."""
     asked = _parser().parse_args(arguments)
-    settings = Settings()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 2
     if asked.command == "serve":
         return _serve(settings.model_copy(update=_given(asked, "host", "port")))
     log_to_stderr(settings.model_copy(update={"log_level": "WARNING"}))

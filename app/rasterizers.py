@@ -51,6 +51,7 @@ class Rasterizers:
         self._num_children = 0
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
         self._replacing: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def start(self) -> None:
         """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
@@ -60,8 +61,7 @@ class Rasterizers:
         await self._fill()
 
     async def close(self) -> None:
-        for task in self._replacing:
-            task.cancel()
+        self._closed = True
         await asyncio.gather(*self._replacing, return_exceptions=True)
         while self._idle:
             await self._discard(self._idle.pop())
@@ -89,34 +89,47 @@ class Rasterizers:
         return Page(index, image, float(header["ms"]))
 
     async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytes]:
-        deadline_s = self._settings.rasterize_deadline_s
-        async with self._borrowed() as child:
+        try:
+            header, pixels = await self._try(request, fresh=False)
+        except _ChildDied:
+            # perhaps not the file's fault: children die for other reasons too, such as a lack of memory
             try:
-                async with asyncio.timeout(deadline_s):
-                    header, pixels = await self._exchange(child, request)
-            except TimeoutError as error:
-                raise RasterizeTimeout(f"not rendered within {deadline_s:g} s") from error
+                header, pixels = await self._try(request, fresh=True)
             except _ChildDied as error:
-                if await child.process.wait() == -signal.SIGXCPU:
-                    raise RasterizeTimeout(f"not rendered within {deadline_s:g} s") from error
-                logger.warning("rasterizer died", extra={"returncode": child.process.returncode})
                 raise if_dead from error
         if "failure" in header:
             raise Failure(**header["failure"]).error()
         return header, pixels
 
+    async def _try(self, request: dict[str, Any], *, fresh: bool) -> tuple[dict[str, Any], bytes]:
+        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
+        timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
+        async with self._borrowed(fresh=fresh) as child:
+            try:
+                async with asyncio.timeout(self._settings.rasterize_deadline_s):
+                    return await self._exchange(child, request)
+            except TimeoutError as error:
+                raise timeout from error
+            except _ChildDied as error:
+                child.kill()
+                returncode = await child.process.wait()
+                logger.warning("rasterizer died", extra={"returncode": returncode})
+                if returncode == -signal.SIGXCPU:
+                    raise timeout from error
+                raise
+
     @contextlib.asynccontextmanager
-    async def _borrowed(self) -> AsyncIterator[_Child]:
+    async def _borrowed(self, *, fresh: bool) -> AsyncIterator[_Child]:
         """A child of one's own. It is replaced, in the background, unless the request ended well."""
         async with self._free:
-            child = self._idle.pop() if self._idle else await self._spawn()
+            child = self._idle.pop() if self._idle and not fresh else await self._spawn()
             healthy = False
             try:
                 yield child
                 child.num_requests += 1
                 healthy = child.num_requests < REQUESTS_PER_CHILD
             finally:
-                if healthy:
+                if healthy and len(self._idle) < self._settings.num_rasterizers:
                     self._idle.append(child)
                 else:
                     child.kill()
@@ -170,5 +183,5 @@ class Rasterizers:
         await self._fill()
 
     async def _fill(self) -> None:
-        while self._num_children < self._settings.num_rasterizers:
+        while not self._closed and self._num_children < self._settings.num_rasterizers:
             self._idle.append(await self._spawn())

@@ -13,7 +13,11 @@ class Settings(BaseSettings):
     """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RTPRUNE_", frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+        env_prefix="RTPRUNE_",
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
 
     host: str = Field("127.0.0.1", validation_alias=AliasChoices("RTPRUNE_HOST", "HOST"))

@@ -123,8 +123,6 @@ class Worker:
             else:
                 await self._send(Started(job.id, index, page.image.width, page.image.height))
                 result = await self._read(job, page, started)
-        outcome = result.failure.code if result.failure else "read"
-        logger.info("page", extra={"document": job.id, "index": index, "outcome": outcome})
         try:
             await self._send(PageDone(job.id, result))
         except FrameError:
@@ -133,6 +131,8 @@ class Worker:
             await self._send(
                 PageDone(job.id, PageResult(index, result.width, result.height, "", failure=failure))
             )
+        outcome = result.failure.code if result.failure else "read"
+        logger.info("page", extra={"document": job.id, "index": index, "outcome": outcome})
 
     async def _read(self, job: Parse, page: Page, started: float) -> PageResult:
         width, height = page.image.size
@@ -142,6 +142,10 @@ class Worker:
             raise
         except ParseError as error:
             return PageResult(page.index, width, height, "", failure=Failure.of(error))
+        except Exception:  # a defect of the reader ends one page, and is logged as one
+            logger.exception("page failed", extra={"document": job.id, "index": page.index})
+            failure = Failure.of(PageFailed("the model failed on this page"))
+            return PageResult(page.index, width, height, "", failure=failure)
         rendered = to_markdown(reading.text)
         total_ms = (time.perf_counter() - started) * 1000
         timing_ms = {"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms}
@@ -166,9 +170,12 @@ def open_reader(settings: Settings) -> PageReader:
         from app.fake import FakeReader  # noqa: PLC0415
 
         return FakeReader()
-    from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
+    from app.ocr.reader import (  # type: ignore[import-not-found]  # noqa: PLC0415
+        open_reader as open_model_reader,
+    )
 
-    return open_model_reader(settings)
+    reader: PageReader = open_model_reader(settings)
+    return reader
 
 
 async def _serve(link: socket.socket) -> None:

@@ -45,7 +45,8 @@ class Server:
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         self.port = self._wait_port()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_S, trust_env=False)
+        address = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=address, timeout=PATIENCE_S, trust_env=False)
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None
@@ -70,7 +71,9 @@ class Server:
         return self
 
     def parse(self, data: bytes, headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
-        form = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        form = {
+            name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()
+        }
         return self.http.post("/v1/parse", files={"file": ("x", data)}, data=form, headers=headers)
 
     def metric(self, name: str) -> float:
@@ -79,7 +82,7 @@ class Server:
         return float(match[1]) if match else 0.0
 
     def worker_pid(self) -> int:
-        return [line["pid"] for line in self.log if line["message"] == "model loaded"][-1]
+        return [int(line["pid"]) for line in self.log if line["message"] == "model loaded"][-1]
 
     def spooled(self) -> list[Path]:
         return [path for path in self.data_dir.glob("spool/*/*") if path.is_file()]
@@ -149,9 +152,11 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def image_bytes(file_format: str = "PNG", size: tuple[int, int] = (60, 40), mode: str = "RGB", **save: Any) -> bytes:
+def image_bytes(
+    file_format: str = "PNG", size: tuple[int, int] = (60, 40), mode: str = "RGB", **save: Any
+) -> bytes:
     buffer = io.BytesIO()
-    Image.new(mode, size, "white" if mode not in ("I;16", "F", "I") else 0).save(buffer, file_format, **save)
+    Image.new(mode, size, "white").save(buffer, file_format, **save)
     return buffer.getvalue()
 
 

@@ -20,7 +20,13 @@ Answer = Callable[[Server], httpx.Response]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = {"max_upload_mib": 1, "max_form_kib": 16, "max_pages": 5, "upload_idle_s": 1, "page_deadline_s": 1}
+    limits = {
+        "max_upload_mib": 1,
+        "max_form_kib": 16,
+        "max_pages": 5,
+        "upload_idle_s": 1,
+        "page_deadline_s": 1,
+    }
     with serving(tmp_path_factory.mktemp("data"), **limits) as started:
         yield started
 
@@ -66,7 +72,13 @@ def test_answer_has_every_promised_field(server: Server) -> None:
 
 
 def test_form_and_json_say_the_same(server: Server) -> None:
-    options = {"mode": "large", "keep_ratio": 0.5, "pages": "2", "dpi": 72, "max_output_tokens": 10}
+    options: dict[str, Any] = {
+        "mode": "large",
+        "keep_ratio": 0.5,
+        "pages": "2",
+        "dpi": 72,
+        "max_output_tokens": 10,
+    }
     data = pdf_bytes(A4, A4)
     form = server.parse(data, **options).json()
     from_json = post_json(server, data, **options).json()
@@ -89,7 +101,11 @@ def test_json_may_spell_base64_in_its_own_ways(server: Server, spelling: str) ->
         "wrapped": "\\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
         "last": text,
     }[spelling]
-    body = f'{{"file":"{spelled}","mode":"tiny"}}' if spelling != "last" else f'{{"mode":"tiny", "file" : "{spelled}"}}'
+    body = (
+        f'{{"file":"{spelled}","mode":"tiny"}}'
+        if spelling != "last"
+        else f'{{"mode":"tiny", "file" : "{spelled}"}}'
+    )
     response = server.http.post("/v1/parse", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 200, response.text
     assert response.json()["pages"][0]["width"] == 123
@@ -126,13 +142,18 @@ def test_a_failed_page_leaves_the_others(server: Server) -> None:
 def test_a_lying_page_count_fails_the_pages_that_are_missing(server: Server) -> None:
     document = server.parse(pdf_bytes(A4, count=3)).json()
     assert document["status"] == "partial"
-    assert [page.get("error", {}).get("code") for page in document["pages"]] == [None, *["unreadable_page"] * 2]
+    assert [page.get("error", {}).get("code") for page in document["pages"]] == [
+        None,
+        *["unreadable_page"] * 2,
+    ]
 
 
 def test_documents_are_read_side_by_side(server: Server) -> None:
     sizes = [(50 + number, 20) for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda size: server.parse(image_bytes(size=size), prompt={"delay_s": 0.3}), sizes))
+        answers = list(
+            pool.map(lambda size: server.parse(image_bytes(size=size), prompt={"delay_s": 0.3}), sizes)
+        )
     assert [answer.json()["pages"][0]["width"] for answer in answers] == [width for width, _ in sizes]
     assert len({answer.json()["id"] for answer in answers}) == 8
 
@@ -256,7 +277,7 @@ def test_no_error_is_untested() -> None:
         ({"language": "de"}, "language"),
     ],
 )
-def test_a_bad_option_is_named(server: Server, fields: dict[str, str], named: str) -> None:
+def test_a_bad_option_is_named(server: Server, fields: dict[str, Any], named: str) -> None:
     response = server.parse(image_bytes(), **fields)
     assert (response.status_code, response.json()["code"]) == (400, "bad_option")
     assert named in response.json()["detail"]
@@ -355,7 +376,9 @@ def test_chunked_upload_in_small_pieces(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["form", "json"])
 def test_the_server_stops_reading_at_the_limit(server: Server, kind: str) -> None:
-    head, start = (MULTIPART, PART) if kind == "form" else ("Content-Type: application/json\r\n", b'{"file":"')
+    head, start = (
+        (MULTIPART, PART) if kind == "form" else ("Content-Type: application/json\r\n", b'{"file":"')
+    )
     piece = chunk(b"A" * 65536)
     num_sent, max_spooled, total = 0, 0, 256 * 2**20
     with connect(server, head + "Transfer-Encoding: chunked\r\n") as connection:
@@ -390,7 +413,7 @@ def test_a_stalled_upload_is_given_up(server: Server) -> None:
 def test_an_aborted_upload_leaves_nothing(server: Server) -> None:
     with connect(server, MULTIPART + "Content-Length: 500000\r\n") as connection:
         connection.sendall(PART + bytes(100_000))
-        eventually(lambda: server.spooled())
+        eventually(server.spooled)
     eventually(lambda: not server.spooled())
     eventually(lambda: server.metric("rtprune_documents_in_flight") == 0)
 

@@ -129,32 +129,55 @@ def test_sigterm_cancels_what_does_not_finish(tmp_path: Path, pool: ThreadPoolEx
 def stalling_poppler(folder: Path) -> dict[str, str]:
     """A PATH whose pdftoppm hangs, as poppler does on some files."""
     stall = folder / "pdftoppm"
-    stall.write_text('#!/bin/sh\nif [ "$1" = -v ]; then echo "pdftoppm version 22.12.0" >&2; exit; fi\nsleep 1000\n')
+    stall.write_text(
+        '#!/bin/sh\nif [ "$1" = -v ]; then echo "pdftoppm version 22.12.0" >&2; exit; fi\nsleep 1000\n'
+    )
     stall.chmod(0o755)
     return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def test_a_hanging_poppler_is_killed_with_all_it_started(tmp_path: Path) -> None:
+def command_of(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended while we looked
+
+
+def stalled(server: Server) -> set[int]:
+    """The processes of poppler that hang, once they do."""
+    commands = {pid: command_of(pid) for pid in descendants(server.process.pid)}
+    hanging = {pid for pid, command in commands.items() if b"sleep" in command or b"pdftoppm" in command}
+    return hanging if any(b"sleep" in commands[pid] for pid in hanging) else set()
+
+
+def test_a_hanging_poppler_is_killed_with_all_it_started(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     env = stalling_poppler(tmp_path)
-    with serving(tmp_path / "data", env=env, rasterize_deadline_s=1) as server:
+    with serving(tmp_path / "data", env=env, rasterize_deadline_s=2) as server:
         server.wait_ready()
-        response = server.parse(pdf_bytes(A4))
+        answer = pool.submit(server.parse, pdf_bytes(A4))
+        hanging = eventually(lambda: stalled(server))
+        response = answer.result()
         assert (response.status_code, response.json()["code"]) == (422, "rasterize_timeout")
-        commands = [Path(f"/proc/{pid}/cmdline") for pid in descendants(server.process.pid)]
-        assert not any(b"sleep" in command.read_bytes() for command in commands if command.exists())
+        eventually(lambda: not any(alive(pid) for pid in hanging))
         assert server.parse(image_bytes()).status_code == 200
+
+
+def test_a_client_that_leaves_stops_poppler(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+    with serving(tmp_path / "data", env=stalling_poppler(tmp_path)) as server:
+        server.wait_ready()
+        with httpx.Client(base_url=server.http.base_url, timeout=2, trust_env=False) as impatient:
+            leaving = pool.submit(impatient.post, "/v1/parse", files={"file": pdf_bytes(A4)})
+            hanging = eventually(lambda: stalled(server))
+            assert isinstance(leaving.exception(), httpx.ReadTimeout)
+        eventually(lambda: not any(alive(pid) for pid in hanging))
 
 
 def test_poppler_hanging_dies_with_the_api(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
     server = Server(tmp_path / "data", env=stalling_poppler(tmp_path)).wait_ready()
     answer = pool.submit(server.parse, pdf_bytes(A4))
-
-    def stalled() -> set[int]:
-        family = descendants(server.process.pid)
-        commands = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family)
-        return family if any(b"sleep" in command for command in commands) else set()
-
-    family = eventually(stalled)
+    hanging = eventually(lambda: stalled(server))
+    family = descendants(server.process.pid)
+    assert hanging <= family
     server.kill()
     assert answer.exception() is not None
     eventually(lambda: not any(alive(pid) for pid in family))

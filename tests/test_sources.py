@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ MULTIPART = "multipart/form-data; boundary=xx"
 
 async def _pieces(body: bytes, cuts: list[int]) -> AsyncIterator[bytes]:
     edges = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         yield body[start:end]
 
 
@@ -36,7 +37,10 @@ def upload(path: Path, body: bytes, content_type: str, cuts: list[int] | None = 
 
 def form(data: bytes, **fields: str) -> bytes:
     parts = [
-        *(f'--xx\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode() for name, value in fields.items()),
+        *(
+            f'--xx\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+            for name, value in fields.items()
+        ),
         b'--xx\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + data + b"\r\n",
     ]
     return b"".join(parts) + b"--xx--\r\n"
@@ -47,16 +51,31 @@ FILES = st.binary(max_size=300).map(lambda tail: b"GIF89a" + tail)
 
 
 @given(FILES, CUTS)
-def test_a_form_is_the_same_in_any_pieces(tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]) -> None:
+def test_a_form_is_the_same_in_any_pieces(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "form"
     received, stored = upload(path, form(data, mode="tiny"), MULTIPART, cuts)
     assert stored == data
     assert (received.fields, received.from_form, received.source.format) == ({"mode": "tiny"}, True, "GIF")
 
 
-@given(FILES, CUTS, st.sampled_from(["plain", "escaped", "unicode", "lines"]), st.dictionaries(st.text(max_size=5).filter(lambda key: key != "file"), st.integers() | st.text(max_size=9) | st.none(), max_size=4))
+@given(
+    FILES,
+    CUTS,
+    st.sampled_from(["plain", "escaped", "unicode", "lines"]),
+    st.dictionaries(
+        st.text(max_size=5).filter(lambda key: key != "file"),
+        st.integers() | st.text(max_size=9) | st.none(),
+        max_size=4,
+    ),
+)
 def test_json_is_the_same_in_any_pieces(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int], spelling: str, fields: dict[str, Any]
+    tmp_path_factory: pytest.TempPathFactory,
+    data: bytes,
+    cuts: list[int],
+    spelling: str,
+    fields: dict[str, Any],
 ) -> None:
     text = base64.b64encode(data).decode()
     spelled = {
@@ -73,7 +92,10 @@ def test_json_is_the_same_in_any_pieces(
     assert (received.fields, received.from_form) == (fields, False)
 
 
-@given(st.binary(max_size=200) | st.text(st.sampled_from('{}[]",:\\file 1u0041=A'), max_size=60).map(str.encode), CUTS)
+@given(
+    st.binary(max_size=200) | st.text(st.sampled_from('{}[]",:\\file 1u0041=A'), max_size=60).map(str.encode),
+    CUTS,
+)
 def test_arbitrary_bodies_give_typed_errors(
     tmp_path_factory: pytest.TempPathFactory, body: bytes, cuts: list[int]
 ) -> None:
@@ -166,10 +188,14 @@ def test_selected_ranges_are_disjoint_and_ascend(ranges: list[tuple[int, int]]) 
     text = ",".join(f"{first}-{first + length}" for first, length in ranges)
     selected = PageSelection.parse(text).within(100)
     indices = [index for pages in selected for index in pages]
-    assert indices == sorted({index for first, length in ranges for index in range(first - 1, first + length)})
+    assert indices == sorted(
+        {index for first, length in ranges for index in range(first - 1, first + length)}
+    )
 
 
-@pytest.mark.parametrize("text", ["", "0", "a", "1-2-3", "-3", "3-1", "1,,2", "1.5", "²", "1" * 2000, "9999999999"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "a", "1-2-3", "-3", "3-1", "1,,2", "1.5", "²", "1" * 2000, "9999999999"]
+)
 def test_bad_page_selections(text: str) -> None:
     with pytest.raises(BadOption, match="pages"):
         PageSelection.parse(text)

@@ -143,7 +143,7 @@ def test_a_stopwatch_adds_up() -> None:
 
 
 def rows(page: str, first_heading: str) -> dict[str, list[str]]:
-    """The rows of the table of ``page`` whose first heading is this: first cell without marks -> the others."""
+    """The rows of the table of ``page`` that has this heading first: first cell -> the others."""
     text = (DOCS / page).read_text(encoding="utf-8")
     table = re.search(rf"^\| {first_heading} \|.*\n\|.*\n((\|.*\n)+)", text, re.MULTILINE)
     assert table is not None, f"{page} has no table of {first_heading}"

@@ -82,7 +82,13 @@ class Server:
         return float(match[1]) if match else 0.0
 
     def worker_pid(self) -> int:
-        return [int(line["pid"]) for line in self.log if line["message"] == "model loaded"][-1]
+        """The worker that lives; what is logged arrives a little after what it is about."""
+
+        def living() -> int | None:
+            pids = [int(line["pid"]) for line in list(self.log) if line["message"] == "model loaded"]
+            return next((pid for pid in reversed(pids) if alive(pid)), None)
+
+        return eventually(living)
 
     def spooled(self) -> list[Path]:
         return [path for path in self.data_dir.glob("spool/*/*") if path.is_file()]

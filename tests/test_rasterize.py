@@ -1,6 +1,7 @@
 """Files into pages: what users see, or a typed error, within limits."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import os
@@ -224,7 +225,8 @@ def test_a_child_killed_at_random_costs_no_page(tmp_path: Path) -> None:
     async def work(rasterizers: Rasterizers) -> None:
         for _ in range(3):
             for pid in descendants(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             results = await asyncio.gather(*(outcome(rasterizers, path) for _ in range(4)))
             assert all(isinstance(result[0], Page) for result in results)
 

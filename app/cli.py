@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from app.document import ParseOptions
 from app.errors import NotReady, ParseError
+from app.formats import Source, sniff_file
 from app.main import create_app
 from app.parser import Parser, parse_document, raise_if_unread
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
-from app.sources import Source, sniff_file
 from app.spool import Spool
 from app.telemetry import Metrics, log_to_stderr
 from app.workers import Supervisor

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.document import Failure, PageResult, ParseOptions
+from app.formats import Format
 from app.frames import FrameError
-from app.sources import Format
 
 
 @dataclass(frozen=True, slots=True)

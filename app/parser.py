@@ -8,7 +8,7 @@ from typing import Protocol
 
 from app.document import PageResult, ParsedDocument, ParseOptions, Status
 from app.errors import DocumentFailed, ParseError
-from app.sources import Source
+from app.formats import Source
 from app.telemetry import Stopwatch
 
 MAX_FAILURES_NAMED = 5

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from app.document import Failure, PageResult, ParseOptions
 from app.errors import DocumentDeadline, NotReady, ParseError, WorkerLost
+from app.formats import Source
 from app.frames import MAX_FRAME_BYTES, FrameError, pack, read_frame
 from app.messages import (
     Cancel,
@@ -37,7 +38,6 @@ from app.messages import (
 from app.parser import Readiness
 from app.processes import child_environment, kill_group, python_module, resident_mib
 from app.settings import Settings
-from app.sources import Source
 from app.telemetry import Metrics
 
 logger = logging.getLogger("rtprune.workers")

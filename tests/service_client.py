@@ -183,10 +183,13 @@ def pdf_bytes(*pages: str, count: int | None = None, catalog: str = "", trailer:
         body += f"{number} 0 obj\n{text}\nendobj\n".encode()
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     size = len(objects) + 1
-    return body + (
-        f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
-        f"startxref\n{len(body)}\n%%EOF"
-    ).encode()
+    return (
+        body
+        + (
+            f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
+            f"startxref\n{len(body)}\n%%EOF"
+        ).encode()
+    )
 
 
 A4 = "/MediaBox[0 0 595 842]"

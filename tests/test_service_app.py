@@ -14,12 +14,12 @@ from service_client import image_bytes
 
 from app.document import Failure, PageResult, ParseOptions
 from app.errors import InternalError, all_errors, error_named
+from app.formats import Source
 from app.main import create_app
 from app.parser import Readiness
 from app.schemas.parse import OptionFields
 from app.service import Service
 from app.settings import Settings
-from app.sources import Source
 from app.spool import Spool
 from app.telemetry import JsonFormatter, Metrics, Stopwatch
 
@@ -181,6 +181,8 @@ def test_documented_options_are_those_of_the_schema() -> None:
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "RTPRUNE_HOST", "RTPRUNE_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PORT", "1234")
     monkeypatch.setenv("RTPRUNE_MAX_PAGES", "7")
     settings = Settings()

@@ -1,6 +1,7 @@
 """``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from app.sources import receive
 
 JSON, MARKDOWN, PLAIN = "application/json", "text/markdown", "text/plain"
 OFFERS = (JSON, MARKDOWN, PLAIN)
+
+logger = logging.getLogger("rtprune.http")
 
 T = TypeVar("T")
 
@@ -91,6 +94,7 @@ async def _parse(request: Request, service: Service) -> ParsedDocument:
         work = parse_document(service.parser, upload.source, options, document_id=uuid.uuid4().hex)
         document = await _while_connected(request, work)
     service.metrics.count(document)
+    logger.info("document", extra={"document": document.id, "status": document.status})
     return document
 
 

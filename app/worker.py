@@ -170,11 +170,9 @@ def open_reader(settings: Settings) -> PageReader:
         from app.fake import FakeReader  # noqa: PLC0415
 
         return FakeReader()
-    from app.ocr.reader import (  # type: ignore[import-not-found]  # noqa: PLC0415
-        open_reader as open_model_reader,
-    )
+    from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
 
-    reader: PageReader = open_model_reader(settings)
+    reader: PageReader = open_model_reader(settings.model, settings.device)
     return reader
 
 
@@ -198,9 +196,10 @@ async def _serve(link: socket.socket) -> None:
     try:
         await rasterizers.start()
         reader = open_reader(settings)
-    except (ParseError, OSError, ValueError, ImportError) as error:
+    except Exception as error:  # whatever stops a model from loading: readiness has to say so
         logger.exception("the worker cannot start")
-        await send(Unusable(str(error) if isinstance(error, ParseError) else "the model cannot be loaded"))
+        detail = str(error) if isinstance(error, ParseError) else "the model cannot be loaded; see the log"
+        await send(Unusable(detail))
         await rasterizers.close()
         return
     await send(Ready(reader.model_name))

@@ -1,10 +1,13 @@
 """The nouns every layer shares. Nothing here imports torch, a web framework or a queue."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Self
 
 from PIL import Image
+
+from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "deadline", "cancelled"]
@@ -29,6 +32,64 @@ class ReadOptions:
             raise ValueError(f"max_output_tokens must be at least 1, got {self.max_output_tokens}")
 
 
+PAGE_RANGE = re.compile(r"([0-9]{1,9})(-([0-9]{1,9})?)?")
+MAX_SELECTION_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PageSelection:
+    """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end"; never expanded."""
+
+    ranges: tuple[tuple[int, int | None], ...] = ((1, None),)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``"1-3,7,9-"`` -> selection. Raise ``BadOption`` that names the part which is no page range."""
+        if len(text) > MAX_SELECTION_CHARS:
+            raise BadOption(f"pages is longer than {MAX_SELECTION_CHARS} characters")
+        return cls(tuple(_page_range(part.strip()) for part in text.split(",")))
+
+    def within(self, num_pages: int) -> tuple[range, ...]:
+        """0-based disjoint ranges in document order, each page once whatever the order and overlap asked for.
+
+        Raise ``PageNotFound`` for a page after the last.
+        """
+        merged: list[range] = []
+        for first, last in sorted(
+            (first, num_pages if last is None else last) for first, last in self.ranges
+        ):
+            if max(first, last) > num_pages:
+                raise PageNotFound(f"page {max(first, last)} was asked for, the document has {num_pages}")
+            if merged and first - 1 <= merged[-1].stop:
+                merged[-1] = range(merged[-1].start, max(merged[-1].stop, last))
+            else:
+                merged.append(range(first - 1, last))
+        return tuple(merged)
+
+
+def _page_range(part: str) -> tuple[int, int | None]:
+    match = PAGE_RANGE.fullmatch(part)
+    if match is None:
+        raise BadOption(f"pages must look like 1-3,7,9- and {part[:40]!r} does not")
+    first = int(match[1])
+    last = int(match[3]) if match[3] else (None if match[2] else first)
+    if first < 1 or (last is not None and last < first):
+        raise BadOption(f"pages are counted from 1 and ranges ascend, {part[:40]!r} does not")
+    return first, last
+
+
+DEFAULT_DPI = 150
+
+
+@dataclass(frozen=True, slots=True)
+class ParseOptions:
+    """How a document is to be parsed. ``dpi`` is for PDF pages alone; an image has its own pixels."""
+
+    read: ReadOptions = field(default_factory=ReadOptions)
+    pages: PageSelection = field(default_factory=PageSelection)
+    dpi: int = DEFAULT_DPI
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One rasterized page. ``index`` is 0-based; ``image`` is RGB, upright, at its rendered size."""
@@ -40,7 +101,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """``visual`` and ``kept`` count the whole visual sequence; ``patches`` and ``kept_patches`` patch tokens alone."""
+    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
 
     visual: int
     kept: int
@@ -88,7 +149,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A region the model grounded. ``bbox`` is x1, y1, x2, y2 in 0..999 of the page; ``text`` is its Markdown."""
+    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page; ``text``: its Markdown."""
 
     type: str
     bbox: tuple[int, int, int, int]
@@ -102,6 +163,13 @@ class Failure:
     code: str
     detail: str
     retryable: bool = False
+
+    @classmethod
+    def of(cls, error: ParseError) -> Self:
+        return cls(error.code, str(error), error.retryable)
+
+    def error(self) -> ParseError:
+        return error_named(self.code)(self.detail)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,35 @@
 """Every error a client can meet. ``code``, HTTP ``status`` and ``retryable`` are data on the class.
 
 ParseError
-├── BadOption            400  an option is malformed, out of range or unknown to this checkpoint
-├── PageFailed           500  the model failed on one page; the other pages went on
-└── Overloaded           503  no capacity now; try again
+├── BadRequest              400  the body is not what its content type says
+├── BadOption               400  an option is malformed, out of range or unknown to this checkpoint
+├── NotFound                404  no such address
+├── MethodNotAllowed        405  this address has other verbs
+├── NotAcceptable           406  no answer in a type that the client accepts
+├── UploadTimeout           408  the upload stalled
+├── TooLarge                413  more bytes than the limit
+├── TooManyPages            413  more pages than the limit
+├── TooManyPixels           413  a page no sensible resolution can bring under the limit
+├── UnsupportedMediaType    415  the body is neither multipart/form-data nor application/json
+├── UnsupportedFormat       415  the file is of a kind that is not read
+├── InvalidRequest          422  the request failed a check of the framework
+├── EmptyFile               422  the file has no bytes
+├── UnreadableFile          422  the file is damaged beyond reading
+├── EncryptedPdf            422  the PDF needs a password
+├── PageNotFound            422  a page was asked for that the document does not have
+├── UnreadablePage          422  one page is damaged; the other pages went on
+├── RasterizeTimeout        422  turning one page into pixels took too long
+├── PageFailed              500  the model failed on one page; the other pages went on
+├── DocumentFailed          500  no page could be read, for different reasons
+├── InternalError           500  a defect of the service
+├── Overloaded              503  no capacity now; try again
+├── NotReady                503  the model is not loaded, or is being loaded again
+├── WorkerLost              503  the process that read the page died, twice
+├── PageDeadline            504  reading one page took too long
+└── DocumentDeadline        504  reading the document took too long
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -15,19 +39,118 @@ class ParseError(Exception):
     code: ClassVar[str] = "parse_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    title: ClassVar[str] = "The document could not be parsed"
+
+
+class BadRequest(ParseError):
+    code, status, title = "bad_request", 400, "The request body is malformed"
 
 
 class BadOption(ParseError):
-    code = "bad_option"
-    status = 400
+    code, status, title = "bad_option", 400, "An option cannot be used"
+
+
+class NotFound(ParseError):
+    code, status, title = "not_found", 404, "There is nothing at this address"
+
+
+class MethodNotAllowed(ParseError):
+    code, status, title = "method_not_allowed", 405, "This address does not answer this method"
+
+
+class NotAcceptable(ParseError):
+    code, status, title = "not_acceptable", 406, "No answer in an accepted media type"
+
+
+class UploadTimeout(ParseError):
+    code, status, retryable, title = "upload_timeout", 408, True, "The upload stalled"
+
+
+class TooLarge(ParseError):
+    code, status, title = "too_large", 413, "The upload is over the size limit"
+
+
+class TooManyPages(ParseError):
+    code, status, title = "too_many_pages", 413, "More pages than the limit"
+
+
+class TooManyPixels(ParseError):
+    code, status, title = "too_many_pixels", 413, "A page has more pixels than the limit"
+
+
+class UnsupportedMediaType(ParseError):
+    code, status, title = "unsupported_media_type", 415, "The request body has the wrong content type"
+
+
+class UnsupportedFormat(ParseError):
+    code, status, title = "unsupported_format", 415, "Files of this kind are not read"
+
+
+class InvalidRequest(ParseError):
+    code, status, title = "invalid_request", 422, "The request failed validation"
+
+
+class EmptyFile(ParseError):
+    code, status, title = "empty_file", 422, "The file is empty"
+
+
+class UnreadableFile(ParseError):
+    code, status, title = "unreadable_file", 422, "The file cannot be read"
+
+
+class EncryptedPdf(ParseError):
+    code, status, title = "encrypted_pdf", 422, "The PDF needs a password"
+
+
+class PageNotFound(ParseError):
+    code, status, title = "page_not_found", 422, "The document has no such page"
+
+
+class UnreadablePage(ParseError):
+    code, status, title = "unreadable_page", 422, "The page cannot be read"
+
+
+class RasterizeTimeout(ParseError):
+    code, status, title = "rasterize_timeout", 422, "The page takes too long to render"
 
 
 class PageFailed(ParseError):
-    code = "page_failed"
-    status = 500
+    code, status, title = "page_failed", 500, "The model failed on the page"
+
+
+class DocumentFailed(ParseError):
+    code, status, title = "document_failed", 500, "No page of the document could be read"
+
+
+class InternalError(ParseError):
+    code, status, title = "internal_error", 500, "The service failed"
 
 
 class Overloaded(ParseError):
-    code = "overloaded"
-    status = 503
-    retryable = True
+    code, status, retryable, title = "overloaded", 503, True, "No capacity now"
+
+
+class NotReady(ParseError):
+    code, status, retryable, title = "not_ready", 503, True, "The model is not loaded"
+
+
+class WorkerLost(ParseError):
+    code, status, retryable, title = "worker_lost", 503, True, "The reading process died on the page"
+
+
+class PageDeadline(ParseError):
+    code, status, retryable, title = "page_deadline", 504, True, "Reading the page took too long"
+
+
+class DocumentDeadline(ParseError):
+    code, status, retryable, title = "document_deadline", 504, True, "Reading the document took too long"
+
+
+def all_errors() -> Iterator[type[ParseError]]:
+    """Every error a client can meet, in the order of the tree above."""
+    yield from ParseError.__subclasses__()
+
+
+def error_named(code: str) -> type[ParseError]:
+    """The class behind a ``code`` that crossed a process boundary; ``InternalError`` for an unknown one."""
+    return next((error for error in all_errors() if error.code == code), InternalError)

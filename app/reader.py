@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from app.document import Page, ReadOptions, Reading
+from app.document import Page, Reading, ReadOptions
 
 
 class PageStream(Protocol):

@@ -1,0 +1,124 @@
+"""``rtprune serve`` and ``rtprune parse FILE...``."""
+
+import argparse
+import asyncio
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+from pydantic import ValidationError
+
+from app.document import ParseOptions
+from app.errors import NotReady, ParseError
+from app.formats import Source, sniff_file
+from app.main import create_app
+from app.parser import Parser, parse_document, raise_if_unread
+from app.schemas.parse import DocumentShape, OptionFields
+from app.settings import Settings
+from app.spool import Spool
+from app.telemetry import Metrics, log_to_stderr
+from app.workers import Supervisor
+
+OPTIONS = ("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all was read, 1 some pages or files were not, 2 the command line is wrong."""
+    asked = _parser().parse_args(arguments)
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 2
+    if asked.command == "serve":
+        return _serve(settings.model_copy(update=_given(asked, "host", "port")))
+    log_to_stderr(settings.model_copy(update={"log_level": "WARNING"}))
+    try:
+        fields = OptionFields.from_form(_given(asked, *OPTIONS))
+        options = fields.options(settings)
+    except ParseError as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 2
+    return asyncio.run(_parse_files(asked.files, options, settings, as_json=asked.json))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rtprune", description="Documents to Markdown.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="answer HTTP; settings come from RTPRUNE_* variables")
+    serve.add_argument("--host")
+    serve.add_argument("--port", type=int)
+    parse = commands.add_parser("parse", help="parse files and print Markdown, or one JSON object a file")
+    parse.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parse.add_argument("--json", action="store_true", help="print what the HTTP service would answer")
+    for name in OPTIONS:
+        parse.add_argument(f"--{name.replace('_', '-')}", help=OptionFields.model_fields[name].description)
+    return parser
+
+
+def _given(asked: argparse.Namespace, *names: str) -> dict[str, str]:
+    return {name: value for name, value in vars(asked).items() if name in names and value is not None}
+
+
+def _serve(settings: Settings) -> int:
+    log_to_stderr(settings)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+async def _parse_files(
+    files: Sequence[Path], options: ParseOptions, settings: Settings, *, as_json: bool
+) -> int:
+    spool = Spool.open(settings.data_dir)
+    supervisor = Supervisor(settings, spool.tmp_dir, Metrics())
+    supervisor.start()
+    try:
+        await supervisor.wait_ready()
+        all_read = [await _parse_file(file, options, supervisor, as_json=as_json) for file in files]
+    except NotReady as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 1
+    finally:
+        await supervisor.close()
+        spool.close()
+    return 0 if all(all_read) else 1
+
+
+def _source(file: Path) -> Source:
+    return sniff_file(file.resolve())
+
+
+async def _parse_file(file: Path, options: ParseOptions, parser: Parser, *, as_json: bool) -> bool:
+    """Print one file's answer. False when not all of it was read; then standard error has the reason."""
+    try:
+        source = await asyncio.to_thread(_source, file)
+        document = await parse_document(parser, source, options, document_id=uuid.uuid4().hex)
+        raise_if_unread(document)
+    except (ParseError, OSError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return False
+    for page in document.pages:
+        if page.failure is not None:
+            print(f"{file}, page {page.index + 1}: {page.failure.detail}", file=sys.stderr)
+    answer = DocumentShape.of(document)
+    print(answer.model_dump_json(exclude_none=True) if as_json else answer.markdown, flush=True)
+    return document.status == "succeeded"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

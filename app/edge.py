@@ -1,0 +1,133 @@
+"""What every HTTP exchange goes through: a request id, a log line, a problem where an answer is missing."""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import InternalError, MethodNotAllowed, NotFound, ParseError
+from app.schemas.problem import Problem
+from app.telemetry import Metrics, request_id
+
+logger = logging.getLogger("rtprune.http")
+
+CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+LINGER_S = 1.0
+LINGER_BYTES = 2**20
+
+
+def problem_response(error: ParseError, retry_after_s: int) -> Response:
+    problem = Problem.of(error, request_id.get() or "unknown")
+    headers = {"Retry-After": str(retry_after_s)} if error.status == 503 else {}
+    return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
+
+
+def routing_error(status: int) -> ParseError:
+    """The router's own refusals, which come as bare statuses."""
+    if status == 404:
+        return NotFound("there is nothing at this address; see /docs")
+    if status == 405:
+        return MethodNotAllowed("this address does not answer this method; see /docs")
+    return InternalError(f"the request ended with status {status}")
+
+
+class Edge:
+    """Outermost middleware."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._retry_after_s = retry_after_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send)
+        token = request_id.set(exchange.id)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = 499
+        except (
+            Exception
+        ):  # the outermost boundary: a defect is logged whole, and answered without its details
+            logger.exception("request failed")
+            if exchange.status == 0:
+                error = InternalError("the service failed; its log has the reason")
+                response = problem_response(error, self._retry_after_s)
+                await response(scope, exchange.receive, exchange.send)
+        finally:
+            self._record(scope, exchange)
+            request_id.reset(token)
+
+    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", "other")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        self._metrics.requests.labels(path, method, str(exchange.status)).inc()
+        logger.info(
+            "request",
+            extra={
+                "method": method,
+                "route": path,
+                "status": exchange.status,
+                "ms": round((time.perf_counter() - exchange.started) * 1000, 1),
+            },
+        )
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        wanted = headers.get("x-request-id", "")
+        self.id = wanted if CLIENT_REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        self.status = 0
+        self.started = time.perf_counter()
+        self._receive = receive
+        self._send = send
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self._body_pending = has_body
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if not message.get("more_body", False):
+            self._body_pending = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.id
+            if self._body_pending:
+                headers["Connection"] = "close"
+        elif self._body_pending and not message.get("more_body", False):
+            # The client is still sending. The answer is complete for it now, by its length; only then stop.
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        """Read a little of what still comes: closing at once is a reset, and may lose the answer."""
+        num_bytes = 0
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while num_bytes < LINGER_BYTES and self._body_pending:
+                    num_bytes += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return
+
+
+def answer_problem(request: Request, error: ParseError) -> Response:
+    return problem_response(error, request.app.state.service.settings.retry_after_s)

@@ -1,0 +1,103 @@
+"""A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
+
+It answers a line per page. A prompt that is a JSON object directs it, so that a client's handling of slow,
+failing and fatal pages can be tried:
+``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
+"""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+from app.document import Attempt, Page, Reading, ReadOptions, TokenCounts
+from app.errors import BadOption, PageFailed
+
+MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
+STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
+
+
+class FakeStream:
+    """One page that is being read: ``delay_s`` of waiting, then the text."""
+
+    def __init__(self, page: Page, options: ReadOptions, directions: dict[str, Any]) -> None:
+        self._page = (page.index, page.image.width, page.image.height)
+        self._options = options
+        self._directions = directions
+        self._cancelled = asyncio.Event()
+
+    async def pieces(self) -> AsyncIterator[str]:
+        yield (await self.result()).text
+
+    async def result(self) -> Reading:
+        if self._page[0] in self._directions.get("die_on", []):
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            async with asyncio.timeout(float(self._directions.get("delay_s", 0))):
+                await self._cancelled.wait()
+            raise PageFailed("the page was cancelled")
+        except TimeoutError:
+            pass
+        if self._page[0] in self._directions.get("fail_on", []):
+            raise PageFailed("the page failed as directed")
+        return self._reading()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def _reading(self) -> Reading:
+        index, width, height = self._page
+        mode = self._options.mode or "base"
+        patches, rows = MODES[mode]
+        kept = patches if self._options.prune == "none" else int(patches * (self._options.keep_ratio or 0.8))
+        text = self._directions.get("text", f"# Page {index + 1}\n\n{width} x {height} pixels")
+        output = len(text.split())
+        return Reading(
+            text=text,
+            finish_reason="stop",
+            confidence=-0.1,
+            mode=mode,
+            tokens=TokenCounts(
+                visual=patches + rows + 1,
+                kept=kept + rows + 1,
+                patches=patches,
+                kept_patches=kept,
+                keep_ratio=kept / patches,
+                text_density=0.2,
+                diversity=0.75,
+                prompt=12,
+                output=output,
+            ),
+            timing_ms=dict.fromkeys(STAGES, 0.0),
+            attempts=(Attempt(mode, self._options.prune, 90, "stop", output),),
+        )
+
+
+class FakeReader:
+    """Keeps the contract of ``PageReader``."""
+
+    model_name = "fake"
+
+    def __init__(self) -> None:
+        self._ballast: list[bytearray] = []
+
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> FakeStream:  # noqa: ARG002
+        if options.mode is not None and options.mode not in MODES:
+            raise BadOption(f"mode {options.mode!r} is unknown; this model has {', '.join(MODES)}")
+        directions = _directions(options.prompt)
+        if "grow_mib" in directions:
+            self._ballast.append(bytearray(b"\1") * (int(directions["grow_mib"]) * 2**20))
+        return FakeStream(page, options, directions)
+
+    async def close(self) -> None:
+        self._ballast.clear()
+
+
+def _directions(prompt: str | None) -> dict[str, Any]:
+    try:
+        directions = json.loads(prompt or "{}")
+    except ValueError:
+        return {}
+    return directions if isinstance(directions, dict) else {}

@@ -1,0 +1,78 @@
+"""The HTTP application: wiring only."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.edge import Edge, answer_problem, routing_error
+from app.errors import InvalidRequest, ParseError
+from app.routes import health, parse
+from app.service import Service
+from app.settings import Settings
+from app.spool import Spool
+from app.telemetry import Metrics
+from app.workers import Supervisor
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Its worker starts and ends with it."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        spool = Spool.open(settings.data_dir)
+        supervisor = Supervisor(settings, spool.tmp_dir, metrics)
+        app.state.service = Service(settings, metrics, supervisor, spool)
+        supervisor.start()
+        try:
+            yield
+        finally:
+            await supervisor.close()
+            spool.close()
+
+    app = FastAPI(
+        title="rtprune",
+        description="Documents to Markdown with DeepSeek-OCR and RTPrune.",
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(parse.router)
+    app.include_router(health.router)
+    app.add_exception_handler(ParseError, _parse_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("rtprune")
+    except PackageNotFoundError:
+        return "0"
+
+
+# Handlers get the class they are registered for; their signature has to say Exception.
+async def _parse_error(request: Request, error: Exception) -> Response:
+    return answer_problem(request, error if isinstance(error, ParseError) else InvalidRequest(str(error)))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    response = answer_problem(request, routing_error(getattr(error, "status_code", 500)))
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    named = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors[:5])
+    return answer_problem(request, InvalidRequest(named or "the request is not valid"))

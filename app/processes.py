@@ -1,0 +1,70 @@
+"""What a child process needs in order never to outlive its parent."""
+
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import app
+
+
+def python_module(name: str, *arguments: str) -> list[str]:
+    """Command line that runs one of our modules. ``-P``: nothing is imported from the current folder."""
+    return [sys.executable, "-P", "-m", name, *arguments]
+
+
+def child_environment(tmp_dir: Path) -> dict[str, str]:
+    """Our environment, with temporary files in ``tmp_dir`` and this very ``app`` importable."""
+    package_root = str(Path(app.__path__[0]).resolve().parent)
+    inherited: Mapping[str, str] = os.environ
+    paths = [package_root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    return {
+        **inherited,
+        "TMPDIR": str(tmp_dir),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def when_orphaned(fd: int, action: Callable[[], None]) -> None:
+    """Call ``action`` in a thread once the other end of ``fd`` is closed, whatever this process is busy with.
+
+    A parent-death signal would not do: it is tied to a thread of the parent, and reaches no grandchild.
+    """
+
+    def watch() -> None:
+        hangup = select.poll()
+        hangup.register(fd, 0)  # hang-up is reported even though nothing is asked for
+        hangup.poll()
+        action()
+
+    threading.Thread(target=watch, name="orphan-watch", daemon=True).start()
+
+
+def exit_after(grace_s: float) -> Callable[[], None]:
+    def action() -> None:
+        time.sleep(grace_s)
+        os._exit(1)
+
+    return action
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL a session leader and everything it started."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def resident_mib(pid: int) -> float | None:
+    """Resident memory of a process, ``None`` where /proc does not tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -1,0 +1,200 @@
+"""The parent's side of ``app.rasterize``: a few warm children, one request at a time, with a deadline."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import shutil
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from app.document import Failure, Page
+from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.frames import LENGTH, FrameError, frame_length, message_of, pack
+from app.processes import child_environment, kill_group, python_module
+from app.rasterize import PageRequest
+from app.settings import Settings
+
+logger = logging.getLogger("rtprune.rasterize")
+
+REQUESTS_PER_CHILD = 200
+"""A child is replaced after this many, so that what libraries leak stays small."""
+
+
+@dataclass(slots=True)
+class _Child:
+    process: asyncio.subprocess.Process
+    link: socket.socket
+    num_requests: int = 0
+
+    def kill(self) -> None:
+        kill_group(self.process.pid)
+
+    async def receive(self, num_bytes: int) -> bytearray:
+        """Exactly so many bytes, read to where they stay: a page is many. Raise ``_ChildDied``."""
+        data = bytearray(num_bytes)
+        rest = memoryview(data)
+        while rest:
+            received = await asyncio.get_running_loop().sock_recv_into(self.link, rest)
+            if received == 0:
+                raise _ChildDied
+            rest = rest[received:]
+        return data
+
+
+class _ChildDied(Exception):
+    """The child ended, or wrote something that is no answer, while it was asked."""
+
+
+class Rasterizers:
+    """Turns files into pages. At most ``num_rasterizers`` pages at a time, first come first served."""
+
+    def __init__(self, settings: Settings, tmp_dir: Path) -> None:
+        self._settings = settings
+        self._tmp_dir = tmp_dir
+        self._free = asyncio.Semaphore(settings.num_rasterizers)
+        self._idle: list[_Child] = []
+        self._num_children = 0
+        self._max_pixels = int(settings.max_page_megapixels * 1e6)
+        self._replacing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
+        missing = [name for name in ("pdfinfo", "pdftoppm") if shutil.which(name) is None]
+        if missing:
+            raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
+        await self._fill()
+
+    async def close(self) -> None:
+        self._closed = True
+        await asyncio.gather(*self._replacing, return_exceptions=True)
+        while self._idle:
+            await self._discard(self._idle.pop())
+
+    async def count(self, path: Path, file_format: str) -> int:
+        """Pages of a file. Raise its ``ParseError``."""
+        request = {"op": "count", "path": str(path), "format": file_format}
+        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"))
+        return int(header["pages"])
+
+    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
+        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long."""
+        request = PageRequest(
+            path=str(path),
+            format=file_format,
+            index=index,
+            dpi=dpi,
+            max_page_pixels=self._max_pixels,
+            max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
+        )
+        message = {"op": "page", "page": asdict(request)}
+        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"))
+        size = (int(header["width"]), int(header["height"]))
+        image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
+        return Page(index, image, float(header["ms"]))
+
+    async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytearray]:
+        try:
+            header, pixels = await self._try(request, fresh=False)
+        except _ChildDied:
+            # perhaps not the file's fault: children die for other reasons too, such as a lack of memory
+            try:
+                header, pixels = await self._try(request, fresh=True)
+            except _ChildDied as error:
+                raise if_dead from error
+        if "failure" in header:
+            raise Failure(**header["failure"]).error()
+        return header, pixels
+
+    async def _try(self, request: dict[str, Any], *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
+        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
+        timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
+        async with self._borrowed(fresh=fresh) as child:
+            try:
+                async with asyncio.timeout(self._settings.rasterize_deadline_s):
+                    return await self._exchange(child, request)
+            except TimeoutError as error:
+                raise timeout from error
+            except _ChildDied as error:
+                child.kill()
+                returncode = await child.process.wait()
+                logger.warning("rasterizer died", extra={"returncode": returncode})
+                if returncode == -signal.SIGXCPU:
+                    raise timeout from error
+                raise
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self, *, fresh: bool) -> AsyncIterator[_Child]:
+        """A child of one's own. It is replaced, in the background, unless the request ended well."""
+        async with self._free:
+            child = self._idle.pop() if self._idle and not fresh else await self._spawn()
+            healthy = False
+            try:
+                yield child
+                child.num_requests += 1
+                healthy = child.num_requests < REQUESTS_PER_CHILD
+            finally:
+                if healthy and len(self._idle) < self._settings.num_rasterizers:
+                    self._idle.append(child)
+                else:
+                    child.kill()
+                    task = asyncio.create_task(self._replace(child))
+                    self._replacing.add(task)
+                    task.add_done_callback(self._replacing.discard)
+
+    async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
+        """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.sock_sendall(child.link, pack(request))
+            header = message_of(await child.receive(frame_length(await child.receive(LENGTH.size))))
+            num_bytes = int(header["num_bytes"])
+            if num_bytes != 3 * int(header.get("width", 0)) * int(header.get("height", 0)):
+                raise _ChildDied
+            if num_bytes > 3 * self._max_pixels * 1.1:
+                raise _ChildDied
+            return header, await child.receive(num_bytes)
+        except (ConnectionError, FrameError, KeyError, ValueError) as error:
+            raise _ChildDied from error
+
+    async def _spawn(self) -> _Child:
+        # the wall deadline is what counts; CPU time may run ahead of it only where poppler uses threads
+        cpu_s = math.ceil(self._settings.rasterize_deadline_s) + 1
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                env=child_environment(self._tmp_dir),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._num_children += 1
+        return _Child(process, ours)
+
+    async def _discard(self, child: _Child) -> None:
+        self._num_children -= 1
+        child.kill()
+        child.link.close()
+        await child.process.wait()
+
+    async def _replace(self, child: _Child) -> None:
+        await self._discard(child)
+        await self._fill()
+
+    async def _fill(self) -> None:
+        while not self._closed and self._num_children < self._settings.num_rasterizers:
+            self._idle.append(await self._spawn())

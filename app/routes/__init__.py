@@ -1,0 +1,1 @@
+"""HTTP: requests to nouns, nouns to answers."""

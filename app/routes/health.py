@@ -1,0 +1,69 @@
+"""Liveness, readiness, metrics, and a page that lists what there is."""
+
+from html import escape
+from typing import Literal
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from app.errors import NotReady
+from app.schemas.problem import Problem
+from app.service import service_of
+
+router = APIRouter()
+
+
+class Live(BaseModel):
+    status: Literal["live"] = "live"
+
+
+class ReadyShape(BaseModel):
+    status: Literal["ready"] = "ready"
+    model: str
+
+
+DOCS_PAGE = """<!doctype html>
+<html lang=en><meta charset=utf-8><title>{title}</title>
+<h1>{title}</h1><p>{text}</p><table>{rows}</table>
+<p><a href=/openapi.json>openapi.json</a> has every field, limit and error.</p>
+<pre>curl -F file=@document.pdf -H 'Accept: text/markdown' http://127.0.0.1:8000/v1/parse</pre>
+</html>"""
+
+NOT_READY = {
+    "description": "not_ready: the model is not loaded, or is being loaded again",
+    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+}
+
+
+@router.get("/livez", summary="Whether the process answers")
+async def livez() -> Live:
+    return Live()
+
+
+@router.get("/readyz", summary="Whether pages can be read now", responses={503: NOT_READY})
+async def readyz(request: Request) -> ReadyShape:
+    readiness = service_of(request).parser.readiness
+    if not readiness.ready:
+        raise NotReady(readiness.detail)
+    return ReadyShape(model=readiness.model)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    return Response(service_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> Response:
+    """The addresses and their meaning, with no script: pages of this service load nothing from elsewhere."""
+    schema = request.app.openapi()
+    title, text = escape(schema["info"]["title"]), escape(schema["info"]["description"])
+    rows = "".join(
+        f"<tr><td><code>{escape(verb.upper())} {escape(path)}</code><td>{escape(action['summary'])}"
+        for path, verbs in schema["paths"].items()
+        for verb, action in verbs.items()
+    )
+    return HTMLResponse(DOCS_PAGE.format(title=title, text=text, rows=rows))

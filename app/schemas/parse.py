@@ -1,0 +1,234 @@
+"""The wire shapes of ``POST /v1/parse``."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.document import (
+    DEFAULT_DPI,
+    MAX_SELECTION_CHARS,
+    FinishReason,
+    PageResult,
+    PageSelection,
+    ParsedDocument,
+    ParseOptions,
+    Reading,
+    ReadOptions,
+)
+from app.errors import BadOption
+from app.settings import Settings
+
+MIN_DPI = 36
+MAX_PROMPT_CHARS = 4000
+
+
+class OptionFields(BaseModel):
+    """The options, the same in a form and in JSON. In a form, an empty field counts as not given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: str | None = Field(
+        None,
+        max_length=40,
+        description="View layout of the checkpoint, e.g. tiny, small, base, large, gundam.",
+    )
+    prune: Literal["rtprune", "none"] = Field("rtprune", description="Whether visual tokens are pruned.")
+    keep_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of patch tokens to keep. Not given: chosen from each page.",
+    )
+    pages: str | None = Field(
+        None,
+        max_length=MAX_SELECTION_CHARS,
+        description="1-based pages: 1-3,7,9- (to the end). Read once, in document order. Not given: all.",
+    )
+    dpi: int = Field(DEFAULT_DPI, ge=MIN_DPI, description="Resolution at which PDF pages are rendered.")
+    prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_CHARS, description="Instruction to the model, in place of its own."
+    )
+    max_output_tokens: int | None = Field(None, ge=1, description="Most tokens decoded for a page.")
+    filename: str | None = Field(
+        None, max_length=1000, description="Accepted for convenience; formats are told by content alone."
+    )
+
+    @classmethod
+    def from_form(cls, fields: Mapping[str, str]) -> Self:
+        """Raise ``BadOption`` naming the field."""
+        try:
+            return cls.model_validate_strings({name: value for name, value in fields.items() if value})
+        except ValidationError as error:
+            raise _bad_option(error) from error
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Raise ``BadOption`` naming the field. Numbers are numbers here, not text."""
+        try:
+            return cls.model_validate(dict(fields), strict=True)
+        except ValidationError as error:
+            raise _bad_option(error) from error
+
+    def options(self, settings: Settings) -> ParseOptions:
+        """Raise ``BadOption`` for what this service does not allow."""
+        if self.dpi > settings.max_dpi:
+            raise BadOption(f"dpi may be at most {settings.max_dpi}, got {self.dpi}")
+        if self.max_output_tokens is not None and self.max_output_tokens > settings.max_output_tokens:
+            raise BadOption(f"max_output_tokens may be at most {settings.max_output_tokens}")
+        if self.prune == "none" and self.keep_ratio is not None:
+            raise BadOption("keep_ratio has no meaning with prune=none")
+        read = ReadOptions(self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens)
+        pages = PageSelection() if self.pages is None else PageSelection.parse(self.pages)
+        return ParseOptions(read, pages, self.dpi)
+
+
+class FormBody(OptionFields):
+    """multipart/form-data."""
+
+    file: str = Field(json_schema_extra={"format": "binary"}, description="The document.")
+
+
+class JsonBody(OptionFields):
+    """application/json."""
+
+    file: str = Field(json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64.")
+
+
+def _bad_option(error: ValidationError) -> BadOption:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = ".".join(map(str, first["loc"]))[:80] or "options"
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(OptionFields.model_fields)
+        return BadOption(f"{name} is no option; there are {known}")
+    return BadOption(f"{name}: {first['msg']}")
+
+
+class FailureShape(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    code: str
+    detail: str
+    retryable: bool
+
+
+class AttemptShape(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    mode: str
+    prune: str
+    ngram_window: int
+    finish_reason: FinishReason
+    output_tokens: int
+
+
+class TokensShape(BaseModel):
+    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    visual: int
+    kept: int
+    retention: float = Field(description="kept / visual")
+    patches: int
+    kept_patches: int
+    keep_ratio: float = Field(description="The ratio that was used, given or chosen.")
+    text_density: float
+    diversity: float | None = None
+    prompt: int
+    output: int
+
+
+class BlockShape(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    type: str
+    bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2 in 0..999 of the page.")
+    text: str
+
+
+class PageShape(BaseModel):
+    """One page. With ``error``, nothing was read and all that follows it is absent."""
+
+    index: int = Field(description="0-based page of the document.")
+    width: int = Field(description="Pixels, as rendered; 0 when the page was not rendered.")
+    height: int
+    markdown: str
+    error: FailureShape | None = None
+    mode: str | None = None
+    finish_reason: FinishReason | None = None
+    confidence: float | None = Field(None, description="Mean log-probability of the output tokens.")
+    attempts: list[AttemptShape] = []
+    tokens: TokensShape | None = None
+    timing_ms: dict[str, float] = {}
+    blocks: list[BlockShape] = []
+
+    @classmethod
+    def of(cls, page: PageResult) -> Self:
+        failure = FailureShape.model_validate(page.failure) if page.failure else None
+        return cls(
+            index=page.index,
+            width=page.width,
+            height=page.height,
+            markdown=page.markdown,
+            error=failure,
+            timing_ms=_rounded(page.timing_ms),
+            blocks=[BlockShape.model_validate(block) for block in page.blocks],
+            **(_reading_fields(page.reading) if page.reading else {}),
+        )
+
+
+def _reading_fields(reading: Reading) -> dict[str, Any]:
+    return {
+        "mode": reading.mode,
+        "finish_reason": reading.finish_reason,
+        "confidence": reading.confidence,
+        "attempts": [AttemptShape.model_validate(attempt) for attempt in reading.attempts],
+        "tokens": TokensShape.model_validate(reading.tokens),
+    }
+
+
+def _rounded(timing_ms: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(milliseconds, 3) for stage, milliseconds in timing_ms.items()}
+
+
+class UsageShape(BaseModel):
+    pages: int
+    visual_tokens: int
+    kept_tokens: int
+    output_tokens: int
+
+
+class DocumentShape(BaseModel):
+    """A document of which at least one page was read."""
+
+    id: str
+    model: str
+    status: Literal["succeeded", "partial", "failed"]
+    markdown: str = Field(description="The pages' Markdown, joined by empty lines.")
+    pages: list[PageShape]
+    usage: UsageShape
+    timing_ms: dict[str, float]
+
+    @classmethod
+    def of(cls, document: ParsedDocument) -> Self:
+        tokens = [page.reading.tokens for page in document.pages if page.reading is not None]
+        return cls(
+            id=document.id,
+            model=document.model,
+            status=document.status,
+            markdown=joined_markdown(document),
+            pages=[PageShape.of(page) for page in document.pages],
+            usage=UsageShape(
+                pages=len(document.pages),
+                visual_tokens=sum(count.visual for count in tokens),
+                kept_tokens=sum(count.kept for count in tokens),
+                output_tokens=sum(count.output for count in tokens),
+            ),
+            timing_ms=_rounded(document.timing_ms),
+        )
+
+
+def joined_markdown(document: ParsedDocument) -> str:
+    return "\n\n".join(page.markdown for page in document.pages if page.markdown)

@@ -1,0 +1,94 @@
+"""Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RTPRUNE_",
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    host: str = Field("127.0.0.1", validation_alias=AliasChoices("RTPRUNE_HOST", "HOST"))
+    """Address to listen on. Other machines reach the service only when this says so."""
+    port: int = Field(8000, ge=0, le=65535, validation_alias=AliasChoices("RTPRUNE_PORT", "PORT"))
+    """Port to listen on; 0 takes a free one."""
+    data_dir: Path = Path("data")
+    """Folder for uploads while they are read. Nothing is kept there after the answer."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity that is logged."""
+
+    reader: Literal["model", "fake"] = "model"
+    """``fake`` reads nothing and answers at once: for trying clients without a model."""
+    model: str = "pocket"
+    """Checkpoint: ``pocket`` (in the package) or a folder with a DeepSeek-OCR checkpoint."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    max_upload_mib: int = Field(64, ge=1, le=4096)
+    """Largest file, in MiB."""
+    max_form_kib: int = Field(64, ge=1, le=1024)
+    """Largest request body besides the file: option fields, part headers, JSON around the file."""
+    max_pages: int = Field(200, ge=1, le=10_000)
+    """Most pages read of one document."""
+    max_dpi: int = Field(600, ge=72, le=2400)
+    """Highest ``dpi`` a client may ask for."""
+    max_page_megapixels: float = Field(16.0, gt=0, le=500)
+    """Largest page handed to the model; larger ones are rendered or scaled down to it."""
+    max_image_megapixels: float = Field(100.0, gt=0, le=1000)
+    """Largest image that is decoded at all, before scaling down."""
+    max_output_tokens: int = Field(8192, ge=1)
+    """Highest ``max_output_tokens`` a client may ask for."""
+
+    max_documents: int = Field(32, ge=1)
+    """Documents admitted at a time, from first byte to answer; more are refused with 503."""
+    max_pages_in_flight: int = Field(64, ge=1)
+    """Pages rendered or being read at a time, over all documents."""
+    max_pages_in_flight_per_document: int = Field(8, ge=1)
+    """Of these, pages of one document."""
+
+    upload_idle_s: float = Field(30.0, gt=0)
+    """Longest silence of a client while it uploads."""
+    upload_deadline_s: float = Field(600.0, gt=0)
+    """Longest upload."""
+    rasterize_deadline_s: float = Field(30.0, gt=0)
+    """Longest time to turn one page into pixels."""
+    page_deadline_s: float = Field(180.0, gt=0)
+    """Longest time to read one page, waiting for the model included."""
+    document_deadline_s: float = Field(600.0, gt=0)
+    """Longest time to read a document; pages that are ready by then are answered."""
+    shutdown_grace_s: float = Field(20.0, ge=0)
+    """Time for documents in flight after SIGTERM, before they are cancelled."""
+    retry_after_s: int = Field(2, ge=1)
+    """``Retry-After`` of a 503."""
+
+    num_rasterizers: int = Field(2, ge=1, le=64)
+    """Processes that turn files into pixels."""
+    max_rasterizer_mib: int = Field(2048, ge=256)
+    """Address space of each, and of each poppler process."""
+
+    max_worker_rss_mib: int = Field(16_384, ge=64)
+    """Resident memory at which the worker is restarted."""
+    worker_check_s: float = Field(1.0, gt=0)
+    """How often the worker's memory and pulse are looked at."""
+    worker_silence_s: float = Field(120.0, gt=0)
+    """Longest silence of a worker that has loaded its model, before it is restarted."""
+    worker_load_s: float = Field(900.0, gt=0)
+    """Longest time to load the model, before the worker is restarted."""
+    max_restart_delay_s: float = Field(30.0, gt=0)
+    """Longest pause before the next start of a worker that keeps dying; the first pause is 0.2 s."""
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self.max_upload_mib * MIB

@@ -1,0 +1,62 @@
+"""Where uploads lie while they are read: a folder of this process, gone with it, or swept by the next one."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+
+class Spool:
+    """A locked folder in ``data_dir/spool``. The lock ends with the process: what a crash left is known."""
+
+    def __init__(self, folder: Path, lock_fd: int) -> None:
+        self._folder = folder
+        self._lock_fd = lock_fd
+        self._num_files = 0
+        self.tmp_dir = folder / "tmp"
+        """For temporary files of the worker and what it starts."""
+        self.tmp_dir.mkdir()
+
+    @classmethod
+    def open(cls, data_dir: Path) -> Self:
+        """Make a folder, and remove those of processes that are gone."""
+        root = (data_dir / "spool").resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        for folder in root.iterdir():
+            _remove_if_stale(folder)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        lock_fd = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        return cls(folder, lock_fd)
+
+    @contextlib.contextmanager
+    def file(self) -> Iterator[Path]:
+        """A path for one upload. What is there is removed at the end."""
+        self._num_files += 1
+        path = self._folder / str(self._num_files)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._lock_fd)
+
+
+def _remove_if_stale(folder: Path) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(fd)

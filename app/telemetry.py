@@ -1,0 +1,108 @@
+"""Logs, metrics and stopwatches."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from app.document import ParsedDocument
+from app.settings import Settings
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+NOT_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
+STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class Stopwatch:
+    """Milliseconds by name: ``with watch("prune"): ...``. A name that is used twice adds up."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1000
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, the request's id, and what ``extra`` added."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (current := request_id.get()) is not None:
+            line["request"] = current
+        line.update({key: value for key, value in vars(record).items() if key not in NOT_EXTRA})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Send every logger's lines to standard error, as JSON. For programs, not for importers."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+
+
+class Metrics:
+    """What /metrics shows. Label values come from fixed sets, never from a request."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"rtprune_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"rtprune_{name}", text, registry=self.registry)
+
+        self.requests = counter("requests", "HTTP answers", "route", "method", "status")
+        self.documents = counter("documents", "Documents by outcome: a status or an error code", "outcome")
+        self.pages = counter("pages", "Pages by finish reason or error code", "outcome")
+        self.visual_tokens = counter("visual_tokens", "Visual tokens before pruning")
+        self.kept_tokens = counter("kept_tokens", "Visual tokens after pruning")
+        self.output_tokens = counter("output_tokens", "Tokens decoded")
+        self.worker_starts = counter("worker_starts", "Starts of the worker process")
+        self.documents_in_flight = gauge("documents_in_flight", "Documents admitted and not answered")
+        self.worker_ready = gauge("worker_ready", "1 while the model is loaded")
+        self.stage_seconds = Histogram(
+            "rtprune_stage_seconds",
+            "Time of a page in a stage",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=self.registry,
+        )
+
+    def count(self, document: ParsedDocument) -> None:
+        """Count a document's pages and their tokens and stages."""
+        for page in document.pages:
+            if page.failure is not None or page.reading is None:
+                self.pages.labels(page.failure.code if page.failure else "internal_error").inc()
+                continue
+            self.pages.labels(page.reading.finish_reason).inc()
+            self.visual_tokens.inc(page.reading.tokens.visual)
+            self.kept_tokens.inc(page.reading.tokens.kept)
+            self.output_tokens.inc(page.reading.tokens.output)
+            for stage in STAGES:
+                if stage in page.timing_ms:
+                    self.stage_seconds.labels(stage).observe(page.timing_ms[stage] / 1000)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

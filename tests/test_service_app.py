@@ -1,0 +1,196 @@
+"""The application in this process, with a parser that needs none: the seam that a queue of jobs will use."""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from service_client import image_bytes
+
+from app.document import Failure, PageResult, ParseOptions
+from app.errors import InternalError, all_errors, error_named
+from app.formats import Source
+from app.main import create_app
+from app.parser import Readiness
+from app.schemas.parse import OptionFields
+from app.service import Service
+from app.settings import Settings
+from app.spool import Spool
+from app.telemetry import JsonFormatter, Metrics, Stopwatch
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+class FakeParser:
+    """Keeps the contract of ``Parser``: pages out of order, some of them failed."""
+
+    readiness = Readiness(ready=True, detail="ready", model="fake")
+
+    def __init__(self, *codes: str | None) -> None:
+        self._codes = codes
+        self.closed = False
+
+    async def parse(
+        self, source: Source, options: ParseOptions, *, document_id: str
+    ) -> AsyncGenerator[PageResult, None]:
+        assert source.path.read_bytes()
+        try:
+            for index, code in reversed(list(enumerate(self._codes))):
+                failure = Failure(code, f"because of {code}") if code else None
+                yield PageResult(index, 1, 1, "" if code else f"page {index}", failure=failure)
+        finally:
+            self.closed = True
+
+
+def ask(tmp_path: Path, parser: FakeParser, method: str = "POST", path: str = "/v1/parse") -> httpx.Response:
+    settings = Settings(data_dir=tmp_path)
+    app = create_app(settings)
+    _add_routes_that_fail(app)
+    spool = Spool.open(tmp_path)
+    app.state.service = Service(settings, Metrics(), parser, spool)
+
+    async def exchange() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            files = {"file": image_bytes()} if method == "POST" else None
+            return await client.request(method, path, files=files)
+
+    try:
+        return asyncio.run(exchange())
+    finally:
+        spool.close()
+
+
+def _add_routes_that_fail(app: FastAPI) -> None:
+    @app.get("/defect")
+    async def defect() -> None:
+        raise ZeroDivisionError("secret")
+
+    @app.get("/number/{number}")
+    async def number(number: int) -> None:
+        """Refuses what is no number."""
+
+
+def test_pages_are_answered_in_order(tmp_path: Path) -> None:
+    parser = FakeParser(None, "page_failed", None)
+    document = ask(tmp_path, parser).json()
+    assert [page["index"] for page in document["pages"]] == [0, 1, 2]
+    assert document["markdown"] == "page 0\n\npage 2"
+    assert document["status"] == "partial"
+    assert parser.closed
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "code"),
+    [
+        (("page_failed", "page_failed"), 500, "page_failed"),
+        (("unreadable_page",), 422, "unreadable_page"),
+        (("worker_lost", "page_deadline"), 500, "document_failed"),
+    ],
+)
+def test_a_document_of_which_nothing_was_read_is_no_success(
+    tmp_path: Path, codes: tuple[str, ...], status: int, code: str
+) -> None:
+    response = ask(tmp_path, FakeParser(*codes))
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_a_defect_is_a_problem_without_its_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    response = ask(tmp_path, FakeParser(), "GET", "/defect")
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["instance"].endswith(response.headers["x-request-id"])
+    assert "secret" not in response.text
+    assert "secret" in caplog.text
+
+
+def test_the_frameworks_own_refusals_are_problems(tmp_path: Path) -> None:
+    response = ask(tmp_path, FakeParser(), "GET", "/number/three")
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert "number" in response.json()["detail"]
+
+
+def test_codes_are_unique_and_found_by_name() -> None:
+    errors = list(all_errors())
+    assert len({error.code for error in errors}) == len(errors)
+    assert all(error_named(error.code) is error for error in errors)
+    assert error_named("unheard_of") is InternalError
+    assert all(400 <= error.status < 600 and error.title for error in errors)
+
+
+def test_logs_are_json_with_what_was_added() -> None:
+    record = logging.makeLogRecord(
+        {"name": "x", "levelname": "INFO", "msg": "a %s", "args": ("b",), "page": 3}
+    )
+    line = JsonFormatter().format(record)
+    assert '"message": "a b"' in line
+    assert '"page": 3' in line
+    assert "\n" not in line
+
+
+def test_a_stopwatch_adds_up() -> None:
+    watch = Stopwatch()
+    for _ in range(2):
+        with watch("prune"):
+            pass
+    assert set(watch.ms) == {"prune"}
+    assert watch.ms["prune"] >= 0
+
+
+def rows(page: str, first_heading: str) -> dict[str, list[str]]:
+    """The rows of the table of ``page`` that has this heading first: first cell -> the others."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    table = re.search(rf"^\| {first_heading} \|.*\n\|.*\n((\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None, f"{page} has no table of {first_heading}"
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table[1].splitlines()]
+    return {row[0].strip("| `"): [cell.strip("| `") for cell in row[1:]] for row in cells}
+
+
+def shown(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def test_documented_settings_are_those_of_the_class() -> None:
+    expected = {
+        f"RTPRUNE_{name.upper()}": [shown(field.default), " ".join((field.description or "").split())]
+        for name, field in Settings.model_fields.items()
+    }
+    documented = {
+        name: [cells[0], cells[1].replace("`", "")] for name, cells in rows("settings.md", "Variable").items()
+    }
+    assert documented == {
+        name: [default, text.replace("`", "")] for name, (default, text) in expected.items()
+    }
+
+
+def test_documented_errors_are_those_of_the_classes() -> None:
+    expected = {
+        error.code: [str(error.status), "yes" if error.retryable else "no", error.title]
+        for error in all_errors()
+    }
+    assert rows("api.md", "Code") == expected
+
+
+def test_documented_options_are_those_of_the_schema() -> None:
+    assert set(rows("api.md", "Option")) == {"file", *OptionFields.model_fields}
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOST", "RTPRUNE_HOST", "RTPRUNE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PORT", "1234")
+    monkeypatch.setenv("RTPRUNE_MAX_PAGES", "7")
+    settings = Settings()
+    assert (settings.host, settings.port, settings.max_pages) == ("127.0.0.1", 1234, 7)
+    monkeypatch.setenv("RTPRUNE_PORT", "4321")
+    assert Settings().port == 4321
+    monkeypatch.setenv("RTPRUNE_MAX_PAGES", "0")
+    with pytest.raises(ValueError, match="max_pages"):
+        Settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The checkpoint that ships: it reads the sample, its figures are the measured ones, its files are complete."""
+"""The checkpoint that ships: its figures are the measured ones, its files are complete."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README is run: its Python, its curl calls against a served pocket checkpoint, its demo; its outputs are compared."""
+"""The README is run: its Python, its curl calls against a served pocket checkpoint, its demo."""
 
 import json
 import os
@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.service_client import serving
+from service_client import serving
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,7 +47,11 @@ def commands() -> list[str]:
 
 def test_every_shell_command_is_one_this_file_runs() -> None:
     for command in commands():
-        assert command.startswith(("curl ", ".venv/bin/rtprune ")) or command in {"make demo", "make run", "make test"}
+        assert command.startswith(("curl ", ".venv/bin/rtprune ")) or command in {
+            "make demo",
+            "make run",
+            "make test",
+        }
 
 
 def test_markdown_by_curl_is_what_the_readme_shows(address: str) -> None:
@@ -81,7 +84,9 @@ def test_the_command_line_reads_the_sample(tmp_path: Path) -> None:
 
 def test_the_python_example_runs() -> None:
     (example,) = blocks("python")
-    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     before, after = re.findall(r"(\d+) -> (\d+)", done.stdout)[0]
     assert int(after) < int(before) == 273
@@ -91,7 +96,13 @@ def test_the_demo_prints_markdown_and_a_table_and_stops_the_service() -> None:
     environment = {**os.environ, "VENV": str(BIN.parent)}
     environment.pop("PORT", None)
     done = subprocess.run(
-        ["bash", "docs/demo.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=180
+        ["bash", "docs/demo.sh"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"page +visual +kept +retention", done.stdout)

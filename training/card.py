@@ -12,29 +12,32 @@ from training.settings import load_settings
 
 CARD = """# The pocket checkpoint
 
-A small DeepSeek-OCR: transformers' own classes at small sizes, {parameters:.1f} million parameters, {mib:.0f} MiB in
-bfloat16, one mixture-of-experts layer, a character vocabulary. It exists so that the whole path, from rasterizing
-to Markdown, runs and is tested without a GPU or a model hub. It really reads, within narrow limits.
+A small DeepSeek-OCR: transformers' own classes at small sizes, {parameters:.1f} million parameters,
+{mib:.0f} MiB in bfloat16, one mixture-of-experts layer, a character vocabulary. It exists so that the
+whole path, from rasterizing to Markdown, runs and is tested without a GPU or a model hub. It really
+reads, within narrow limits.
 
 ## What it reads
 
-Printed Latin text (ASCII), letters of 24 to 44 px em in its view of 256 x 256 px, a few short lines, in the fonts
-below. Mode `pocket`, either of the prompts `\\n<|grounding|>Convert the document to markdown.` and `\\nFree OCR.`;
-both give plain text, line by line.
+Printed Latin text (ASCII), letters of 24 to 44 px em in its view of 256 x 256 px, a few short lines, in
+the fonts below. Mode `pocket`, either of the prompts `\\n<|grounding|>Convert the document to
+markdown.` and `\\nFree OCR.`; both give plain text, line by line.
 
 ## What it cannot do
 
 - Ordinary documents: an A4 page of 11 pt has letters of 4 px in its view. Expect nonsense, or nothing.
-- The modes `tiny` to `gundam` work mechanically (token counts, pruning, timings are real) but were never trained.
-- Grounding tags, headings, lists, tables, several columns, formulas, handwriting, photographs, rotated text.
+- The modes `tiny` to `gundam` work mechanically (token counts, pruning, timings are real) but were
+  never trained.
+- Grounding tags, headings, lists, tables, several columns, formulas, handwriting, photographs, rotated
+  text.
 - Letters outside ASCII, other prompts, fonts far from those it saw.
 - Pages it cannot read may come back as invented words. `confidence` (mean log-probability) is then low.
 
 ## Measured
 
-Character error rate on {pages} held-out rendered pages ({characters:,} characters; fonts seen, texts unseen; the same
-renderer as training), runs of whitespace counted as one space. Regenerate with
-`python -m benchmarks.accuracy --pages {pages} --out benchmarks/results/accuracy.json`.
+Character error rate on {pages} held-out rendered pages ({characters:,} characters; fonts seen, texts
+unseen; the same renderer as training), runs of whitespace counted as one space. Regenerate with `python
+-m benchmarks.accuracy --pages {pages} --out benchmarks/results/accuracy.json`.
 
 {table}
 
@@ -42,13 +45,14 @@ Retention is the share of the visual sequence that reaches the decoder. {pruning
 
 ## Training
 
-- Data: pages rendered by `training/`: words of the SCOWL list (public domain), invented words, numbers, codes; no
-  text of anybody. Fonts, all free: {fonts}.
-- Start: an earlier dense checkpoint of the same recipe (168,000 pages, the same renderer family), whose last
-  feed-forward layer became the mixture's shared expert; training from nothing is the same command without `--start`.
+- Data: pages rendered by `training/`: words of the SCOWL list (public domain), invented words, numbers,
+  codes; no text of anybody. Fonts, all free: {fonts}.
+- Start: an earlier dense checkpoint of the same recipe (168,000 pages, the same renderer family), whose
+  last feed-forward layer became the mixture's shared expert; training from nothing is the same command
+  without `--start`.
 - Compute: {pages_seen:,} pages more in {minutes:.0f} minutes on one core of a shared CPU machine.
-- Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped at export.
-  Pruning played no part in training.
+- Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped
+  at export. Pruning played no part in training.
 - Settings: [`training/pocket.toml`](../../../training/pocket.toml), log in
   [`training/log.jsonl`](../../../training/log.jsonl).
 
@@ -90,8 +94,8 @@ def _pruning_note(rows: list[dict[str, Any]]) -> str:
     by_name = {row["pruning"]: row["character_error_rate"] for row in rows}
     cost = by_name["dynamic"] - by_name["none"]
     return (
-        f"The dynamic ratio, the service's default, costs {cost:.3f} here: a model of this size has no redundancy"
-        " inside a square with text."
+        f"The dynamic ratio, the service's default, costs {cost:.3f} here: a model of this size has no"
+        " redundancy inside a square with text."
     )
 
 

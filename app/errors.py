@@ -3,6 +3,7 @@
 ParseError
 ├── BadOption            400  an option is malformed, out of range or unknown to this checkpoint
 ├── PageFailed           500  the model failed on one page; the other pages went on
+│   └── PageTooLong      422  the page and its prompt do not fit the memory of one page
 └── Overloaded           503  no capacity now; try again
 """
 
@@ -25,6 +26,11 @@ class BadOption(ParseError):
 class PageFailed(ParseError):
     code = "page_failed"
     status = 500
+
+
+class PageTooLong(PageFailed):
+    code = "page_too_long"
+    status = 422
 
 
 class Overloaded(ParseError):

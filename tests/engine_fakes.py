@@ -1,6 +1,7 @@
 """A tiny DeepSeek-OCR with random weights, and an ``OcrModel`` around it that needs no vision tower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,32 +9,57 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
-from app.document import Page
+from app.document import Page, ReadOptions
 from app.errors import BadOption
+from app.ocr.engine_settings import EngineSettings
 from app.ocr.model import Mode, PageViews
+from app.ocr.page_loop import PageLoop
+from app.ocr.task import PageTask, new_task
 from rtprune import VisualTokens
 
 VISION: dict[str, Any] = {
     "sam_config": {
-        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "output_channels": 8, "mlp_dim": 8,
-        "image_size": 64, "window_size": 4, "global_attn_indexes": [0], "downsample_channels": [8, 8],
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "output_channels": 8,
+        "mlp_dim": 8,
+        "image_size": 64,
+        "window_size": 4,
+        "global_attn_indexes": [0],
+        "downsample_channels": [8, 8],
     },
     "encoder_config": {
-        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 64, "patch_size": 16,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
     },
-}  # fmt: skip
+}
+TEXT: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 60,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 20,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+    "mlp_layer_types": ["dense", "sparse", "dense"],
+}
 
 
 def random_network(seed: int = 0, *, dtype: torch.dtype = torch.float32, **text: Any) -> Any:  # noqa: ANN401
     """Odd sizes, one mixture layer, full attention. Weights large enough that greedy output varies."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 97, "hidden_size": 60, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 5,
-        "num_key_value_heads": 5, "n_routed_experts": 5, "num_experts_per_tok": 2, "n_shared_experts": 1,
-        "moe_intermediate_size": 20, "max_position_embeddings": 1024, "bos_token_id": 0, "eos_token_id": 1,
-        "pad_token_id": 2, "mlp_layer_types": ["dense", "sparse", "dense"],
-    }  # fmt: skip
-    sizes |= text
+    sizes = TEXT | text
     sizes["layer_types"] = ["full_attention"] * sizes["num_hidden_layers"]
     torch.manual_seed(seed)
     config = UnlimitedOcrConfig(text_config=sizes, vision_config=VISION, image_token_id=3)
@@ -109,3 +135,53 @@ def ids_of(text: str) -> list[int]:
 def page(number: int) -> Page:
     """A page unlike every page of another number."""
     return Page(number, Image.new("RGB", (4, 4), (number % 256, number // 256 % 256, 0)))
+
+
+class Inline(Executor):
+    """Runs work where it is submitted, so that a schedule has one order."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":  # noqa: ANN401
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - a future carries whatever its work raised
+            future.set_exception(error)
+        return future
+
+
+def read_page(
+    loop: PageLoop,
+    model: FakeOcr,
+    limits: EngineSettings,
+    image: Page,
+    options: ReadOptions,
+    document_id: str = "d",
+) -> PageTask:
+    """Hand a page to a loop that the test turns itself."""
+    task = new_task(model, limits, image, options, document_id)
+    loop.enqueue(task, 0)
+    return task
+
+
+def permutation_network(period: int, *, then: int | None = None) -> Any:  # noqa: ANN401
+    """A decoder whose next token depends on the last one alone: ids 10 to 10 + period - 1 in a cycle.
+
+    Attention and feed-forward are zero, embeddings orthonormal, the head a table. Any other id leads into
+    the cycle. The second choice after each token of the cycle is ``then``, if given.
+    """
+    size = 110 + period + (-(110 + period) % 4)  # grouped_mm wants strides of 16 bytes
+    network = random_network(
+        0, vocab_size=size, hidden_size=size, num_attention_heads=1, num_key_value_heads=1
+    )
+    cycle = range(10, 10 + period)
+    after = [10 if token not in cycle else 10 + (token - 9) % period for token in range(size)]
+    with torch.no_grad():
+        for name, weights in network.named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                weights.zero_()
+        network.model.language_model.embed_tokens.weight.copy_(torch.eye(size))
+        network.lm_head.weight.zero_()
+        network.lm_head.weight[after, range(size)] = 1.0
+        if then is not None:
+            network.lm_head.weight[then, list(cycle)] = 0.5
+    return network

@@ -101,11 +101,7 @@ class Decoder:
     def prefill(self, prompts: Sequence[Prompt], rules: Sequence[NgramRule]) -> Choices:
         """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
         lengths = [len(prompt) for prompt in prompts]
-        try:
-            logits = self._first_logits(prompts, lengths)
-        except BaseException:
-            self.cache.wipe_free(lengths)
-            raise
+        logits = self._first_logits(prompts, lengths)
         tokens = logits.argmax(dim=-1)
         logprobs = chosen_logprobs(logits, tokens)
         first = self.cache.admit(lengths)
@@ -208,5 +204,7 @@ class Decoder:
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or infinity."""
+    """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or
+    infinity.
+    """
     return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

@@ -98,7 +98,10 @@ class CudaRunner:
         return read
 
     def _capture(
-        self, bucket: int, attention: PackedDecode, pool: Any  # noqa: ANN401 - torch names no type for it
+        self,
+        bucket: int,
+        attention: PackedDecode,
+        pool: Any,  # noqa: ANN401 - torch names no type for it
     ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
@@ -123,7 +126,9 @@ def buckets_up_to(most: int) -> list[int]:
 
 
 class VisionLane:
-    """Where encoding runs. CPU: in the caller, at once. CUDA: in one thread on one stream, beside decoding."""
+    """Where encoding runs. CPU: in the caller, at once. CUDA: in one thread on one stream, beside
+    decoding.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = (
@@ -157,7 +162,9 @@ class VisionLane:
 
 
 def adopt(tensor: torch.Tensor) -> torch.Tensor:
-    """Use a tensor made on another stream: its memory must not be reused before this stream is done with it."""
+    """Use a tensor made on another stream: its memory must not be reused before this stream is done with
+    it.
+    """
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream())
     return tensor

@@ -11,19 +11,17 @@ If that thread dies, every page fails and so does every later ``submit``: nobody
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from app.document import Page, Reading, ReadOptions
-from app.errors import BadOption, PageFailed
+from app.errors import PageFailed
 from app.ocr.engine_settings import EngineSettings
-from app.ocr.ladder import Rung, ladder
 from app.ocr.model import OcrModel
 from app.ocr.page_loop import EngineLoad, PageLoop
 from app.ocr.stream import pieces_of
-from app.ocr.task import PageTask
+from app.ocr.task import PageTask, new_task
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +90,7 @@ class Engine:
         deadline passes ends with what it has; one not yet begun, with ``Overloaded``. Raises ``BadOption``,
         ``Overloaded`` for a full queue, ``PageFailed`` when the engine has stopped.
         """
-        task = self._task(page, options, document_id, deadline_seconds)
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
         with self._lock:
             if self._failure is not None:
                 raise PageFailed(self._failure)
@@ -112,30 +110,6 @@ class Engine:
         self._thread.join()
         self._preparing.shutdown(wait=True, cancel_futures=True)
         self._finishing.shutdown(wait=True)
-
-    def _task(
-        self, page: Page, options: ReadOptions, document_id: str, deadline_seconds: float | None
-    ) -> PageTask:
-        settings, modes = self._settings, self._model.modes
-        mode = options.mode or self._model.default_mode
-        if mode not in modes:
-            raise BadOption(f"mode {mode!r} is unknown to {self._model.name}, which has {', '.join(modes)}")
-        if deadline_seconds is not None and not deadline_seconds > 0:
-            raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
-        prompt = self._model.default_prompt if options.prompt is None else options.prompt
-        first = Rung(
-            mode, options.prune, options.keep_ratio if options.prune != "none" else None, settings.ngram
-        )
-        now = time.monotonic()
-        return PageTask(
-            page=page,
-            document_id=document_id,
-            rungs=ladder(first, settings.strict_ngram, list(modes.values()), settings.max_attempts),
-            prompt_ids=self._model.prompt_ids(prompt),
-            max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
-            submitted_s=now,
-            deadline_s=now + (deadline_seconds or settings.page_deadline_seconds),
-        )
 
     def _forget(self, task: PageTask) -> None:
         with self._lock:

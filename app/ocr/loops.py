@@ -76,15 +76,18 @@ class Loop:
 
 
 def find_loop(ids: Sequence[int], rule: LoopRule, exempt: Collection[int] = ()) -> Loop | None:
-    """The loop that the output ends in, or ``None``. O(len * periods) at worst, O(periods) on ordinary text."""
-    excused: list[int] = []
+    """The loop that the output ends in, or ``None``. O(len * periods) at worst, O(periods) on ordinary
+    text.
+    """
+    excused = len(ids)  # where the longest short loop of exempt ids begins
     for period in range(1, min(rule.max_period, len(ids) // 3) + 1):
         start = _start_of_tail(ids, period)
-        if len(ids) - start < rule.covered(period) or any(period % short == 0 for short in excused):
+        # a multiple of that short loop's period repeats as long as it does, and is no loop of its own
+        if len(ids) - start < rule.covered(period) or start > excused - period:
             continue
         if period >= rule.unit or _weight(ids[start:], exempt) >= rule.covered(period):
             return Loop(period, start)
-        excused.append(period)  # and with it its multiples, which repeat as well
+        excused = min(excused, start)
     return None
 
 
@@ -178,7 +181,9 @@ class RepeatState:
         return scores.scatter_reduce(1, followers, ceiling, "amin")
 
     def after(self, ids: torch.Tensor) -> "Extended":
-        """The state of the first n rows once (n,) int64 ``ids`` are their last tokens. Changes nothing yet."""
+        """The state of the first n rows once (n,) int64 ``ids`` are their last tokens. Changes nothing
+        yet.
+        """
         n = len(ids)
         history = torch.cat((ids[:, None], self._history[:n, :-1]), dim=1)
         runs = (self._runs[:n] + 1) * (self._history[:n] == ids[:, None])

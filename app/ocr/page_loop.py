@@ -4,6 +4,7 @@ Everything here runs in one thread, but for ``enqueue`` and ``post``, which any 
 """
 
 import heapq
+import logging
 import math
 import threading
 import time
@@ -26,6 +27,7 @@ from app.ocr.scheduler import BatchLimit, Deadlines, FairQueue, Turn, chunks_wit
 from app.ocr.task import PageTask
 from app.ocr.vision import Encoded, Prepared, Vision, failure_of, prepare
 
+logger = logging.getLogger(__name__)
 PrefillBatch = list[tuple[PageTask, Encoded]]
 
 
@@ -51,7 +53,9 @@ class _Pass:
 
 
 class PageLoop:
-    """Pages in, answers out. ``preparing`` runs host work of many pages, ``finishing`` turns ids into text."""
+    """Pages in, answers out. ``preparing`` runs host work of many pages, ``finishing`` turns ids into
+    text.
+    """
 
     def __init__(
         self, model: OcrModel, settings: EngineSettings, preparing: Executor, finishing: Executor
@@ -196,6 +200,7 @@ class PageLoop:
         if error is not None:
             if not isinstance(error, Exception):
                 raise error
+            logger.warning("a page could not be prepared", exc_info=error)
             self.fail(task, failure_of(error))
             return
         prepared = done.result()
@@ -278,7 +283,9 @@ class PageLoop:
     # running pages
 
     def _prefill(self) -> None:
-        """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens`` take."""
+        """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens``
+        take.
+        """
         while self._encoded and self._encoded[0][0].is_over:
             self._encoded.popleft()
         waiting = [pair for pair in self._encoded if not pair[0].is_over]
@@ -295,7 +302,8 @@ class PageLoop:
             choices = self._decoder.prefill(
                 [encoded.prompt for _, encoded in batch], [task.rung.ngram for task, _ in batch]
             )
-        except Exception as error:  # noqa: BLE001 - told to the page it belongs to, or tried again
+        except Exception as error:
+            logger.warning("a prefill of %d pages failed", size, exc_info=error)
             self._prefill_failed(batch, error)
             return
         self._prefill_limit.succeeded()
@@ -433,5 +441,6 @@ def _complete(task: PageTask, model: OcrModel) -> None:
     """Ids -> text, away from the loop."""
     try:
         task.settle(task.reading(model.decode_text(task.best().ids)))
-    except Exception as error:  # noqa: BLE001 - told to whoever waits for the page
+    except Exception as error:
+        logger.exception("a page's text could not be made")
         task.settle(failure_of(error))

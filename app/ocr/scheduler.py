@@ -42,9 +42,10 @@ class _Entry(Generic[Item]):
 class FairQueue(Generic[Item]):
     """Pages waiting, served in rounds: each round takes one page of every document that has one.
 
-    A page gets its round when it arrives: one more than the round of its document's last page, but no earlier
-    than the round being served. So page 1 of a new document goes ahead of page 58 of a document of 2000,
-    and order is settled at arrival: a heap, O(log n) a page. Higher priority goes strictly first.
+    A page gets its round when it arrives: one more than that of its document's last waiting page, and later
+    than the round being served. So page 1 of a new document goes ahead of page 58 of a document of 2,000, yet
+    behind every page whose round has come, or documents arriving without end would starve the one that waits.
+    Order is settled at arrival: a heap, O(log n) a page. Higher priority goes strictly first.
     """
 
     def __init__(self, max_pages: int) -> None:
@@ -64,7 +65,7 @@ class FairQueue(Generic[Item]):
         if len(self._entries) >= self._max_pages:
             raise Overloaded(f"{self._max_pages} pages are waiting already")
         level = self._levels.setdefault(-priority, _Level())
-        turn_round = max(level.current_round, level.last_round.get(document_id, -1) + 1)
+        turn_round = max(level.current_round, level.last_round.get(document_id, -1)) + 1
         self._arrivals += 1
         turn = Turn(-priority, turn_round, self._arrivals)
         level.last_round[document_id] = turn_round

@@ -9,10 +9,8 @@ from app.reader import Restart
 
 DecodeText = Callable[[Sequence[int]], str]
 
-MAX_HELD_IDS = 8
-"""A UTF-8 character has at most 4 bytes, so at most 4 tokens: ids held back longer are no character in the
-making.
-"""
+MAX_BYTES = 4
+"""Of a UTF-8 character, and so tokens. What is no text after that many is no character in the making."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +97,25 @@ class TextDelta:
         self._ids.extend(ids)
         # decoded with the ids sent last: a token's text may depend on the one before it
         before = self._decode_text(self._ids[self._context : self._sent])
-        text = self._decode_text(self._ids[self._context :])
-        is_unfinished = text.endswith("\ufffd") and len(self._ids) - self._sent < MAX_HELD_IDS
-        if is_unfinished or len(text) <= len(before):
+        end = len(self._ids) - self._num_unfinished()
+        text = self._decode_text(self._ids[self._context : end])
+        if len(text) <= len(before):
             return ""
-        self._context, self._sent = self._sent, len(self._ids)
+        self._context, self._sent = self._sent, end
         return text[len(before) :]
+
+    def _num_unfinished(self) -> int:
+        """Ids at the end that may be part of a character; 0 if dropping them does not help."""
+        for held in range(min(MAX_BYTES, len(self._ids) - self._sent)):
+            if not self._decode_text(self._ids[self._context : len(self._ids) - held]).endswith("\ufffd"):
+                return held
+        return 0 if len(self._ids) - self._sent >= MAX_BYTES else len(self._ids) - self._sent
 
 
 async def pieces_of(feed: Feed, decode_text: DecodeText, interval_seconds: float) -> AsyncIterator[str]:
-    """``PageStream.pieces``: text as it comes; at the end, whatever makes it add up to the page's final text."""
+    """``PageStream.pieces``: text as it comes; at the end, whatever makes it add up to the page's final
+    text.
+    """
     attempt, num_seen, sent, delta = 0, 0, "", TextDelta(decode_text)
     while True:
         news = await feed.news(attempt, num_seen)

@@ -1,13 +1,16 @@
 """One page on its way through the engine: what was asked, what was tried, what came out."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from app.document import Attempt, FinishReason, Page, Reading, TokenCounts
-from app.errors import ParseError
-from app.ocr.ladder import Rung
+from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.errors import BadOption, ParseError
+from app.ocr.engine_settings import EngineSettings
+from app.ocr.ladder import Rung, ladder
 from app.ocr.loops import BanCount, LoopRule
+from app.ocr.model import OcrModel
 from app.ocr.scheduler import Turn
 from app.ocr.stream import Feed
 from app.ocr.vision import Encoded, VisualCounts
@@ -35,7 +38,6 @@ class PageTask:
     rungs: Sequence[Rung]
     prompt_ids: list[int]
     max_output_tokens: int
-    submitted_s: float
     deadline_s: float
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
@@ -131,3 +133,30 @@ class PageTask:
         else:
             self.feed.finish(None)
             self.done.set_exception(result)
+
+
+def new_task(
+    model: OcrModel,
+    settings: EngineSettings,
+    page: Page,
+    options: ReadOptions,
+    document_id: str,
+    deadline_seconds: float | None = None,
+) -> PageTask:
+    """Everything the engine decides about a page before it waits. Raises ``BadOption``."""
+    mode = options.mode or model.default_mode
+    if mode not in model.modes:
+        raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if deadline_seconds is not None and not deadline_seconds > 0:
+        raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
+    prompt = model.default_prompt if options.prompt is None else options.prompt
+    keep_ratio = None if options.prune == "none" else options.keep_ratio
+    first = Rung(mode, options.prune, keep_ratio, settings.ngram)
+    return PageTask(
+        page=page,
+        document_id=document_id,
+        rungs=ladder(first, settings.strict_ngram, list(model.modes.values()), settings.max_attempts),
+        prompt_ids=model.prompt_ids(prompt),
+        max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
+        deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
+    )

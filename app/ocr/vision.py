@@ -93,11 +93,18 @@ class Vision:
         kept = self._prune_all(pages, tokens)
         prune_ms = (time.perf_counter() - start) * 1e3 / len(pages)
         self._limit.succeeded()
-        return [
-            result if isinstance(result, ParseError)
-            else Encoded(self._prompt(page, result), result.counts, encode_ms, prune_ms)
-            for page, result in zip(pages, kept, strict=True)
-        ]  # fmt: skip
+        return [self._encoded(page, one, encode_ms, prune_ms) for page, one in zip(pages, kept, strict=True)]
+
+    def _encoded(
+        self, page: Prepared, kept: _Kept | ParseError, encode_ms: float, prune_ms: float
+    ) -> Encoded | ParseError:
+        if isinstance(kept, ParseError):
+            return kept
+        try:
+            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms)
+        except Exception as error:
+            logger.exception("a page's visual tokens do not fit the decoder")
+            return failure_of(error)
 
     def _encode_views(self, pages: Sequence[Prepared]) -> list[VisualTokens]:
         tokens = self._model.encode([page.views for page in pages])
@@ -187,7 +194,9 @@ def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | 
 
 
 def failure_of(error: BaseException) -> ParseError:
-    """What a client is told: the page's own error, or that the model failed; never a stack trace or a path."""
+    """What a client is told: the page's own error, or that the model failed; never a stack trace or a
+    path.
+    """
     if isinstance(error, ParseError):
         return error
     if is_out_of_memory(error):

@@ -18,6 +18,7 @@ ParseError
 ├── EncryptedPdf            422  the PDF needs a password
 ├── PageNotFound            422  a page was asked for that the document does not have
 ├── UnreadablePage          422  one page is damaged; the other pages went on
+├── PageTooLong             422  the page and its prompt do not fit the memory of one page
 ├── RasterizeTimeout        422  turning one page into pixels took too long
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
@@ -108,6 +109,10 @@ class PageNotFound(ParseError):
 
 class UnreadablePage(ParseError):
     code, status, title = "unreadable_page", 422, "The page cannot be read"
+
+
+class PageTooLong(ParseError):
+    code, status, title = "page_too_long", 422, "The page does not fit the model's memory"
 
 
 class RasterizeTimeout(ParseError):

@@ -134,10 +134,10 @@ class Attempt:
 class Reading:
     """What the engine made of one page: raw model text, counts, and milliseconds by stage.
 
-    ``timing_ms`` has the keys queue, preprocess, encode, prune, prefill, decode, summed over the attempts. Work
-    that pages share (a batched encode, a decode step) is divided equally among the pages it served, so the sum
-    over pages is the time spent and a page's own sum is below its wall time. ``queue`` is the time the page
-    waited without being worked on, before each attempt. The caller that knows it adds ``total``, wall time.
+    ``timing_ms`` has the keys queue, preprocess, encode, prune, prefill, decode, summed over the attempts.
+    Work that pages share (a batched encode, a decode step) is divided equally among the pages it served, so
+    the sum over pages is the time spent and a page's own sum is below its wall time. ``queue`` is the time
+    the page waited without being worked on, before each attempt. The caller adds ``total``, wall time.
     """
 
     text: str

@@ -30,7 +30,7 @@ class PageStream(Protocol):
         """
 
     async def result(self) -> Reading:
-        """Wait for the page. Raises the page's own ``ParseError`` if it failed; other pages are unaffected."""
+        """Wait for the page. Raises the page's own ``ParseError`` if it failed; others are unaffected."""
 
     def cancel(self) -> None:
         """Stop within one decode step and free the page's memory. Idempotent."""

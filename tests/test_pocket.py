@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,5 +36,6 @@ def test_the_vocabulary_is_the_one_training_builds() -> None:
 def test_it_is_small_enough_to_ship_and_has_an_expert_layer() -> None:
     assert (POCKET / "model.safetensors").stat().st_size <= 40e6
     model = load_model("pocket", "cpu", torch.float32)
-    assert "sparse" in model.network.config.text_config.mlp_layer_types
+    config: Any = model.network.config
+    assert "sparse" in config.text_config.mlp_layer_types
     assert model.default_mode == "pocket"

@@ -23,7 +23,8 @@ def blocks(language: str) -> list[str]:
 
 
 def output(name: str) -> str:
-    return next(body for label, _, body in BLOCK.findall(README) if label == name)
+    found: list[str] = [body for label, _, body in BLOCK.findall(README) if label == name]
+    return found[0]
 
 
 @pytest.fixture(scope="module")

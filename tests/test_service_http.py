@@ -233,7 +233,7 @@ CASES: dict[str, Answer] = {
 }
 TESTED_ELSEWHERE = {
     *("upload_timeout", "rasterize_timeout", "overloaded", "not_ready", "document_deadline"),
-    *("document_failed", "internal_error", "invalid_request"),
+    *("document_failed", "internal_error", "invalid_request", "page_too_long"),
 }
 
 

@@ -71,6 +71,8 @@ class KvCache:
         self.shape = shape
         self.keys = [_zeros(plan, shape, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(plan, shape, device) for _ in range(shape.num_layers)]
+        self.key_rows = [_rows(storage) for storage in self.keys]
+        self.value_rows = [_rows(storage) for storage in self.values]
         self.lengths = torch.zeros(plan.num_slots, dtype=torch.int32, device=device)
         self.host_lengths: list[int] = []
 
@@ -130,3 +132,10 @@ def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return torch.zeros(slots, heads, tokens, dim, dtype=shape.dtype, device=device).transpose(1, 2)
     return torch.zeros(slots, tokens, heads, dim, dtype=shape.dtype, device=device)
+
+
+def _rows(storage: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """(S, T, H, D) -> S views (H, T, D), made once: making them at every step cost as much as reading
+    them.
+    """
+    return storage.transpose(1, 2).unbind(0)

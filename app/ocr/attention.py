@@ -137,7 +137,7 @@ class SlotDecode:
         cache.keys[layer].index_put_((self._rows, self._at), key[:, :, 0])
         cache.values[layer].index_put_((self._rows, self._at), value[:, :, 0])
         num_groups = key.shape[1]
-        scaled = (query * scale).unflatten(1, (num_groups, -1)).squeeze(3)  # (n, Hkv, H / Hkv, D)
+        scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, H / Hkv, D)
         rows = zip(
             scaled.unbind(0), cache.key_rows[layer], cache.value_rows[layer], self._lengths, strict=False
         )

@@ -35,7 +35,7 @@ from app.ocr.task import new_task
 from app.ocr.vision import Encoded, Vision, prepare
 from benchmarks.full_size import full_size
 from benchmarks.report import ROOT, publish
-from benchmarks.synthetic import SyntheticOcr, pocket_network
+from benchmarks.synthetic import SyntheticOcr, pocket_network, random_pocket
 
 NEVER_LOOPS = LoopRule(unit=10**6)
 NEVER_BANS = NgramRule(n=1000, window=1000)
@@ -128,7 +128,7 @@ def rival(network: Any) -> Any:  # noqa: ANN401 - a second instance, with transf
 
 
 def compare(args: argparse.Namespace) -> dict[str, object]:
-    network, name = pocket_network(args.model)
+    network, name = (random_pocket(), "random weights") if args.random else pocket_network(args.model)
     work = Workload.of(args.pages, args.shortest, args.longest)
     model = SyntheticOcr(network, name)
     prompts = prompts_of(model, work)
@@ -178,6 +178,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the packaged one)")
+    parser.add_argument("--random", action="store_true", help="random weights of the pocket size")
     parser.add_argument("--pages", type=int, default=96)
     parser.add_argument("--shortest", type=int, default=20)
     parser.add_argument("--longest", type=int, default=400)

@@ -33,13 +33,15 @@ from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.scheduler import BatchLimit
 from app.ocr.task import new_task
 from app.ocr.vision import Encoded, Vision, prepare
-from benchmarks.report import publish
-from benchmarks.synthetic import SyntheticOcr, pocket_network
+from benchmarks.full_size import full_size
+from benchmarks.report import ROOT, publish
+from benchmarks.synthetic import SyntheticOcr, pocket_network, random_pocket
 
 NEVER_LOOPS = LoopRule(unit=10**6)
 NEVER_BANS = NgramRule(n=1000, window=1000)
 """A rule that never fires costs the engine what any rule costs; ``generate()`` runs without one."""
 
+FULL_SIZE_OUT = ROOT / "benchmarks" / "results" / "engine-h200.json"
 Ids = list[list[int]]
 
 
@@ -126,7 +128,7 @@ def rival(network: Any) -> Any:
 
 
 def compare(args: argparse.Namespace) -> dict[str, object]:
-    network, name = pocket_network(args.model)
+    network, name = (random_pocket(), "random weights") if args.random else pocket_network(args.model)
     work = Workload.of(args.pages, args.shortest, args.longest)
     model = SyntheticOcr(network, name)
     prompts = prompts_of(model, work)
@@ -176,12 +178,23 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the packaged one)")
-    parser.add_argument("--pages", type=int, default=48)
+    parser.add_argument("--random", action="store_true", help="random weights of the pocket size")
+    parser.add_argument("--pages", type=int, default=96)
     parser.add_argument("--shortest", type=int, default=20)
     parser.add_argument("--longest", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--out", type=Path)
+    full = parser.add_argument_group("full size")
+    full.add_argument("--full-size", action="store_true", help="the full architecture with random weights")
+    full.add_argument(
+        "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"
+    )
+    full.add_argument("--device", default="cuda")
+    full.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 100, 256], help="pages at once")
+    full.add_argument("--output-tokens", type=int, default=1000)
+    full.add_argument("--encode-pages", type=int, default=8, help="pages encoded at once")
+    full.add_argument("--prefill-tokens", type=int, default=32768, help="tokens prefilled at once")
     return parser.parse_args(words)
 
 
@@ -189,7 +202,15 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parse(words)
     if args.threads:
         torch.set_num_threads(args.threads)
-    publish(compare(args), torch.device("cpu"), args.out)
+    if not args.full_size:
+        publish(compare(args), torch.device("cpu"), args.out)
+        return
+    device = torch.device(args.device)
+    figures = full_size(
+        device, tiny=args.tiny_sizes, pages=args.batches, output_tokens=args.output_tokens,
+        encode_pages=args.encode_pages, prefill_tokens=args.prefill_tokens,
+    )  # fmt: skip
+    publish(figures, device, args.out or FULL_SIZE_OUT)
 
 
 if __name__ == "__main__":

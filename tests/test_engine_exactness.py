@@ -2,8 +2,10 @@
 ``generate()``.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,12 @@ import torch
 from engine_fakes import FakeOcr, Inline, ids_of, page, random_network, read_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import UnlimitedOcrForConditionalGeneration
 from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
     UnlimitedOcrSlidingWindowNoRepeatNgramLogitsProcessor as WindowedBan,
 )
 
-from app.document import Page, Reading, ReadOptions
+from app.document import Page, Pruning, Reading, ReadOptions
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.ladder import Rung
 from app.ocr.loops import LoopRule, NgramRule
@@ -32,7 +35,14 @@ NO_LOOPS = LoopRule(unit=10**6)
 def fake(seed: int, double: bool) -> tuple[FakeOcr, FakeOcr]:
     """The engine's model, and a second instance with the same weights for ``generate()``."""
     dtype = torch.float64 if double else torch.float32
-    return FakeOcr(random_network(seed, dtype=dtype)), FakeOcr(random_network(seed, dtype=dtype))
+    return FakeOcr(random_network(seed, dtype=dtype)), FakeOcr(reference_network(seed, dtype))
+
+
+def reference_network(seed: int, dtype: torch.dtype, **text: Any) -> Any:  # noqa: ANN401
+    """Its experts in a plain loop: the grouped kernel refuses odd sizes in bfloat16, and float64."""
+    network = random_network(seed, dtype=dtype, **text)
+    network.set_experts_implementation("eager")
+    return network
 
 
 @dataclass(frozen=True)
@@ -122,3 +132,71 @@ def test_tokens_are_those_of_generate(ban: NgramRule, wishes: list[Wish], num_sl
             assert reading.finish_reason == (
                 "length" if len(wanted) == wish.options.max_output_tokens else "stop"
             )
+
+
+@pytest.mark.parametrize("prune", ["rtprune", "none"])
+def test_thirty_two_pages_at_once_are_those_of_generate(prune: Pruning) -> None:
+    model, reference = fake(1, double=True)
+    reading = ReadOptions(mode="small", prune=prune, keep_ratio=0.5 if prune == "rtprune" else None)
+    wishes = [Wish(i, replace(reading, max_output_tokens=5 + 7 * i % 31), i // 5, None) for i in range(32)]
+    for wish, answer in zip(wishes, run_schedule(model, wishes, TIGHT_BAN, 32), strict=True):
+        assert ids_of(answer.text) == expected(reference, page(wish.number), wish.options, TIGHT_BAN)
+        assert (answer.tokens.kept < answer.tokens.visual) == (prune == "rtprune")
+
+
+def test_grouped_query_heads_are_those_of_generate() -> None:
+    networks = [random_network(3, num_attention_heads=6, num_key_value_heads=2) for _ in range(2)]
+    model, reference = (FakeOcr(network) for network in networks)
+    wishes = [Wish(i, ReadOptions(keep_ratio=0.5, max_output_tokens=20 + i), 2 * i, None) for i in range(6)]
+    for wish, answer in zip(wishes, run_schedule(model, wishes, NO_BAN, 4), strict=True):
+        assert ids_of(answer.text) == expected(reference, page(wish.number), wish.options, NO_BAN)
+
+
+def test_bfloat16_runs_and_agrees_with_generate_on_most_first_tokens() -> None:
+    """Rounding differs with the batch, so near-ties may fall either way: the first tokens seldom are one."""
+    model = FakeOcr(random_network(0, dtype=torch.bfloat16))
+    reference = FakeOcr(reference_network(0, torch.bfloat16))
+    wishes = [Wish(i, ReadOptions(prune="none", max_output_tokens=3), 0, None) for i in range(12)]
+    answers = run_schedule(model, wishes, NO_BAN, 4)
+    wanted = [expected(reference, page(wish.number), wish.options, NO_BAN) for wish in wishes]
+    assert sum(ids_of(a.text)[:1] == ids[:1] for a, ids in zip(answers, wanted, strict=True)) >= 10
+
+
+def pocket_folder() -> Path | None:
+    root = Path(__file__).resolve().parent.parent
+    shared = Path(os.environ.get("RTPRUNE_SHARED", root.parent / "shared"))
+    folders = (root / "app" / "ocr" / "pocket", shared / "pocket-start")
+    return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)
+
+
+@pytest.mark.skipif(pocket_folder() is None, reason="no pocket checkpoint here: neither packaged nor shared")
+def test_the_pocket_checkpoint_gives_the_tokens_of_generate() -> None:
+    networks = [
+        UnlimitedOcrForConditionalGeneration.from_pretrained(pocket_folder(), dtype=torch.float32).eval()
+        for _ in range(2)
+    ]
+    model, reference = (FakeOcr(network) for network in networks)
+    wishes = [
+        Wish(
+            i, ReadOptions(keep_ratio=0.6 if i % 2 else None, max_output_tokens=10 + 9 * i % 50), i % 7, None
+        )
+        for i in range(16)
+    ]
+    for wish, answer in zip(wishes, run_schedule(model, wishes, TIGHT_BAN, 5), strict=True):
+        assert ids_of(answer.text) == expected(reference, page(wish.number), wish.options, TIGHT_BAN)
+
+
+def test_a_checkpoint_with_sliding_layers_is_refused() -> None:
+    network = random_network(0)
+    network.config.text_config.layer_types = ["reference_sliding_attention"] * 3
+    with pytest.raises(ValueError, match="reference_sliding_attention"):
+        PageLoop(FakeOcr(network), EngineSettings(), Inline(), Inline())
+
+
+def test_generate_still_works_on_another_instance_beside_an_engine() -> None:
+    """Registering the attention is global to the process, using it is not."""
+    model, reference = fake(2, double=False)
+    before = expected(reference, page(0), ReadOptions(prune="none", max_output_tokens=9), NO_BAN)
+    run_schedule(model, [Wish(0, ReadOptions(prune="none", max_output_tokens=9), 0, None)], NO_BAN, 1)
+    assert expected(reference, page(0), ReadOptions(prune="none", max_output_tokens=9), NO_BAN) == before
+    assert reference.network.config.text_config._attn_implementation == "sdpa"

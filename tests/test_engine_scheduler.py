@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -116,16 +117,39 @@ def test_a_queue_that_pages_pass_through_for_ever_does_not_grow() -> None:
     assert sum(held) < 200
 
 
-@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.floats(0, 100))
-def test_deadlines_report_each_page_once_in_order(times: list[float], now: float) -> None:
-    deadlines: Deadlines[int] = Deadlines()
-    for i, at in enumerate(times):
-        deadlines.add(i, at)
-    due = deadlines.expired(now)
-    assert sorted(due) == [i for i, at in enumerate(times) if at <= now]
+class Thing:
+    """Told apart by identity."""
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=20), st.floats(0, 100), st.sets(st.integers(0, 19)))
+def test_deadlines_report_each_waiting_page_once_in_order(
+    times: list[float], now: float, over: set[int]
+) -> None:
+    deadlines: Deadlines[Thing] = Deadlines()
+    things = [Thing() for _ in times]
+    for thing, at in zip(things, times, strict=True):
+        deadlines.add(thing, at)
+    for i in over & set(range(len(things))):
+        deadlines.discard(things[i])
+    due = [things.index(thing) for thing in deadlines.expired(now)]
+    assert sorted(due) == [i for i, at in enumerate(times) if at <= now and i not in over]
     assert all(times[a] <= times[b] for a, b in pairwise(due))
     assert deadlines.expired(now) == []
-    assert deadlines.next_s() == min((at for at in times if at > now), default=None)
+    left = [at for i, at in enumerate(times) if at > now and i not in over]
+    following = deadlines.next_s()
+    assert not left or (following is not None and following <= min(left))
+
+
+def test_deadlines_let_go_of_pages_that_are_over() -> None:
+    deadlines: Deadlines[Thing] = Deadlines()
+    for i in range(1000):
+        thing = Thing()
+        deadlines.add(thing, float(i))
+        reference = weakref.ref(thing)
+        deadlines.discard(thing)
+        del thing
+        assert reference() is None
+    assert sum(len(value) for value in vars(deadlines).values() if hasattr(value, "__len__")) < 200
 
 
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 60))

@@ -54,8 +54,18 @@ def install(network: Any) -> None:
         raise ValueError(f"the engine decodes {FULL} layers alone, this checkpoint has {sorted(kinds)}")
     AttentionInterface.register(NAME, attend_pages)
     network.set_attn_implementation({"text_config": NAME})
-    # batched_mm, which generate() picks on CUDA, copies the experts' weights for every token
-    network.set_experts_implementation({"text_config": "grouped_mm"})
+    network.set_experts_implementation({"text_config": experts_for(network)})
+
+
+def experts_for(network: Any) -> str:  # noqa: ANN401
+    """``grouped_mm`` for every checkpoint there is; the loop over experts for sizes its kernel refuses.
+
+    Never batched_mm, which generate() picks on CUDA: it copies the experts' weights for every token.
+    """
+    text, dtype = network.config.text_config, network.dtype
+    sizes = (text.hidden_size, text.moe_intermediate_size)
+    is_aligned = all(size * dtype.itemsize % 16 == 0 for size in sizes)
+    return "grouped_mm" if is_aligned and dtype.itemsize <= 4 else "eager"
 
 
 class PackedPrefill:
@@ -137,7 +147,7 @@ class SlotDecode:
         cache.keys[layer].index_put_((self._rows, self._at), key[:, :, 0])
         cache.values[layer].index_put_((self._rows, self._at), value[:, :, 0])
         num_groups = key.shape[1]
-        scaled = (query * scale).unflatten(1, (num_groups, -1)).squeeze(3)  # (n, Hkv, H / Hkv, D)
+        scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, H / Hkv, D)
         rows = zip(
             scaled.unbind(0), cache.key_rows[layer], cache.value_rows[layer], self._lengths, strict=False
         )

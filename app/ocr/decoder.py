@@ -79,6 +79,8 @@ class Decoder:
         self._language_model = network.model.language_model
         self._head = network.lm_head
         self.is_fused = model.device.type == "cuda"
+        if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
         num_slots, device = limits.plan.num_slots, model.device
         self.cache = KvCache(limits.plan, kv_shape(model), device)
         vocab_size = network.config.text_config.vocab_size

@@ -73,6 +73,7 @@ class CudaRunner:
 
     def warm_up(self, num_slots: int) -> None:
         """Capture every bucket, largest first so that the smaller ones reuse its memory."""
+        torch.cuda.set_device(self._steps.cache.lengths.device)  # of this thread, which will run every step
         self._buckets = buckets_up_to(num_slots)
         pool = torch.cuda.graph_pool_handle()
         for bucket in reversed(self._buckets):
@@ -110,7 +111,7 @@ class CudaRunner:
                 self._steps.run_rows(bucket, attention.begin())
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
+        with torch.inference_mode(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             choices = self._steps.run_rows(bucket, attention.begin())
         return graph, choices
 

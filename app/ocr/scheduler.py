@@ -3,7 +3,7 @@ clocks.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -35,8 +35,12 @@ class _Level:
 
 @dataclass(slots=True)
 class _Entry(Generic[Item]):
+    """A place in a heap; ``item`` is ``None`` once it was taken out, and the place is skipped when
+    reached.
+    """
+
     item: Item | None
-    document_id: str
+    document_id: str = ""
 
 
 class FairQueue(Generic[Item]):
@@ -91,7 +95,7 @@ class FairQueue(Generic[Item]):
         if entry is None:
             return False
         self._forget(turn)
-        entry.item = None  # its place in the heap is skipped when reached
+        entry.item = None
         if len(self._heap) > 2 * len(self._entries) + 64:
             self._heap = [pair for pair in self._heap if pair[1].item is not None]
             heapq.heapify(self._heap)
@@ -111,32 +115,43 @@ class FairQueue(Generic[Item]):
 
 
 class Deadlines(Generic[Item]):
-    """Which pages ran out of time. Times are seconds of any one clock."""
+    """Which pages ran out of time. Items are told apart by identity; times are seconds of any one clock."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Item]] = []
+        self._heap: list[tuple[float, int, _Entry[Item]]] = []
+        self._entries: dict[int, _Entry[Item]] = {}
         self._added = 0
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._entries)
 
     def add(self, item: Item, at_s: float) -> None:
         self._added += 1
-        heapq.heappush(self._heap, (at_s, self._added, item))
+        entry = _Entry(item)
+        self._entries[id(item)] = entry
+        heapq.heappush(self._heap, (at_s, self._added, entry))
+
+    def discard(self, item: Item) -> None:
+        """A page that is over is let go at once: it may hold an image, and its deadline be minutes away."""
+        entry = self._entries.pop(id(item), None)
+        if entry is not None:
+            entry.item = None
+        if len(self._heap) > 2 * len(self._entries) + 64:
+            self._heap = [place for place in self._heap if place[2].item is not None]
+            heapq.heapify(self._heap)
 
     def expired(self, now_s: float) -> list[Item]:
         """Those due by now, earliest first, each once."""
         due = []
         while self._heap and self._heap[0][0] <= now_s:
-            due.append(heapq.heappop(self._heap)[2])
+            item = heapq.heappop(self._heap)[2].item
+            if item is not None:
+                del self._entries[id(item)]
+                due.append(item)
         return due
 
-    def discard(self, is_over: Callable[[Item], bool]) -> None:
-        """Forget pages that are over: amortised O(1) when called as each page ends."""
-        while self._heap and is_over(self._heap[0][2]):
-            heapq.heappop(self._heap)
-
     def next_s(self) -> float | None:
+        """When to look again; no later than the next deadline."""
         return self._heap[0][0] if self._heap else None
 
 

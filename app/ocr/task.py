@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
@@ -49,7 +49,9 @@ class PageTask:
     waiting_since_s: float | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     attempt: int = 0
-    """Which rung is being tried; stale results of earlier ones are known by it."""
+    """Which rung is being tried."""
+    life: int = 0
+    """Counts how often the page was begun; results of an earlier life are known by it and dropped."""
     row: int | None = None
     room: int = 0
     """Output tokens this attempt may still have in all."""
@@ -85,6 +87,7 @@ class PageTask:
     def restarts(self, attempt: int) -> None:
         """Forget what the attempt gave; its text, if any was sent, is taken back."""
         self.attempt = attempt
+        self.life += 1
         self.ids, self.logprob_sum, self.num_scored, self.counts = [], 0.0, 0, NOT_ENCODED
         self.feed.restart()
 
@@ -124,15 +127,15 @@ class PageTask:
 
     def settle(self, result: Reading | ParseError) -> None:
         """Tell whoever waits. The first answer stands."""
-        if self.done.done():
-            return
         self.is_over = True
-        if isinstance(result, Reading):
-            self.feed.finish(result.text)
-            self.done.set_result(result)
-        else:
-            self.feed.finish(None)
-            self.done.set_exception(result)
+        try:
+            if isinstance(result, Reading):
+                self.done.set_result(result)
+            else:
+                self.done.set_exception(result)
+        except InvalidStateError:
+            return  # its text was finished while the engine was dying, or the reverse
+        self.feed.finish(result.text if isinstance(result, Reading) else None)
 
 
 def new_task(

@@ -98,7 +98,7 @@ def cases(*, tiny: bool) -> list[Case]:
     ]
 
 
-def build(device: torch.device, *, tiny: bool) -> Any:  # noqa: ANN401 - transformers' model
+def build(device: torch.device, *, tiny: bool) -> Any:
     """Random weights, on ``device``; bfloat16 on CUDA. The SAM part's own default init of 1e-10 would be
     dead.
     """
@@ -168,7 +168,7 @@ class Weights:
     itemsize: int
 
     @classmethod
-    def of(cls, network: Any) -> "Weights":  # noqa: ANN401 - transformers' model
+    def of(cls, network: Any) -> "Weights":
         text = network.config.text_config
         routed = always = 0
         for name, weights in (

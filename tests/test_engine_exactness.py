@@ -38,7 +38,7 @@ def fake(seed: int, double: bool) -> tuple[FakeOcr, FakeOcr]:
     return FakeOcr(random_network(seed, dtype=dtype)), FakeOcr(reference_network(seed, dtype))
 
 
-def reference_network(seed: int, dtype: torch.dtype, **text: Any) -> Any:  # noqa: ANN401
+def reference_network(seed: int, dtype: torch.dtype, **text: Any) -> Any:
     """Its experts in a plain loop: the grouped kernel refuses odd sizes in bfloat16, and float64."""
     network = random_network(seed, dtype=dtype, **text)
     network.set_experts_implementation("eager")

@@ -57,7 +57,7 @@ def install(network: Any) -> None:
     network.set_experts_implementation({"text_config": experts_for(network)})
 
 
-def experts_for(network: Any) -> str:  # noqa: ANN401
+def experts_for(network: Any) -> str:
     """``grouped_mm`` for every checkpoint there is; the loop over experts for sizes its kernel refuses.
 
     Never batched_mm, which generate() picks on CUDA: it copies the experts' weights for every token.

@@ -12,7 +12,7 @@ from engine_fakes import FakeOcr, ids_of, page, permutation_network, random_netw
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.document import ReadOptions
+from app.document import Reading, ReadOptions
 from app.errors import Overloaded, PageFailed
 from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
@@ -173,17 +173,20 @@ class Mortal(FakeOcr):
 
 
 def test_the_death_of_the_engine_fails_every_page_and_every_later_one() -> None:
+    tasks: list[asyncio.Future[Reading]] = []
+
     async def scenario() -> None:
         model = Mortal(random_network(0), eos_id=-1)
-        engine = Engine(model, limits())
+        deaths: list[list[bool]] = []
+        engine = Engine(model, limits(), on_death=lambda: deaths.append([task.done() for task in tasks]))
         assert engine.failure is None
         streams = [engine.submit(page(i), ENDLESS, document_id="d") for i in range(8)]
         async for _ in streams[0].pieces():
             break
+        tasks.extend(asyncio.ensure_future(stream.result()) for stream in streams)
         model.dies = True
-        told = await asyncio.wait_for(
-            asyncio.gather(*(stream.result() for stream in streams), return_exceptions=True), PATIENCE_S
-        )
+        told = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), PATIENCE_S)
+        assert deaths == [[False] * 8], "told once, before any page was"
         assert all(isinstance(answer, PageFailed) for answer in told)
         assert "illegal" not in str(told[0]), "no internals"
         assert engine.failure is not None

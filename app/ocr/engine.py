@@ -11,7 +11,7 @@ If that thread dies, every page fails and so does every later ``submit``: nobody
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -45,10 +45,21 @@ class EngineStream:
 
 
 class Engine:
-    """Reads pages with one model on one device. Starts its thread at once; ``close`` ends it."""
+    """Reads pages with one model on one device. Starts its thread at once; ``close`` ends it.
 
-    def __init__(self, model: OcrModel, settings: EngineSettings | None = None) -> None:
+    ``on_death`` is called first when the thread dies of a defect or a lost device, before any page is told:
+    a process that does nothing else but read ends itself there, so that its pages are read elsewhere instead
+    of failing with it.
+    """
+
+    def __init__(
+        self,
+        model: OcrModel,
+        settings: EngineSettings | None = None,
+        on_death: Callable[[], None] | None = None,
+    ) -> None:
         self._model = model
+        self._on_death = on_death or _carry_on
         self._settings = settings or EngineSettings()
         self._preparing = ThreadPoolExecutor(
             self._settings.preprocess_threads, thread_name_prefix="preprocess"
@@ -126,6 +137,7 @@ class Engine:
                 self._loop.end(task, "cancelled")
         except BaseException as error:
             logger.exception("the engine's loop died")
+            self._on_death()
             self._stop(f"the reading engine stopped ({type(error).__name__})")
             for task in self._unfinished():
                 task.settle(PageFailed(self._failure or "the reading engine stopped"))
@@ -140,3 +152,7 @@ class Engine:
     def _unfinished(self) -> list[PageTask]:
         with self._lock:
             return [task for task in self._tasks if not task.done.done()]
+
+
+def _carry_on() -> None:
+    """For a process with other work to do."""

@@ -20,11 +20,9 @@ from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
 
 from app.document import Page, Pruning, Reading, ReadOptions
 from app.ocr.engine_settings import EngineSettings
-from app.ocr.ladder import Rung
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.page_loop import PageLoop
-from app.ocr.scheduler import BatchLimit
-from app.ocr.vision import Encoded, Vision, prepare
+from rtprune import RTPruneConfig, prune_batch, text_density
 
 NO_BAN = NgramRule(n=1000, window=1000)
 TIGHT_BAN = NgramRule(n=3, window=24)
@@ -55,24 +53,31 @@ class Wish:
     cancel_at: int | None
 
 
+def sequence(model: FakeOcr, image: Page, options: ReadOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T, D) and (T,): bos, kept visual tokens where they stood, the prompt after the unpruned length."""
+    views = model.preprocess(image.image, options.mode or model.default_mode)
+    tokens = model.encode_one(views)
+    visual, places = tokens.embeds, torch.arange(len(tokens.embeds))
+    if options.prune == "rtprune":
+        side = views.mode.view_px // 64
+        density = text_density(views.view, side, side)
+        pruned = prune_batch([tokens], [density], RTPruneConfig(keep_ratio=options.keep_ratio))[0]
+        visual, places = pruned.embeds, pruned.kept
+    prompt = model.prompt_ids(model.default_prompt if options.prompt is None else options.prompt)
+    text = model.embed(torch.tensor([model.bos_id, *prompt]))
+    after = 1 + len(tokens.embeds) + torch.arange(len(prompt))
+    return torch.cat((text[:1], visual, text[1:])), torch.cat((torch.zeros(1).long(), 1 + places, after))
+
+
+@torch.no_grad()
 def expected(model: FakeOcr, wish_page: Page, options: ReadOptions, ban: NgramRule) -> list[int]:
     """The same embeddings and positions through ``generate()``, one page alone."""
-    mode = options.mode or model.default_mode
-    rung = Rung(mode, options.prune, options.keep_ratio, ban)
-    prepared = prepare(
-        model,
-        wish_page.image,
-        rung,
-        model.prompt_ids(model.default_prompt if options.prompt is None else options.prompt),
-    )
-    encoded = Vision(model, BatchLimit(1)).encode([prepared])[0]
-    assert isinstance(encoded, Encoded)
-    prompt = encoded.prompt
+    embeds, positions = sequence(model, wish_page, options)
     processors = [] if ban is NO_BAN else [WindowedBan(ban.n, ban.window)]
     output = model.network.generate(
-        inputs_embeds=prompt.embeds[None],
-        position_ids=prompt.positions[None],
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        inputs_embeds=embeds[None],
+        position_ids=positions[None],
+        attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),
         max_new_tokens=options.max_output_tokens,
         do_sample=False,
         logits_processor=processors,

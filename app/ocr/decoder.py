@@ -13,6 +13,7 @@ from app.ocr.device import adopt, runner_for
 from app.ocr.kv_cache import KvCache, KvPlan, KvShape
 from app.ocr.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.model import OcrModel
+from app.ocr.packed_linear import MIN_ROWS, is_worth_packing, packed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,13 +76,16 @@ class Decoder:
     def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
         network: Any = model.network
         install(network)
+        num_slots = limits.plan.num_slots
         self._model = model
-        self._language_model = network.model.language_model
-        self._head = network.lm_head
+        self._for_few = (network.model.language_model, network.lm_head)
+        self._for_many = self._for_few
+        if is_worth_packing(network, model.device):
+            self._for_many = (packed(self._for_few[0], num_slots), packed(self._for_few[1], num_slots))
         self.is_fused = model.device.type == "cuda"
         if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
-        num_slots, device = limits.plan.num_slots, model.device
+        device = model.device
         self.cache = KvCache(limits.plan, kv_shape(model), device)
         vocab_size = network.config.text_config.vocab_size
         self._repeats = RepeatState(
@@ -146,8 +150,9 @@ class Decoder:
         """
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
         embeds = self._model.embed(tokens[:, None])  # (n, 1, D)
-        hidden = self._forward(embeds, positions[:, None], attention)
-        logits = self._head(hidden[:, -1]).float()  # (n, V)
+        language_model, head = self._for_many if num_rows >= MIN_ROWS else self._for_few
+        hidden = forward(language_model, embeds, positions[:, None], attention)
+        logits = head(hidden[:, -1]).float()  # (n, V)
         wanted = logits.argmax(dim=-1)
         chosen = self._repeats.banned(logits).argmax(dim=-1)
         extended = self._repeats.after(chosen)
@@ -179,30 +184,35 @@ class Decoder:
         """
         embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
         positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
-        hidden = self._forward(embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused))
+        language_model, head = self._for_many
+        hidden = forward(
+            language_model, embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused)
+        )
         ends = torch.tensor(lengths).cumsum(0) - 1
-        logits: torch.Tensor = self._head(hidden[0, ends.to(hidden.device)]).float()
+        logits: torch.Tensor = head(hidden[0, ends.to(hidden.device)]).float()
         return logits
 
     def _read_later(self, choices: torch.Tensor) -> Choices:
         return Choices(self._runner.read_later(choices))
 
-    def _forward(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """(B, T, D) -> (B, T, D). The mask is given, as none, or the model would build one of its own."""
-        output = self._language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask={FULL: None},
-            use_cache=False,
-            step=step,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
-
     def _rows_changed(self) -> None:
         self._slot_decode = None
         if not self.is_fused:  # a captured step looks as far back as any rule may
             self._repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+
+
+def forward(
+    language_model: Any,  # noqa: ANN401 - transformers' decoder
+    embeds: torch.Tensor,
+    positions: torch.Tensor,
+    step: Step,
+) -> torch.Tensor:
+    """(B, T, D) -> (B, T, D). The mask is given, as none, or the model would build one of its own."""
+    output = language_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask={FULL: None}, use_cache=False, step=step
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

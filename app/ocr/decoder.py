@@ -80,7 +80,7 @@ class Decoder:
         self._model = model
         self._for_few = (network.model.language_model, network.lm_head)
         self._for_many = self._for_few
-        if is_worth_packing(network, model.device):
+        if is_worth_packing(network.model.language_model, model.device):
             self._for_many = (packed(self._for_few[0], num_slots), packed(self._for_few[1], num_slots))
         self.is_fused = model.device.type == "cuda"
         if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):

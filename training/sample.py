@@ -10,20 +10,15 @@ PAGE_MM = 90
 PAGES = [
     (
         "liberation/LiberationSerif-Regular.ttf",
-        27,
-        "Reading a page\nstarts with light.\nWhat is dark may\nbe a letter, what\nis white is paper.",
+        33,
+        "Reading a page\nstarts with light.\nDark is a letter,\nwhite is paper.",
     ),
     (
-        "dejavu/DejaVuSans.ttf",
-        24,
-        "A page of 256 px\nbecomes sixteen\npatch tokens.\nThose that carry\n"
-        "little are folded\ninto the others.",
+        "liberation/LiberationSans-Regular.ttf",
+        30,
+        "Sixteen tokens\nhold this page.\nSome are folded\ninto the others.",
     ),
-    (
-        "lato/Lato-Regular.ttf",
-        26,
-        "Invoice 20481\nDate: 14/03/2026\nTotal: $349.50",
-    ),
+    ("lato/Lato-Regular.ttf", 31, "Invoice 20481\nDate 14/03/26\nTotal $349.50"),
 ]
 
 

@@ -32,9 +32,16 @@ class Settings(BaseSettings):
     reader: Literal["model", "fake"] = "model"
     """``fake`` reads nothing and answers at once: for trying clients without a model."""
     model: str = "pocket"
-    """Checkpoint: ``pocket`` (in the package) or a folder with a DeepSeek-OCR checkpoint."""
+    """Checkpoint: ``pocket`` (in the package), a folder, or a hub id such as ``deepseek-ai/DeepSeek-OCR``."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    max_running_pages: int = Field(0, ge=0, le=1024)
+    """Pages decoded together; 0 chooses 16 on a CPU and 128 on a GPU, or fewer if memory is short."""
+    kv_memory_share: float = Field(0.7, gt=0, le=0.95)
+    """Share of the GPU memory free after loading that holds keys and values of running pages."""
+    kv_memory_mib: int = Field(512, ge=1)
+    """The same on a CPU, in MiB."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""

@@ -170,10 +170,13 @@ def open_reader(settings: Settings) -> PageReader:
         from app.fake import FakeReader  # noqa: PLC0415
 
         return FakeReader()
+    from app.ocr.reader import engine_settings  # noqa: PLC0415
     from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
 
     # an engine that died reads nothing more: end, and leave the pages to the next worker
-    reader: PageReader = open_model_reader(settings.model, settings.device, on_death=exit_after(0))
+    reader: PageReader = open_model_reader(
+        settings.model, settings.device, engine_settings(settings), on_death=exit_after(0)
+    )
     return reader
 
 

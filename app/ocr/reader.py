@@ -7,6 +7,7 @@ import torch
 from app.ocr.deepseek import load_model
 from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
+from app.settings import Settings
 
 
 def open_reader(
@@ -19,6 +20,25 @@ def open_reader(
 
     ``on_death``: see ``Engine``. Raises ``CheckpointError`` for a folder that cannot be used.
     """
+    return Engine(load_model(checkpoint, resolve_device(device)), settings, on_death)
+
+
+def resolve_device(device: str) -> str:
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Engine(load_model(checkpoint, device), settings, on_death)
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """What the service's settings say about the engine, for the device they name."""
+    if resolve_device(settings.device) == "cpu":
+        return EngineSettings(
+            max_running_pages=settings.max_running_pages or 16, kv_memory_mib=settings.kv_memory_mib
+        )
+    return EngineSettings(
+        max_running_pages=settings.max_running_pages or 128,
+        kv_memory_mib=None,
+        kv_memory_share=settings.kv_memory_share,
+        max_encode_pages=32,
+        max_prefill_tokens=16_384,
+    )

@@ -2,25 +2,25 @@
 
     python -m benchmarks.accuracy --pages 200 --out benchmarks/results/accuracy.json
 
-The pages come from the training renderer with seeds that training never uses: fonts seen, texts unseen. The last
-line of standard output is one JSON document.
+The pages come from the training renderer with seeds that training never uses: fonts seen, texts unseen; the
+needed Debian packages are named in training/README.md. The last line of stdout is one JSON document.
 """
 
 import argparse
 import asyncio
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from benchmarks.report import publish
 from PIL import Image
 
 from app.document import Page, Reading, ReadOptions
 from app.ocr.reader import open_reader
 from app.reader import PageReader
-from benchmarks.report import machine, write_report
-from training.errors_in_text import character_error_rate, edit_distance
+from training.errors_in_text import character_error_rate
 from training.render import PageRenderer, PageStyle, RenderedPage
 from training.settings import Settings, load_settings
 from training.text import TextSource
@@ -72,11 +72,6 @@ async def read_all(reader: PageReader, pages: Sequence[RenderedPage], options: R
     return list(await asyncio.gather(*(read(index, page) for index, page in enumerate(pages))))
 
 
-def blank_share(readings: Sequence[Reading]) -> float:
-    """Share of blank pages that came back empty."""
-    return sum(not reading.text.strip() for reading in readings) / len(readings)
-
-
 def row(variant: Variant, pages: Sequence[RenderedPage], readings: Sequence[Reading]) -> dict[str, object]:
     read, truth = [reading.text for reading in readings], [page.text for page in pages]
     by_page = [character_error_rate([left], [right]) for left, right in zip(read, truth, strict=True)]
@@ -98,7 +93,7 @@ def row(variant: Variant, pages: Sequence[RenderedPage], readings: Sequence[Read
     }
 
 
-def _subset_error(read: Sequence[str], truth: Sequence[str], chosen: "Callable[[str], bool]") -> float | None:
+def _subset_error(read: Sequence[str], truth: Sequence[str], chosen: Callable[[str], bool]) -> float | None:
     pairs = [(left, right) for left, right in zip(read, truth, strict=True) if chosen(right)]
     if not pairs:
         return None
@@ -111,3 +106,37 @@ async def measure(checkpoint: str, pages: Sequence[RenderedPage]) -> list[dict[s
         return [row(variant, pages, await read_all(reader, pages, variant.options)) for variant in VARIANTS]
     finally:
         await reader.close()
+
+
+def show(rows: Sequence[dict[str, object]]) -> None:
+    print(f"{'pruning':12}{'error':>9}{'median':>9}{'retention':>11}")
+    for figures in rows:
+        print(
+            f"{figures['pruning']:12}{figures['character_error_rate']:>9}{figures['median_of_pages']:>9}"
+            f"{figures['retention']:>11}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--checkpoint", default="pocket")
+    parser.add_argument("--pages", type=int, default=200)
+    parser.add_argument("--settings", type=Path, default=Path("training/pocket.toml"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    pages = held_out_pages(settings, arguments.pages)
+    rows = asyncio.run(measure(arguments.checkpoint, pages))
+    show(rows)
+    characters = sum(len(page.text) for page in pages)
+    figures = {
+        "checkpoint": arguments.checkpoint,
+        "pages": len(pages),
+        "characters": characters,
+        "rows": rows,
+    }
+    publish(figures, torch.device("cpu"), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

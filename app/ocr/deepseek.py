@@ -1,0 +1,346 @@
+"""DeepSeek-OCR and its relatives through transformers' native classes: load, encode pages, speak their
+vocabulary."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+from transformers.utils import logging as transformers_logging
+
+from app.errors import BadOption
+from app.ocr.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
+from app.ocr.config import SLIDING, read_config
+from app.ocr.model import Mode, PageViews
+from app.ocr.preprocess import preprocess
+from app.ocr.recipe import Recipe, read_recipe
+from app.ocr.sam_attention import fold_sam_attention
+from app.ocr.tokenizer import OcrTokenizer, PieceDecoder, read_tokenizer
+from rtprune import VisualTokens
+
+UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
+"""Stored by the original and never computed with: SAM's features take the place of CLIP's own patch
+embedding."""
+
+EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
+
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
+"""What each device type computes in, default first."""
+
+EXPERTS = "grouped_mm"
+"""One way on every device. On CPU it agrees with the eager loop to 3e-7 (float32) and was never slower: 1 to
+421 tokens, 4 and 64 experts, float32 and bfloat16. batched_mm copies expert weights for each token: up to 60
+times slower on CPU, ruinous on CUDA, where generate() would pick it for decoding."""
+
+MAX_PIXELS_PER_FORWARD = {"cpu": 2 * 1024 * 1024, "cuda": 32 * 1024 * 1024}
+"""Bounds peak memory: on CPU the native SAM attention holds a bias of 0.8 GB for each full-size 1024 px
+view."""
+
+
+class DeepSeekOcr:
+    """A loaded checkpoint: the ``OcrModel`` of app/ocr/model.py, and the facts an engine decides by.
+
+    ``layer_types``: one of ``full_attention`` and ``reference_sliding_attention`` for each decoder layer, as
+    the checkpoint says.
+    ``sliding_window``: generated tokens a sliding layer still sees, beside all of the page and prompt;
+    ``None`` when no layer slides. An engine without sliding attention must refuse a checkpoint whose
+    ``sliding_window`` is not ``None``.
+    """
+
+    def __init__(
+        self,
+        network: UnlimitedOcrForConditionalGeneration,
+        tokenizer: OcrTokenizer,
+        recipe: Recipe,
+        *,
+        max_pixels_per_forward: int | None = None,
+    ) -> None:
+        text = network.config.text_config
+        self._network = network
+        self._tokenizer = tokenizer
+        self.name: str = recipe.name
+        self.modes: Mapping[str, Mode] = recipe.view_modes()
+        self.default_mode: str = recipe.default_mode
+        self.default_prompt: str = recipe.default_prompt
+        self.bos_id: int = text.bos_token_id
+        self.eos_id: int = text.eos_token_id
+        self.ngram_exempt_ids: frozenset[int] = _exempt_ids(recipe, tokenizer)
+        self.device: torch.device = network.device
+        self.dtype: torch.dtype = network.dtype
+        self.max_positions: int = text.max_position_embeddings
+        self.layer_types: tuple[str, ...] = tuple(text.layer_types)
+        self.sliding_window: int | None = text.sliding_window if SLIDING in text.layer_types else None
+        self.max_pixels_per_forward: int = max_pixels_per_forward or MAX_PIXELS_PER_FORWARD[self.device.type]
+
+    @property
+    def network(self) -> nn.Module:
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` in eval mode. On CUDA its SAM layers hold
+        ``FoldedSamAttention`` around their own attention modules."""
+        module: nn.Module = self._network
+        return module
+
+    def preprocess(self, image: Image.Image, mode: str) -> PageViews:
+        """Image -> views, on the CPU. Thread-safe. Raises ``BadOption`` for a mode this checkpoint does not
+        have."""
+        if mode not in self.modes:
+            raise BadOption(f"mode: {mode!r} is not one of {', '.join(self.modes)}")
+        return preprocess(image, self.modes[mode])
+
+    @torch.no_grad()
+    def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
+        """Visual tokens in decoder order: tiles as one grid, the global view, the separator; grids with row
+        breaks.
+
+        Views of one side run as one batch, whichever pages they are of, in chunks of
+        ``max_pixels_per_forward``.
+        """
+        features = self._features([view for page in pages for view in _views(page)])
+        tokens, start = [], 0
+        for page in pages:
+            end = start + len(_views(page))
+            tokens.append(self._assemble(page, features[start:end]))
+            start = end
+        return tokens
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Text -> ids, no bos, special tokens recognised. Raises ``BadOption``, for ``<image>`` among
+        others."""
+        return self._tokenizer.prompt_ids(prompt)
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        """Ids -> raw model text; bos, eos and pad give nothing, what is no text gives U+FFFD."""
+        return self._tokenizer.decode(ids)
+
+    def piece_decoder(self) -> PieceDecoder:
+        """Decodes one page's ids as they arrive; what it gives adds up to ``decode_text`` of them all."""
+        return PieceDecoder(self._tokenizer)
+
+    @torch.no_grad()
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """(...,) int64 -> (..., D)."""
+        embedded: torch.Tensor = self._network.get_input_embeddings()(ids)
+        return embedded
+
+    def _features(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """(3, S, S) views of any sides -> (rows, columns, D) projected patch tokens of each, in the same
+        order."""
+        by_side: dict[int, list[int]] = defaultdict(list)
+        for i, view in enumerate(views):
+            by_side[view.shape[-1]].append(i)
+        features: dict[int, torch.Tensor] = {}
+        for side, members in by_side.items():
+            most = max(1, self.max_pixels_per_forward // (side * side))
+            for start in range(0, len(members), most):
+                chunk = members[start : start + most]
+                features.update(zip(chunk, self._forward([views[i] for i in chunk]), strict=True))
+        return [features[i] for i in range(len(views))]
+
+    def _forward(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
+        """B views (3, S, S) -> (B, rows, columns, D), through the library's vision tower and projector."""
+        # Cast before the copy: bfloat16 halves what crosses to the device.
+        pixels = torch.stack(list(views)).to(self.dtype).to(self.device)
+        model = self._network.model
+        flat = model.multi_modal_projector(
+            model.vision_tower(pixels).last_hidden_state
+        )  # (B, rows * columns, D)
+        side = round(flat.shape[1] ** 0.5)
+        grid: torch.Tensor = flat.unflatten(1, (side, side))
+        return grid
+
+    def _assemble(self, page: PageViews, features: Sequence[torch.Tensor]) -> VisualTokens:
+        """The page's views, tiles first and row-major, each (rows, columns, D) -> its visual sequence."""
+        model = self._network.model
+        *tiles, view = features
+        grids = [view]
+        if tiles:
+            tile_rows = [
+                tiles[r * page.tile_columns : (r + 1) * page.tile_columns] for r in range(page.tile_rows)
+            ]
+            grids.insert(0, torch.cat([torch.cat(row, dim=1) for row in tile_rows], dim=0))
+        embeds = [_with_row_breaks(grid, model.image_newline) for grid in grids]
+        is_patch = [_patch_mask(grid) for grid in grids]
+        separator = model.view_separator[None]  # (1, D)
+        return VisualTokens(
+            embeds=torch.cat([*embeds, separator]), is_patch=torch.cat([*is_patch, is_patch[-1].new_zeros(1)])
+        )
+
+
+def _views(page: PageViews) -> list[torch.Tensor]:
+    """Tiles row-major, then the global view: decoder order."""
+    tiles = [] if page.tiles is None else list(page.tiles)
+    if len(tiles) != page.tile_columns * page.tile_rows:
+        raise ValueError(f"{len(tiles)} tiles do not fill a grid of {page.tile_columns} x {page.tile_rows}")
+    return [*tiles, page.view]
+
+
+def _with_row_breaks(grid: torch.Tensor, row_break: torch.Tensor) -> torch.Tensor:
+    """(rows, columns, D) -> (rows * (columns + 1), D)."""
+    rows, _, dim = grid.shape
+    return torch.cat([grid, row_break.expand(rows, 1, dim)], dim=1).flatten(0, 1)
+
+
+def _patch_mask(grid: torch.Tensor) -> torch.Tensor:
+    """(rows, columns, D) -> (rows * (columns + 1),) bool: false at the row breaks."""
+    rows, columns, _ = grid.shape
+    mask = torch.ones(rows, columns + 1, dtype=torch.bool, device=grid.device)
+    mask[:, -1] = False
+    return mask.flatten()
+
+
+def _exempt_ids(recipe: Recipe, tokenizer: OcrTokenizer) -> frozenset[int]:
+    ids = {token: tokenizer.token_id(token) for token in recipe.ngram_exempt_tokens}
+    unknown = [token for token, token_id in ids.items() if token_id is None]
+    if unknown:
+        raise CheckpointError(f"ngram_exempt_tokens: the vocabulary has no {', '.join(unknown)}")
+    return frozenset(token_id for token_id in ids.values() if token_id is not None)
+
+
+def load_model(
+    path_or_id: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    fold_sam: bool | None = None,
+    max_pixels_per_forward: int | None = None,
+) -> DeepSeekOcr:
+    """``"pocket"``, a folder or a hub id -> a model ready to serve, or ``CheckpointError``; nothing in
+    between.
+
+    ``dtype``: float32 (default) or bfloat16 on CPU, bfloat16 on CUDA. ``fold_sam`` chooses SAM's attention;
+    by default folded on CUDA, where it needs no bias in memory and can use flash kernels, and native on CPU,
+    where it is the faster one (one thread, 1024 px, one layer: 1.40 s against 1.73 s in float32, 1.03 s
+    against 1.52 s in bfloat16).
+    """
+    device = torch.device(device)
+    dtype = _supported_dtype(device, dtype)
+    folder = locate(path_or_id)
+    config = read_config(read_json(folder, "config.json"))
+    recipe = read_recipe(folder, config)
+    tokenizer = _matching_tokenizer(folder, config, recipe)
+    with open_weights(folder) as tensors:
+        network = build_network(config, tensors, dtype)
+    network.requires_grad_(False).to(device)
+    if device.type == "cuda" if fold_sam is None else fold_sam:
+        fold_sam_attention(network)
+    return DeepSeekOcr(network, tokenizer, recipe, max_pixels_per_forward=max_pixels_per_forward)
+
+
+def _supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    choices = DTYPES.get(device.type)
+    if choices is None:
+        raise ValueError(f"device must be cpu or cuda, got {device}")
+    if dtype is not None and dtype not in choices:
+        raise ValueError(f"dtype on {device.type} must be {' or '.join(map(str, choices))}, got {dtype}")
+    return dtype or choices[0]
+
+
+def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, recipe: Recipe) -> OcrTokenizer:
+    text = config.text_config
+    tokenizer = read_tokenizer(
+        folder,
+        bos_id=text.bos_token_id,
+        eos_id=text.eos_token_id,
+        pad_id=text.pad_token_id,
+        image_id=config.image_token_id,
+    )
+    if tokenizer.highest_id >= text.vocab_size:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has id {tokenizer.highest_id}, the model {text.vocab_size} embeddings"
+        )
+    try:
+        tokenizer.prompt_ids(recipe.default_prompt)
+    except BadOption as error:
+        raise CheckpointError(f"{folder}: the default prompt {recipe.default_prompt!r}: {error}") from error
+    return tokenizer
+
+
+def build_network(
+    config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype
+) -> UnlimitedOcrForConditionalGeneration:
+    """Config and tensors by original or native key -> the network on the CPU, in eval mode.
+
+    The library renames original keys and fuses experts. It also fills what is missing with fresh random
+    weights and only logs it: so its report is read, and the values are counted, before the network is handed
+    on.
+    """
+    used = {key: tensor for key, tensor in tensors.items() if key not in UNUSED_KEYS}
+    _require_whole_experts(config, used)
+    try:
+        with _without_progress_bars():
+            # From a state dict, not from the folder: the library would also follow adapters and other files
+            # there.
+            network, report = UnlimitedOcrForConditionalGeneration.from_pretrained(
+                None,
+                config=config,
+                state_dict=used,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                experts_implementation=EXPERTS,
+                ignore_mismatched_sizes=True,  # reported below with our own words
+                output_loading_info=True,
+            )
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise CheckpointError(f"the weights do not fit the configuration: {error}") from error
+    _require_complete(network, used, report)
+    return network
+
+
+def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
+    """Expert matrices stored one by one are stacked by the library, whose error names none of them."""
+    text = config.text_config
+    wide = (text.moe_intermediate_size, text.hidden_size)
+    shape_of = {"gate_proj": wide, "up_proj": wide, "down_proj": wide[::-1]}
+    found = {key: match[1] for key in tensors if (match := EXPERT_KEY.fullmatch(key))}
+    wanted = {
+        f"{layer}.{expert}.{matrix}.weight": shape
+        for layer in set(found.values())
+        for expert in range(text.n_routed_experts)
+        for matrix, shape in shape_of.items()
+    }
+    shapes = {key: tuple(tensors[key].get_shape()) for key in found}
+    _refuse("missing", wanted.keys() - shapes.keys())
+    _refuse("unexpected", shapes.keys() - wanted.keys())
+    _refuse(
+        "of another shape",
+        (_resized(key, shapes[key], shape) for key, shape in wanted.items() if shapes[key] != shape),
+    )
+
+
+def _refuse(what: str, keys: Iterable[str]) -> None:
+    if keys := sorted(keys):
+        raise CheckpointError(f"weights {what}: {some(keys)}")
+
+
+def _resized(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
+    return f"{key} {tuple(found)} instead of {tuple(wanted)}"
+
+
+def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report: Mapping[str, Any]) -> None:
+    """Every parameter from the checkpoint, every tensor of the checkpoint into a parameter."""
+    _refuse("missing", report["missing_keys"])
+    _refuse("of another shape", (_resized(*mismatch) for mismatch in report["mismatched_keys"]))
+    _refuse("unexpected", report["unexpected_keys"])
+    _refuse("not convertible", map(str, report["error_msgs"]))
+    # The library drops some unexpected keys from its report by pattern (lm_head, patch_embedding): count
+    # values too.
+    stored = sum(torch.Size(tensor.get_shape()).numel() for tensor in used.values())
+    held = sum(parameter.numel() for parameter in network.parameters())
+    if stored != held:
+        raise CheckpointError(f"the weights hold {stored:,} values, the model {held:,}")
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()

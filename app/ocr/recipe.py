@@ -1,0 +1,90 @@
+"""What a checkpoint was trained for and its config.json cannot say: view modes, prompt, table tokens
+(``rtprune.json``)."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import UnlimitedOcrConfig
+
+from app.ocr.checkpoint import CheckpointError, read_text
+from app.ocr.config import SLIDING
+from app.ocr.model import Mode
+
+RECIPE_FILE = "rtprune.json"
+TOKEN_PX = 64
+"""Side of the square one patch token stands for: patch 16, then two stride-2 convolutions."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModeSpec(_Strict):
+    """One view layout. Sides in pixels, whole patch tokens; tiles of ``tile_px`` make it a Gundam mode."""
+
+    view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
+    pad: bool
+    tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
+    max_tiles: int = Field(default=9, ge=2, le=64)
+
+    @model_validator(mode="after")
+    def _tiles_need_a_side(self) -> Self:
+        if self.tile_px is None and "max_tiles" in self.model_fields_set:
+            raise ValueError("max_tiles without tile_px")
+        return self
+
+
+class Recipe(_Strict):
+    """The schema of ``rtprune.json``; docs/checkpoints.md describes it for people."""
+
+    name: str = Field(min_length=1)
+    modes: dict[str, ModeSpec] = Field(min_length=1)
+    default_mode: str
+    default_prompt: str
+    ngram_exempt_tokens: list[str] = []
+
+    @model_validator(mode="after")
+    def _default_mode_exists(self) -> Self:
+        if self.default_mode not in self.modes:
+            raise ValueError(f"default_mode {self.default_mode!r} is not among the modes")
+        return self
+
+    def view_modes(self) -> dict[str, Mode]:
+        return {name: Mode(name, **spec.model_dump()) for name, spec in self.modes.items()}
+
+
+DEEPSEEK_OCR = Recipe(
+    name="DeepSeek-OCR",
+    modes={
+        "tiny": ModeSpec(view_px=512, pad=False),
+        "small": ModeSpec(view_px=640, pad=False),
+        "base": ModeSpec(view_px=1024, pad=True),
+        "large": ModeSpec(view_px=1280, pad=True),
+        "gundam": ModeSpec(view_px=1024, pad=True, tile_px=640, max_tiles=9),
+    },
+    default_mode="large",
+    default_prompt="\n<|grounding|>Convert the document to markdown.",
+    ngram_exempt_tokens=["<td>", "</td>"],  # ids 128821 and 128822 in its vocabulary
+)
+UNLIMITED_OCR = Recipe(
+    name="Unlimited-OCR",
+    modes={
+        "base": ModeSpec(view_px=1024, pad=True),
+        "gundam": ModeSpec(view_px=1024, pad=True, tile_px=640, max_tiles=32),
+    },
+    default_mode="gundam",
+    default_prompt="document parsing.",
+)
+
+
+def read_recipe(folder: Path, config: UnlimitedOcrConfig) -> Recipe:
+    """The folder's own ``rtprune.json``, or the recipe its architecture was published with."""
+    if not (folder / RECIPE_FILE).is_file():
+        return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
+    try:
+        return Recipe.model_validate_json(read_text(folder, RECIPE_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{folder}: {RECIPE_FILE}: {where}: {first['msg']}") from error

@@ -1,0 +1,138 @@
+"""One page's visual sequence before and after pruning, and the pages of one call padded into one tensor."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class InvalidPagesError(ValueError):
+    """Some pages of a batch cannot be pruned. Nothing was pruned; drop ``indices`` and call again.
+
+    ``reasons`` maps each bad page's position in the batch to what is wrong with it.
+    """
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        self.reasons = dict(reasons)
+        self.indices = tuple(sorted(self.reasons))
+        super().__init__("; ".join(f"page {index}: {self.reasons[index]}" for index in self.indices))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisualTokens:
+    """One page between projector and decoder, in decoder order.
+
+    ``embeds``: (L, D) float. ``is_patch``: (L,) bool, on the CPU or beside ``embeds``; False for row breaks
+    and for the view separator, which is last. Raises ``ValueError`` for wrong shapes and dtypes, and for a
+    wrong layout where ``is_patch`` lies on the CPU; one on another device is read by the pruning call, in the
+    one transfer that it makes anyway.
+    """
+
+    embeds: Tensor
+    is_patch: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embeds.ndim != 2 or 0 in self.embeds.shape:
+            raise ValueError(f"embeds must be (L, D) and not empty, got {tuple(self.embeds.shape)}")
+        if self.embeds.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"embeds must be float32, bfloat16, float16 or float64, got {self.embeds.dtype}")
+        if self.is_patch.dtype != torch.bool or self.is_patch.shape != self.embeds.shape[:1]:
+            raise ValueError(
+                f"is_patch must be bool ({len(self.embeds)},) like embeds, "
+                f"got {self.is_patch.dtype} {tuple(self.is_patch.shape)}"
+            )
+        # the check reads the mask: free on the CPU, a wait for the device elsewhere
+        if self.is_patch.device.type == "cpu":
+            problem = layout_problem(int(self.is_patch.sum()), ends_in_patch=bool(self.is_patch[-1]))
+            if problem is not None:
+                raise ValueError(problem)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrunedTokens:
+    """What the decoder reads instead of the page's ``VisualTokens``.
+
+    ``embeds``: (K, D), the dtype and device of the input; a view of memory shared by the pages of one call.
+    ``kept``: (K,) int64, ascending indices into the L input tokens, which are also their position ids.
+    ``num_tokens`` is L: text after the page continues at that position, not at K.
+    ``diversity`` is ``None`` when the ratio was fixed, for then it is not computed.
+    """
+
+    embeds: Tensor
+    kept: Tensor
+    keep_ratio: float
+    diversity: float | None
+    num_tokens: int
+    num_patches: int
+    num_kept_patches: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """Copies of B pages, padded to the longest: embeds (B, L, D); is_patch and is_break (B, L) bool.
+
+    ``is_real``: (B, L) bool, False in the padding. ``norms``: (B, L) float64 L2 norms, 0 in the padding.
+    ``lengths``: each page's own L.
+    """
+
+    embeds: Tensor
+    is_patch: Tensor
+    is_break: Tensor
+    is_real: Tensor
+    norms: Tensor
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pages: Sequence[VisualTokens]) -> "TokenBatch":
+        """Raises ``ValueError`` when pages differ in hidden size, dtype or device."""
+        first = pages[0].embeds
+        kinds = [(page.embeds.shape[1], page.embeds.dtype, page.embeds.device) for page in pages]
+        for index, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise ValueError(
+                    f"pages of one batch must share hidden size, dtype and device: "
+                    f"page 0 has {kinds[0]}, page {index} has {kind}"
+                )
+        lengths = tuple(len(page.embeds) for page in pages)
+        embeds = _pad([page.embeds for page in pages])  # (B, L, D)
+        is_patch = _pad([page.is_patch.to(first.device, non_blocking=True) for page in pages])  # (B, L)
+        # non_blocking: an ordinary copy of a list to a GPU waits for everything queued before it
+        ends = torch.tensor(lengths).to(first.device, non_blocking=True)[:, None]
+        positions = torch.arange(embeds.shape[1], device=first.device)
+        is_break = (positions < ends - 1) & ~is_patch
+        # float64 sums: float32 ones may order near-equal tokens differently in a batch and alone
+        norms = torch.linalg.vector_norm(embeds, dim=-1, dtype=torch.float64)
+        return cls(embeds, is_patch, is_break, positions < ends, norms, lengths)
+
+
+def layout_problem(num_patches: int, *, ends_in_patch: bool) -> str | None:
+    if ends_in_patch:
+        return "the view separator is missing or marked as a patch: is_patch[-1] must be False, got True"
+    if num_patches == 0:
+        return "is_patch has no patch token"
+    return None
+
+
+def surviving(kept_patches: Tensor, batch: TokenBatch) -> Tensor:
+    """(B, L) bool of kept patches -> (B, L) bool of all tokens kept: those, row breaks, separators.
+
+    Of row breaks without a kept patch between them only the first stays; so when the first rows of a grid
+    are emptied, one leading break stays. A page that lost no patch is left as it is.
+    """
+    patches_before = kept_patches.cumsum(1)  # (B, L), at a break: kept patches in front of it
+    marks = torch.where(batch.is_break, patches_before + 1, 0)
+    last_mark = marks.cummax(1).values.roll(1, dims=1)  # (B, L), of the nearest break in front
+    last_mark[:, 0] = 0
+    repeated = batch.is_break & (last_mark == marks)
+    pruned_any = (batch.is_patch & ~kept_patches).any(1, keepdim=True)
+    return batch.is_real & torch.where(batch.is_patch, kept_patches, ~(repeated & pruned_any))
+
+
+def _pad(pages: list[Tensor]) -> Tensor:
+    """Always a copy: the fold writes into it."""
+    if len({len(page) for page in pages}) == 1:
+        return torch.stack(pages)
+    return torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)

@@ -1,0 +1,522 @@
+"""Loading: both layouts give the network they were written from, and nothing else ever loads."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ocr_checkpoints import (
+    IMAGE_ID,
+    RECIPE,
+    original_config,
+    original_tensors,
+    random_small_network,
+    shared_folder,
+    write_checkpoint,
+)
+from safetensors.torch import load_file, save_file
+from transformers import UnlimitedOcrForConditionalGeneration
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+
+from app.ocr import checkpoint
+from app.ocr.checkpoint import CheckpointError
+from app.ocr.config import read_config
+from app.ocr.deepseek import UNUSED_KEYS, load_model
+from app.ocr.model import OcrModel
+from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR, ModeSpec, Recipe
+
+DEEPSEEK = shared_folder() / "deepseek-ocr"
+POCKET_START = shared_folder() / "pocket-start"
+needs_deepseek = pytest.mark.skipif(
+    not DEEPSEEK.is_dir(), reason="the real checkpoint's facts are not on this machine"
+)
+needs_pocket_start = pytest.mark.skipif(
+    not POCKET_START.is_dir(), reason="the early pocket weights are not here"
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:  # noqa: ANN401
+    return random_small_network(seed=1)
+
+
+@pytest.fixture(scope="module")
+def tensors(network: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+    return original_tensors(network)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint", tensors)
+
+
+def logits(network: Any) -> torch.Tensor:  # noqa: ANN401
+    """Of a page with tiles and a prompt, so that every part of the network has its say."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.tensor([[0] + [IMAGE_ID] * (2 * 5 + 3 * 4 + 1) + list(range(20, 40))])
+    with torch.no_grad():
+        output: torch.Tensor = network(
+            input_ids=ids,
+            pixel_values=torch.rand(1, 3, 192, 192, generator=generator) * 2 - 1,
+            pixel_values_local=torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1,
+            num_local_patches=[2],
+            patches_grid=[[2, 1]],
+        ).logits
+    return output
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_original_layout_gives_the_logits_of_the_weights_it_was_written_from(
+    tmp_path: Path,
+    network: Any,  # noqa: ANN401
+    tensors: dict[str, torch.Tensor],
+    num_shards: int,
+) -> None:
+    model = load_model(write_checkpoint(tmp_path, tensors, num_shards=num_shards))
+    network.config.image_token_id = model.network.config.image_token_id = IMAGE_ID  # type: ignore[union-attr]
+    for (name, mine), (_, theirs) in zip(
+        network.named_parameters(), model.network.named_parameters(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+    torch.testing.assert_close(logits(model.network), logits(network), rtol=1e-6, atol=1e-7)
+    assert logits(network).std() > 1e-4, "a dead network would agree with anything"
+
+
+@pytest.mark.parametrize("writer", ["save_pretrained", "state_dict"])
+def test_the_native_layout_loads(tmp_path: Path, network: Any, writer: str) -> None:  # noqa: ANN401
+    network.save_pretrained(tmp_path / "native")
+    saved = load_file(tmp_path / "native" / "model.safetensors")
+    folder = write_checkpoint(
+        tmp_path / "checkpoint", saved if writer == "save_pretrained" else network.state_dict()
+    )
+    shutil.copy(tmp_path / "native" / "config.json", folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "unlimited_ocr"
+    model = load_model(folder)
+    for mine, theirs in zip(network.parameters(), model.network.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_a_loaded_model_keeps_the_protocol(folder: Path) -> None:
+    model: OcrModel = load_model(folder, dtype=torch.bfloat16)
+    assert (model.name, model.default_mode, set(model.modes)) == (
+        "small",
+        "plain",
+        {"plain", "flat", "tiled"},
+    )
+    assert (model.bos_id, model.eos_id, model.max_positions) == (0, 1, 512)
+    assert (model.device.type, model.dtype) == ("cpu", torch.bfloat16)
+    assert model.ngram_exempt_ids == {6, 7}
+    assert not model.network.training
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+    assert model.embed(torch.tensor([[1, 2, 3]])).shape == (1, 3, 32)
+    assert model.embed(torch.tensor([1])).dtype == torch.bfloat16
+
+
+def test_dtypes_and_devices_that_cannot_serve_are_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="dtype on cpu"):
+        load_model(folder, dtype=torch.float16)
+    with pytest.raises(ValueError, match="dtype on cuda"):
+        load_model(folder, device="cuda", dtype=torch.float32)
+    with pytest.raises(ValueError, match="device must be"):
+        load_model(folder, device="meta")
+
+
+def test_without_its_own_recipe_an_original_checkpoint_reads_as_deepseek_ocr(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    model = load_model(write_checkpoint(tmp_path, tensors, recipe=None))
+    assert model.name == "DeepSeek-OCR"
+    assert {name: (mode.view_px, mode.pad) for name, mode in model.modes.items()} == {
+        "tiny": (512, False),
+        "small": (640, False),
+        "base": (1024, True),
+        "large": (1280, True),
+        "gundam": (1024, True),
+    }
+    assert (model.modes["gundam"].tile_px, model.modes["gundam"].max_tiles) == (640, 9)
+    assert model.default_mode == "large"
+    assert model.default_prompt == "\n<|grounding|>Convert the document to markdown."
+    assert model.layer_types == ("full_attention",) * 3
+    assert model.sliding_window is None
+
+
+@pytest.mark.parametrize("model_type", ["unlimited_ocr", "unlimited-ocr"])
+def test_unlimited_ocr_keeps_its_sliding_window(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], model_type: str
+) -> None:
+    config = original_config() | {"model_type": model_type, "sliding_window": 96}
+    model = load_model(write_checkpoint(tmp_path, tensors, config=config, recipe=None))
+    assert (model.name, model.default_prompt) == ("Unlimited-OCR", "document parsing.")
+    assert model.layer_types == ("reference_sliding_attention",) * 3
+    assert model.sliding_window == 96
+
+
+def test_a_checkpoints_own_layer_types_are_kept(tmp_path: Path, network: Any) -> None:  # noqa: ANN401
+    config = network.config.to_dict()
+    kinds = ["full_attention", "reference_sliding_attention", "full_attention"]
+    config["text_config"] |= {"layer_types": kinds, "sliding_window": 17}
+    model = load_model(write_checkpoint(tmp_path, original_tensors(network), config=config))
+    assert model.layer_types == tuple(kinds)
+    assert model.sliding_window == 17
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:  # noqa: ANN401
+    """Change entries of a JSON file, ``a__b`` for nested ones; ``...`` removes one."""
+
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text())
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            at = content
+            for parent in parents:
+                at = at[parent]
+            at.pop(last) if value is ... else at.__setitem__(last, value)
+        (folder / name).write_text(json.dumps(content))
+
+    return apply
+
+
+def retensor(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return apply
+
+
+def cut_short(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return apply
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+GATE = "model.layers.1.mlp.experts.2.gate_proj.weight"
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (remove("config.json"), "config.json is missing"),
+    "config is no JSON": (overwrite("config.json", b"{"), "config.json is not JSON"),
+    "config is deeply nested": (overwrite("config.json", b"[" * 200_000), "config.json is not JSON"),
+    "config is a list": (overwrite("config.json", b"[]"), "must hold a JSON object"),
+    "config is no UTF-8": (overwrite("config.json", b"\xff\xfe{}"), "config.json cannot be read"),
+    "another architecture": (edit("config.json", model_type="llama"), "model_type 'llama'"),
+    "DeepSeek-VL2": (
+        edit("config.json", vision_config__width={"siglip": {}}),
+        "vision_config.width.sam_vit_b",
+    ),
+    "latent attention": (edit("config.json", language_config__use_mla=True), "language_config.use_mla"),
+    "scaled RoPE": (edit("config.json", language_config__rope_scaling={"type": "yarn"}), "rope_scaling"),
+    "other routing": (edit("config.json", language_config__topk_method="noaux_tc"), "topk_method"),
+    "no layer count": (edit("config.json", language_config__num_hidden_layers=...), "num_hidden_layers"),
+    "heads that do not divide": (edit("config.json", language_config__num_attention_heads=3), "heads"),
+    "eos outside": (edit("config.json", language_config__eos_token_id=10_000), "eos_token_id"),
+    "projector of another width": (edit("config.json", projector_config__input_dim=41), "projector_config"),
+    "quantised": (edit("config.json", quantization_config={"quant_method": "awq"}), "quantization_config"),
+    "no tokenizer": (remove("tokenizer.json"), "tokenizer.json is missing"),
+    "broken tokenizer": (overwrite("tokenizer.json", b"{}"), "tokenizer.json is not a tokenizer"),
+    "tokenizer that joins words": (
+        edit("tokenizer.json", decoder={"type": "WordPiece", "prefix": "#", "cleanup": True}),
+        "decoder WordPiece",
+    ),
+    "tokenizer too large": (edit("config.json", language_config__vocab_size=300), "300 embeddings"),
+    "no weights": (remove("model.safetensors"), "neither model.safetensors nor"),
+    "pickle only": (only_a_pickle, "pytorch_model.bin is a pickle"),
+    "weights cut short": (cut_short, "model.safetensors is corrupt or cut short"),
+    "weights are noise": (overwrite("model.safetensors", b"noise" * 99), "model.safetensors is corrupt"),
+    "weights are empty": (overwrite("model.safetensors", b""), "model.safetensors is corrupt"),
+    "missing key": (
+        retensor(lambda t: t.pop("model.norm.weight")),
+        "missing: model.language_model.norm.weight",
+    ),
+    "missing head": (retensor(lambda t: t.pop("lm_head.weight")), "missing: lm_head.weight"),
+    "missing separator": (retensor(lambda t: t.pop("model.view_seperator")), "missing: model.view_separator"),
+    "missing expert matrix": (retensor(lambda t: t.pop(GATE)), f"missing: {GATE}"),
+    "unexpected key": (
+        retensor(lambda t: t.update({"model.extra": torch.ones(2)})),
+        "unexpected: model.extra",
+    ),
+    "unexpected key the library hides": (
+        retensor(lambda t: t.update({"lm_head.bias": torch.ones(2)})),
+        "lm_head.bias|values",
+    ),
+    "unexpected patch_embedding": (
+        retensor(lambda t: t.update({"model.vision_model.patch_embedding": torch.ones(2)})),
+        "patch_embedding|values",
+    ),
+    "another shape": (
+        retensor(lambda t: t.update({"model.norm.weight": torch.ones(33)})),
+        r"norm.weight \(33,\) instead of \(32,\)",
+    ),
+    "expert of another shape": (
+        retensor(lambda t: t.update({GATE: torch.ones(25, 32)})),
+        r"gate_proj.weight \(25, 32\) instead of \(24, 32\)",
+    ),
+    "one expert too many": (
+        retensor(lambda t: t.update({GATE.replace(".2.", ".12."): torch.ones(24, 32)})),
+        "experts",
+    ),
+    "integer weights": (
+        retensor(lambda t: t.update({GATE: torch.ones(24, 32, dtype=torch.int8)})),
+        "quantised weights",
+    ),
+    "recipe is no JSON": (overwrite("rtprune.json", b"{"), "rtprune.json"),
+    "recipe with an unknown field": (edit("rtprune.json", temperature=1), "temperature"),
+    "recipe with a misspelt mode field": (edit("rtprune.json", modes__plain__size=1), "modes.plain.size"),
+    "recipe with an odd view": (edit("rtprune.json", modes__plain__view_px=100), "modes.plain.view_px"),
+    "recipe whose default is no mode": (edit("rtprune.json", default_mode="huge"), "huge"),
+    "recipe with max_tiles alone": (
+        edit("rtprune.json", modes__plain__max_tiles=4),
+        "max_tiles without tile_px",
+    ),
+    "recipe with an unknown token": (edit("rtprune.json", ngram_exempt_tokens=["<tr>"]), "<tr>"),
+    "recipe with an image in the prompt": (edit("rtprune.json", default_prompt="<image>\nread"), "<image>"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_refused_by_name(folder: Path, case: str) -> None:
+    load_model(folder)
+    break_it, named = BROKEN[case]
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=named):
+        load_model(folder)
+
+
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def move_in_index(name: Any) -> Callable[[Path], None]:  # noqa: ANN401
+    def apply(folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        index["weight_map"]["model.norm.weight"] = name
+        (folder / INDEX).write_text(json.dumps(index))
+
+    return apply
+
+
+def list_more(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.more"] = SHARD
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def duplicate_key(folder: Path) -> None:
+    shard = load_file(folder / SHARD)
+    first = load_file(folder / "model-00001-of-00003.safetensors")
+    key = next(iter(first))
+    save_file(shard | {key: first[key]}, folder / SHARD)
+
+
+BROKEN_SHARDS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing shard": (remove(SHARD), f"{SHARD} is missing"),
+    "corrupt shard": (overwrite(SHARD, b"x" * 100), f"{SHARD} is corrupt"),
+    "no weight map": (overwrite(INDEX, b"{}"), "has no weight_map"),
+    "index to a parent folder": (move_in_index("../model.safetensors"), "no file of this folder"),
+    "index to an absolute path": (move_in_index("/etc/passwd.safetensors"), "no file of this folder"),
+    "index to a subfolder": (move_in_index("a/b.safetensors"), "no file of this folder"),
+    "index to a pickle": (move_in_index("weights.bin"), "no file of this folder"),
+    "index to a number": (move_in_index(3), "no file of this folder"),
+    "index to the wrong shard": (move_in_index("model-00001-of-00003.safetensors"), "model.norm.weight"),
+    "index lists more": (list_more, "model.more"),
+    "key in two shards": (duplicate_key, "model-0000[12]-of-00003.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_SHARDS)
+def test_a_broken_sharded_folder_is_refused_by_name(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], case: str
+) -> None:
+    folder = write_checkpoint(tmp_path, tensors, num_shards=3)
+    break_it, named = BROKEN_SHARDS[case]
+    break_it(folder)
+    with pytest.raises(CheckpointError, match=named):
+        load_model(folder)
+
+
+def test_what_a_config_could_smuggle_in_has_no_effect(folder: Path, network: Any) -> None:  # noqa: ANN401
+    """Fields that transformers would act on: another weights file, kernels from a repository, an adapter."""
+    config = network.config.to_dict() | {"transformers_weights": "../evil.safetensors"}
+    config["text_config"]["attn_implementation"] = "someone/kernels"
+    config["_attn_implementation"] = "someone/kernels"
+    config["text_config"]["num_labels"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
+    (folder / "generation_config.json").write_text("{ not json")
+    model = load_model(folder)
+    assert model.network.config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+    assert model.network.config.text_config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "name", ["no/such/folder", "/no/such/folder", "nothing", "", "..", "a/b/c", "https://x/y"]
+)
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / name if name == ".." else name)
+
+
+def test_the_pocket_is_the_packages_own_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "POCKET", "not-shipped")
+        with pytest.raises(CheckpointError, match="no pocket checkpoint"):
+            load_model("not-shipped")
+    packaged = Path(checkpoint.__file__).parent / "pocket"
+    if packaged.is_dir():
+        model = load_model("pocket")
+        assert model.prompt_ids(model.default_prompt)
+        assert model.default_mode in model.modes
+
+
+LOAD_IN_CHILD = """
+import sys
+from app.ocr.checkpoint import CheckpointError
+from app.ocr.deepseek import load_model
+for hub_id in sys.argv[1:]:
+    try:
+        print("loaded", hub_id, load_model(hub_id).name)
+    except CheckpointError as error:
+        print("refused", error)
+"""
+
+
+def load_offline(hub_ids: list[str], cache: Path) -> str:
+    """In a fresh process, because the hub library reads its environment once."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
+    command = [sys.executable, "-c", LOAD_IN_CHILD, *hub_ids]
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_offline_a_hub_id_must_be_in_the_cache(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    repository, commit = tmp_path / "models--someone--small", "a" * 40
+    blobs = write_checkpoint(repository / "blobs", tensors)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    said = load_offline(["deepseek-ai/DeepSeek-OCR", "someone/small", f"someone/small@{commit}"], tmp_path)
+    assert said.splitlines() == [
+        "refused deepseek-ai/DeepSeek-OCR: HF_HUB_OFFLINE is set and it is not in the cache",
+        "loaded someone/small small",
+        f"loaded someone/small@{commit} small",
+    ]
+
+
+@needs_deepseek
+def test_every_tensor_of_the_real_checkpoint_finds_its_place_in_the_full_size_model() -> None:
+    lines = (DEEPSEEK / "tensors.tsv").read_text().splitlines()[1:]
+    shapes = {name: tuple(map(int, shape.split(","))) for name, shape in (line.split("\t") for line in lines)}
+    stored = {name: torch.empty(shape, device="meta", dtype=torch.bfloat16) for name, shape in shapes.items()}
+    assert len(stored) == 2710
+    assert sum(tensor.numel() for tensor in stored.values()) == 3_336_106_240
+    config = read_config(json.loads((DEEPSEEK / "config.json").read_text()))
+    with torch.device("meta"):
+        network = UnlimitedOcrForConditionalGeneration(config)
+    plan = LoadStateDictConfig(
+        device_map={"": torch.device("meta")},
+        dtype=torch.bfloat16,
+        weight_mapping=get_model_conversion_mapping(network),
+    )
+    report, _ = convert_and_load_state_dict_in_model(network, dict(stored), plan, None)
+    assert not report.missing_keys
+    assert not report.mismatched_keys
+    assert not report.conversion_errors
+    assert len(report.unexpected_keys) == len(UNUSED_KEYS) == 1
+    assert next(iter(report.unexpected_keys)).endswith("embeddings.patch_embedding.weight")
+    unused = sum(stored[key].numel() for key in UNUSED_KEYS)
+    assert sum(p.numel() for p in network.parameters()) == 3_336_106_240 - unused
+
+
+def test_what_original_configs_leave_out_is_filled_in() -> None:
+    config = read_config(original_config())
+    text, vision = config.text_config, config.vision_config
+    assert (text.rope_parameters["rope_theta"], text.rms_norm_eps) == (10_000, 1e-6)
+    assert (text.layer_types, text.mlp_layer_types) == (["full_attention"] * 3, ["dense", "sparse", "sparse"])
+    assert (vision.sam_config.mlp_dim, vision.encoder_config.intermediate_size) == (4 * 16, 4 * 20)
+    assert (vision.sam_config.output_channels, vision.sam_config.window_size) == (256, 14)
+    raw = original_config()
+    raw["language_config"] |= {"rope_theta": 5e5, "rms_norm_eps": 1e-5, "routed_scaling_factor": 2.5}
+    text = read_config(raw).text_config
+    assert (text.rope_parameters["rope_theta"], text.rms_norm_eps, text.routed_scaling_factor) == (
+        5e5,
+        1e-5,
+        2.5,
+    )
+
+
+@needs_deepseek
+def test_the_real_config_translates_to_the_sizes_it_says() -> None:
+    config = read_config(json.loads((DEEPSEEK / "config.json").read_text()))
+    text, vision = config.text_config, config.vision_config
+    assert (text.layer_types, text.mlp_layer_types) == (["full_attention"] * 12, ["dense"] + ["sparse"] * 11)
+    assert (text.rope_parameters["rope_theta"], text.rms_norm_eps) == (10_000, 1e-6)
+    assert (text.n_shared_experts, text.n_group, text.topk_group, text.topk_method) == (2, 1, 1, "greedy")
+    assert (text.max_position_embeddings, text.bos_token_id, text.eos_token_id) == (8192, 0, 1)
+    assert (config.image_token_id, vision.encoder_config.intermediate_size) == (128815, 4096)
+    assert (vision.sam_config.mlp_dim, vision.sam_config.image_size) == (3072, 1024)
+
+
+@needs_deepseek
+def test_the_small_checkpoint_of_these_tests_has_the_real_key_names(tensors: dict[str, torch.Tensor]) -> None:
+    lines = (DEEPSEEK / "tensors.tsv").read_text().splitlines()[1:]
+    real = {re.sub(r"\.\d+\.", ".N.", line.split("\t")[0]) for line in lines}
+    assert {re.sub(r"\.\d+\.", ".N.", name) for name in tensors} == real
+
+
+@needs_pocket_start
+def test_an_early_pocket_checkpoint_loads(tmp_path: Path) -> None:
+    from ocr_checkpoints import character_tokenizer
+
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(POCKET_START / name, tmp_path)
+    character_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "rtprune.json").write_text(json.dumps(RECIPE | {"default_prompt": "read."}))
+    model = load_model(tmp_path)
+    assert model.layer_types == ("full_attention",) * 3
+    assert sum(p.numel() for p in model.network.parameters()) > 5_000_000
+
+
+def test_a_dense_checkpoint_loads(tmp_path: Path) -> None:
+    raw = original_config()
+    raw["language_config"] |= {"first_k_dense_replace": 3}
+    tensors = original_tensors(random_small_network(config=read_config(raw)))
+    assert not any("experts" in key for key in tensors)
+    model = load_model(write_checkpoint(tmp_path, tensors, config=raw))
+    assert torch.equal(model.network.get_parameter("lm_head.weight"), tensors["lm_head.weight"])
+
+
+def test_the_documentation_names_every_field_of_the_recipe() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    fields = [*Recipe.model_fields, *(f"modes.*.{name}" for name in ModeSpec.model_fields)]
+    assert [name for name in fields if f"| `{name}` |" not in text] == []
+    example = text.split("```json\n")[1].split("```")[0]
+    assert Recipe.model_validate_json(example).name == "pocket"
+    for recipe in (DEEPSEEK_OCR, UNLIMITED_OCR):
+        assert recipe.default_prompt.replace("\n", "\\n").replace("|", "\\|") in text

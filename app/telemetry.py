@@ -59,6 +59,7 @@ def log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 class Metrics:

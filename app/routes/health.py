@@ -45,7 +45,7 @@ async def livez() -> Live:
 
 @router.get("/readyz", summary="Whether pages can be read now", responses={503: NOT_READY})
 async def readyz(request: Request) -> ReadyShape:
-    readiness = service_of(request).parser.readiness
+    readiness = service_of(request).jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail)
     return ReadyShape(model=readiness.model)

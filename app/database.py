@@ -107,7 +107,7 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Turn what drivers raise when the database or its disk fails into ``StorageFull`` or ``StorageUnavailable``."""
+    """``StorageFull`` or ``StorageUnavailable`` for what drivers raise when a database or its disk fails."""
     try:
         yield
     except (OperationalError, InterfaceError, sa.exc.TimeoutError) as error:

@@ -1,6 +1,5 @@
 """Messages between our processes: four bytes of length, then a JSON object; raw bytes may follow."""
 
-import asyncio
 import json
 import struct
 from collections.abc import Mapping
@@ -25,33 +24,26 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-async def read_frame(stream: asyncio.StreamReader) -> dict[str, Any] | None:
-    """The next message, ``None`` when the other side is gone (in the middle of a message, too)."""
-    try:
-        length = _checked_length(await stream.readexactly(LENGTH.size))
-        return _message(await stream.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-
-
 def read_frame_blocking(stream: BinaryIO) -> dict[str, Any] | None:
-    """``read_frame`` for a process without an event loop."""
+    """The next message, ``None`` when the other side is gone (in the middle of a message, too)."""
     header = stream.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None
-    length = _checked_length(header)
+    length = frame_length(header)
     body = stream.read(length)
-    return _message(body) if len(body) == length else None
+    return message_of(body) if len(body) == length else None
 
 
-def _checked_length(header: bytes) -> int:
+def frame_length(header: bytes | bytearray) -> int:
+    """The length that the first ``LENGTH.size`` bytes announce. Raise ``FrameError`` over the limit."""
     length: int = LENGTH.unpack(header)[0]
     if length > MAX_FRAME_BYTES:
         raise FrameError(f"frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
     return length
 
 
-def _message(body: bytes) -> dict[str, Any]:
+def message_of(body: bytes | bytearray) -> dict[str, Any]:
+    """The message in a frame's body. Raise ``FrameError`` if there is none."""
     try:
         message = json.loads(body)
     except ValueError as error:

@@ -39,7 +39,7 @@ class GuardedHttp:
         await self._client.aclose()
 
     async def check(self, url: str) -> tuple[httpx.URL, str]:
-        """The address as a URL, and the checked address of its host. Raise ``UrlRefused`` or ``UrlFailed``."""
+        """The URL, and the checked address of its host. Raise ``UrlRefused`` or ``UrlFailed``."""
         parsed = parse_url(url)
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         try:

@@ -31,13 +31,13 @@ from app.errors import (
     StorageUnavailable,
     TooManyPages,
 )
+from app.formats import Source
 from app.job import Job, NewJob, PageEvent, encode_options
-from app.leases import Leases
+from app.leases import Leases, WorkerState
 from app.outcome import Readiness
 from app.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
 from app.rasterizers import Rasterizers
 from app.settings import Settings
-from app.sources import Source
 from app.store import Limits, Store
 
 logger = logging.getLogger("rtprune.jobs")
@@ -76,6 +76,7 @@ class Jobs:
             settings.max_queued_pages, settings.max_jobs_per_client, settings.result_lifetime_s
         )
         self._readiness = Readiness(ready=False, detail="the model is being loaded")
+        self._decided = asyncio.Condition()
         self._heard_at = time.monotonic()
         self._watched: dict[str, list[asyncio.Event]] = {}
         self._seen: dict[str, tuple[str, int]] = {}
@@ -110,8 +111,8 @@ class Jobs:
 
     async def wait_ready(self) -> Readiness:
         """The readiness once it is decided: ready, or said by a worker to be impossible."""
-        while not self._readiness.ready and not self._readiness.final:
-            await asyncio.sleep(self._settings.queue_poll_s)
+        async with self._decided:
+            await self._decided.wait_for(lambda: self._readiness.ready or self._readiness.final)
         return self._readiness
 
     # --- acceptance
@@ -303,14 +304,18 @@ class Jobs:
     async def look_at_workers(self) -> None:
         workers = await asyncio.to_thread(self.leases.alive)
         self._heard_at = time.monotonic()
+        self._readiness = self._readiness_of(workers)
+        async with self._decided:
+            self._decided.notify_all()
+
+    def _readiness_of(self, workers: list[WorkerState]) -> Readiness:
         ready = [worker for worker in workers if worker.ready]
         if ready:
-            self._readiness = Readiness(True, "ready", ready[0].model)
-            return
+            return Readiness(True, "ready", ready[0].model)
         again = "the model is being loaded again" if self._readiness.model else "the model is being loaded"
         said = [worker for worker in workers if worker.detail != LOADING]
         detail = said[0].detail if said else again
-        self._readiness = Readiness(False, detail, self._readiness.model, final=bool(said))
+        return Readiness(False, detail, self._readiness.model, final=bool(said))
 
     async def _connect(self) -> None:
         """Tables and client, as soon as the database answers: the API starts without it."""

@@ -6,6 +6,7 @@ import logging
 import math
 import shutil
 import signal
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 
 from app.document import Failure, Page
 from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
-from app.frames import FrameError, pack, read_frame
+from app.frames import LENGTH, FrameError, frame_length, message_of, pack
 from app.processes import child_environment, kill_group, python_module
 from app.rasterize import PageRequest
 from app.settings import Settings
@@ -24,16 +25,27 @@ logger = logging.getLogger("rtprune.rasterize")
 
 REQUESTS_PER_CHILD = 200
 """A child is replaced after this many, so that what libraries leak stays small."""
-PIPE_BYTES = 2**20
 
 
 @dataclass(slots=True)
 class _Child:
     process: asyncio.subprocess.Process
+    link: socket.socket
     num_requests: int = 0
 
     def kill(self) -> None:
         kill_group(self.process.pid)
+
+    async def receive(self, num_bytes: int) -> bytearray:
+        """Exactly so many bytes, read to where they stay: a page is many. Raise ``_ChildDied``."""
+        data = bytearray(num_bytes)
+        rest = memoryview(data)
+        while rest:
+            received = await asyncio.get_running_loop().sock_recv_into(self.link, rest)
+            if received == 0:
+                raise _ChildDied
+            rest = rest[received:]
+        return data
 
 
 class _ChildDied(Exception):
@@ -88,7 +100,7 @@ class Rasterizers:
         image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
         return Page(index, image, float(header["ms"]))
 
-    async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytes]:
+    async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytearray]:
         try:
             header, pixels = await self._try(request, fresh=False)
         except _ChildDied:
@@ -101,7 +113,7 @@ class Rasterizers:
             raise Failure(**header["failure"]).error()
         return header, pixels
 
-    async def _try(self, request: dict[str, Any], *, fresh: bool) -> tuple[dict[str, Any], bytes]:
+    async def _try(self, request: dict[str, Any], *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
         """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
         timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
         async with self._borrowed(fresh=fresh) as child:
@@ -137,45 +149,46 @@ class Rasterizers:
                     self._replacing.add(task)
                     task.add_done_callback(self._replacing.discard)
 
-    async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
         """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
-        stdin, stdout = child.process.stdin, child.process.stdout
-        if stdin is None or stdout is None:
-            raise _ChildDied
+        loop = asyncio.get_running_loop()
         try:
-            stdin.write(pack(request))
-            await stdin.drain()
-            header = await read_frame(stdout)
-            if header is None:
-                raise _ChildDied
+            await loop.sock_sendall(child.link, pack(request))
+            header = message_of(await child.receive(frame_length(await child.receive(LENGTH.size))))
             num_bytes = int(header["num_bytes"])
             if num_bytes != 3 * int(header.get("width", 0)) * int(header.get("height", 0)):
                 raise _ChildDied
             if num_bytes > 3 * self._max_pixels * 1.1:
                 raise _ChildDied
-            return header, await stdout.readexactly(num_bytes)
-        except (ConnectionError, asyncio.IncompleteReadError, FrameError, KeyError, ValueError) as error:
+            return header, await child.receive(num_bytes)
+        except (ConnectionError, FrameError, KeyError, ValueError) as error:
             raise _ChildDied from error
 
     async def _spawn(self) -> _Child:
         # the wall deadline is what counts; CPU time may run ahead of it only where poppler uses threads
         cpu_s = math.ceil(self._settings.rasterize_deadline_s) + 1
-        process = await asyncio.create_subprocess_exec(
-            *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=child_environment(self._tmp_dir),
-            start_new_session=True,
-            limit=PIPE_BYTES,
-        )
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                env=child_environment(self._tmp_dir),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._num_children += 1
-        return _Child(process)
+        return _Child(process, ours)
 
     async def _discard(self, child: _Child) -> None:
         self._num_children -= 1
         child.kill()
-        if child.process.stdin is not None:
-            child.process.stdin.close()
+        child.link.close()
         await child.process.wait()
 
     async def _replace(self, child: _Child) -> None:

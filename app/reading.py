@@ -150,11 +150,10 @@ class BatchReader:
             error = WorkerLost("the process that read the page died, twice")
             await self._finish(job, _failed(index, error, width, height))
             return
-        async with self._suspects if num_before else contextlib.nullcontext():
-            # The suspect's turn comes first: a page that waits for it must not hold a slot.
-            async with self._slots, self._running():
-                result = await self._timely(job, path, index)
-                await self._finish(job, result)
+        turn = self._suspects if num_before else contextlib.nullcontext()
+        # The suspect's turn comes first: a page that waits for it must not hold a slot.
+        async with turn, self._slots, self._running():
+            await self._finish(job, await self._timely(job, path, index))
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -209,7 +208,7 @@ class BatchReader:
 
     @contextlib.asynccontextmanager
     async def _counted(self, job: Job, page: Page) -> AsyncIterator[None]:
-        """The page is with the model, and the database knows. Taken back when it is interrupted on purpose."""
+        """The page is with the model, and the database knows; taken back when it is interrupted on purpose."""
         await self._journal.write(Started(job.id, page.index, *page.image.size))
         try:
             yield

@@ -1,4 +1,4 @@
-"""Bytes in: an upload is spooled to a file within limits while it arrives, and sniffed by its first bytes."""
+"""Bytes in: an upload is spooled to a file while it arrives, within limits."""
 
 import asyncio
 import base64
@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -16,29 +16,19 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import (
     BadOption,
     BadRequest,
-    EmptyFile,
     TooLarge,
-    UnsupportedFormat,
     UnsupportedMediaType,
     UploadTimeout,
 )
+from app.formats import Source, sniff_file
 from app.settings import MIB, Settings
 
-Format = Literal["PDF", "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]
 WRITE_BYTES = MIB
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
 URL_FIELD = "url"
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A document on our disk."""
-
-    path: Path
-    format: Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,101 +369,3 @@ class _Base64:
             return base64.b64decode(text, validate=True)
         except binascii.Error as error:
             raise BadOption("file is not base64") from error
-
-
-SNIFF_BYTES = 4096
-PDF_HEADER_WITHIN_BYTES = 1024
-
-MAGIC: tuple[tuple[bytes, Format], ...] = (
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-    (b"BM", "BMP"),
-)
-UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a ZIP archive, or a document in one (docx, xlsx, pptx, odt, epub)"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (doc, xls, ppt)"),
-    (b"{\\rtf", "an RTF document"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"8BPS", "a Photoshop file"),
-    (b"\0\0\x01\0", "a Windows icon"),
-    (b"\x76\x2f\x31\x01", "OpenEXR"),
-    (b"AT&TFORM", "DjVu"),
-    (b"%!PS", "PostScript"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
-)
-MEDIA_BRANDS: dict[bytes, str] = {
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
-    b"heif": "HEIF",
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-}
-
-
-def sniff_file(path: Path) -> Source:
-    """A file and its format, from its first bytes alone. Raise ``EmptyFile`` or ``UnsupportedFormat``."""
-    with path.open("rb") as file:
-        return Source(path, sniff(file.read(SNIFF_BYTES)))
-
-
-def sniff(head: bytes) -> Format:
-    """The format that begins with ``head``. Names and content types lie; decoders see the first bytes."""
-    if not head:
-        raise EmptyFile("the file has no bytes")
-    for magic, image_format in MAGIC:
-        if head.startswith(magic):
-            return image_format
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    unsupported = _unsupported(head)
-    if unsupported is None and b"%PDF-" in head[:PDF_HEADER_WITHIN_BYTES]:
-        return "PDF"
-    looks_like = unsupported or _text_or_unknown(head)
-    raise UnsupportedFormat(
-        f"the file looks like {looks_like}; PDF, PNG, JPEG, WebP, TIFF, BMP and GIF are read"
-    )
-
-
-def _unsupported(head: bytes) -> str | None:
-    for magic, name in UNSUPPORTED_MAGIC:
-        if head.startswith(magic):
-            return name
-    if head[4:8] == b"ftyp":
-        return MEDIA_BRANDS.get(head[8:12], "a video or audio file")
-    if head[:1] == b"P" and head[1:2] in b"1234567" and head[2:3].isspace():
-        return "a Netpbm image"
-    return None
-
-
-def _text_or_unknown(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if b"<svg" in text:
-        return "SVG"
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "HTML"
-    if text.startswith(b"<?xml"):
-        return "XML"
-    return "text" if b"\0" not in head and _is_utf8(head) else "no known kind of document"
-
-
-def _is_utf8(head: bytes) -> bool:
-    try:
-        head.decode()
-    except UnicodeDecodeError as error:
-        return error.start >= len(head) - 3  # the sniffed part may end inside a character
-    return True

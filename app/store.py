@@ -123,7 +123,7 @@ class Store:
     # --- acceptance
 
     def accept(self, job: NewJob, limits: Limits, enqueue: Enqueue) -> str | None:
-        """Write a job and queue its work, on disk when this returns ``None``; or the id of the job it repeats.
+        """Write a job and queue its work, on disk when this returns. ``None``, or the id of the job it repeats.
 
         Raise ``QueueFull``, ``TooManyJobs`` or ``IdempotencyConflict``.
         """

@@ -56,7 +56,7 @@ def open_reader(settings: Settings) -> PageReader:
         return FakeReader()
     from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
 
-    reader: PageReader = open_model_reader(settings)
+    reader: PageReader = open_model_reader(settings.model, settings.device)
     return reader
 
 
@@ -89,9 +89,11 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, hint: as
         rasterizers = Rasterizers(settings, tmp_dir)
         try:
             reader = await _load(settings, rasterizers, leases, state)
-        except (ParseError, OSError, ValueError, ImportError) as error:
+        except Exception as error:  # whatever stops a model from loading: readiness has to say so
             logger.exception("the worker cannot start")
-            detail = str(error) if isinstance(error, ParseError) else "the model cannot be loaded"
+            detail = (
+                str(error) if isinstance(error, ParseError) else "the model cannot be loaded; see the log"
+            )
             await asyncio.to_thread(leases.renew, replace(state, detail=detail), settings.max_restart_delay_s)
             await rasterizers.close()
             return UNUSABLE_STATUS

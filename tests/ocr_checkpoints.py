@@ -93,11 +93,11 @@ def original_config() -> dict[str, Any]:
     }
 
 
-def random_small_network(seed: int = 0, *, config: UnlimitedOcrConfig | None = None) -> Any:  # noqa: ANN401
+def random_small_network(seed: int = 0, *, config: UnlimitedOcrConfig | None = None) -> Any:
     return random_network(config or read_config(original_config()), seed)
 
 
-def original_tensors(network: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def original_tensors(network: Any) -> dict[str, torch.Tensor]:
     """A native network's weights under DeepSeek-OCR's own names: per-expert matrices, joint qkv in CLIP, and
     the CLIP patch embedding that nothing computes with."""
     native = dict(network.state_dict())

@@ -82,7 +82,13 @@ class Server:
         return float(match[1]) if match else 0.0
 
     def worker_pid(self) -> int:
-        return [int(line["pid"]) for line in self.log if line["message"] == "model loaded"][-1]
+        """The worker that lives; what is logged arrives a little after what it is about."""
+
+        def living() -> int | None:
+            pids = [int(line["pid"]) for line in list(self.log) if line["message"] == "model loaded"]
+            return next((pid for pid in reversed(pids) if alive(pid)), None)
+
+        return eventually(living)
 
     def spooled(self) -> list[Path]:
         return [path for path in self.data_dir.glob("spool/*/*") if path.is_file()]
@@ -177,10 +183,13 @@ def pdf_bytes(*pages: str, count: int | None = None, catalog: str = "", trailer:
         body += f"{number} 0 obj\n{text}\nendobj\n".encode()
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     size = len(objects) + 1
-    return body + (
-        f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
-        f"startxref\n{len(body)}\n%%EOF"
-    ).encode()
+    return (
+        body
+        + (
+            f"xref\n0 {size}\n0000000000 65535 f \n{table}trailer<</Size {size}/Root 1 0 R{trailer}>>\n"
+            f"startxref\n{len(body)}\n%%EOF"
+        ).encode()
+    )
 
 
 A4 = "/MediaBox[0 0 595 842]"

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.document import Block
@@ -60,12 +60,14 @@ def grounded(kind: str, boxes: list[tuple[int, int, int, int]], text: str) -> st
     return f"<|ref|>{kind}<|/ref|><|det|>[{det}]<|/det|>{text}"
 
 
+@settings(deadline=None)
 @given(PLAIN)
 def test_plain_text_is_itself_stripped(text: str) -> None:
     assert to_markdown(text).markdown == text.strip()
     assert to_markdown(text).blocks == ()
 
 
+@settings(deadline=None)
 @given(PLAIN, st.lists(st.tuples(KIND, st.lists(BOX, min_size=1, max_size=3), PLAIN), max_size=5))
 def test_well_formed_regions_come_back(
     preface: str, regions: list[tuple[str, list[tuple[int, int, int, int]], str]]
@@ -80,6 +82,7 @@ def test_well_formed_regions_come_back(
     assert rendered.markdown == "\n\n".join(filter(None, texts))
 
 
+@settings(deadline=None)
 @given(SOUP | st.text())
 def test_nothing_but_table_tags_can_become_html(text: str) -> None:
     rendered = to_markdown(text)

@@ -170,7 +170,7 @@ def test_folded_sam_attention_is_the_native_one(side: int) -> None:
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
-def _without_positions(attention: Any, hidden: torch.Tensor) -> torch.Tensor:  # noqa: ANN401
+def _without_positions(attention: Any, hidden: torch.Tensor) -> torch.Tensor:
     attention.use_rel_pos = False
     output: torch.Tensor = attention(hidden)[0]
     torch.testing.assert_close(FoldedSamAttention(attention)(hidden)[0], output, rtol=1e-5, atol=1e-5)

@@ -45,12 +45,12 @@ needs_pocket_start = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def network() -> Any:  # noqa: ANN401
+def network() -> Any:
     return random_small_network(seed=1)
 
 
 @pytest.fixture(scope="module")
-def tensors(network: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+def tensors(network: Any) -> dict[str, torch.Tensor]:
     return original_tensors(network)
 
 
@@ -59,7 +59,7 @@ def folder(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
     return write_checkpoint(tmp_path / "checkpoint", tensors)
 
 
-def logits(network: Any) -> torch.Tensor:  # noqa: ANN401
+def logits(network: Any) -> torch.Tensor:
     """Of a page with tiles and a prompt, so that every part of the network has its say."""
     generator = torch.Generator().manual_seed(7)
     ids = torch.tensor([[0] + [IMAGE_ID] * (2 * 5 + 3 * 4 + 1) + list(range(20, 40))])
@@ -77,7 +77,7 @@ def logits(network: Any) -> torch.Tensor:  # noqa: ANN401
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_original_layout_gives_the_logits_of_the_weights_it_was_written_from(
     tmp_path: Path,
-    network: Any,  # noqa: ANN401
+    network: Any,
     tensors: dict[str, torch.Tensor],
     num_shards: int,
 ) -> None:
@@ -92,7 +92,7 @@ def test_original_layout_gives_the_logits_of_the_weights_it_was_written_from(
 
 
 @pytest.mark.parametrize("writer", ["save_pretrained", "state_dict"])
-def test_the_native_layout_loads(tmp_path: Path, network: Any, writer: str) -> None:  # noqa: ANN401
+def test_the_native_layout_loads(tmp_path: Path, network: Any, writer: str) -> None:
     network.save_pretrained(tmp_path / "native")
     saved = load_file(tmp_path / "native" / "model.safetensors")
     folder = write_checkpoint(
@@ -160,7 +160,7 @@ def test_unlimited_ocr_keeps_its_sliding_window(
     assert model.sliding_window == 96
 
 
-def test_a_checkpoints_own_layer_types_are_kept(tmp_path: Path, network: Any) -> None:  # noqa: ANN401
+def test_a_checkpoints_own_layer_types_are_kept(tmp_path: Path, network: Any) -> None:
     config = network.config.to_dict()
     kinds = ["full_attention", "reference_sliding_attention", "full_attention"]
     config["text_config"] |= {"layer_types": kinds, "sliding_window": 17}
@@ -169,7 +169,7 @@ def test_a_checkpoints_own_layer_types_are_kept(tmp_path: Path, network: Any) ->
     assert model.sliding_window == 17
 
 
-def edit(name: str, **changes: Any) -> Callable[[Path], None]:  # noqa: ANN401
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
     """Change entries of a JSON file, ``a__b`` for nested ones; ``...`` removes one."""
 
     def apply(folder: Path) -> None:
@@ -308,7 +308,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"
 
 
-def move_in_index(name: Any) -> Callable[[Path], None]:  # noqa: ANN401
+def move_in_index(name: Any) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         index = json.loads((folder / INDEX).read_text())
         index["weight_map"]["model.norm.weight"] = name
@@ -356,7 +356,7 @@ def test_a_broken_sharded_folder_is_refused_by_name(
         load_model(folder)
 
 
-def test_what_a_config_could_smuggle_in_has_no_effect(folder: Path, network: Any) -> None:  # noqa: ANN401
+def test_what_a_config_could_smuggle_in_has_no_effect(folder: Path, network: Any) -> None:
     """Fields that transformers would act on: another weights file, kernels from a repository, an adapter."""
     config = network.config.to_dict() | {"transformers_weights": "../evil.safetensors"}
     config["text_config"]["attn_implementation"] = "someone/kernels"

@@ -1,6 +1,7 @@
 """Files into pages: what users see, or a typed error, within limits."""
 
 import asyncio
+import contextlib
 import csv
 import io
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from service_client import A4, ENCRYPTED, descendants, image_bytes, pdf_bytes
@@ -25,10 +26,10 @@ from app.errors import (
     UnreadableFile,
     UnreadablePage,
 )
+from app.formats import sniff_file
 from app.rasterize import MAX_SIDE_PX, MIN_DPI, fitting_dpi
 from app.rasterizers import Rasterizers
 from app.settings import Settings
-from app.sources import sniff_file
 
 T = TypeVar("T")
 SETTINGS = Settings(rasterize_deadline_s=20, max_page_megapixels=4, max_image_megapixels=9)
@@ -91,6 +92,7 @@ def test_pdf_page_sizes(tmp_path: Path, attributes: str, size: tuple[int, int]) 
     assert abs(image.height - size[1]) <= 1
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e7), st.floats(1e-3, 1e7), st.integers(36, 600))
 def test_no_page_is_rendered_over_the_limit(width_pt: float, height_pt: float, dpi: int) -> None:
     try:
@@ -224,7 +226,8 @@ def test_a_child_killed_at_random_costs_no_page(tmp_path: Path) -> None:
     async def work(rasterizers: Rasterizers) -> None:
         for _ in range(3):
             for pid in descendants(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             results = await asyncio.gather(*(outcome(rasterizers, path) for _ in range(4)))
             assert all(isinstance(result[0], Page) for result in results)
 

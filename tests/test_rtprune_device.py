@@ -1,7 +1,5 @@
 """What a GPU would show, held without one: one wait for the device a batch, no CPU tensor on its way."""
 
-# ruff: noqa: ANN401 - torch's hooks take and return anything
-
 import subprocess
 import sys
 from collections.abc import Callable, Sequence

@@ -189,6 +189,14 @@ def test_without_poppler_the_service_says_so(tmp_path: Path) -> None:
         assert server.http.get("/readyz").status_code == 503
         response = server.parse(image_bytes())
         assert (response.status_code, response.json()["code"]) == (503, "not_ready")
+        eventually(lambda: server.metric("rtprune_worker_starts_total") > 1)
+        assert server.http.get("/livez").status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
+    with serving(tmp_path, reader="model", model=str(tmp_path / "none")) as server:
+        eventually(lambda: "cannot be loaded" in server.http.get("/readyz").json()["detail"])
+        assert server.http.get("/readyz").status_code == 503
         assert server.http.get("/livez").status_code == 200
 
 

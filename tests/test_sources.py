@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_client import image_bytes, pdf_bytes
 
 from app.document import PageSelection
 from app.errors import BadOption, EmptyFile, NotAcceptable, PageNotFound, ParseError, UnsupportedFormat
+from app.formats import sniff
 from app.routes.accept import negotiate
 from app.settings import Settings
-from app.sources import Upload, receive, sniff
+from app.sources import Upload, receive
 
 SETTINGS = Settings(max_upload_mib=1, max_form_kib=4)
 MULTIPART = "multipart/form-data; boundary=xx"
@@ -50,6 +51,7 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=40)
 FILES = st.binary(max_size=300).map(lambda tail: b"GIF89a" + tail)
 
 
+@settings(deadline=None)
 @given(FILES, CUTS)
 def test_a_form_is_the_same_in_any_pieces(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
@@ -60,6 +62,7 @@ def test_a_form_is_the_same_in_any_pieces(
     assert (received.fields, received.from_form, received.source.format) == ({"mode": "tiny"}, True, "GIF")
 
 
+@settings(deadline=None)
 @given(
     FILES,
     CUTS,
@@ -92,6 +95,7 @@ def test_json_is_the_same_in_any_pieces(
     assert (received.fields, received.from_form) == (fields, False)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=200) | st.text(st.sampled_from('{}[]",:\\file 1u0041=A'), max_size=60).map(str.encode),
     CUTS,
@@ -159,6 +163,7 @@ def test_an_empty_file_is_one() -> None:
         sniff(b"")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=64))
 def test_sniffing_never_fails_otherwise(head: bytes) -> None:
     try:
@@ -183,6 +188,7 @@ def test_page_selection(text: str, pages: list[int]) -> None:
     assert [index for pages in PageSelection.parse(text).within(10) for index in pages] == pages
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20)), min_size=1, max_size=20))
 def test_selected_ranges_are_disjoint_and_ascend(ranges: list[tuple[int, int]]) -> None:
     text = ",".join(f"{first}-{first + length}" for first, length in ranges)

@@ -1,6 +1,7 @@
 """``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ from app.service import Service, service_of
 
 JSON, MARKDOWN, PLAIN = "application/json", "text/markdown", "text/plain"
 OFFERS = (JSON, MARKDOWN, PLAIN)
+
+logger = logging.getLogger("rtprune.http")
 
 T = TypeVar("T")
 
@@ -74,6 +77,7 @@ async def parse(request: Request) -> Response:
             return await accepted(service, job)
         document = await service.jobs.document(job)
         service.metrics.count(document)
+        logger.info("document", extra={"document": document.id, "status": document.status})
         raise_if_unread(document)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()

@@ -7,11 +7,12 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from app.errors import BadOption
+from app.formats import Source, sniff_file
 from app.job import Job
 from app.jobs import Wish
 from app.schemas.parse import OptionFields
 from app.service import Service, client_of
-from app.sources import Source, Upload, receive, sniff_file
+from app.sources import Upload, receive
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 

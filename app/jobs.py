@@ -38,7 +38,7 @@ from app.outcome import Readiness
 from app.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
 from app.rasterizers import Rasterizers
 from app.settings import Settings
-from app.store import Limits, Store
+from app.store import Limits, Queue, Store
 
 logger = logging.getLogger("rtprune.jobs")
 
@@ -200,6 +200,9 @@ class Jobs:
         """Jobs of a client whose results are kept, newest first, after a cursor."""
         return await asyncio.to_thread(self.store.listed, client, status, before, limit)
 
+    async def queue(self) -> Queue:
+        return await asyncio.to_thread(self.store.queue)
+
     async def position(self, job: Job) -> int | None:
         return await asyncio.to_thread(self.store.position, job)
 
@@ -235,7 +238,7 @@ class Jobs:
     async def document(self, job: Job) -> ParsedDocument:
         """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
         if job.is_open:
-            queue = await asyncio.to_thread(self.store.queue)
+            queue = await self.queue()
             raise NotFinished("the job has not ended yet", queue.seconds(job.num_pages - job.num_done))
         if job.status == "cancelled":
             raise JobCancelled("the job was cancelled")

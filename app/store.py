@@ -339,8 +339,9 @@ class Store:
         num_done = counted.num_done + 1
         values = {"job_id": entry.job_id, "page": entry.page, "seq": num_done, "result": entry.result}
         insert = self.insert(pages).values(**values, worker=worker_id, done_at=at)
-        new = c.execute(insert.on_conflict_do_nothing(index_elements=["job_id", "page"]))
-        if not new.rowcount:
+        # asked for by RETURNING: drivers do not agree on the row count of an insert that was ignored
+        once = insert.on_conflict_do_nothing(index_elements=["job_id", "page"]).returning(pages.c.page)
+        if c.execute(once).first() is None:
             return  # another worker was faster
         num_failed = counted.num_failed + entry.failed
         changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}

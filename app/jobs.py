@@ -44,6 +44,7 @@ logger = logging.getLogger("rtprune.jobs")
 
 READINESS_EVERY_S = 0.25
 MIGRATION_RETRY_S = 1.0
+FIRST_CONNECT_S = 5.0
 STORAGE_RETRY_S = 0.5
 READINESS_TOLERANCE_S = 5.0
 """How long what was last known of the workers holds while the database does not answer."""
@@ -90,10 +91,11 @@ class Jobs:
     async def start(self) -> Self:
         with contextlib.suppress(ParseError):  # without poppler images are read all the same
             await self._rasterizers.start()
-        self._tasks = [
-            asyncio.create_task(self._connect(), name="jobs connection"),
-            asyncio.create_task(self._watch(), name="jobs watch"),
-        ]
+        connecting = asyncio.create_task(self._connect(), name="jobs connection")
+        self._tasks = [connecting, asyncio.create_task(self._watch(), name="jobs watch")]
+        # who asks first is not to be refused because tables are being made; a database that is away is not
+        # waited for: the process is alive, and says what it lacks
+        await asyncio.wait({connecting}, timeout=FIRST_CONNECT_S)
         return self
 
     async def close(self) -> None:

@@ -1,6 +1,7 @@
 """Where documents lie until they are read: the data folder, or whatever fsspec reaches, such as ``s3://``."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from app.errors import StorageFull, StorageUnavailable, UnreadableFile
 from app.settings import Settings
 
 CHUNK_BYTES = 2**20
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 
 
 class Blobs:
@@ -93,6 +95,17 @@ def _sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise ``StorageFull`` for a disk without room, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise StorageFull("no space where documents are kept") from error
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from app.blobs import disk_errors
 from app.errors import BadOption
 from app.formats import Source, sniff_file
 from app.job import Job
@@ -27,21 +28,23 @@ async def receive_document(
         raise BadOption("options go into the body, not into the address")
     await service.jobs.check_room()
     length = request.headers.get("content-length", "")
-    upload = await receive(
-        aiter(request.stream()),
-        request.headers.get("content-type", ""),
-        int(length) if length.isdecimal() else None,
-        path,
-        service.settings,
-        may_name_url=may_name_url,
-    )
+    with disk_errors():
+        upload = await receive(
+            aiter(request.stream()),
+            request.headers.get("content-type", ""),
+            int(length) if length.isdecimal() else None,
+            path,
+            service.settings,
+            may_name_url=may_name_url,
+        )
     fields = shape.from_form(upload.fields) if upload.from_form else shape.from_json(upload.fields)
     return upload, fields
 
 
 async def fetched(service: Service, url: str, path: Path) -> Source:
     """The document at an address that a client named."""
-    await service.http.download(url, path)
+    with disk_errors():
+        await service.http.download(url, path)
     return sniff_file(path)
 
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import postgres
@@ -37,7 +38,7 @@ def assert_every_page_once(client: Client, job_id: str, num_pages: int) -> None:
 def test_kill_9_at_random_moments(database_url: str, tmp_path: Path, victim: str) -> None:
     """One API with its worker; jobs of 12 pages, two in flight, killed anywhere from accepted to done."""
     chance = random.Random(f"{database_url == ''} {victim}")  # noqa: S311 - moments, not secrets
-    settings = {"database_url": database_url, "max_pages_in_flight": 2, "batch_pages": 3}
+    settings: dict[str, Any] = {"database_url": database_url, "max_pages_in_flight": 2, "batch_pages": 3}
     settings |= {"num_rasterizers": 1, "max_restart_delay_s": 0.2, "queue_poll_s": 0.05}
     server = Server(tmp_path, **settings).wait_ready()
     try:
@@ -147,10 +148,8 @@ def test_results_expire_and_say_so(database_url: str, tmp_path: Path) -> None:
         job_id = client.accepted(data)
         client.ended(job_id)
         assert client.http.get(f"/v1/jobs/{job_id}/result").status_code == 200
-        gone = eventually(
-            lambda: (answer := client.http.get(f"/v1/jobs/{job_id}/result")).status_code == 410 and answer
-        )
-        assert gone.json()["code"] == "expired"
+        eventually(lambda: client.http.get(f"/v1/jobs/{job_id}/result").status_code == 410)
+        assert client.http.get(f"/v1/jobs/{job_id}/result").json()["code"] == "expired"
         assert client.http.get(f"/v1/jobs/{job_id}").status_code == 410
         assert client.accepted(data) != job_id, "the same request is a new job"
 

@@ -124,7 +124,7 @@ async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json:
         if page.failure is not None:
             print(f"{file}, page {page.index + 1}: {page.failure.detail}", file=sys.stderr)
     answer = DocumentShape.of(document)
-    print(answer.model_dump_json(exclude_none=True) if as_json else answer.markdown, flush=True)
+    print(answer.model_dump_json() if as_json else answer.markdown, flush=True)
     return document.status == "succeeded"
 
 

@@ -115,7 +115,8 @@ class TokenCounts:
 
     @property
     def retention(self) -> float:
-        return self.kept / self.visual
+        """Share of the visual sequence kept; 1 for a page that ended before it was encoded."""
+        return self.kept / self.visual if self.visual else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +134,18 @@ class Attempt:
 class Reading:
     """What the engine made of one page: raw model text, counts, and milliseconds by stage.
 
-    ``timing_ms`` has the keys queue, preprocess, encode, prune, prefill, decode. Work that pages share
-    (a batched encode, a decode step) is divided among the pages it served.
+    ``timing_ms`` has the keys queue, preprocess, encode, prune, prefill, decode, summed over the attempts.
+    Work that pages share (a batched encode, a decode step) is divided equally among the pages it served, so
+    the sum over pages is the time spent and a page's own sum is below its wall time. ``queue`` is the time
+    the page waited without being worked on, before each attempt. The caller adds ``total``, wall time.
     """
 
     text: str
     finish_reason: FinishReason
     confidence: float
-    """Mean log-probability of the output tokens (natural logarithm), at most 0."""
+    """Mean log-probability of the output tokens (natural logarithm), the end token included, at most 0.
+
+    Before the n-gram ban; 0 for a page without output."""
     mode: str
     tokens: TokenCounts
     timing_ms: Mapping[str, float]

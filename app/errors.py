@@ -23,6 +23,7 @@ ParseError
 ├── EncryptedPdf            422  the PDF needs a password
 ├── PageNotFound            422  a page was asked for that the document does not have
 ├── UnreadablePage          422  one page is damaged; the other pages went on
+├── PageTooLong             422  the page and its prompt do not fit the memory of one page
 ├── RasterizeTimeout        422  turning one page into pixels took too long
 ├── UrlFailed               422  the document could not be fetched from its address
 ├── QueueFull               429  more pages wait than the limit
@@ -142,6 +143,10 @@ class PageNotFound(ParseError):
 
 class UnreadablePage(ParseError):
     code, status, title = "unreadable_page", 422, "The page cannot be read"
+
+
+class PageTooLong(ParseError):
+    code, status, title = "page_too_long", 422, "The page does not fit the model's memory"
 
 
 class RasterizeTimeout(ParseError):

@@ -6,14 +6,31 @@ from typing import Protocol
 from app.document import Page, Reading, ReadOptions
 
 
+class Restart(str):
+    """An empty piece that takes back every piece before it: the page is being read again.
+
+    A page whose text ran into a loop is tried again, after its text was already sent. Whoever shows pieces
+    as they come clears what it shows; whoever must not take back anything waits for ``result()``.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls) -> "Restart":
+        return super().__new__(cls, "")
+
+
 class PageStream(Protocol):
     """One page being read."""
 
     def pieces(self) -> AsyncIterator[str]:
-        """Raw model text as it is decoded; ends when the page ends. At most one consumer."""
+        """Raw model text as it is decoded; ends when the page ends, without raising. At most one consumer.
+
+        The pieces after the last ``Restart`` add up to ``result().text``, whatever was tried. A character
+        that takes several tokens arrives whole.
+        """
 
     async def result(self) -> Reading:
-        """Wait for the page. Raises the page's own ``ParseError`` if it failed; other pages are unaffected."""
+        """Wait for the page. Raises the page's own ``ParseError`` if it failed; others are unaffected."""
 
     def cancel(self) -> None:
         """Stop within one decode step and free the page's memory. Idempotent."""
@@ -26,7 +43,9 @@ class PageReader(Protocol):
     def model_name(self) -> str: ...
 
     def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
-        """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot serve."""
+        """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot
+        serve.
+        """
 
     async def close(self) -> None:
         """Cancel what runs, release the device."""

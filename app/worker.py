@@ -56,7 +56,8 @@ def open_reader(settings: Settings) -> PageReader:
         return FakeReader()
     from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
 
-    reader: PageReader = open_model_reader(settings.model, settings.device)
+    # an engine that died reads nothing more: end, and leave the pages to the next worker
+    reader: PageReader = open_model_reader(settings.model, settings.device, on_death=exit_after(0))
     return reader
 
 

@@ -8,10 +8,7 @@ both. Prints a table; the last line of stdout is one JSON document.
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.report import publish
 from rtprune import VisualTokens, prune_batch, prune_tokens, text_densities, text_density, transport_plan
 
 SIDE_PX, GRID, HIDDEN = 1280, 20, 1280
@@ -164,37 +162,34 @@ def measure(
     }
 
 
-def setting(device: torch.device, pages: Pages) -> dict[str, object]:
-    cpu = Path("/proc/cpuinfo")
-    models = [
-        line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")
-    ]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+def setting(pages: Pages) -> dict[str, object]:
     pruned = prune_tokens(pages.tokens[0], text_density(pages.pixels[0], GRID, GRID))
     return {
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cpu": models[0] if models else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
+        "benchmark": "prune",
         "mode": "large",
+        "threads": torch.get_num_threads(),
         "kept_patches": pruned.num_kept_patches,
         "patches": pruned.num_patches,
         "dtype": str(pages.tokens[0].embeds.dtype),
     }
 
 
-def show(title: str, times: dict[str, dict[str, float]]) -> dict[str, object]:
-    """Print a table; each row is compared with the nearest row of the released way above it."""
-    print(f"\n{f'ms a page, {title}':38}   median      min      max   times faster")
-    released, times_faster = 0.0, {}
+def times_faster(times: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Each row against the nearest row of the released way above it, by medians."""
+    released, factors = 0.0, {}
     for name, taken in times.items():
         released = taken["median"] if name.endswith("released way") else released
-        times_faster[name] = round(released / taken["median"], 2)
+        factors[name] = round(released / taken["median"], 2)
+    return factors
+
+
+def show(title: str, times: dict[str, dict[str, float]]) -> dict[str, object]:
+    factors = times_faster(times)
+    print(f"\n{f'ms a page, {title}':38}   median      min      max   times faster")
+    for name, taken in times.items():
         figures = "".join(f"{taken[key]:9.3f}" for key in ("median", "min", "max"))
-        print(f"  {name:36}{figures}{times_faster[name]:12.1f}")
-    return {"ms_a_page": times, "times_faster": times_faster}
+        print(f"  {name:36}{figures}{factors[name]:12.1f}")
+    return {"ms_a_page": times, "times_faster": factors}
 
 
 def main() -> None:
@@ -209,17 +204,21 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     pages = make_pages(options.pages, device)
-    report: dict[str, object] = {"benchmark": "prune", **setting(device, pages), "repeats": options.repeats}
     one = Pages(pages.tokens[:1], pages.pixels[:1])
-    report["stages"] = show("stages of one page", measure(stages(one), one, options.repeats, device))
-    report["pages_1"] = show("1 page", measure(METHODS, one, options.repeats, device))
-    report[f"pages_{options.pages}"] = show(
-        f"{options.pages} pages", measure(METHODS, pages, options.repeats, device)
-    )
-    document = json.dumps(report)
-    if options.out:
-        options.out.write_text(document + "\n")
-    print(document)
+    steps = measure(stages(one), one, options.repeats, device)
+    alone = measure(METHODS, one, options.repeats, device)
+    together = measure(METHODS, pages, options.repeats, device)
+    report = {
+        **setting(pages),
+        "repeats": options.repeats,
+        "released_ms": alone["released way"]["median"],
+        "rtprune_ms": alone["rtprune, page by page"]["median"],
+        "times_faster": times_faster(alone)["rtprune, page by page"],
+        "stages": show("stages of one page", steps),
+        "pages_1": show("1 page", alone),
+        f"pages_{options.pages}": show(f"{options.pages} pages", together),
+    }
+    publish(report, device, options.out)
 
 
 if __name__ == "__main__":

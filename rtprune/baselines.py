@@ -46,7 +46,7 @@ def _farthest_first(batch: TokenBatch) -> Tensor:
     if len(patches) == 0:
         return scores  # reported as an error by the frame
     norms = batch.norms[0, patches].clamp(min=torch.finfo(torch.float64).tiny)
-    units = batch.embeds[0, patches].double() / norms[:, None]  # (N, D)
+    units = batch.parts[0].embeds[0, patches].double() / norms[:, None]  # (N, D)
     distances = (1 - units @ units.T).fill_diagonal_(torch.inf)
     newest = distances.amin(1).argmax()
     nearest = torch.full_like(norms, torch.inf)  # of each token, to those taken; -inf once taken itself

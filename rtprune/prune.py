@@ -7,9 +7,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rtprune.precision import product_dtype, without_autocast
+from rtprune.precision import product, product_dtype, without_autocast
 from rtprune.ratio import count_kept, diversities, keep_ratio
 from rtprune.tokens import (
+    BatchPart,
     InvalidPagesError,
     PrunedTokens,
     TokenBatch,
@@ -96,12 +97,15 @@ def prune_pages(
     if not tokens:
         return []
     batch = TokenBatch.of(tokens)
-    with without_autocast(batch.embeds.device):
+    with without_autocast(batch.norms.device):
         ratios = _choose_ratios(batch, densities, config)
         selection = _select(batch, rank(batch), ratios)
         facts = _read_facts(batch, ratios, selection)
-        embeds = _fold(batch, selection, facts, config.solver) if fold else batch.embeds
-        return _split(batch, embeds, selection, facts)
+        return [
+            pruned
+            for part in batch.parts
+            for pruned in _apply(batch, part, selection, facts[part.pages], config.solver if fold else None)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,14 +119,14 @@ class _Ratios:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Selection:
-    """``kept``: (B, L) bool, all tokens that stay. ``order``: (B, L) int64 positions of kept patches, then of
-    pruned ones, then of others, each in page order. ``num_patches``, ``num_kept``: (B,) int64, of patches.
+    """``order``: (B, L) int64 positions of tokens that stay, then of pruned patches, then of others, each in
+    page order. (B,) int64: ``num_tokens`` that stay, ``num_kept`` patches of them, of ``num_patches``.
     """
 
-    kept: Tensor
     order: Tensor
-    num_patches: Tensor
+    num_tokens: Tensor
     num_kept: Tensor
+    num_patches: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class _Facts:
 
 
 def _choose_ratios(batch: TokenBatch, densities: Sequence[float] | Tensor, config: RTPruneConfig) -> _Ratios:
-    device = batch.embeds.device
+    device = batch.norms.device
     given = densities if isinstance(densities, Tensor) else torch.tensor(densities, dtype=torch.float64)
     if given.shape != batch.norms.shape[:1]:
         raise ValueError(f"densities must be ({len(batch.lengths)},), got {tuple(given.shape)}")
@@ -159,9 +163,10 @@ def _select(batch: TokenBatch, scores: Tensor, ratios: _Ratios) -> _Selection:
     ranked = scores.masked_fill(~batch.is_patch, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     chosen = torch.arange(ranked.shape[1], device=ranked.device) < num_kept[:, None]
     kept_patches = torch.zeros_like(batch.is_patch).scatter(1, ranked, chosen) & batch.is_patch  # (B, L)
-    group = torch.where(batch.is_patch, 1 - kept_patches.to(torch.uint8), 2)
-    order = group.sort(dim=1, stable=True).indices
-    return _Selection(surviving(kept_patches, batch), order, num_patches, num_kept)
+    kept = surviving(kept_patches, batch)
+    # a stable sort puts what is kept in front, in order: nonzero() would wait for the device
+    order = torch.where(batch.is_patch, 1, 2).masked_fill_(kept, 0).sort(dim=1, stable=True).indices
+    return _Selection(order, kept.sum(1), num_kept, num_patches)
 
 
 def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> list[_Facts]:
@@ -173,7 +178,7 @@ def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> li
         ratios.density,
         selection.num_patches,
         selection.num_kept,
-        selection.kept.sum(1),
+        selection.num_tokens,
         ratios.keep_ratio,
         ratios.keep_ratio if ratios.diversity is None else ratios.diversity,
     ]
@@ -205,57 +210,74 @@ def _problem(ends_in_patch: float, finite: float, density: float, num_patches: f
     return None
 
 
-def _fold(batch: TokenBatch, selection: _Selection, facts: list[_Facts], solver: Solver) -> Tensor:
-    """kept += 0.1 * plan @ pruned on all pages at once, in the batch's own embeds (B, L, D), returned."""
-    num_rows = max(fact.num_kept_patches for fact in facts)
-    num_columns = max(fact.num_pruned for fact in facts)
-    if num_columns == 0:
-        return batch.embeds
-    length = batch.embeds.shape[1]
-    num_kept, num_pruned = selection.num_kept[:, None], (selection.num_patches - selection.num_kept)[:, None]
-    kept_at = selection.order[:, :num_rows]  # (B, M), past a page's own count: tokens that are left alone
-    columns = torch.arange(num_columns, device=num_kept.device)
-    pruned_at = selection.order.gather(1, (num_kept + columns).clamp(max=length - 1))  # (B, P)
-    pruned = _gather_rows(batch, pruned_at)  # (B, P, D)
-    kept = _gather_rows(batch, kept_at)  # (B, M, D)
-    scores = kept @ (pruned / _divisors(batch, pruned_at, pruned.dtype)).mT  # (B, M, P)
-    scores = scores / _divisors(batch, kept_at, kept.dtype)
-    plan = padded_plan(scores, num_kept[:, 0], num_pruned[:, 0], solver=solver)
-    # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
-    gained = (FOLD_WEIGHT * plan).to(kept.dtype) @ pruned
-    receives = (torch.arange(num_rows, device=num_kept.device) < num_kept) & (num_pruned > 0)  # (B, M)
-    # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
-    kept += gained.masked_fill_(~receives[..., None], -0.0)
-    # in place: the batch is this call's own copy
-    return batch.embeds.scatter_(1, kept_at[..., None].expand_as(kept), kept.to(batch.embeds.dtype))
-
-
-def _gather_rows(batch: TokenBatch, at: Tensor) -> Tensor:
-    """(B, M) positions -> (B, M, D) copy, in a dtype fit for products."""
-    rows = batch.embeds.gather(1, at[..., None].expand(-1, -1, batch.embeds.shape[2]))
-    return rows.to(product_dtype(batch.embeds))
-
-
-def _divisors(batch: TokenBatch, at: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, M) positions -> (B, M, 1) norms; infinite for a token of norm 0, whose cosines are 0."""
-    norms = batch.norms.gather(1, at)
-    return torch.where(norms > 0, norms, torch.inf).to(dtype)[..., None]
-
-
-def _split(
-    batch: TokenBatch, embeds: Tensor, selection: _Selection, facts: list[_Facts]
+def _apply(
+    batch: TokenBatch, part: BatchPart, selection: _Selection, facts: list[_Facts], fold_with: Solver | None
 ) -> list[PrunedTokens]:
-    """(B, L, D) -> one (K, D) view a page of a packed (sum of K, D) tensor."""
-    num_pages, length, hidden = embeds.shape
-    counts = [fact.num_kept_tokens for fact in facts]
-    # a stable sort puts what is kept in front, in order: nonzero() would wait for the device
-    packed_at = (~selection.kept).flatten().sort(stable=True).indices[: sum(counts)]  # (sum of K,)
-    packed = embeds.reshape(num_pages * length, hidden).index_select(0, packed_at)
-    kept = packed_at % length
-    pages = zip(torch.split(packed, counts), torch.split(kept, counts), batch.lengths, facts, strict=True)
+    """Gather what stays of the pages of ``part``; fold pruned patches in unless ``fold_with`` is None."""
+    num_rows = max(fact.num_kept_tokens for fact in facts)
+    kept_at = selection.order[part.pages, :num_rows]  # (b, K), past a page's own count: not in its answer
+    rows = _gather_rows(part.embeds, kept_at)  # (b, K, D)
+    if fold_with is not None and any(fact.num_pruned for fact in facts):
+        rows = _fold(batch, part, rows, selection, facts, fold_with)
+    pages = zip(rows, kept_at, batch.lengths[part.pages], facts, strict=True)
     return [
         PrunedTokens(
-            rows, at, fact.keep_ratio, fact.diversity, num_tokens, fact.num_patches, fact.num_kept_patches
+            embeds=embeds[: fact.num_kept_tokens],
+            kept=kept[: fact.num_kept_tokens],
+            keep_ratio=fact.keep_ratio,
+            diversity=fact.diversity,
+            num_tokens=num_tokens,
+            num_patches=fact.num_patches,
+            num_kept_patches=fact.num_kept_patches,
         )
-        for rows, at, num_tokens, fact in pages
+        for embeds, kept, num_tokens, fact in pages
     ]
+
+
+def _fold(
+    batch: TokenBatch,
+    part: BatchPart,
+    rows: Tensor,
+    selection: _Selection,
+    facts: list[_Facts],
+    solver: Solver,
+) -> Tensor:
+    """(b, K, D) tokens that stay -> the same with kept patches += 0.1 * plan @ pruned; others bit for bit."""
+    norms, is_patch = batch.norms[part.pages], batch.is_patch[part.pages]  # (b, L)
+    num_tokens = selection.num_tokens[part.pages, None]
+    num_pruned = (selection.num_patches - selection.num_kept)[part.pages, None]
+    steps = torch.arange(max(rows.shape[1], part.embeds.shape[1]), device=rows.device)
+    kept_at = selection.order[part.pages, : rows.shape[1]]
+    is_column = steps[: max(fact.num_pruned for fact in facts)] < num_pruned  # (b, P)
+    following = num_tokens + steps[: is_column.shape[1]]
+    pruned_at = selection.order[part.pages].gather(1, following.clamp(max=part.embeds.shape[1] - 1))
+    # row breaks and the separator are rows without mass: leaving them out would cost a copy
+    receives = (
+        is_patch.gather(1, kept_at) & (steps[: rows.shape[1]] < num_tokens) & (num_pruned > 0)
+    )  # (b, K)
+
+    dtype = product_dtype(rows)
+    kept, pruned = rows.to(dtype), _gather_rows(part.embeds, pruned_at).to(dtype)  # (b, K, D), (b, P, D)
+    cosines = product(kept, pruned / _divisors(norms, pruned_at, dtype)) / _divisors(norms, kept_at, dtype)
+    plan = padded_plan(cosines, receives, is_column, solver=solver)  # (b, K, P)
+    # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
+    gained = product((FOLD_WEIGHT * plan).to(dtype), pruned.mT)
+    # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
+    num_others = receives.numel() - sum(fact.num_kept_patches for fact in facts if fact.num_pruned)
+    others_at = receives.flatten().sort(stable=True).indices[:num_others]
+    gained.flatten(0, 1).index_fill_(0, others_at, -0.0)
+    return gained.add_(kept).to(rows.dtype)
+
+
+def _gather_rows(embeds: Tensor, at: Tensor) -> Tensor:
+    """(b, L, D), (b, K) positions -> (b, K, D) copy."""
+    num_pages, length, hidden = embeds.shape
+    starts = torch.arange(num_pages, device=at.device)[:, None] * length
+    # index_select copies rows; gather, which looks each number up, takes ten times as long on a CPU
+    return embeds.flatten(0, 1).index_select(0, (at + starts).flatten()).view(num_pages, -1, hidden)
+
+
+def _divisors(norms: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """(b, L) norms, (b, K) positions -> (b, K, 1) norms; infinite for a norm of 0, so that cosines are 0."""
+    chosen = norms.gather(1, at)
+    return torch.where(chosen > 0, chosen, torch.inf).to(dtype)[..., None]

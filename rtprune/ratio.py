@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rtprune.precision import product_dtype
+from rtprune.precision import product, product_dtype
 from rtprune.tokens import TokenBatch
 
 EDGE_THRESHOLD = 0.2
@@ -38,30 +38,47 @@ def text_densities(pixels: Tensor, rows: int, columns: int) -> Tensor:
         raise ValueError(f"{height} x {width} pixels do not divide into {rows} x {columns} patches")
     # (B, 3, rows, h, columns, w)
     patches = pixels.reshape(-1, 3, rows, height // rows, columns, width // columns)
-    if pixels.device.type == "cpu":
-        # one row of patches at a time stays in the cache: several times as fast as all at once
-        slabs = [
-            [_edge_pixels(slab) for slab in torch.split(page, 1, dim=2)] for page in torch.split(patches, 1)
-        ]
-        counts = torch.cat([torch.stack(page).sum(0) for page in slabs])
-    else:
-        counts = _edge_pixels(patches)
-    return counts / (height * width)
+    # one row of patches at a time stays in a CPU's cache: several times as fast as all at once
+    num_pages, num_rows = (1, 1) if pixels.device.type == "cpu" else (len(pixels), rows)
+    lines = _blank_lines(patches[:num_pages, :, :num_rows])
+    counts = [
+        torch.stack([_edge_pixels(slab, lines) for slab in torch.split(page, num_rows, dim=2)]).sum(0)
+        for page in torch.split(patches, num_pages)
+    ]
+    return torch.cat(counts) / (height * width)
 
 
-def _edge_pixels(patches: Tensor) -> Tensor:
-    """(B, 3, rows, h, columns, w) -> (B,) float64. Elementwise throughout: cuDNN would convolve in TF32."""
+def _blank_lines(patches: Tensor) -> Tensor:
+    """(B, 3, rows, h, columns, w) -> (B, rows, h + 3, columns, w + 2) zeros, where gray patches go.
+
+    The zero border of each patch, and one line more: so the last shift of all stays inside.
+    """
+    num_pages, _, rows, height, columns, width = patches.shape
+    return torch.zeros((num_pages, rows, height + 3, columns, width + 2), device=patches.device)
+
+
+def _edge_pixels(patches: Tensor, lines: Tensor) -> Tensor:
+    """(B, 3, rows, h, columns, w) -> (B,) float64. Writes the inside of ``lines`` (see ``_blank_lines``).
+
+    With q the sums over 2 x 2 pixels, and a, b the differences of q along the two diagonals, the Sobel pair
+    is (a + b, a - b): its squared magnitude is 2 (a^2 + b^2). Lines lie end to end, so a shift in any
+    direction is a slice of one long axis. Elementwise throughout: cuDNN would convolve in TF32.
+    """
+    height, columns, width = patches.shape[3:]
     red, green, blue = patches.float().unbind(1)
-    gray = (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # (B, rows, h, columns, w)
-    padded = torch.nn.functional.pad(gray.transpose(2, 3), (1, 1, 1, 1))  # (B, rows, columns, h + 2, w + 2)
-    down = (padded[..., :-2, :] + padded[..., 2:, :]).add_(padded[..., 1:-1, :], alpha=2)  # 1, 2, 1
-    along = (padded[..., :-2] + padded[..., 2:]).add_(padded[..., 1:-1], alpha=2)
-    gradient_x = down[..., 2:] - down[..., :-2]
-    gradient_y = along[..., 2:, :] - along[..., :-2, :]
-    squared = gradient_x.mul_(gradient_x).addcmul_(gradient_y, gradient_y)
-    # 0 or 1 as floats, exact in sums over one patch: bool sums are five times as slow on a CPU
-    edges = squared.gt_(EDGE_THRESHOLD**2).sum((3, 4))  # (B, rows, columns)
-    return edges.double().sum((1, 2))
+    gray = (red * 0.299).add_(green, alpha=0.587)  # (B, rows, h, columns, w)
+    torch.add(gray, blue, alpha=0.114, out=lines[:, :, 1:-2, :, 1:-1])
+    flat, line = lines.flatten(2), columns * (width + 2)  # (B, rows, (h + 3) * line)
+    upright = flat[..., :-line] + flat[..., line:]
+    boxes = upright[..., :-1] + upright[..., 1:]
+    count = height * line
+    falling = boxes[..., line + 1 : line + 1 + count] - boxes[..., :count]
+    rising = boxes[..., 1 : 1 + count] - boxes[..., line : line + count]
+    squared = falling.mul_(falling).addcmul_(rising, rising)  # (B, rows, h * line)
+    # 0 or 1 as floats, exact in sums over one line: bool sums are five times as slow on a CPU
+    edges = squared.gt_(EDGE_THRESHOLD**2 / 2).view(*gray.shape[:4], width + 2)
+    edges[..., width:] = 0  # windows that reach from one patch into the next
+    return edges.sum((3, 4)).double().sum((1, 2))
 
 
 @torch.no_grad()
@@ -72,18 +89,12 @@ def diversities(batch: TokenBatch) -> Tensor:
     """
     # dividing by infinity makes what is no patch a zero row, which adds nothing
     divisors = torch.where(batch.is_patch & (batch.norms > 0), batch.norms, torch.inf)[..., None]  # (B, L, 1)
-    if batch.embeds.device.type == "cpu":
-        # page by page at its own length: stays in the cache, and is bit for bit the single page's answer
-        ends = enumerate(batch.lengths)
-        pages = [
-            _squared_cosines(batch.embeds[b : b + 1, :end], divisors[b : b + 1, :end]) for b, end in ends
-        ]
-        squared = torch.cat(pages)
-    else:
-        squared = _squared_cosines(batch.embeds, divisors)
+    squared = [
+        _squared_cosines(part.embeds, divisors[part.pages, : part.embeds.shape[1]]) for part in batch.parts
+    ]
     num_patches = batch.is_patch.sum(1)
     pairs = (num_patches * (num_patches - 1)).clamp(min=1)
-    return (1 - squared / pairs).clamp(0, 1)
+    return (1 - torch.cat(squared) / pairs).clamp(0, 1)
 
 
 def _squared_cosines(embeds: Tensor, divisors: Tensor) -> Tensor:
@@ -94,7 +105,7 @@ def _squared_cosines(embeds: Tensor, divisors: Tensor) -> Tensor:
     step = -(-units.shape[1] // 4) if units.device.type == "cpu" else units.shape[1]
     total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
     for start in range(0, units.shape[1], step):
-        cosines = units[:, start : start + step] @ units[:, start:].mT  # (B, step, L - start)
+        cosines = product(units[:, start : start + step], units[:, start:])  # (B, step, L - start)
         block = cosines[..., :step]
         total += 2 * _square_sum(cosines, (1, 2)) - _square_sum(block, (1, 2))
         total -= _square_sum(block.diagonal(dim1=1, dim2=2), (1,))

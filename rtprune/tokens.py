@@ -55,7 +55,7 @@ class VisualTokens:
 class PrunedTokens:
     """What the decoder reads instead of the page's ``VisualTokens``.
 
-    ``embeds``: (K, D), the dtype and device of the input; a view of memory shared by the pages of one call.
+    ``embeds``: (K, D), the dtype and device of the input; on a GPU a view of memory that pages share.
     ``kept``: (K,) int64, ascending indices into the L input tokens, which are also their position ids.
     ``num_tokens`` is L: text after the page continues at that position, not at K.
     ``diversity`` is ``None`` when the ratio was fixed, for then it is not computed.
@@ -71,14 +71,24 @@ class PrunedTokens:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TokenBatch:
-    """Copies of B pages, padded to the longest: embeds (B, L, D); is_patch and is_break (B, L) bool.
+class BatchPart:
+    """Pages worked on together: ``embeds`` (b, L, D) of the batch's rows ``pages``. Not to be changed."""
 
+    pages: slice
+    embeds: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """B pages: is_patch and is_break are (B, L) bool, padded to the longest.
+
+    ``parts``: on a CPU each page alone, at its own length and not copied: it stays in the cache, and its
+    answer is bit for bit the single page's. Elsewhere all pages at once, padded.
     ``is_real``: (B, L) bool, False in the padding. ``norms``: (B, L) float64 L2 norms, 0 in the padding.
     ``lengths``: each page's own L.
     """
 
-    embeds: Tensor
+    parts: tuple[BatchPart, ...]
     is_patch: Tensor
     is_break: Tensor
     is_real: Tensor
@@ -97,15 +107,16 @@ class TokenBatch:
                     f"page 0 has {kinds[0]}, page {index} has {kind}"
                 )
         lengths = tuple(len(page.embeds) for page in pages)
-        embeds = _pad([page.embeds for page in pages])  # (B, L, D)
+        parts = _parts([page.embeds for page in pages])
         is_patch = _pad([page.is_patch.to(first.device, non_blocking=True) for page in pages])  # (B, L)
         # non_blocking: an ordinary copy of a list to a GPU waits for everything queued before it
         ends = torch.tensor(lengths).to(first.device, non_blocking=True)[:, None]
-        positions = torch.arange(embeds.shape[1], device=first.device)
+        positions = torch.arange(max(lengths), device=first.device)
         is_break = (positions < ends - 1) & ~is_patch
         # float64 sums: float32 ones may order near-equal tokens differently in a batch and alone
-        norms = torch.linalg.vector_norm(embeds, dim=-1, dtype=torch.float64)
-        return cls(embeds, is_patch, is_break, positions < ends, norms, lengths)
+        norms = [torch.linalg.vector_norm(part.embeds, dim=-1, dtype=torch.float64) for part in parts]
+        padded = _pad([row for part in norms for row in part])  # (B, L)
+        return cls(parts, is_patch, is_break, positions < ends, padded, lengths)
 
 
 def layout_problem(num_patches: int, *, ends_in_patch: bool) -> str | None:
@@ -131,8 +142,17 @@ def surviving(kept_patches: Tensor, batch: TokenBatch) -> Tensor:
     return batch.is_real & torch.where(batch.is_patch, kept_patches, ~(repeated & pruned_any))
 
 
+def _parts(pages: list[Tensor]) -> tuple[BatchPart, ...]:
+    if pages[0].device.type == "cpu":
+        return tuple(BatchPart(slice(b, b + 1), page[None]) for b, page in enumerate(pages))
+    return _together(pages)
+
+
+def _together(pages: list[Tensor]) -> tuple[BatchPart, ...]:
+    return (BatchPart(slice(0, len(pages)), _pad(pages)),)
+
+
 def _pad(pages: list[Tensor]) -> Tensor:
-    """Always a copy: the fold writes into it."""
     if len({len(page) for page in pages}) == 1:
         return torch.stack(pages)
     return torch.nn.utils.rnn.pad_sequence(pages, batch_first=True)

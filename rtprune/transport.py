@@ -35,41 +35,35 @@ def transport_plan(scores: Tensor, dustbin: float = DUSTBIN) -> Tensor:
     if scores.numel() == 0:
         return scores.to(torch.float32, copy=True)
     batch = scores if scores.ndim == 3 else scores[None]
-    num_rows = torch.full(batch.shape[:1], batch.shape[1], device=scores.device)
-    num_columns = torch.full(batch.shape[:1], batch.shape[2], device=scores.device)
-    return padded_plan(batch, num_rows, num_columns, dustbin).view(scores.shape)
+    is_row = torch.ones(batch.shape[:2], dtype=torch.bool, device=scores.device)
+    is_column = torch.ones_like(batch[:, 0], dtype=torch.bool)
+    return padded_plan(batch, is_row, is_column, dustbin).view(scores.shape)
 
 
 def padded_plan(
     scores: Tensor,
-    num_rows: Tensor,
-    num_columns: Tensor,
+    is_row: Tensor,
+    is_column: Tensor,
     dustbin: float = DUSTBIN,
     solver: Solver = "sinkhorn",
 ) -> Tensor:
-    """(B, M, P) scores, (num_rows[b], num_columns[b]) of them real -> (B, M, P) float32, 0 in the padding.
+    """(B, M, P) scores, (B, M) and (B, P) bool: which are real -> (B, M, P) float32, 0 where one is not.
 
-    ``num_rows`` and ``num_columns``: (B,) int64 on the device of ``scores``; never 0 both. Rows and columns
-    of padding get no mass, which leaves the others' plan exactly as it is without them.
+    The masks lie on the device of ``scores``; a page's two are never all False. What is not real gets no
+    mass, which leaves the others' plan exactly as it is without it.
     """
-    total = num_rows + num_columns
-    rows = _marginal(scores.shape[1], num_rows, num_columns)  # (B, M + 1)
-    columns = _marginal(scores.shape[2], num_columns, num_rows)  # (B, P + 1)
+    num_rows, num_columns = is_row.sum(1, keepdim=True), is_column.sum(1, keepdim=True)
+    rows = torch.cat([is_row, num_columns], dim=1).float()  # (B, M + 1), the dustbin's mass last
+    columns = torch.cat([is_column, num_rows], dim=1).float()  # (B, P + 1)
     # scores + dustbin row and column  # (B, M + 1, P + 1)
     padded = torch.nn.functional.pad(scores.float(), (0, 1, 0, 1), value=dustbin)
     with without_autocast(scores.device):
         plan = (
-            _solve_with_pot(padded, rows, columns, total)
+            _solve_with_pot(padded, rows, columns, num_rows + num_columns)
             if solver == "pot"
             else _sinkhorn(padded, rows, columns)
         )
     return plan[:, :-1, :-1]
-
-
-def _marginal(width: int, count: Tensor, dustbin_mass: Tensor) -> Tensor:
-    """(B,) counts -> (B, width + 1) float32: 1 for each real token, 0 in the padding, the dustbin last."""
-    mass = torch.arange(width + 1, device=count.device) < count[:, None]
-    return torch.cat([mass[:, :width].float(), dustbin_mass[:, None].float()], dim=1)
 
 
 def _sinkhorn(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -93,7 +87,7 @@ def _solve_with_pot(scores: Tensor, rows: Tensor, columns: Tensor, total: Tensor
     """
     from ot.batch import solve_batch  # noqa: PLC0415 - heavy, and optional for everything else
 
-    scale = total[:, None].double()
+    scale = total.double()
     result = solve_batch(
         -scores.double(),
         reg=1.0,

@@ -14,7 +14,15 @@ def test_last_line_is_one_json_document(tmp_path: Path) -> None:
     shown = subprocess.run([*script, "--out", str(out)], capture_output=True, text=True, check=True, cwd=ROOT)
     document = json.loads(shown.stdout.splitlines()[-1])
     assert document == json.loads(out.read_text())
-    assert {"cpu", "threads", "torch", "commit", "device", "mode", "kept_patches"} <= document.keys()
+    assert {
+        "hardware",
+        "threads",
+        "torch",
+        "commit",
+        "mode",
+        "kept_patches",
+        "times_faster",
+    } <= document.keys()
     for pages in ("pages_1", "pages_2"):
         assert all(taken["median"] > 0 for taken in document[pages]["ms_a_page"].values())
     assert 0 < document["kept_patches"] < document["patches"] == 400

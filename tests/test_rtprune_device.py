@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from rtprune_pages import MODES, page
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rtprune_pages import MODES, Grid, grids, page, ratios, seeds
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rtprune.prune
+import rtprune.tokens
 from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_densities
+from rtprune.precision import product
 
 READS = {"tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__"}
 WAITING_OPERATIONS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
@@ -137,14 +141,35 @@ def test_densities_on_a_gpu_stay_there_unread() -> None:
 
 def test_the_gpu_way_of_ratio_and_density_gives_the_cpu_ways_numbers() -> None:
     """The two differ in how pages are grouped and in the dtype of products; here both run on the CPU."""
-    from rtprune.ratio import _edge_pixels, _squared_cosines
+    from rtprune.ratio import _blank_lines, _edge_pixels, _squared_cosines
 
     pixels = torch.rand(2, 3, 32, 48)
-    grouped = _edge_pixels(pixels.reshape(2, 3, 2, 16, 3, 16)) / (32 * 48)
+    patches = pixels.reshape(2, 3, 2, 16, 3, 16)
+    grouped = _edge_pixels(patches, _blank_lines(patches)) / (32 * 48)
     assert torch.equal(grouped, text_densities(pixels, 2, 3))
     embeds, divisors = torch.randn(2, 9, 8), torch.rand(2, 9, 1, dtype=torch.float64) + 1
     exact = _squared_cosines(embeds.double(), divisors)
     torch.testing.assert_close(_squared_cosines(embeds, divisors), exact, rtol=1e-5, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(pages=st.lists(st.tuples(grids, seeds), min_size=2, max_size=5), ratio=ratios)
+def test_pages_padded_together_get_their_own_answers(
+    pages: list[tuple[tuple[Grid, ...], int]], ratio: float | None
+) -> None:
+    """A CPU takes page by page, a GPU all at once: here the CPU does that too, in float64 as a GPU."""
+    tokens = [page(grids, seed=seed, dtype=torch.float64) for grids, seed in pages]
+    config, densities = RTPruneConfig(ratio), [0.1] * len(tokens)
+    right = prune_batch(tokens, densities, config)
+    with pytest.MonkeyPatch.context() as patch, PythonReads() as reads, WaitingOperations() as waiting:
+        patch.setattr(rtprune.tokens, "_parts", rtprune.tokens._together)
+        together = prune_batch(tokens, densities, config)
+    assert (reads.names, waiting.names) == (["tolist"], [])
+    for one, alone, given_tokens in zip(together, right, tokens, strict=True):
+        assert one.kept.tolist() == alone.kept.tolist()
+        torch.testing.assert_close(one.embeds, alone.embeds, rtol=0, atol=1e-6)
+        others = ~given_tokens.is_patch[one.kept]
+        assert torch.equal(one.embeds[others], given_tokens.embeds[one.kept[others]])
 
 
 def test_needs_torch_and_nothing_else_of_ours() -> None:
@@ -152,3 +177,19 @@ def test_needs_torch_and_nothing_else_of_ours() -> None:
     listing = f"import sys, rtprune; print([m for m in sys.modules if m.split('.')[0] in {others}])"
     shown = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 7, 3, 2), (1, 90, 40, 300), (3, 5, 4, 6), (1, 0, 3, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_onednn", [True, False])
+def test_the_product_is_the_product(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, with_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_onednn:
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    num_pages, rows, columns, hidden = shape
+    left, right = torch.randn(num_pages, rows, hidden), torch.randn(num_pages, hidden, columns).mT
+    answer = product(left.to(dtype), right.to(dtype))
+    assert (answer.dtype, answer.layout, answer.device.type) == (dtype, torch.strided, "cpu")
+    exact = left.double() @ right.double().mT
+    torch.testing.assert_close(answer.double(), exact, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from rtprune_pages import MODES, Grid, densities, fixed_ratios, grids, layout, p
 
 import rtprune
 from rtprune import METHODS, PrunedTokens, RTPruneConfig, VisualTokens, prune_batch, prune_tokens
+from rtprune.tokens import _parts, _together
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -126,16 +127,22 @@ def test_sequence_lengths_of_the_modes(mode: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("solver", ["sinkhorn", "pot"])
-def test_a_ratio_of_one_changes_no_bit(dtype: torch.dtype, solver: str) -> None:
+def test_a_ratio_of_one_changes_no_bit(
+    dtype: torch.dtype, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, part = page(((3, 4), (2, 2)), dtype=dtype), page(((5, 5),), dtype=dtype)
     whole.embeds[::3, ::2] = -0.0
     pruned = prune_tokens(whole, 0.3, RTPruneConfig(1.0, "pot" if solver == "pot" else "sinkhorn"))
     assert bits(pruned.embeds) == bits(whole.embeds)
     assert pruned.kept.tolist() == list(range(len(whole.embeds)))
-    # the same beside a page that does lose tokens: density 1 keeps all of a page
-    beside = prune_batch([whole, part], [1.0, 0.0])
-    assert beside[1].num_kept_patches < beside[1].num_patches
-    assert bits(beside[0].embeds) == bits(whole.embeds)
+    # the same beside a page that does lose tokens: orthogonal tokens have diversity 1, so all of them stay
+    embeds = torch.where(torch.eye(len(whole.embeds), 16).bool(), 1.0, -0.0)
+    orthogonal = VisualTokens(embeds.to(dtype), whole.is_patch)
+    for gather_in in (_parts, _together):
+        monkeypatch.setattr(rtprune.tokens, "_parts", gather_in)
+        beside = prune_batch([orthogonal, part], [0.0, 0.0])
+        assert beside[1].num_kept_patches < beside[1].num_patches
+        assert bits(beside[0].embeds) == bits(orthogonal.embeds)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -160,6 +167,21 @@ def test_global_precision_and_autocast_change_nothing_that_matters(precision: st
             pruned = prune_tokens(tokens, 0.1)
     finally:
         torch.set_float32_matmul_precision(before)
+    assert pruned.kept.tolist() == right.kept
+    np.testing.assert_allclose(pruned.embeds, right.embeds, rtol=0, atol=1e-5)
+
+
+def test_a_precision_that_cannot_be_asked_for_is_taken_as_coarse() -> None:
+    tokens = page(MODES["small"][0], hidden=256)
+    right = expected(tokens, 0.1, None)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # after this torch refuses the older question
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        pruned = prune_tokens(tokens, 0.1)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
     assert pruned.kept.tolist() == right.kept
     np.testing.assert_allclose(pruned.embeds, right.embeds, rtol=0, atol=1e-5)
 

@@ -63,9 +63,10 @@ def test_marginals(rows: int, columns: int, seed: int) -> None:
 def test_padding_is_exact_and_empty(shapes: list[tuple[int, int]], seed: int, solver: str) -> None:
     rows, columns = (max(size) for size in zip(*shapes, strict=True))
     scores = cosines(len(shapes) * rows, columns, seed).view(len(shapes), rows, columns)
-    counts = torch.tensor(shapes)
+    num_rows, num_columns = torch.tensor(shapes)[..., None].unbind(1)
+    is_row, is_column = torch.arange(rows) < num_rows, torch.arange(columns) < num_columns
     chosen: Solver = "pot" if solver == "pot" else "sinkhorn"
-    plan = padded_plan(scores, counts[:, 0], counts[:, 1], solver=chosen)
+    plan = padded_plan(scores, is_row, is_column, solver=chosen)
     for whole, given_scores, (m, p) in zip(plan, scores, shapes, strict=True):
         torch.testing.assert_close(whole[:m, :p], transport_plan(given_scores[:m, :p]), rtol=0, atol=1e-6)
         assert whole.count_nonzero() == m * p

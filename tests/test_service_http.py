@@ -233,7 +233,7 @@ CASES: dict[str, Answer] = {
 }
 TESTED_ELSEWHERE = {
     *("upload_timeout", "rasterize_timeout", "overloaded", "not_ready", "document_deadline"),
-    *("document_failed", "internal_error", "invalid_request"),
+    *("document_failed", "internal_error", "invalid_request", "page_too_long"),
     *("url_refused", "url_failed", "idempotency_conflict", "not_finished", "job_cancelled", "expired"),
     *("queue_full", "too_many_jobs", "storage_unavailable", "storage_full"),
 }

@@ -12,19 +12,22 @@ from rtprune import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A view layout: one square ``view_px`` view; with ``tile_px``, tiles of that side in front of it (Gundam)."""
+    """A view layout: one square ``view_px`` view; with ``tile_px``, tiles of that side before it (Gundam)."""
 
     name: str
     view_px: int
     pad: bool
-    """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: resize straight to the square."""
+    """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: resize to the square."""
     tile_px: int | None = None
     max_tiles: int = 9
 
 
 @dataclass(frozen=True, slots=True)
 class PageViews:
-    """One preprocessed page. ``view``: (3, V, V) float32 in [-1, 1]; ``tiles``: (T, 3, S, S) in row-major order or ``None``."""
+    """One preprocessed page. ``view``: (3, V, V) float32 in [-1, 1].
+
+    ``tiles``: (T, 3, S, S), row by row, or ``None``.
+    """
 
     mode: Mode
     view: torch.Tensor
@@ -52,7 +55,10 @@ class OcrModel(Protocol):
         """Image -> views, on the CPU. Thread-safe."""
 
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Visual tokens in decoder order, row breaks and separator included. Views of one size run as one batch."""
+        """Visual tokens in decoder order, row breaks and separator included.
+
+        Views of one size run as one batch.
+        """
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Text -> ids, no bos. Special tokens of the vocabulary are recognised in ``prompt``."""

@@ -164,7 +164,7 @@ async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[Se
                 body = shape.model_dump_json(exclude_none=True)
                 yield ServerSentEvent(body, event="end", id=str(event.num_done + 1))
                 return
-            body = PageShape.of(event.page).model_dump_json(exclude_none=True)
+            body = PageShape.of(event.page).model_dump_json()
             yield ServerSentEvent(body, event="page", id=str(event.seq))
     except (StorageUnavailable, StorageFull):
         return  # the client comes again with the id of its last event

@@ -88,7 +88,7 @@ async def parse(request: Request) -> Response:
 
 def answered(document: ParsedDocument, media_type: str) -> Response:
     if media_type == JSON:
-        return Response(DocumentShape.of(document).model_dump_json(exclude_none=True), media_type=JSON)
+        return Response(DocumentShape.of(document).model_dump_json(), media_type=JSON)
     return Response(joined_markdown(document) + "\n", media_type=f"{media_type}; charset=utf-8")
 
 

@@ -170,7 +170,7 @@ class PageShape(BaseModel):
     width: int = Field(description="Pixels, as rendered; 0 when the page was not rendered.")
     height: int
     markdown: str
-    error: FailureShape | None = None
+    error: FailureShape | None = Field(None, exclude_if=lambda failure: failure is None)
     mode: str | None = None
     finish_reason: FinishReason | None = None
     confidence: float | None = Field(None, description="Mean log-probability of the output tokens.")

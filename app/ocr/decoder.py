@@ -1,0 +1,222 @@
+"""Running pages on the device: prefill, one decode step for all, choice of the next token. No page policy
+here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.ocr.attention import FULL, PackedPrefill, SlotDecode, Step, install
+from app.ocr.device import adopt, runner_for
+from app.ocr.kv_cache import KvCache, KvPlan, KvShape
+from app.ocr.loops import LoopRule, NgramRule, RepeatState
+from app.ocr.model import OcrModel
+from app.ocr.packed_linear import MIN_ROWS, is_worth_packing, packed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What a page's sequence starts with. ``embeds``: (T, D); ``positions``: (T,) int64, ascending, with
+    gaps where visual tokens were pruned; ``next_position``: where its output goes on."""
+
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One page's new token, as the host reads it."""
+
+    token: int
+    is_repeating: bool
+    """The output ends in a repeating tail (by ``LoopRule``, exempt ids not yet excused)."""
+    was_banned: bool
+    """The n-gram ban changed the choice."""
+    logprob_sum: float
+    """Of all the page's tokens up to this one; NaN when the model gave no finite number."""
+
+
+class Choices:
+    """Tokens chosen in one pass, still on their way to the host."""
+
+    def __init__(self, read: Callable[[], list[list[float]]]) -> None:
+        self._read = read
+
+    def read(self) -> list[Choice]:
+        """Waits for the device to have finished that pass."""
+        return [Choice(int(a), b > 0, c > 0, d) for a, b, c, d in zip(*self._read(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    plan: KvPlan
+    loops: LoopRule
+    max_distance: int
+    """The farthest any page's ``NgramRule`` looks back."""
+
+
+def kv_shape(model: OcrModel) -> KvShape:
+    network: Any = model.network
+    text = network.config.text_config
+    return KvShape(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, model.dtype)
+
+
+class Decoder:
+    """Rows 0 to n - 1 are running pages, each with its cache slot, last token, position and repeat state.
+
+    ``prefill`` and ``step`` raise what the model raises, out of memory included; the rows are then as before.
+    """
+
+    def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
+        network: Any = model.network
+        install(network)
+        num_slots = limits.plan.num_slots
+        self._model = model
+        self._for_few = (network.model.language_model, network.lm_head)
+        self._for_many = self._for_few
+        if is_worth_packing(network, model.device):
+            self._for_many = (packed(self._for_few[0], num_slots), packed(self._for_few[1], num_slots))
+        self.is_fused = model.device.type == "cuda"
+        if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
+        device = model.device
+        self.cache = KvCache(limits.plan, kv_shape(model), device)
+        vocab_size = network.config.text_config.vocab_size
+        self._repeats = RepeatState(
+            num_slots, limits.loops, limits.max_distance, model.ngram_exempt_ids, vocab_size, device
+        )
+        self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._logprob_sums = torch.zeros(num_slots, dtype=torch.float32, device=device)
+        self._is_running = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._rules: list[NgramRule] = []
+        self._slot_decode: SlotDecode | None = None
+        self._runner = runner_for(self, model.device)
+
+    @property
+    def num_rows(self) -> int:
+        return self.cache.num_rows
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt], rules: Sequence[NgramRule]) -> Choices:
+        """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
+        lengths = [len(prompt) for prompt in prompts]
+        logits = self._first_logits(prompts, lengths)
+        tokens = logits.argmax(dim=-1)
+        logprobs = chosen_logprobs(logits, tokens)
+        first = self.cache.admit(lengths)
+        rows = slice(first, self.num_rows)
+        self._tokens[rows], self._logprob_sums[rows], self._is_running[rows] = tokens, logprobs, 1
+        self._positions[rows] = torch.tensor([prompt.next_position for prompt in prompts]).to(tokens.device)
+        for i, rule in enumerate(rules):
+            self._repeats.start(first + i, rule, tokens[i])
+        self._rules.extend(rules)
+        self._rows_changed()
+        nothing = torch.zeros_like(logprobs)
+        return self._read_later(torch.stack((tokens.double(), nothing, nothing, logprobs)))
+
+    @torch.inference_mode()
+    def step(self) -> Choices:
+        """One token for every row. Returns without waiting for the device."""
+        chosen = self._runner.step(self.num_rows)
+        self.cache.advance()
+        return self._read_later(chosen)
+
+    @torch.inference_mode()
+    def release(self, row: int) -> int:
+        """Free a row's memory; the last row takes its place. Returns that row's old index."""
+        last = self.cache.release(row)
+        for state in (self._tokens, self._positions, self._logprob_sums):
+            state[row] = state[last]
+        self._is_running[last] = 0
+        if row != last:
+            self._repeats.move(last, row)
+        self._rules[row] = self._rules[last]
+        self._rules.pop()
+        self._rows_changed()
+        return last
+
+    def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor:
+        """The work of one step for the first ``num_rows`` rows: (4, n) float64 of ``Choice``'s fields, in
+        order.
+
+        Writes only state of fixed addresses and asks the device nothing, so it can be captured and replayed.
+        """
+        tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
+        embeds = self._model.embed(tokens[:, None])  # (n, 1, D)
+        language_model, head = self._for_many if num_rows >= MIN_ROWS else self._for_few
+        hidden = forward(language_model, embeds, positions[:, None], attention)
+        logits = head(hidden[:, -1]).float()  # (n, V)
+        wanted = logits.argmax(dim=-1)
+        chosen = self._repeats.banned(logits).argmax(dim=-1)
+        extended = self._repeats.after(chosen)
+        sums = self._logprob_sums[:num_rows] + chosen_logprobs(logits, chosen)
+        fields = (chosen, extended.is_repeating, chosen != wanted, sums)
+        choices = torch.stack([field.double() for field in fields])
+        # State changes only here, where nothing is allocated: a step that runs out of memory can be taken
+        # again.
+        self._repeats.accept(extended)
+        tokens.copy_(chosen)
+        running = self._is_running[:num_rows]
+        positions.add_(running)
+        self.cache.lengths[:num_rows].add_(running)
+        self._logprob_sums[:num_rows] = sums
+        return choices
+
+    def slot_decode(self) -> Step:
+        if self._slot_decode is None:
+            self._slot_decode = SlotDecode(self.cache)
+        return self._slot_decode.begin()
+
+    def warm_up(self) -> None:
+        """Before the first page: whatever the device needs only once."""
+        self._runner.warm_up(self.cache.plan.num_slots)
+
+    def _first_logits(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> torch.Tensor:
+        """B prompts -> (B, V) float32 at the last token of each; their keys and values go to the next B
+        slots.
+        """
+        embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
+        positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
+        language_model, head = self._for_many
+        hidden = forward(
+            language_model, embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused)
+        )
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        logits: torch.Tensor = head(hidden[0, ends.to(hidden.device)]).float()
+        return logits
+
+    def _read_later(self, choices: torch.Tensor) -> Choices:
+        return Choices(self._runner.read_later(choices))
+
+    def _rows_changed(self) -> None:
+        self._slot_decode = None
+        if not self.is_fused:  # a captured step looks as far back as any rule may
+            self._repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+
+
+def forward(
+    language_model: Any,  # noqa: ANN401 - transformers' decoder
+    embeds: torch.Tensor,
+    positions: torch.Tensor,
+    step: Step,
+) -> torch.Tensor:
+    """(B, T, D) -> (B, T, D). The mask is given, as none, or the model would build one of its own."""
+    output = language_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask={FULL: None}, use_cache=False, step=step
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or
+    infinity.
+    """
+    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)

@@ -1,0 +1,205 @@
+"""What differs between CPU and CUDA, behind one seam: how a step is run, read back and fed, and what memory
+is.
+
+CPU: plain calls. CUDA: steps are captured once for each batch bucket and replayed, choices come back through
+pinned memory, vision runs on a stream of its own beside decoding.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from app.ocr.attention import PackedDecode, Step
+from app.ocr.kv_cache import MIB, KvCache
+
+Result = TypeVar("Result")
+Rows = list[list[float]]
+
+
+class Steps(Protocol):
+    """The part of a decoder that a runner drives."""
+
+    cache: KvCache
+
+    def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor: ...
+
+    def slot_decode(self) -> Step: ...
+
+
+class Runner(Protocol):
+    def warm_up(self, num_slots: int) -> None:
+        """Once, before the first page."""
+
+    def step(self, num_rows: int) -> torch.Tensor:
+        """Run one decode step; the answer may be overwritten by the next one unless read back first."""
+
+    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
+        """Start bringing ``choices`` to the host; calling the answer waits for it."""
+
+
+def runner_for(steps: Steps, device: torch.device) -> Runner:
+    return CudaRunner(steps) if device.type == "cuda" else CpuRunner(steps)
+
+
+class CpuRunner:
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def warm_up(self, num_slots: int) -> None:
+        """Nothing to capture."""
+
+    def step(self, num_rows: int) -> torch.Tensor:
+        return self._steps.run_rows(num_rows, self._steps.slot_decode())
+
+    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
+        rows: Callable[[], Rows] = choices.tolist
+        return rows
+
+
+class CudaRunner:
+    """Replays a CUDA graph for the smallest bucket that holds the running rows; rows beyond them do no harm.
+
+    Such a row writes one key at the start of a free slot, which the next prefill overwrites, and its length
+    stays 0.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._buckets: list[int] = []
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+
+    def warm_up(self, num_slots: int) -> None:
+        """Capture every bucket, largest first so that the smaller ones reuse its memory."""
+        torch.cuda.set_device(self._steps.cache.lengths.device)  # of this thread, which will run every step
+        self._buckets = buckets_up_to(num_slots)
+        pool = torch.cuda.graph_pool_handle()
+        for bucket in reversed(self._buckets):
+            attention = PackedDecode(self._steps.cache, bucket)
+            self._graphs[bucket] = self._capture(bucket, attention, pool)
+
+    def step(self, num_rows: int) -> torch.Tensor:
+        graph, choices = self._graphs[self._buckets[bisect_left(self._buckets, num_rows)]]
+        graph.replay()
+        return choices[:, :num_rows]
+
+    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
+        host = torch.empty(choices.shape, dtype=choices.dtype, pin_memory=True)
+        host.copy_(choices, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        copied.record()
+
+        def read() -> Rows:
+            copied.synchronize()
+            rows: Rows = host.tolist()
+            return rows
+
+        return read
+
+    def _capture(
+        self,
+        bucket: int,
+        attention: PackedDecode,
+        pool: Any,
+    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.cuda.stream(side):
+            for _ in range(2):  # kernels choose and load themselves outside the capture
+                self._steps.run_rows(bucket, attention.begin())
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            choices = self._steps.run_rows(bucket, attention.begin())
+        return graph, choices
+
+
+def buckets_up_to(most: int) -> list[int]:
+    """Batch sizes to capture: powers of two to 16, then steps of 16, the last one exactly ``most``.
+
+    >>> buckets_up_to(40)
+    [1, 2, 4, 8, 16, 32, 40]
+    """
+    small = [size for size in (1, 2, 4, 8) if size < most]
+    return [*small, *range(16, most, 16), most]
+
+
+class VisionLane:
+    """Where encoding runs. CPU: in the caller, at once. CUDA: in one thread on one stream, beside
+    decoding.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = (
+            torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if device.type == "cuda"
+            else None
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision") if self._stream else None
+
+    def submit(self, work: Callable[[], Result]) -> "Future[Result]":
+        """The answer's tensors are ready to use on any stream; see ``adopt`` before using them."""
+        if self._thread is not None:
+            return self._thread.submit(self._on_stream, work)
+        future: Future[Result] = Future()
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - a future carries whatever its work raised
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+    def _on_stream(self, work: Callable[[], Result]) -> Result:
+        with torch.cuda.stream(self._stream):
+            result = work()
+        if self._stream is not None:
+            self._stream.synchronize()  # stops this thread alone; decoding goes on
+        return result
+
+
+def adopt(tensor: torch.Tensor) -> torch.Tensor:
+    """Use a tensor made on another stream: its memory must not be reused before this stream is done with
+    it.
+    """
+    if tensor.is_cuda:
+        tensor.record_stream(torch.cuda.current_stream())
+    return tensor
+
+
+OUT_OF_MEMORY = ("not enough memory", "bad_alloc", "can't allocate memory", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it; on CPU torch raises a RuntimeError with one of these in its text."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """After running out: what torch keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def kv_budget_bytes(device: torch.device, mib: int | None, share: float | None) -> int:
+    """Exactly one of a size in MiB and a share in (0, 1) of the device's memory that is free now (CUDA
+    alone).
+    """
+    if (mib is None) == (share is None):
+        raise ValueError(
+            f"give one of a KV budget in MiB and a share of device memory, got {mib} and {share}"
+        )
+    if mib is not None:
+        return mib * MIB
+    if device.type != "cuda":
+        raise ValueError(
+            f"a share of device memory needs a CUDA device, this is {device}; give the budget in MiB"
+        )
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * (share or 0.0))

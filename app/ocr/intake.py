@@ -1,0 +1,179 @@
+"""Pages on their way to prefill: queued, preprocessed ahead, encoded and pruned together."""
+
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
+from itertools import count
+from typing import Protocol
+
+from app.errors import PageTooLong, ParseError
+from app.ocr.device import VisionLane
+from app.ocr.engine_settings import EngineSettings
+from app.ocr.model import OcrModel
+from app.ocr.scheduler import BatchLimit, FairQueue, Turn
+from app.ocr.task import PageTask
+from app.ocr.vision import Encoded, Prepared, Vision, failure_of, prepare
+
+logger = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """The loop that pages are taken in for."""
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Run ``command`` in the loop's thread. From any thread."""
+
+    def wake(self) -> None:
+        """There is something to take up. From any thread."""
+
+    def fail(self, task: PageTask, error: ParseError) -> None: ...
+
+
+class Intake:
+    """All but ``put`` runs in the loop's thread. ``encoded``: pages ready for prefill, in turn."""
+
+    def __init__(
+        self, model: OcrModel, settings: EngineSettings, pool: Executor, slot_tokens: int, owner: Owner
+    ) -> None:
+        self._model, self._pool, self._owner = model, pool, owner
+        self._max_ahead = settings.prefetch_pages
+        self._slot_tokens = slot_tokens
+        self._lock = threading.Lock()
+        self._queue: FairQueue[PageTask] = FairQueue(settings.max_queued_pages)
+        self._limit = BatchLimit(settings.max_encode_pages)
+        self._vision = Vision(model, self._limit)
+        self._lane = VisionLane(model.device)
+        self._num_in_pool = 0
+        self._ready: list[tuple[Turn, int, PageTask, Prepared]] = []
+        self._arrivals = count()
+        self._encoding: Future[list[Encoded | ParseError]] | None = None
+        self._group: list[PageTask] = []
+        self.encoded: list[tuple[PageTask, Encoded]] = []
+
+    @property
+    def num_queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def num_preparing(self) -> int:
+        return self._num_in_pool + len(self._ready)
+
+    @property
+    def num_encoding(self) -> int:
+        return len(self._group) + len(self.encoded)
+
+    def put(self, task: PageTask, priority: int) -> None:
+        """From any thread. Raise ``Overloaded`` rather than wait."""
+        with self._lock:
+            task.waits(time.monotonic())
+            task.turn = self._queue.put(task, task.document_id, priority)
+
+    def withdraw(self, task: PageTask) -> None:
+        """Out of the queue; what is already being done for it is dropped when it is done."""
+        if task.turn is not None:
+            with self._lock:
+                self._queue.remove(task.turn)
+
+    def begin(self, task: PageTask) -> None:
+        """Preprocess a page now. One that is read again keeps its turn, so it is next."""
+        self._num_in_pool += 1
+        life = task.life
+        future = self._pool.submit(self._prepare, task)
+        future.add_done_callback(lambda done: self._owner.post(partial(self._prepared, task, life, done)))
+
+    def advance(self, num_rows: int) -> None:
+        """Preprocess ahead, and encode as many pages as there are rows free for."""
+        while self.num_preparing < self._max_ahead:
+            with self._lock:
+                popped = self._queue.pop()
+            if popped is None:
+                break
+            self.begin(popped[1])
+        self._collect()
+        if self._encoding is None:
+            self._encode(num_rows - len(self.encoded))
+            self._collect()
+
+    def room(self, task: PageTask, encoded: Encoded) -> int:
+        """Output tokens that the request, the page's slot and the model's positions leave."""
+        slot = self._slot_tokens - len(encoded.prompt)
+        positions = self._model.max_positions - encoded.prompt.next_position
+        return min(task.max_output_tokens, slot, positions)
+
+    def close(self) -> None:
+        self._lane.close()
+
+    def _prepare(self, task: PageTask) -> Prepared | None:
+        """In the pool. A page that ended while it waited costs nothing more."""
+        if task.is_over:
+            return None
+        return prepare(self._model, task.page.image, task.rung, task.prompt_ids)
+
+    def _prepared(self, task: PageTask, life: int, done: "Future[Prepared | None]") -> None:
+        self._num_in_pool -= 1
+        error = done.exception()
+        if error is not None:
+            logger.warning("a page could not be prepared", exc_info=error)
+            self._owner.fail(task, failure_of(error))
+            return
+        prepared = done.result()
+        if prepared is None or task.is_over or task.life != life or task.turn is None:
+            return
+        task.stops_waiting(prepared.started_s)
+        task.times_ms["preprocess"] += prepared.preprocess_ms
+        task.waits(time.monotonic())
+        heapq.heappush(self._ready, (task.turn, next(self._arrivals), task, prepared))
+
+    def _encode(self, num_rows: int) -> None:
+        group = self._next_group(min(num_rows, self._limit.value))
+        if not group:
+            return
+        now = time.monotonic()
+        for task, _ in group:
+            task.stops_waiting(now)
+        self._group = [task for task, _ in group]
+        self._encoding = self._lane.submit(partial(self._vision.encode, [prepared for _, prepared in group]))
+        self._encoding.add_done_callback(lambda _: self._owner.wake())
+
+    def _next_group(self, most: int) -> list[tuple[PageTask, Prepared]]:
+        """The first ready page and those of its mode behind it, in turn; the others keep their places."""
+        group: list[tuple[PageTask, Prepared]] = []
+        passed = []
+        while self._ready and len(group) < most:
+            entry = heapq.heappop(self._ready)
+            task, prepared = entry[2:]
+            if task.is_over:
+                continue
+            if group and prepared.views.mode != group[0][1].views.mode:
+                passed.append(entry)
+                continue
+            group.append((task, prepared))
+        for entry in passed:
+            heapq.heappush(self._ready, entry)
+        return group
+
+    def _collect(self) -> None:
+        """Take back what was encoded."""
+        if self._encoding is None or not self._encoding.done():
+            return
+        results: Sequence[Encoded | ParseError] = self._encoding.result()
+        group, self._encoding, self._group = self._group, None, []
+        now = time.monotonic()
+        for task, result in zip(group, results, strict=True):
+            if task.is_over:
+                continue
+            if isinstance(result, ParseError):
+                self._owner.fail(task, result)
+                continue
+            task.times_ms["encode"] += result.encode_ms
+            task.times_ms["prune"] += result.prune_ms
+            task.waits(now)
+            if self.room(task, result) < 1:
+                before = f"{len(result.prompt)} tokens before any output"
+                self._owner.fail(task, PageTooLong(f"{before}, {self._slot_tokens} is the most for a page"))
+            else:
+                self.encoded.append((task, result))

@@ -1,0 +1,206 @@
+"""Repetition: the windowed n-gram ban on the device, and recognising a page that has run into a loop.
+
+Both rest on one number kept for every page and distance d: the *run*, how many of the last output tokens in a
+row equal the token d before them. One compare a step keeps it up to date, whatever n and the window are.
+
+What counts as a loop. The text ends in a loop of period p when its last max(3 p, 3 * UNIT) tokens repeat
+with period p: three copies of the loop, where a loop shorter than UNIT tokens is read as its multiple that
+reaches UNIT (five tokens for ever are also thirty tokens for ever). Fewer would stop a row of dots, a ruler
+of dashes or a table with a few equal rows; more would only waste steps, for a loop never ends by itself. Ids
+that the ban exempts (table tags) count one eighth in loops shorter than UNIT, for a form's empty cells are
+`<td></td>` dozens of times over and mean it; such a loop still ends, after 24 * UNIT tokens at most.
+
+The ban itself hides loops: where it is on, a short loop is broken after n tokens of repetition and the model
+wanders off and back, never repeating exactly. So each time the ban changes the choice counts as n repeated
+tokens, and 3 * UNIT of them within two windows is a loop as well.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+EXEMPT_SHARE = 8
+NEVER = 2**31 - 1
+"""A run no page reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class NgramRule:
+    """Ban the token that would complete an n-gram already within the last ``window`` output tokens.
+
+    DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt ids.
+    """
+
+    n: int = 30
+    window: int = 90
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise ValueError(f"ngram n must be at least 2, got {self.n}")
+        if self.window < self.n:
+            raise ValueError(f"ngram window must hold one n-gram of {self.n}, got {self.window}")
+
+    @property
+    def max_distance(self) -> int:
+        """The farthest a repeat may lie: its first copy's n tokens must be inside the window."""
+        return self.window - self.n + 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRule:
+    """``unit``: tokens a loop must be long to be judged by three copies alone. ``max_period``: longest one
+    seen.
+    """
+
+    unit: int = 30
+    max_period: int = 512
+
+    def __post_init__(self) -> None:
+        if self.unit < 1 or self.max_period < 1:
+            raise ValueError(
+                f"loop unit and max_period must be at least 1, got {self.unit}, {self.max_period}"
+            )
+
+    def covered(self, period: int) -> int:
+        """Tokens that a loop of this period must cover, its first copy included."""
+        return 3 * max(period, self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """``ids[start:]`` repeats with ``period``."""
+
+    period: int
+    start: int
+
+
+def find_loop(ids: Sequence[int], rule: LoopRule, exempt: Collection[int] = ()) -> Loop | None:
+    """The loop that the output ends in, or ``None``. O(len * periods) at worst, O(periods) on ordinary
+    text.
+    """
+    excused = len(ids)  # where the longest short loop of exempt ids begins
+    for period in range(1, min(rule.max_period, len(ids) // 3) + 1):
+        start = _start_of_tail(ids, period)
+        # a multiple of that short loop's period repeats as long as it does, and is no loop of its own
+        if len(ids) - start < rule.covered(period) or start > excused - period:
+            continue
+        if period >= rule.unit or _weight(ids[start:], exempt) >= rule.covered(period):
+            return Loop(period, start)
+        excused = min(excused, start)
+    return None
+
+
+def loop_before_ban(ids: Sequence[int], rule: NgramRule) -> Loop | None:
+    """The repetition that made the ban step in after ``ids``: its last n - 1 tokens have occurred before."""
+    for period in range(1, min(rule.max_distance, len(ids) - rule.n + 1) + 1):
+        start = _start_of_tail(ids, period)
+        if len(ids) - start - period >= rule.n - 1:
+            return Loop(period, start)
+    return None
+
+
+def without_repeats(ids: Sequence[int], loop: Loop) -> list[int]:
+    """Everything before the loop, and the loop once."""
+    return list(ids[: loop.start + loop.period])
+
+
+class BanCount:
+    """Judges a page by how often the ban stepped in; see the module's last paragraph."""
+
+    def __init__(self, ngram: NgramRule, rule: LoopRule) -> None:
+        self._needed = -(-3 * rule.unit // ngram.n)
+        self._span = 2 * ngram.window
+        self._at: list[int] = []
+
+    def add(self, num_tokens: int) -> int | None:
+        """The ban changed the token after ``num_tokens``. If that makes a loop: tokens before its first
+        change.
+        """
+        self._at = [at for at in self._at if num_tokens - at < self._span]
+        self._at.append(num_tokens)
+        return self._at[0] if len(self._at) >= self._needed else None
+
+
+def _start_of_tail(ids: Sequence[int], period: int) -> int:
+    """The first index from which ``ids`` repeats with ``period`` to the end (len - period if it does not)."""
+    i = len(ids) - 1
+    while i >= period and ids[i] == ids[i - period]:
+        i -= 1
+    return i - period + 1
+
+
+def _weight(ids: Sequence[int], exempt: Collection[int]) -> float:
+    return sum(1 / EXEMPT_SHARE if token in exempt else 1.0 for token in ids)
+
+
+class RepeatState:
+    """Output history and runs of every row, on the device. Nothing here waits for the device.
+
+    ``history``: (S, P) int64, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
+    P) int32, the run at distance d in column d - 1.
+    """
+
+    def __init__(
+        self, num_slots: int, rule: LoopRule, max_distance: int, exempt: Collection[int], vocab_size: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        span = max(rule.max_period, max_distance)
+        self._history = torch.full((num_slots, span), -1, dtype=torch.int64, device=device)
+        self._runs = torch.zeros((num_slots, span), dtype=torch.int32, device=device)
+        self.reach = max_distance
+        """Distances that ``banned`` looks at. May be lowered to the largest that a running page's rule has.
+        """
+        self._needed = torch.tensor(
+            [rule.covered(d) - d for d in range(1, rule.max_period + 1)], device=device
+        )
+        self._run_needed = torch.full((num_slots, max_distance), NEVER, dtype=torch.int32, device=device)
+        self._is_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self._is_exempt[sorted(exempt)] = True
+
+    def start(self, row: int, rule: NgramRule, first_id: torch.Tensor) -> None:
+        """A page joins at ``row``; ``first_id`` () int64 is the token its prefill gave."""
+        self._history[row].fill_(-1)
+        self._history[row, 0] = first_id
+        self._runs[row].zero_()
+        self._run_needed[row].fill_(NEVER)
+        self._run_needed[row, : rule.max_distance] = rule.n - 1
+
+    def move(self, source: int, target: int) -> None:
+        for state in (self._history, self._runs, self._run_needed):
+            state[target] = state[source]
+
+    def banned(self, scores: torch.Tensor) -> torch.Tensor:
+        """(n, V) scores of the first n rows -> the same with -inf for what the rule bans."""
+        n = len(scores)
+        # the token d back is what followed the earlier copy, d back, of the tokens that end the output
+        followers = self._history[:n, : self.reach].clamp(min=0)
+        is_long = self._runs[:n, : self.reach] >= self._run_needed[:n, : self.reach]
+        is_banned = is_long & ~self._is_exempt[followers]
+        ceiling = torch.where(is_banned, -torch.inf, torch.inf).to(scores.dtype)
+        return scores.scatter_reduce(1, followers, ceiling, "amin")
+
+    def after(self, ids: torch.Tensor) -> "Extended":
+        """The state of the first n rows once (n,) int64 ``ids`` are their last tokens. Changes nothing
+        yet.
+        """
+        n = len(ids)
+        history = torch.cat((ids[:, None], self._history[:n, :-1]), dim=1)
+        runs = (self._runs[:n] + 1) * (self._history[:n] == ids[:, None])
+        return Extended(history, runs, (runs[:, : len(self._needed)] >= self._needed).any(dim=1))
+
+    def accept(self, extended: "Extended") -> None:
+        n = len(extended.history)
+        self._history[:n] = extended.history
+        self._runs[:n] = extended.runs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extended:
+    """What ``RepeatState.after`` found; ``is_repeating``: (n,) bool, does the row now end in a repeating
+    tail?
+    """
+
+    history: torch.Tensor
+    runs: torch.Tensor
+    is_repeating: torch.Tensor

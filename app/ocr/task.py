@@ -1,0 +1,165 @@
+"""One page on its way through the engine: what was asked, what was tried, what came out."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.errors import BadOption, ParseError
+from app.ocr.engine_settings import EngineSettings
+from app.ocr.ladder import Rung, ladder
+from app.ocr.loops import BanCount, LoopRule
+from app.ocr.model import OcrModel
+from app.ocr.scheduler import Turn
+from app.ocr.stream import Feed
+from app.ocr.vision import Encoded, VisualCounts
+
+STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
+NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. ``ids``: what its text is made of, loops cut to one repeat."""
+
+    attempt: Attempt
+    ids: list[int]
+    confidence: float
+    counts: VisualCounts
+
+
+@dataclass(eq=False, slots=True)
+class PageTask:
+    """Owned by the engine's thread, but for ``feed`` and ``done``, which any thread may read."""
+
+    page: Page
+    document_id: str
+    rungs: Sequence[Rung]
+    prompt_ids: list[int]
+    max_output_tokens: int
+    deadline_s: float
+    feed: Feed = field(default_factory=Feed)
+    done: "Future[Reading]" = field(default_factory=Future)
+    turn: Turn | None = None
+    """Its place in the queue; ``None`` until queued."""
+    is_over: bool = False
+    """Nothing more may happen to it; ``done`` follows once its text is made."""
+    times_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    waiting_since_s: float | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    attempt: int = 0
+    """Which rung is being tried."""
+    life: int = 0
+    """Counts how often the page was begun; results of an earlier life are known by it and dropped."""
+    row: int | None = None
+    room: int = 0
+    """Output tokens this attempt may still have in all."""
+    ids: list[int] = field(default_factory=list)
+    logprob_sum: float = 0.0
+    num_scored: int = 0
+    counts: VisualCounts = NOT_ENCODED
+    decode_clock_ms: float = 0.0
+    bans: BanCount | None = None
+
+    @property
+    def rung(self) -> Rung:
+        return self.rungs[self.attempt]
+
+    @property
+    def has_next_rung(self) -> bool:
+        return self.attempt + 1 < len(self.rungs)
+
+    def waits(self, now_s: float) -> None:
+        self.waiting_since_s = now_s
+
+    def stops_waiting(self, now_s: float) -> None:
+        if self.waiting_since_s is not None:
+            self.times_ms["queue"] += (now_s - self.waiting_since_s) * 1e3
+            self.waiting_since_s = None
+
+    def starts(self, row: int, encoded: Encoded, room: int, loops: LoopRule) -> None:
+        """Prefill put it in ``row``."""
+        self.row, self.room, self.counts = row, room, encoded.counts
+        self.ids, self.logprob_sum, self.num_scored = [], 0.0, 0
+        self.bans = BanCount(self.rung.ngram, loops)
+
+    def restarts(self, attempt: int) -> None:
+        """Forget what the attempt gave; its text, if any was sent, is taken back."""
+        self.attempt = attempt
+        self.life += 1
+        self.ids, self.logprob_sum, self.num_scored, self.counts = [], 0.0, 0, NOT_ENCODED
+        self.feed.restart()
+
+    def conclude(self, reason: FinishReason, ids: list[int] | None = None) -> Outcome:
+        """Record how the current attempt ended; ``ids``: what to keep of its output, all of it by default."""
+        rung = self.rung
+        attempt = Attempt(rung.mode, rung.prune, rung.ngram.window, reason, len(self.ids))
+        confidence = self.logprob_sum / self.num_scored if self.num_scored else 0.0
+        kept = self.ids if ids is None else ids
+        self.outcomes.append(Outcome(attempt, list(kept), min(0.0, confidence), self.counts))
+        return self.outcomes[-1]
+
+    def best(self) -> Outcome:
+        """The last attempt if it ended by itself; else the one that read most before it was stopped."""
+        last = self.outcomes[-1]
+        if last.attempt.finish_reason in ("stop", "length"):
+            return last
+        return max(self.outcomes, key=lambda outcome: len(outcome.ids))
+
+    def reading(self, text: str) -> Reading:
+        """The answer: ``text`` is that of ``best()``; the finish reason that of the last attempt."""
+        best, counts = self.best(), self.best().counts
+        tokens = TokenCounts(
+            visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
+            keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
+            prompt=len(self.prompt_ids), output=len(best.ids),
+        )  # fmt: skip
+        return Reading(
+            text=text,
+            finish_reason=self.outcomes[-1].attempt.finish_reason,
+            confidence=best.confidence,
+            mode=best.attempt.mode,
+            tokens=tokens,
+            timing_ms=dict(self.times_ms),
+            attempts=tuple(outcome.attempt for outcome in self.outcomes),
+        )
+
+    def settle(self, result: Reading | ParseError) -> None:
+        """Tell whoever waits. The first answer stands."""
+        self.is_over = True
+        try:
+            if isinstance(result, Reading):
+                self.done.set_result(result)
+            else:
+                self.done.set_exception(result)
+        except InvalidStateError:
+            return  # its text was finished while the engine was dying, or the reverse
+        self.feed.finish(result.text if isinstance(result, Reading) else None)
+
+
+def new_task(
+    model: OcrModel,
+    settings: EngineSettings,
+    page: Page,
+    options: ReadOptions,
+    document_id: str,
+    deadline_seconds: float | None = None,
+) -> PageTask:
+    """Everything the engine decides about a page before it waits. Raises ``BadOption``."""
+    mode = options.mode or model.default_mode
+    if mode not in model.modes:
+        raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if deadline_seconds is not None and not deadline_seconds > 0:
+        raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
+    prompt = model.default_prompt if options.prompt is None else options.prompt
+    keep_ratio = None if options.prune == "none" else options.keep_ratio
+    first = Rung(mode, options.prune, keep_ratio, settings.ngram)
+    return PageTask(
+        page=page,
+        document_id=document_id,
+        rungs=ladder(first, settings.strict_ngram, list(model.modes.values()), settings.max_attempts),
+        prompt_ids=model.prompt_ids(prompt),
+        max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
+        deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
+    )

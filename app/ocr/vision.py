@@ -1,0 +1,204 @@
+"""From an image to the sequence a page starts with: preprocess on the host, encode and prune together,
+assemble.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from PIL import Image
+
+from app.errors import PageFailed, ParseError
+from app.ocr.decoder import Prompt
+from app.ocr.device import give_back_memory, is_out_of_memory
+from app.ocr.ladder import Rung
+from app.ocr.model import OcrModel, PageViews
+from app.ocr.scheduler import BatchLimit, chunks_within
+from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_density
+
+logger = logging.getLogger(__name__)
+PATCH_PX = 64
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A page after the host's part. ``density``: of its global view, in [0, 1]."""
+
+    views: PageViews
+    density: float
+    prompt_ids: list[int]
+    rung: Rung
+    started_s: float
+    """When the host began, by ``time.monotonic``."""
+    preprocess_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class VisualCounts:
+    visual: int
+    kept: int
+    patches: int
+    kept_patches: int
+    keep_ratio: float
+    density: float
+    diversity: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A page ready for prefill. Times are its share of what it was encoded and pruned with."""
+
+    prompt: Prompt
+    counts: VisualCounts
+    encode_ms: float
+    prune_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    counts: VisualCounts
+
+
+def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int]) -> Prepared:
+    """Runs in a thread of its own, beside decoding."""
+    start = time.monotonic()
+    views = model.preprocess(image, rung.mode)
+    side = views.mode.view_px // PATCH_PX
+    density = text_density(views.view, side, side)
+    return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3)
+
+
+class Vision:
+    """Encodes and prunes pages of one mode together. A page that cannot be, fails alone."""
+
+    def __init__(self, model: OcrModel, limit: BatchLimit) -> None:
+        self._model = model
+        self._limit = limit
+
+    @torch.inference_mode()
+    def encode(self, pages: Sequence[Prepared]) -> list[Encoded | ParseError]:
+        """One answer a page, in order."""
+        start = time.perf_counter()
+        tokens = self._each(pages, self._encode_views)
+        encode_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        start = time.perf_counter()
+        kept = self._prune_all(pages, tokens)
+        prune_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        self._limit.succeeded()
+        return [self._encoded(page, one, encode_ms, prune_ms) for page, one in zip(pages, kept, strict=True)]
+
+    def _encoded(
+        self, page: Prepared, kept: _Kept | ParseError, encode_ms: float, prune_ms: float
+    ) -> Encoded | ParseError:
+        if isinstance(kept, ParseError):
+            return kept
+        try:
+            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms)
+        except Exception as error:
+            logger.exception("a page's visual tokens do not fit the decoder")
+            return failure_of(error)
+
+    def _encode_views(self, pages: Sequence[Prepared]) -> list[VisualTokens]:
+        tokens = self._model.encode([page.views for page in pages])
+        if len(tokens) != len(pages):
+            raise ValueError(f"{len(pages)} pages were encoded into {len(tokens)}")
+        return tokens
+
+    def _prune_all(
+        self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens | ParseError]
+    ) -> list[_Kept | ParseError]:
+        """Pages that are pruned the same way in one call."""
+        results: list[_Kept | ParseError] = [t if isinstance(t, ParseError) else keep_all(t, p.density)
+                                             for p, t in zip(pages, tokens, strict=True)]  # fmt: skip
+        by_ratio: dict[float | None, list[int]] = {}
+        for i, page in enumerate(pages):
+            if page.rung.prune == "rtprune" and not isinstance(tokens[i], ParseError):
+                by_ratio.setdefault(page.rung.keep_ratio, []).append(i)
+        for ratio, members in by_ratio.items():
+            pairs = [(t, pages[i].density) for i in members if isinstance(t := tokens[i], VisualTokens)]
+            pruned = self._each(pairs, lambda some, ratio=ratio: prune_some(some, ratio))  # type: ignore[misc]
+            for i, result in zip(members, pruned, strict=True):
+                results[i] = result
+        return results
+
+    def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
+        """bos, kept visual tokens at their original positions, prompt after the unpruned length."""
+        device = self._model.device
+        ids = torch.tensor([self._model.bos_id, *page.prompt_ids], device=device)
+        text = self._model.embed(ids)  # (1 + P, D)
+        after = 1 + kept.counts.visual
+        positions = torch.cat((
+            torch.zeros(1, dtype=torch.int64, device=device),
+            kept.positions.to(device) + 1,
+            torch.arange(after, after + len(page.prompt_ids), device=device),
+        ))  # fmt: skip
+        embeds = torch.cat((text[:1], kept.embeds.to(text.dtype), text[1:]))
+        return Prompt(embeds, positions, after + len(page.prompt_ids))
+
+    def _each(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
+    ) -> list[Result | ParseError]:
+        """``work`` on all items together; where that fails, on halves (out of memory) or on each alone."""
+        results: list[Result | ParseError] = []
+        for chunk in chunks_within([1] * len(items), self._limit.value):
+            answers = self._chunk([items[i] for i in chunk], work)
+            results.extend(answers)
+        return results
+
+    def _chunk(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
+    ) -> list[Result | ParseError]:
+        try:
+            return [*work(items)]
+        except Exception as error:
+            no_memory = is_out_of_memory(error)
+            if no_memory:
+                self._limit.shrink(len(items))
+            if len(items) == 1:
+                logger.exception("a page could not be encoded")
+                return [failure_of(error)]
+        # outside the handler, whose traceback keeps alive the tensors that memory is needed for
+        if no_memory:
+            give_back_memory(self._model.device)
+        size = len(items) // 2 if no_memory else 1
+        chunks = [items[i : i + size] for i in range(0, len(items), size)]
+        return [result for chunk in chunks for result in self._chunk(chunk, work)]
+
+
+def keep_all(tokens: VisualTokens, density: float) -> _Kept:
+    length, patches = len(tokens.embeds), int(tokens.is_patch.sum())
+    counts = VisualCounts(length, length, patches, patches, 1.0, density, None)
+    return _Kept(tokens.embeds, torch.arange(length), counts)
+
+
+def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | None) -> list[_Kept]:
+    tokens, densities = zip(*pages, strict=True)
+    pruned = prune_batch(list(tokens), list(densities), RTPruneConfig(keep_ratio=keep_ratio))
+    kept = []
+    for (page, density), result in zip(pages, pruned, strict=True):
+        counts = VisualCounts(
+            visual=len(page.embeds), kept=len(result.kept), patches=result.num_patches,
+            kept_patches=result.num_kept_patches, keep_ratio=result.keep_ratio, density=density,
+            diversity=result.diversity,
+        )  # fmt: skip
+        kept.append(_Kept(result.embeds, result.kept, counts))
+    return kept
+
+
+def failure_of(error: BaseException) -> ParseError:
+    """What a client is told: the page's own error, or that the model failed; never a stack trace or a
+    path.
+    """
+    if isinstance(error, ParseError):
+        return error
+    if is_out_of_memory(error):
+        return PageFailed("the page alone does not fit the device's memory")
+    return PageFailed(f"the model failed on this page ({type(error).__name__})")

@@ -1,0 +1,358 @@
+"""The full-size architecture with random weights: what each stage takes on a GPU, and of what the
+hardware allows.
+
+Run through ``python -m benchmarks.engine --full-size``. For each mode and number of pages: encode all
+pages, prune them, prefill them packed, decode ``output_tokens`` of each, all in one batch.
+``pages_per_s`` counts all four stages, images included. A stage's ``share`` is its physical limit divided
+by what it took: the larger of its floating-point operations at ``FLOPS`` and the bytes it must read at
+``BYTES_PER_S``.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+
+from app.ocr.decoder import Decoder, DecoderLimits, Prompt, kv_shape
+from app.ocr.kv_cache import KvPlan
+from app.ocr.ladder import Rung
+from app.ocr.loops import LoopRule, NgramRule
+from app.ocr.model import Mode, PageViews
+from app.ocr.scheduler import BatchLimit, chunks_within
+from app.ocr.vision import Encoded, Prepared, Vision
+from benchmarks.synthetic import SyntheticOcr
+from rtprune import VisualTokens
+
+FLOPS = 790e12
+"""bfloat16 operations a second, measured on an H200."""
+BYTES_PER_S = 4.3e12
+"""Device memory, likewise."""
+PAPER_KEEP_RATIO = 0.8425
+"""What the dynamic ratio keeps on Large pages in the paper."""
+
+Result = TypeVar("Result")
+
+TINY_TEXT: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+}
+TINY_VISION: dict[str, Any] = {
+    "sam_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_dim": 64,
+        "image_size": 128,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "output_channels": 16,
+        "downsample_channels": [16, 32],
+    },
+    "encoder_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the table. ``keep_ratio``: ``None`` for pages that are not pruned."""
+
+    mode: Mode
+    tile_columns: int
+    tile_rows: int
+    keep_ratio: float | None
+
+    @property
+    def name(self) -> str:
+        return self.mode.name + ("" if self.keep_ratio is None else " pruned")
+
+
+def cases(*, tiny: bool) -> list[Case]:
+    base_px, large_px, tile_px = (128, 192, 64) if tiny else (1024, 1280, 640)
+    base = Mode("base", base_px, pad=True)
+    large = Mode("large", large_px, pad=True)
+    gundam = Mode("gundam", base_px, pad=True, tile_px=tile_px)
+    return [
+        Case(base, 0, 0, None),
+        Case(large, 0, 0, None),
+        Case(large, 0, 0, PAPER_KEEP_RATIO),
+        Case(gundam, 2, 3, None),
+    ]
+
+
+def build(device: torch.device, *, tiny: bool) -> Any:
+    """Random weights, on ``device``; bfloat16 on CUDA. The SAM part's own default init of 1e-10 would be
+    dead.
+    """
+    text = dict(TINY_TEXT) if tiny else {}
+    config = UnlimitedOcrConfig(text_config=text, vision_config=TINY_VISION if tiny else {}, image_token_id=3)
+    layers = config.text_config.num_hidden_layers
+    config.text_config.layer_types = ["full_attention"] * layers
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            network = UnlimitedOcrForConditionalGeneration(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    with torch.no_grad():
+        for weights in network.model.vision_tower.sam_encoder.parameters():
+            if weights.ndim > 1:
+                weights.normal_(0, 0.02)
+    return network
+
+
+class FullSizeOcr(SyntheticOcr):
+    """Encodes with the network's own vision tower; pages are noise."""
+
+    def page(self, case: Case, seed: int) -> PageViews:
+        generator = torch.Generator().manual_seed(seed)
+        view = torch.rand(3, case.mode.view_px, case.mode.view_px, generator=generator) * 2 - 1
+        tiles = None
+        if case.mode.tile_px:
+            count = case.tile_columns * case.tile_rows
+            tiles = torch.rand(count, 3, case.mode.tile_px, case.mode.tile_px, generator=generator) * 2 - 1
+        return PageViews(case.mode, view, tiles, case.tile_columns, case.tile_rows)
+
+    @torch.inference_mode()
+    def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
+        views = torch.stack([page.view for page in pages]).to(self.device, self.dtype)
+        tiles = [page.tiles for page in pages if page.tiles is not None]
+        features = self._network.get_image_features(
+            pixel_values=views,
+            pixel_values_local=torch.cat(tiles).to(self.device, self.dtype) if tiles else None,
+            num_local_patches=[len(some) for some in tiles] or None,
+            patches_grid=[[page.tile_columns, page.tile_rows] for page in pages],
+            return_dict=True,
+        ).pooler_output
+        return [VisualTokens(embeds, patch_mask(page)) for page, embeds in zip(pages, features, strict=True)]
+
+
+def patch_mask(page: PageViews) -> torch.Tensor:
+    """(L,) bool: rows of patches and a row break each, tiles first, then the view, then the separator."""
+    grids = [(page.mode.view_px // 64, page.mode.view_px // 64)]
+    if page.mode.tile_px and page.tile_rows:
+        side = page.mode.tile_px // 64
+        grids.insert(0, (page.tile_rows * side, page.tile_columns * side))
+    flags = [flag for rows, columns in grids for _ in range(rows) for flag in [*[True] * columns, False]]
+    return torch.tensor([*flags, False])
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of the decoder that a step reads: always, and if their expert is chosen."""
+
+    always: int
+    routed: int
+    experts: int
+    experts_per_token: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, network: Any) -> "Weights":
+        text = network.config.text_config
+        routed = always = 0
+        for name, weights in (
+            *network.model.language_model.named_parameters(),
+            ("lm_head", network.lm_head.weight),
+        ):
+            if ".experts." in name:
+                routed += weights.numel()
+            elif "embed_tokens" not in name:
+                always += weights.numel()
+        itemsize = network.lm_head.weight.element_size()
+        return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
+
+    def bytes_read(self, num_tokens: int) -> float:
+        """By one pass over ``num_tokens``: every expert that one of them chooses, if they choose at
+        random.
+        """
+        share = 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
+        return self.itemsize * (self.always + self.routed * share)
+
+    def limit_s(self, num_tokens: int, kv_bytes: float = 0.0) -> float:
+        active = self.always + self.routed * self.experts_per_token / self.experts
+        return max(2 * active * num_tokens / FLOPS, (self.bytes_read(num_tokens) + kv_bytes) / BYTES_PER_S)
+
+
+class Stopwatch:
+    """Times work with the device idle before and after."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        self._settle()
+        start = time.perf_counter()
+        result = work()
+        self._settle()
+        return result, time.perf_counter() - start
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class FullSize:
+    """One model and one decoder, large enough for every case."""
+
+    def __init__(self, device: torch.device, *, tiny: bool, most_pages: int, output_tokens: int) -> None:
+        self.device = device
+        self.output_tokens = output_tokens
+        self.model = FullSizeOcr(build(device, tiny=tiny), "full size, random weights")
+        self.watch = Stopwatch(device)
+        self.weights = Weights.of(self.model.network)
+        longest = max(len(patch_mask(self.model.page(case, 0))) for case in cases(tiny=tiny))
+        slot_tokens = longest + len(self.model.prompt_ids(self.model.default_prompt)) + 2 + output_tokens
+        limits = DecoderLimits(
+            KvPlan(most_pages, slot_tokens), LoopRule(unit=10**6), NgramRule().max_distance
+        )
+        self.decoder = Decoder(self.model, limits)
+        self.decoder.warm_up()
+
+    def measure(self, case: Case, num_pages: int, encode_pages: int, prefill_tokens: int) -> dict[str, Any]:
+        pages = [self._prepared(case, seed) for seed in range(min(num_pages, 8))]
+        pages = [pages[i % len(pages)] for i in range(num_pages)]
+        tokens, vision_s = self.watch(lambda: self._encode(pages, encode_pages))
+        (prompts, kept), prune_s = self.watch(lambda: self._prompts(pages, tokens))
+        _, prefill_s = self.watch(lambda: self._prefill(prompts, prefill_tokens))
+        _, decode_s = self.watch(self._decode)
+        while self.decoder.num_rows:
+            self.decoder.release(self.decoder.num_rows - 1)
+        seconds = {"vision": vision_s, "prune": prune_s, "prefill": prefill_s, "decode": decode_s}
+        limits = self._limits(case, num_pages, prompts, len(tokens[0].embeds))
+        total = sum(seconds.values())
+        return {
+            "mode": case.name,
+            "pages": num_pages,
+            "visual_tokens": len(tokens[0].embeds),
+            "kept_tokens": kept,
+            **{f"{stage}_ms": round(s * 1e3, 3) for stage, s in seconds.items()},
+            **{f"{stage}_ms_a_page": round(s * 1e3 / num_pages, 4) for stage, s in seconds.items()},
+            **{
+                f"{stage}_share": round(limits[stage] / s, 4)
+                for stage, s in seconds.items()
+                if s and limits[stage]
+            },
+            "decode_tok_per_s": round(num_pages * (self.output_tokens - 1) / decode_s, 1),
+            "pages_per_s": round(num_pages / total, 4),
+            "memory_gib": round(self._memory_gib(), 2),
+        }
+
+    def _prepared(self, case: Case, seed: int) -> Prepared:
+        prune = case.keep_ratio is not None
+        rung = Rung(case.mode.name, "rtprune" if prune else "none", case.keep_ratio, NgramRule())
+        ids = self.model.prompt_ids(self.model.default_prompt)
+        return Prepared(self.model.page(case, seed), 0.2, ids, rung, 0.0, 0.0)
+
+    def _encode(self, pages: Sequence[Prepared], at_once: int) -> list[VisualTokens]:
+        tokens: list[VisualTokens] = []
+        for start in range(0, len(pages), at_once):
+            tokens += self.model.encode([page.views for page in pages[start : start + at_once]])
+        return tokens
+
+    def _prompts(self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens]) -> tuple[list[Prompt], int]:
+        """Everything the engine does between vision and prefill; without pruning, only the assembly."""
+        vision = Vision(Recorded(self.model, list(tokens)), BatchLimit(len(pages)))
+        encoded = [page for page in vision.encode(pages) if isinstance(page, Encoded)]
+        if len(encoded) != len(pages):
+            raise RuntimeError(f"{len(pages) - len(encoded)} of {len(pages)} pages failed")
+        return [page.prompt for page in encoded], encoded[0].counts.kept
+
+    def _prefill(self, prompts: Sequence[Prompt], budget: int) -> None:
+        for chunk in chunks_within([len(prompt) for prompt in prompts], budget):
+            some = [prompts[i] for i in chunk]
+            self.decoder.prefill(some, [NgramRule()] * len(some)).read()
+
+    def _decode(self) -> None:
+        """Reads one step late, as the engine does."""
+        pending = None
+        for _ in range(self.output_tokens - 1):
+            choices = self.decoder.step()
+            if pending is not None:
+                pending.read()
+            pending = choices
+        if pending is not None:
+            pending.read()
+
+    def _limits(self, case: Case, num_pages: int, prompts: Sequence[Prompt], visual: int) -> dict[str, float]:
+        """Seconds that each stage cannot beat."""
+        page = self.model.page(case, 0)
+        with FlopCounterMode(display=False) as counter:
+            self.model.encode([page])
+        hidden_bytes = visual * prompts[0].embeds.shape[1] * self.weights.itemsize
+        kv_token = kv_shape(self.model).bytes_per_token
+        kv = [num_pages * (len(prompts[0]) + i) * kv_token for i in range(1, self.output_tokens)]
+        return {
+            "vision": num_pages * counter.get_total_flops() / FLOPS,
+            "prune": num_pages * hidden_bytes / BYTES_PER_S if case.keep_ratio is not None else 0.0,
+            "prefill": self.weights.limit_s(sum(len(prompt) for prompt in prompts)),
+            "decode": math.fsum(self.weights.limit_s(num_pages, kv_bytes) for kv_bytes in kv),
+        }
+
+    def _memory_gib(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30
+        return self.decoder.cache.num_bytes / 2**30
+
+
+class Recorded(FullSizeOcr):
+    """Gives tokens that were encoded before, so that pruning is timed by itself."""
+
+    def __init__(self, model: FullSizeOcr, tokens: list[VisualTokens]) -> None:
+        super().__init__(model.network, model.name)
+        self._recorded = tokens
+
+    def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
+        return self._recorded[: len(pages)]
+
+
+def full_size(
+    device: torch.device,
+    *,
+    tiny: bool,
+    pages: Sequence[int],
+    output_tokens: int,
+    encode_pages: int,
+    prefill_tokens: int,
+) -> dict[str, object]:
+    """Every case at every number of pages, smallest first; one line printed for each as it is done."""
+    bench = FullSize(device, tiny=tiny, most_pages=max(pages), output_tokens=output_tokens)
+    rows = []
+    for case in cases(tiny=tiny):
+        bench.measure(case, 1, encode_pages, prefill_tokens)  # kernels load and choose themselves
+        for num_pages in pages:
+            row = bench.measure(case, num_pages, encode_pages, prefill_tokens)
+            print(row, flush=True)
+            rows.append(row)
+    parameters = sum(weights.numel() for weights in bench.model.network.parameters())
+    return {
+        "rows": rows,
+        "parameters": parameters,
+        "output_tokens": output_tokens,
+        "dtype": str(bench.model.dtype),
+        "flops_limit": FLOPS,
+        "bytes_per_s_limit": BYTES_PER_S,
+        "slots": bench.decoder.cache.plan.num_slots,
+        "slot_tokens": bench.decoder.cache.plan.slot_tokens,
+        "kv_gib": round(bench.decoder.cache.num_bytes / 2**30, 2),
+    }

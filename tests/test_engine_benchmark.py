@@ -1,0 +1,64 @@
+"""The benchmarks run end to end at tiny sizes, and say what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words: str) -> dict[str, object]:
+    """The document that ``benchmarks.engine`` prints last."""
+    command = [sys.executable, "-m", "benchmarks.engine", *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    document: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return document
+
+
+def test_the_comparison_with_generate() -> None:
+    """On random weights: the engine's tokens are those of generate(), and all four rates are told."""
+    figures = run("--random", "--pages", "3", "--shortest", "2", "--longest", "6", "--repeats", "1")
+    assert figures["pages_equal_to_generate"] == figures["pages"] == 3
+    for rival in ("engine_16", "engine_1", "generate_serial", "generate_padded_16"):
+        rate = figures[f"pages_per_s_{rival}"]
+        assert isinstance(rate, float)
+        assert rate > 0
+    assert {"output_tokens", "model", "hardware", "commit"} <= figures.keys()
+
+
+def test_the_full_size_run_at_tiny_sizes(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "full.json"
+    words = ("--full-size", "--tiny-sizes", "--device", "cpu", "--output-tokens", "4", "--batches", "1", "3")
+    figures = run(*words, "--out", str(out))
+    assert json.loads(out.read_text()) == figures
+    rows = figures["rows"]
+    assert isinstance(rows, list)
+    assert [(row["mode"], row["pages"]) for row in rows] == [
+        (mode, pages) for mode in ("base", "large", "large pruned", "gundam") for pages in (1, 3)
+    ]
+    for row in rows:
+        assert (row["kept_tokens"] < row["visual_tokens"]) == ("pruned" in row["mode"])
+        for stage in ("vision", "prune", "prefill", "decode"):
+            assert row[f"{stage}_ms"] > 0
+        assert {"decode_share", "prefill_share", "vision_share", "memory_gib", "pages_per_s"} <= row.keys()
+
+
+def test_the_full_size_is_the_one_the_arithmetic_speaks_of() -> None:
+    """3.34 B parameters; on an H200 decoding cannot beat 3,600 tok/s at 1 page and 62 k at 256."""
+    from benchmarks.full_size import Weights, build
+
+    network = build(torch.device("meta"), tiny=False)
+    assert round(sum(weights.numel() for weights in network.parameters()) / 1e9, 2) == 3.34
+    full = Weights.of(network)
+    in_bfloat16 = Weights(full.always, full.routed, full.experts, full.experts_per_token, itemsize=2)
+    limits = {pages: pages / in_bfloat16.limit_s(pages, pages * 773 * 61440) for pages in (1, 16, 64, 256)}
+    stated = {1: 3600, 16: 13000, 64: 32000, 256: 62000}
+    assert all(abs(limits[pages] / stated[pages] - 1) < 0.05 for pages in stated), limits

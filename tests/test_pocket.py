@@ -1,0 +1,76 @@
+"""The checkpoint that ships: its figures are the measured ones, its files are complete."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pdf2image import convert_from_path
+from PIL import Image
+
+from app.document import Page, Pruning, ReadOptions
+from app.ocr.deepseek import load_model
+from app.ocr.reader import open_reader
+from training.card import write_card
+from training.errors_in_text import character_error_rate
+from training.sample import PAGES
+from training.settings import load_settings
+from training.vocabulary import tokens
+
+ROOT = Path(__file__).parent.parent
+POCKET = ROOT / "app/ocr/pocket"
+MAX_ERROR = 0.12
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((ROOT / "benchmarks/results/accuracy.json").read_text("utf-8"))
+    return figures
+
+
+def test_the_card_is_what_the_recorded_figures_give(accuracy: dict[str, Any]) -> None:
+    fonts = list(load_settings(ROOT / "training/pocket.toml").render.fonts)
+    assert (POCKET / "README.md").read_text("utf-8") == write_card(accuracy, POCKET, fonts)
+
+
+def test_the_vocabulary_is_the_one_training_builds() -> None:
+    stored = json.loads((POCKET / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    assert sorted(stored, key=stored.__getitem__) == tokens()
+
+
+def test_it_is_small_enough_to_ship_and_has_an_expert_layer() -> None:
+    assert (POCKET / "model.safetensors").stat().st_size <= 40e6
+    model = load_model("pocket", "cpu", torch.float32)
+    config: Any = model.network.config
+    assert "sparse" in config.text_config.mlp_layer_types
+    assert model.default_mode == "pocket"
+
+
+@pytest.mark.parametrize("prune", ["none", "rtprune"])
+def test_the_sample_comes_back_within_the_stated_error(prune: Pruning, accuracy: dict[str, Any]) -> None:
+    images = convert_from_path(ROOT / "docs/sample.pdf", dpi=150)
+    blank = Image.new("RGB", (531, 531), "white")
+    *read, nothing = asyncio.run(read_pages([*images, blank], ReadOptions(prune=prune)))
+    stated = {row["pruning"]: row["character_error_rate"] for row in accuracy["rows"]}
+    error = character_error_rate(read, [text for _, _, text in PAGES])
+    assert error <= max(stated["none" if prune == "none" else "dynamic"], 0.05)
+    assert not nothing.strip(), "a blank page has no text"
+
+
+def test_the_stated_error_is_within_the_aim(accuracy: dict[str, Any]) -> None:
+    assert accuracy["pages"] >= 200
+    assert accuracy["rows"][0]["character_error_rate"] <= MAX_ERROR
+
+
+async def read_pages(images: list[Image.Image], options: ReadOptions) -> list[str]:
+    reader = open_reader("pocket", "cpu")
+    try:
+        streams = [
+            reader.submit(Page(index, image), options, document_id="sample")
+            for index, image in enumerate(images)
+        ]
+        return [(await stream.result()).text for stream in streams]
+    finally:
+        await reader.close()

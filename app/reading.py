@@ -208,7 +208,7 @@ class BatchReader:
 
     @contextlib.asynccontextmanager
     async def _counted(self, job: Job, page: Page) -> AsyncIterator[None]:
-        """The page is with the model, and the database knows; taken back when it is interrupted on purpose."""
+        """The page is with the model, and the database knows; taken back when interrupted on purpose."""
         await self._journal.write(Started(job.id, page.index, *page.image.size))
         try:
             yield

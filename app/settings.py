@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     url_deadline_s: float = Field(60.0, gt=0)
     """Longest time to fetch a document from a ``url``."""
     url_allow: str = ""
-    """Networks that ``url`` and ``webhook`` may reach although they are not public, such as ``10.1.0.0/16,fd00::/8``."""
+    """Networks that ``url`` and ``webhook`` may reach although not public: ``10.1.0.0/16,fd00::/8``."""
     webhook_secret: str = Field("", repr=False)
     """Secret that signs webhooks, at least 24 characters. Empty: webhooks are refused."""
     webhook_attempts: int = Field(8, ge=1, le=20)

@@ -88,7 +88,7 @@ async def receive(
     if body.has_file:
         return Upload(sniff_file(path), fields, from_form)
     if may_name_url and fields.get(URL_FIELD):
-        path.unlink()
+        await asyncio.to_thread(path.unlink)
         return Upload(None, fields, from_form)
     raise BadRequest("the form has no part called file" if from_form else NO_JSON_FILE)
 

@@ -1,12 +1,12 @@
-"""What is known of jobs, in SQL. Each method is one transaction; raises ``StorageUnavailable`` or ``StorageFull``.
+"""What is known of jobs, in SQL. A method is a transaction; raises ``StorageUnavailable``, ``StorageFull``.
 
-Pages are written once: a page is inserted or ignored under (job, page), and counted in the transaction that
-inserts it. So it does not matter how many workers think a page is theirs.
+Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the transaction
+that inserts it, under the lock of the job's row. It does not matter how many workers think a page is theirs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -123,7 +123,7 @@ class Store:
     # --- acceptance
 
     def accept(self, job: NewJob, limits: Limits, enqueue: Enqueue) -> str | None:
-        """Write a job and queue its work, on disk when this returns. ``None``, or the id of the job it repeats.
+        """Write a job and queue its work, on disk when this returns; or give the id of the job it repeats.
 
         Raise ``QueueFull``, ``TooManyJobs`` or ``IdempotencyConflict``.
         """
@@ -300,55 +300,81 @@ class Store:
             return {row.page: (row.num, row.width, row.height) for row in c.execute(query)}
 
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
-        """Write what happened to pages, all in one transaction."""
+        """Write what happened to pages, all in one transaction, in few statements for each job."""
         with self.writing() as c:
             at = now(c)
-            # rows are always taken in the same order, or two workers could wait for each other
-            for entry in sorted(entries, key=lambda entry: (entry.job_id, entry.page)):
-                if isinstance(entry, Started):
-                    self._write_started(c, entry)
-                elif isinstance(entry, Interrupted):
-                    mine = (attempts.c.job_id == entry.job_id, attempts.c.page == entry.page)
-                    c.execute(sa.update(attempts).where(*mine).values(num=attempts.c.num - 1))
-                else:
-                    self._write_done(c, entry, worker_id, at)
+            # jobs are always taken in the same order, or two workers could wait for each other
+            for job_id in sorted({entry.job_id for entry in entries}):
+                of_job = [entry for entry in entries if entry.job_id == job_id]
+                self._write_started(c, job_id, [entry for entry in of_job if isinstance(entry, Started)])
+                self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
+                for entry in of_job:
+                    if isinstance(entry, Interrupted):
+                        page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
+                        c.execute(sa.update(attempts).where(*page).values(num=attempts.c.num - 1))
 
-    def _write_started(self, c: sa.Connection, entry: Started) -> None:
-        row = {"job_id": entry.job_id, "page": entry.page, "num": 1}
-        size = {"width": entry.width, "height": entry.height}
-        insert = self.insert(attempts).values(**row, **size)
-        again = insert.on_conflict_do_update(
-            index_elements=["job_id", "page"], set_={"num": attempts.c.num + 1, **size}
-        )
-        num = c.execute(again.returning(attempts.c.num)).scalar_one()
-        if num > 1:
-            mine = jobs.c.id == entry.job_id
-            c.execute(sa.update(jobs).where(mine).values(num_retries=jobs.c.num_retries + 1))
+    def _write_started(self, c: sa.Connection, job_id: str, entries: Sequence[Started]) -> None:
+        if not entries:
+            return
+        # no page twice: one statement cannot change a row two times
+        rows = {entry.page: asdict(entry) | {"num": 1} for entry in entries}
+        insert = self.insert(attempts).values([rows[page] for page in sorted(rows)])
+        changes = {
+            "num": attempts.c.num + 1,
+            "width": insert.excluded.width,
+            "height": insert.excluded.height,
+        }
+        again = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
+        nums = c.execute(again.returning(attempts.c.num)).scalars()
+        if num_retries := sum(num > 1 for num in nums):
+            more = {"num_retries": jobs.c.num_retries + num_retries}
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**more))
 
-    def _write_done(self, c: sa.Connection, entry: Done, worker_id: str, at: float) -> None:
-        # The job's row first: its lock makes the order of seq the order of commits, so that no reader of
-        # events sees n + 1 before n.
+    def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
+        """Insert the pages of one job that are not there yet, and count them."""
+        if not entries:
+            return
+        mine = jobs.c.id == entries[0].job_id
+        # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
+        # events sees n + 1 before n; and what is not there under it, nobody else inserts.
         counted = c.execute(
             sa.update(jobs)
-            .where(jobs.c.id == entry.job_id, jobs.c.status.in_(OPEN))
-            .values(touched_at=at, model=entry.model)
+            .where(mine, jobs.c.status.in_(OPEN))
+            .values(touched_at=at, model=entries[0].model)
             .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
         ).first()
         if counted is None:
             return  # cancelled meanwhile, or ended
-        num_done = counted.num_done + 1
-        values = {"job_id": entry.job_id, "page": entry.page, "seq": num_done, "result": entry.result}
-        insert = self.insert(pages).values(**values, worker=worker_id, done_at=at)
-        # asked for by RETURNING: drivers do not agree on the row count of an insert that was ignored
-        once = insert.on_conflict_do_nothing(index_elements=["job_id", "page"]).returning(pages.c.page)
-        if c.execute(once).first() is None:
+        new = self._not_there(c, entries)
+        rows = [
+            {
+                "job_id": entry.job_id,
+                "page": entry.page,
+                "seq": counted.num_done + number,
+                "result": entry.result,
+                "worker": worker_id,
+                "done_at": at,
+            }
+            for number, entry in enumerate(new, start=1)
+        ]
+        if not rows:
             return  # another worker was faster
-        num_failed = counted.num_failed + entry.failed
+        c.execute(sa.insert(pages), rows)
+        num_done = counted.num_done + len(new)
+        num_failed = counted.num_failed + sum(entry.failed for entry in new)
         changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}
         if num_done == counted.num_pages:
             status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
             changes |= {"status": status, "finished_at": at}
-        c.execute(sa.update(jobs).where(jobs.c.id == entry.job_id).values(**changes))
+        c.execute(sa.update(jobs).where(mine).values(**changes))
+
+    def _not_there(self, c: sa.Connection, entries: Sequence[Done]) -> list[Done]:
+        by_page = {entry.page: entry for entry in reversed(entries)}
+        query = sa.select(pages.c.page).where(
+            pages.c.job_id == entries[0].job_id, pages.c.page.in_(list(by_page))
+        )
+        there = set(c.execute(query).scalars())
+        return [entry for page, entry in reversed(by_page.items()) if page not in there]
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""

@@ -1,4 +1,4 @@
-"""Our tables, beside those of DBOS in the same database. Times: seconds since 1970 on the database's clock."""
+"""Our tables, in one database with those of DBOS. Times: seconds since 1970 on the database's clock."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""The workflows of DBOS that a worker runs. A process has one DBOS: what it works with is set by ``launch``."""
+"""The workflows of DBOS that a worker runs. A process has one DBOS; ``launch`` says what it works with."""
 
 import asyncio
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
     python -m benchmarks.service [--reader fake|model] [--database-url postgresql://...] [--pages 400]
 
 ``overhead_ms``: a request's time less what its page says it took to render and read. ``queue``: documents of
-many tiny frames (TIFF, so that poppler is not what is measured) through ``POST /v1/jobs``; ``alone``: the same
-frames through rasterizers and reader in one process, without database and HTTP. The last line is one JSON document.
+many tiny frames (TIFF, so that poppler is not measured) through ``POST /v1/jobs``; ``alone``: the same frames
+through rasterizers and reader in one process, without database and HTTP. The last line is one JSON document.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """What is known of jobs, in SQL. A method is a transaction; raises ``StorageUnavailable``, ``StorageFull``.
 
-Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the transaction
-that inserts it, under the lock of the job's row. It does not matter how many workers think a page is theirs.
+Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the same
+transaction, under the lock of the job's row. It does not matter how many workers think a page is theirs.
 """
 
 from collections.abc import Callable, Iterator, Sequence

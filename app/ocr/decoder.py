@@ -202,7 +202,7 @@ class Decoder:
 
 
 def forward(
-    language_model: Any,  # noqa: ANN401 - transformers' decoder
+    language_model: Any,
     embeds: torch.Tensor,
     positions: torch.Tensor,
     step: Step,

@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         return output
 
 
-def packed(module: Any, num_rows: int) -> Any:  # noqa: ANN401 - transformers' modules, or a linear layer
+def packed(module: Any, num_rows: int) -> Any:
     """``module`` with packed linear layers, best at ``num_rows`` rows; ``module`` itself stays as it is."""
     if type(module) is nn.Linear:
         return PackedLinear(module, num_rows)

@@ -14,9 +14,8 @@ from pathlib import Path
 import httpx
 
 from app.errors import TooLarge, UrlFailed, UrlRefused
-from app.settings import Settings
+from app.settings import Settings, allowed_networks
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_REDIRECTS = 5
@@ -134,8 +133,3 @@ def parse_url(url: str) -> httpx.URL:
     if parsed.userinfo:
         raise UrlRefused("the address must not carry a user name or password")
     return parsed
-
-
-def allowed_networks(text: str) -> list[Network]:
-    """``"10.0.0.0/8,fd00::/8"`` -> networks. Raise ``ValueError``."""
-    return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]

@@ -1,12 +1,21 @@
 """Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
+MIN_SECRET_CHARS = 24
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def allowed_networks(text: str) -> list[Network]:
+    """``"10.0.0.0/8,fd00::/8"`` -> networks. Raise ``ValueError``."""
+    return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
 class Settings(BaseSettings):
@@ -113,6 +122,19 @@ class Settings(BaseSettings):
     """Longest time to load the model, before the worker is restarted."""
     max_restart_delay_s: float = Field(30.0, gt=0)
     """Longest pause before the next start of a worker that keeps dying; the first pause is 0.2 s."""
+
+    @field_validator("url_allow")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        allowed_networks(text)
+        return text
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_enough(cls, secret: str) -> str:
+        if 0 < len(secret) < MIN_SECRET_CHARS:
+            raise ValueError(f"must have at least {MIN_SECRET_CHARS} characters")
+        return secret
 
     @property
     def max_upload_bytes(self) -> int:

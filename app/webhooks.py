@@ -16,8 +16,6 @@ from app.store import Store
 
 logger = logging.getLogger("rtprune.webhooks")
 
-MIN_SECRET_CHARS = 24
-
 
 def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
     """``v1,`` and base64 of HMAC-SHA256 over ``id.timestamp.body``."""

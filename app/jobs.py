@@ -18,6 +18,7 @@ from typing import Self
 
 import sqlalchemy as sa
 from dbos import DBOSClient
+from sqlalchemy.exc import DBAPIError
 
 from app.blobs import Blobs, content_hash
 from app.database import migrate_dbos, open_engine, storage_errors
@@ -93,6 +94,8 @@ class Jobs:
             await self._rasterizers.start()
         connecting = asyncio.create_task(self._connect(), name="jobs connection")
         self._tasks = [connecting, asyncio.create_task(self._watch(), name="jobs watch")]
+        for task in self._tasks:
+            task.add_done_callback(_log_if_failed)
         # who asks first is not to be refused because tables are being made; a database that is away is not
         # waited for: the process is alive, and says what it lacks
         await asyncio.wait({connecting}, timeout=FIRST_CONNECT_S)
@@ -287,7 +290,8 @@ class Jobs:
             self._changed.clear()
             try:
                 await self._look()
-            except (StorageUnavailable, StorageFull):
+            except (StorageUnavailable, StorageFull, DBAPIError):
+                # also when tables are missing for a moment, as while a database is restored
                 if time.monotonic() - self._heard_at > READINESS_TOLERANCE_S:
                     detail = "the database of jobs does not answer"
                     self._readiness = Readiness(False, detail, self._readiness.model)
@@ -348,6 +352,11 @@ class Jobs:
 
 
 LOADING = "the model is being loaded"
+
+
+def _log_if_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("jobs are not watched any more", exc_info=error)
 
 
 def _status(job: Job) -> Status:

@@ -60,7 +60,7 @@ TEXT: dict[str, Any] = {
 def random_network(seed: int = 0, *, dtype: torch.dtype = torch.float32, **text: Any) -> Any:
     """Odd sizes, one mixture layer, full attention. Weights large enough that greedy output varies."""
     sizes = TEXT | text
-    sizes["layer_types"] = ["full_attention"] * sizes["num_hidden_layers"]
+    sizes.setdefault("layer_types", ["full_attention"] * sizes["num_hidden_layers"])
     torch.manual_seed(seed)
     config = UnlimitedOcrConfig(text_config=sizes, vision_config=VISION, image_token_id=3)
     network = UnlimitedOcrForConditionalGeneration(config).eval()

@@ -191,9 +191,30 @@ def test_the_pocket_checkpoint_gives_the_tokens_of_generate() -> None:
         assert ids_of(answer.text) == expected(reference, page(wish.number), wish.options, TIGHT_BAN)
 
 
-def test_a_checkpoint_with_sliding_layers_is_refused() -> None:
+@pytest.mark.parametrize("window", [2, 5, 17])  # transformers itself fails at 1
+def test_sliding_layers_see_the_page_and_the_last_of_the_output(window: int) -> None:
+    """Unlimited-OCR's attention; rows move while their windows have wrapped around."""
+    text: dict[str, Any] = {"layer_types": ["reference_sliding_attention"] * 3, "sliding_window": window}
+    model = FakeOcr(random_network(0, **text))
+    reference = FakeOcr(reference_network(0, torch.float32, **text))
+    wishes = [
+        Wish(i, ReadOptions(prune=prune, keep_ratio=ratio, max_output_tokens=8 + 5 * i), i // 2, None)
+        for i, (prune, ratio) in enumerate([*PRUNINGS, *PRUNINGS])
+    ]
+    for wish, reading in zip(wishes, run_schedule(model, wishes, NO_BAN, 3), strict=True):
+        assert ids_of(reading.text) == expected(reference, page(wish.number), wish.options, NO_BAN)
+
+
+PRUNINGS: tuple[tuple[Pruning, float | None], ...] = (("none", None), ("rtprune", None), ("rtprune", 0.5))
+
+
+def test_a_checkpoint_with_layers_of_both_kinds_is_refused() -> None:
     network = random_network(0)
-    network.config.text_config.layer_types = ["reference_sliding_attention"] * 3
+    network.config.text_config.layer_types = [
+        "reference_sliding_attention",
+        "full_attention",
+        "full_attention",
+    ]
     with pytest.raises(ValueError, match="reference_sliding_attention"):
         PageLoop(FakeOcr(network), EngineSettings(), Inline(), Inline())
 

@@ -250,6 +250,7 @@ def test_the_cache_never_grows() -> None:
     tasks = [bench.read(i, ReadOptions(max_output_tokens=5 + i % 7)) for i in range(30)]
     bench.finish(*tasks)
     assert ([storage.data_ptr() for storage in (*cache.keys, *cache.values)], cache.num_bytes) == before
+    assert len(bench.loop._deadlines) == 0, "pages that are over are let go, minutes before their deadline"
 
 
 def test_a_budget_decides_how_many_pages_run() -> None:

@@ -58,6 +58,7 @@ class Stage(_Frozen):
     warmup: int = Field(ge=0, description="optimiser steps")
     sequence_weight: float = Field(ge=0)
     dense_weight: float = Field(ge=0)
+    norm_weight: float = Field(ge=0, description="of the loss that keeps norms of text above norms of paper")
     pruned_share: float = Field(ge=0, le=1, description="share of steps whose visual tokens are pruned")
     em_px: tuple[int, int]
     max_lines: int = Field(ge=1)

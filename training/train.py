@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rtprune import VisualTokens, prune_batch, text_densities
 from training.batches import CLASS_OF, IGNORED, Batch, batches, to_batch
 from training.errors_in_text import character_error_rate
 from training.model import DenseHead, fresh_network, grow_from
@@ -83,7 +84,7 @@ class Trainer:
         num_steps = stage.pages // run.batch
         style = PageStyle(self.settings.model.view_px, stage.em_px, stage.max_lines)
         seed = run.seed + progress.stage * 100_000_000
-        tally = {"loss": 0.0, "sequence": 0.0, "cells": 0.0}
+        tally = {"loss": 0.0, "sequence": 0.0, "norm": 0.0, "cells": 0.0}
         began = time.monotonic()
         for step, batch in batches(self.renderer, style, seed, run.batch, progress.step):
             if step >= num_steps:
@@ -115,16 +116,25 @@ class Trainer:
             dense, cells_right = self._dense_loss(patches, batch.cells.to(self.device))
             sequence = torch.zeros((), device=self.device)
             if stage.sequence_weight > 0:
-                sequence = self._sequence_loss(
-                    patches, batch.text_ids.to(self.device), rng.choice(self.prompts)
-                )
-        loss = stage.dense_weight * dense + stage.sequence_weight * sequence
+                prompt = rng.choice(self.prompts)
+                visual = self.visual_tokens(patches).float()
+                is_kept = None
+                if rng.random() < stage.pruned_share:
+                    visual, is_kept = pruned(visual, batch.pixels.to(self.device))
+                sequence = self._sequence_loss(visual, is_kept, batch.text_ids.to(self.device), prompt)
+        norm = norm_loss(patches.float(), batch.cells.to(self.device))
+        loss = stage.dense_weight * dense + stage.sequence_weight * sequence + stage.norm_weight * norm
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.parameters, self.settings.run.grad_clip)
         self.optimizer.step()
         self._update_mean()
-        return {"loss": loss.item(), "sequence": sequence.item(), "cells": cells_right}
+        return {
+            "loss": loss.item(),
+            "sequence": sequence.item(),
+            "norm": norm.item(),
+            "cells": cells_right,
+        }
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, V, V) -> (B, N, D) projected patch tokens."""
@@ -150,23 +160,32 @@ class Trainer:
         grid = torch.cat([rows, breaks], dim=2).flatten(1, 2)
         return torch.cat([grid, model.view_separator.to(patches.dtype).expand(batch, 1, width)], dim=1)
 
-    def prefix(self, patches: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """(B, 1 + L + prompt, D): bos, visual tokens, prompt."""
+    def prefix(self, visual: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """(B, L, D) -> (B, 1 + L + prompt, D): bos, visual tokens, prompt."""
         embed = self.network.model.language_model.embed_tokens
-        batch = patches.shape[0]
-        bos = embed(torch.full((batch, 1), BOS, device=self.device))
-        return torch.cat(
-            [bos, self.visual_tokens(patches).float(), embed(prompt).expand(batch, -1, -1)], dim=1
-        )
+        bos = embed(torch.full((len(visual), 1), BOS, device=self.device))
+        return torch.cat([bos, visual, embed(prompt).expand(len(visual), -1, -1)], dim=1)
 
     def _sequence_loss(
-        self, patches: torch.Tensor, text_ids: torch.Tensor, prompt: torch.Tensor
+        self,
+        visual: torch.Tensor,
+        is_kept: torch.Tensor | None,
+        text_ids: torch.Tensor,
+        prompt: torch.Tensor,
     ) -> torch.Tensor:
+        """``is_kept``: (B, L) bool; what is not is hidden from attention, which is what removing it does."""
         language_model = self.network.model.language_model
-        prefix = self.prefix(patches, prompt)
+        prefix = self.prefix(visual, prompt)
         text = language_model.embed_tokens(text_ids.clamp(min=0)[:, :-1])
+        embeds = torch.cat([prefix, text], dim=1)
+        mask, positions = None, None
+        if is_kept is not None:
+            mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device)
+            mask[:, 1 : 1 + is_kept.shape[1]] = is_kept.long()
+            # explicit, or the gaps would be closed
+            positions = torch.arange(embeds.shape[1], device=self.device).expand(len(embeds), -1)
         hidden = language_model(
-            inputs_embeds=torch.cat([prefix, text], dim=1), use_cache=False
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state[:, prefix.shape[1] - 1 :]  # (B, T, D): each predicts the next character
         logits = self.network.lm_head(hidden).float()
         return functional.cross_entropy(logits.flatten(0, 1), text_ids.flatten(), ignore_index=IGNORED)
@@ -187,7 +206,7 @@ class Trainer:
             self.renderer.page(HELD_OUT_SEED + index, style) for index in range(self.settings.run.eval_pages)
         ]
         batch = to_batch(pages, style.view_px)
-        prefix = self.prefix(self._patches(batch.pixels), self.prompts[0])
+        prefix = self.prefix(self.visual_tokens(self._patches(batch.pixels)).float(), self.prompts[0])
         ids = self.network.generate(
             inputs_embeds=prefix,
             attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=self.device),
@@ -234,6 +253,36 @@ class Trainer:
         self.mean = state["mean"]
         stage, step, pages, seconds = state["progress"]
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
+
+
+def norm_loss(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """(B, N, D), (B, N, 32) -> hinge: each patch with text is to have a norm 15 % above the largest without.
+
+    RTPrune keeps tokens of large norm. In a large model norms tell text from paper by themselves; a small one
+    has to be told.
+    """
+    has_text = (cells > 0).any(-1)  # (B, N)
+    log_norms = patches.norm(dim=-1).log()
+    paper = log_norms.masked_fill(has_text, -torch.inf).amax(1, keepdim=True)  # -inf where all is text
+    hinge = functional.relu(math.log(1.15) + paper - log_norms)
+    return hinge[has_text].mean() if has_text.any() else hinge.sum() * 0
+
+
+def pruned(visual: torch.Tensor, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, L, D) visual tokens -> the same with what RTPrune folds in added, and (B, L) bool, which are kept.
+
+    The fold is a constant to the gradient: the method's answer has none.
+    """
+    batch, length, _ = visual.shape
+    side = math.isqrt(length)  # L = side * (side + 1) + 1
+    is_patch = torch.tensor(([True] * side + [False]) * side + [False])
+    densities = text_densities(pixels, side, side)
+    pages = prune_batch([VisualTokens(page.detach(), is_patch) for page in visual], densities)
+    folded, is_kept = visual.detach().clone(), torch.zeros(batch, length, dtype=torch.bool)
+    for index, page in enumerate(pages):
+        folded[index, page.kept] = page.embeds
+        is_kept[index, page.kept] = True
+    return visual + (folded - visual.detach()), is_kept.to(visual.device)
 
 
 def learning_rate(stage: Stage, step: int, num_steps: int) -> float:

@@ -13,10 +13,12 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from app.ocr.config import FULL, SLIDING
 from app.ocr.kv_cache import KvCache
 
 NAME = "rtprune_pages"
-FULL = "full_attention"
+NO_MASK: dict[str, None] = {FULL: None, SLIDING: None}
+"""Given, as none, or the model would build one of its own."""
 
 
 class Step(Protocol):
@@ -43,18 +45,21 @@ def attend_pages(
     return step.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
 
 
-def install(network: Any) -> None:
-    """Make ``network``'s decoder attend through this module, and its experts run grouped. ValueError if it
-    cannot.
+def install(network: Any) -> int | None:
+    """Make ``network``'s decoder attend through this module, and its experts run grouped.
 
-    Registering is global to the process and changes no other model: an instance uses it only when told.
+    Gives the window of a sliding decoder. ValueError if its layers are not of one kind. Registering is global
+    to the process and changes no other model: an instance uses it only when told.
     """
-    kinds = set(network.config.text_config.layer_types)
-    if kinds != {FULL}:
-        raise ValueError(f"the engine decodes {FULL} layers alone, this checkpoint has {sorted(kinds)}")
+    text = network.config.text_config
+    kinds = sorted(set(text.layer_types))
+    if kinds not in ([FULL], [SLIDING]):
+        raise ValueError(f"the engine decodes layers of one kind, {FULL} or {SLIDING}, not {kinds}")
     AttentionInterface.register(NAME, attend_pages)
     network.set_attn_implementation({"text_config": NAME})
     network.set_experts_implementation({"text_config": experts_for(network)})
+    window: int | None = text.sliding_window if kinds == [SLIDING] else None
+    return window
 
 
 def experts_for(network: Any) -> str:
@@ -136,8 +141,8 @@ class SlotDecode:
 
     def begin(self) -> "SlotDecode":
         """Before each step: the places and lengths that all layers share."""
-        self._at = self._cache.lengths[: len(self._rows)].long()
-        self._lengths = [length + 1 for length in self._cache.host_lengths]  # the token of this step included
+        self._at, _ = self._cache.next_places(len(self._rows))
+        self._lengths = self._cache.host_held(more=1)  # the token of this step included
         return self
 
     def attend(
@@ -184,9 +189,7 @@ class PackedDecode:
         self._held = cache.lengths[:0]
 
     def begin(self) -> "PackedDecode":
-        lengths = self._cache.lengths[: self._num_rows]
-        self._at = lengths.long()
-        self._held = lengths + 1  # int32, the token of this step included
+        self._at, self._held = self._cache.next_places(self._num_rows)
         return self
 
     def attend(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from app.ocr.attention import FULL, PackedPrefill, SlotDecode, Step, install
+from app.ocr.attention import NO_MASK, PackedPrefill, SlotDecode, Step, install
 from app.ocr.device import adopt, runner_for
 from app.ocr.kv_cache import KvCache, KvPlan, KvShape
 from app.ocr.loops import LoopRule, NgramRule, RepeatState
@@ -75,7 +75,7 @@ class Decoder:
 
     def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
         network: Any = model.network
-        install(network)
+        window = install(network)
         num_slots = limits.plan.num_slots
         self._model = model
         self._for_few = (network.model.language_model, network.lm_head)
@@ -86,7 +86,7 @@ class Decoder:
         if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
         device = model.device
-        self.cache = KvCache(limits.plan, kv_shape(model), device)
+        self.cache = KvCache(limits.plan, kv_shape(model), device, window)
         vocab_size = network.config.text_config.vocab_size
         self._repeats = RepeatState(
             num_slots, limits.loops, limits.max_distance, model.ngram_exempt_ids, vocab_size, device
@@ -209,7 +209,11 @@ def forward(
 ) -> torch.Tensor:
     """(B, T, D) -> (B, T, D). The mask is given, as none, or the model would build one of its own."""
     output = language_model(
-        inputs_embeds=embeds, position_ids=positions, attention_mask={FULL: None}, use_cache=False, step=step
+        inputs_embeds=embeds,
+        position_ids=positions,
+        attention_mask=NO_MASK,
+        use_cache=False,
+        step=step,
     )
     hidden: torch.Tensor = output.last_hidden_state
     return hidden

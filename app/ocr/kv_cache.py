@@ -10,6 +10,9 @@ CPU. On an H200, 256 slots of 4,096 tokens of the full-size model are 64 GB.
 Running pages are rows 0 to n - 1, always: a page that ends is replaced by the last row (one copy of what
 that page holds), so a decode step works on slices and never on an index.
 
+With a sliding window (Unlimited-OCR), a row keeps its whole prompt and the last ``window`` tokens of its
+output: the output is a ring behind the prompt. Keys carry their rotation, so their order does not matter.
+
 Nothing ever reads a slot beyond its row's length, so what earlier pages left there, NaN included, does no
 harm.
 """
@@ -62,19 +65,23 @@ class KvCache:
     """``keys[layer]``, ``values[layer]``: (S, T, H, D), slot by token, so both SDPA and packed kernels read
     them.
 
-    ``lengths``: (S,) int32 on the device, tokens held by each slot, 0 for a free one; ``host_lengths``
-    mirrors the first n of them so that no step has to ask the device.
+    ``lengths``: (S,) int32 on the device, tokens each row has taken, 0 for a free one; ``prompts``: (S,)
+    int32, how many of them were its prompt. ``host_lengths`` and ``host_prompts`` mirror the first n of them
+    so that no step has to ask the device.
     """
 
-    def __init__(self, plan: KvPlan, shape: KvShape, device: torch.device) -> None:
+    def __init__(self, plan: KvPlan, shape: KvShape, device: torch.device, window: int | None = None) -> None:
         self.plan = plan
         self.shape = shape
+        self.window = window
         self.keys = [_zeros(plan, shape, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(plan, shape, device) for _ in range(shape.num_layers)]
         self.key_rows = [_rows(storage) for storage in self.keys]
         self.value_rows = [_rows(storage) for storage in self.values]
         self.lengths = torch.zeros(plan.num_slots, dtype=torch.int32, device=device)
+        self.prompts = torch.zeros_like(self.lengths)
         self.host_lengths: list[int] = []
+        self.host_prompts: list[int] = []
 
     @property
     def num_rows(self) -> int:
@@ -87,6 +94,22 @@ class KvCache:
     @property
     def num_bytes(self) -> int:
         return sum(storage.nbytes for storage in (*self.keys, *self.values))
+
+    def next_places(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For the next token of the first n rows: (n,) int64 its place, (n,) int32 tokens held with it."""
+        lengths = self.lengths[:num_rows]
+        if self.window is None:
+            return lengths.long(), lengths + 1
+        prompts = self.prompts[:num_rows]
+        places = prompts + (lengths - prompts) % self.window
+        return places.long(), torch.minimum(lengths + 1, prompts + self.window)
+
+    def host_held(self, more: int = 0) -> list[int]:
+        """Tokens that each row holds, once it has taken ``more``."""
+        if self.window is None:
+            return [length + more for length in self.host_lengths]
+        rows = zip(self.host_lengths, self.host_prompts, strict=True)
+        return [min(length + more, prompt + self.window) for length, prompt in rows]
 
     def write(self, layer: int, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """The first tokens of a row: (T, H, D) each."""
@@ -101,7 +124,9 @@ class KvCache:
                 f"{list(lengths)} tokens do not fit {self.num_free} slots of {self.plan.slot_tokens}"
             )
         self.host_lengths.extend(lengths)
+        self.host_prompts.extend(lengths)
         self.lengths[first : self.num_rows] = torch.tensor(lengths, dtype=torch.int32)
+        self.prompts[first : self.num_rows] = self.lengths[first : self.num_rows]
         return first
 
     def advance(self) -> None:
@@ -111,14 +136,16 @@ class KvCache:
     def release(self, row: int) -> int:
         """Free a row; the last row takes its place. Returns that row's old index."""
         last = self.num_rows - 1
-        held = self.host_lengths[last]
+        held = self.host_held()[last]
         if row != last:
             for storage in (*self.keys, *self.values):
                 storage[row, :held] = storage[last, :held]
-        self.lengths[row] = self.lengths[last]
-        self.lengths[last] = 0
-        self.host_lengths[row] = held
-        self.host_lengths.pop()
+        for counts in (self.lengths, self.prompts):
+            counts[row] = counts[last]
+            counts[last] = 0
+        for mirror in (self.host_lengths, self.host_prompts):
+            mirror[row] = mirror[last]
+            mirror.pop()
         return last
 
 

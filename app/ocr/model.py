@@ -61,10 +61,10 @@ class OcrModel(Protocol):
         """
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Text -> ids, no bos. Special tokens of the vocabulary are recognised in ``prompt``."""
+        """Text -> ids, no bos. Special tokens of the vocabulary are recognised in ``prompt``. Thread-safe."""
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Ids -> raw model text, special tokens other than bos, eos and pad kept."""
+        """Ids -> raw model text, special tokens other than bos, eos and pad kept. Thread-safe."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """(...,) int64 -> (..., D)."""

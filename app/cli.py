@@ -2,8 +2,9 @@
 
 import argparse
 import asyncio
+import shutil
 import sys
-import uuid
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +12,18 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.document import ParseOptions
-from app.errors import NotReady, ParseError
-from app.formats import Source, sniff_file
-from app.main import create_app
-from app.parser import Parser, parse_document, raise_if_unread
+from app.errors import ParseError
+from app.formats import sniff_file
+from app.jobs import Jobs, Wish
+from app.main import create_app, embedded
+from app.outcome import raise_if_unread
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics, log_to_stderr
-from app.workers import Supervisor
 
 OPTIONS = ("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens")
+FOREVER_S = 10.0**9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,29 +87,35 @@ async def _parse_files(
     files: Sequence[Path], options: ParseOptions, settings: Settings, *, as_json: bool
 ) -> int:
     spool = Spool.open(settings.data_dir)
-    supervisor = Supervisor(settings, spool.tmp_dir, Metrics())
+    # a database of its own, gone with this process: nobody else is to work on these files
+    settings = settings.model_copy(
+        update={"data_dir": spool.tmp_dir, "database_url": "", "blob_url": "", "embedded_worker": True}
+    )
+    jobs = Jobs(settings, spool.tmp_dir)
+    supervisor = embedded(settings, jobs, spool, Metrics())
+    await jobs.start()
     supervisor.start()
     try:
-        await supervisor.wait_ready()
-        all_read = [await _parse_file(file, options, supervisor, as_json=as_json) for file in files]
-    except NotReady as error:
-        print(f"rtprune: {error}", file=sys.stderr)
-        return 1
+        readiness = await jobs.wait_ready()
+        if not readiness.ready:
+            print(f"rtprune: {readiness.detail}", file=sys.stderr)
+            return 1
+        all_read = [await _parse_file(file, options, jobs, as_json=as_json) for file in files]
     finally:
         await supervisor.close()
+        await jobs.close()
         spool.close()
     return 0 if all(all_read) else 1
 
 
-def _source(file: Path) -> Source:
-    return sniff_file(file.resolve())
-
-
-async def _parse_file(file: Path, options: ParseOptions, parser: Parser, *, as_json: bool) -> bool:
+async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json: bool) -> bool:
     """Print one file's answer. False when not all of it was read; then standard error has the reason."""
     try:
-        source = await asyncio.to_thread(_source, file)
-        document = await parse_document(parser, source, options, document_id=uuid.uuid4().hex)
+        with tempfile.TemporaryDirectory() as folder:
+            # the queue takes its document away; the user's file stays
+            copy = await asyncio.to_thread(shutil.copyfile, file, Path(folder) / "document")
+            job, _ = await jobs.submit(sniff_file(copy), options, Wish("cli"))
+        document = await jobs.document(await jobs.wait(job.id, FOREVER_S))
         raise_if_unread(document)
     except (ParseError, OSError) as error:
         print(f"{file}: {error}", file=sys.stderr)

@@ -25,7 +25,8 @@ LINGER_BYTES = 2**20
 
 def problem_response(error: ParseError, retry_after_s: int) -> Response:
     problem = Problem.of(error, request_id.get() or "unknown")
-    headers = {"Retry-After": str(retry_after_s)} if error.status == 503 else {}
+    wait_s = error.retry_after_s or retry_after_s
+    headers = {"Retry-After": str(wait_s)} if error.status in {429, 503} else {}
     return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
 
 

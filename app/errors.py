@@ -3,10 +3,15 @@
 ParseError
 ├── BadRequest              400  the body is not what its content type says
 ├── BadOption               400  an option is malformed, out of range or unknown to this checkpoint
+├── UrlRefused              400  the address of the document or webhook may not be reached from here
 ├── NotFound                404  no such address
 ├── MethodNotAllowed        405  this address has other verbs
 ├── NotAcceptable           406  no answer in a type that the client accepts
 ├── UploadTimeout           408  the upload stalled
+├── IdempotencyConflict     409  the Idempotency-Key was used for another request
+├── NotFinished             409  the result was asked for before the job ended
+├── JobCancelled            409  the job was cancelled and has no result
+├── Expired                 410  the job's result is over its lifetime
 ├── TooLarge                413  more bytes than the limit
 ├── TooManyPages            413  more pages than the limit
 ├── TooManyPixels           413  a page no sensible resolution can bring under the limit
@@ -20,11 +25,16 @@ ParseError
 ├── UnreadablePage          422  one page is damaged; the other pages went on
 ├── PageTooLong             422  the page and its prompt do not fit the memory of one page
 ├── RasterizeTimeout        422  turning one page into pixels took too long
+├── UrlFailed               422  the document could not be fetched from its address
+├── QueueFull               429  more pages wait than the limit
+├── TooManyJobs             429  the client has too many unfinished jobs
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
 ├── InternalError           500  a defect of the service
 ├── Overloaded              503  no capacity now; try again
 ├── NotReady                503  the model is not loaded, or is being loaded again
+├── StorageUnavailable      503  the database or blob store does not answer
+├── StorageFull             503  the disk where jobs or documents are kept has no room
 ├── WorkerLost              503  the process that read the page died, twice
 ├── PageDeadline            504  reading one page took too long
 └── DocumentDeadline        504  reading the document took too long
@@ -42,6 +52,10 @@ class ParseError(Exception):
     retryable: ClassVar[bool] = False
     title: ClassVar[str] = "The document could not be parsed"
 
+    def __init__(self, detail: str = "", retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
 
 class BadRequest(ParseError):
     code, status, title = "bad_request", 400, "The request body is malformed"
@@ -49,6 +63,10 @@ class BadRequest(ParseError):
 
 class BadOption(ParseError):
     code, status, title = "bad_option", 400, "An option cannot be used"
+
+
+class UrlRefused(ParseError):
+    code, status, title = "url_refused", 400, "This address may not be reached"
 
 
 class NotFound(ParseError):
@@ -65,6 +83,22 @@ class NotAcceptable(ParseError):
 
 class UploadTimeout(ParseError):
     code, status, retryable, title = "upload_timeout", 408, True, "The upload stalled"
+
+
+class IdempotencyConflict(ParseError):
+    code, status, title = "idempotency_conflict", 409, "The Idempotency-Key was used for another request"
+
+
+class NotFinished(ParseError):
+    code, status, retryable, title = "not_finished", 409, True, "The job has not ended yet"
+
+
+class JobCancelled(ParseError):
+    code, status, title = "job_cancelled", 409, "The job was cancelled"
+
+
+class Expired(ParseError):
+    code, status, title = "expired", 410, "The result is over its lifetime"
 
 
 class TooLarge(ParseError):
@@ -119,6 +153,18 @@ class RasterizeTimeout(ParseError):
     code, status, title = "rasterize_timeout", 422, "The page takes too long to render"
 
 
+class UrlFailed(ParseError):
+    code, status, retryable, title = "url_failed", 422, True, "The document could not be fetched"
+
+
+class QueueFull(ParseError):
+    code, status, retryable, title = "queue_full", 429, True, "Too many pages are waiting"
+
+
+class TooManyJobs(ParseError):
+    code, status, retryable, title = "too_many_jobs", 429, True, "The client has too many unfinished jobs"
+
+
 class PageFailed(ParseError):
     code, status, title = "page_failed", 500, "The model failed on the page"
 
@@ -137,6 +183,14 @@ class Overloaded(ParseError):
 
 class NotReady(ParseError):
     code, status, retryable, title = "not_ready", 503, True, "The model is not loaded"
+
+
+class StorageUnavailable(ParseError):
+    code, status, retryable, title = "storage_unavailable", 503, True, "The job store does not answer"
+
+
+class StorageFull(ParseError):
+    code, status, retryable, title = "storage_full", 503, True, "The job store has no room"
 
 
 class WorkerLost(ParseError):

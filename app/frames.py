@@ -1,6 +1,5 @@
 """Messages between our processes: four bytes of length, then a JSON object; raw bytes may follow."""
 
-import asyncio
 import json
 import struct
 from collections.abc import Mapping
@@ -25,17 +24,8 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-async def read_frame(stream: asyncio.StreamReader) -> dict[str, Any] | None:
-    """The next message, ``None`` when the other side is gone (in the middle of a message, too)."""
-    try:
-        length = frame_length(await stream.readexactly(LENGTH.size))
-        return message_of(await stream.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
-
-
 def read_frame_blocking(stream: BinaryIO) -> dict[str, Any] | None:
-    """``read_frame`` for a process without an event loop."""
+    """The next message, ``None`` when the other side is gone (in the middle of a message, too)."""
     header = stream.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None

@@ -12,7 +12,10 @@ from starlette.responses import Response
 
 from app.edge import Edge, answer_problem, routing_error
 from app.errors import InvalidRequest, ParseError
+from app.guarded import GuardedHttp
+from app.jobs import Jobs
 from app.routes import health, parse
+from app.routes import jobs as job_routes
 from app.service import Service
 from app.settings import Settings
 from app.spool import Spool
@@ -28,13 +31,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         spool = Spool.open(settings.data_dir)
-        supervisor = Supervisor(settings, spool.tmp_dir, metrics)
-        app.state.service = Service(settings, metrics, supervisor, spool)
-        supervisor.start()
+        jobs = Jobs(settings, spool.tmp_dir)
+        http = GuardedHttp(settings)
+        supervisor = embedded(settings, jobs, spool, metrics)
+        app.state.service = Service(settings, metrics, jobs, spool, http)
+        await jobs.start()
+        if settings.embedded_worker:
+            supervisor.start()
         try:
             yield
         finally:
             await supervisor.close()
+            await jobs.close()
+            await http.close()
             spool.close()
 
     app = FastAPI(
@@ -46,12 +55,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(parse.router)
+    app.include_router(job_routes.router)
     app.include_router(health.router)
     app.add_exception_handler(ParseError, _parse_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
     return app
+
+
+def embedded(settings: Settings, jobs: Jobs, spool: Spool, metrics: Metrics) -> Supervisor:
+    """A worker beside these jobs, told at once when one is cancelled."""
+    supervisor = Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.look_again)
+    jobs.hint = supervisor.hint
+    return supervisor
 
 
 def _version() -> str:

@@ -1,5 +1,6 @@
 """What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,7 +8,8 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from app.errors import NotReady, Overloaded
-from app.parser import Parser
+from app.guarded import GuardedHttp
+from app.jobs import Jobs
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
@@ -17,18 +19,16 @@ from app.telemetry import Metrics
 class Service:
     settings: Settings
     metrics: Metrics
-    parser: Parser
+    jobs: Jobs
     spool: Spool
+    http: GuardedHttp
     _num_documents: int = field(default=0, init=False)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place for one document, before its first byte. Raise ``Overloaded`` or ``NotReady`` at once."""
-        readiness = self.parser.readiness
-        if not readiness.ready:
-            raise NotReady(readiness.detail)
+        """A place for one document, before its first byte. Raise ``Overloaded`` at once."""
         if self._num_documents >= self.settings.max_documents:
-            raise Overloaded(f"{self._num_documents} documents are being read, which is the limit")
+            raise Overloaded(f"{self._num_documents} documents are being served, which is the limit")
         self._num_documents += 1
         self.metrics.documents_in_flight.set(self._num_documents)
         try:
@@ -37,7 +37,20 @@ class Service:
             self._num_documents -= 1
             self.metrics.documents_in_flight.set(self._num_documents)
 
+    def check_ready(self) -> None:
+        """Who waits for an answer is told at once that nobody reads. Raise ``NotReady``."""
+        readiness = self.jobs.readiness
+        if not readiness.ready:
+            raise NotReady(readiness.detail)
+
 
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
+
+
+def client_of(request: Request) -> str:
+    """Who asks: a hash of the API key, or else of the address. Keys themselves are kept nowhere."""
+    key = request.headers.get("authorization") or request.headers.get("x-api-key")
+    address = request.client.host if request.client else ""
+    return hashlib.sha256(f"key:{key}".encode() if key else f"address:{address}".encode()).hexdigest()[:32]

@@ -1,12 +1,21 @@
 """Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
 
+import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
+MIN_SECRET_CHARS = 24
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def allowed_networks(text: str) -> list[Network]:
+    """``"10.0.0.0/8,fd00::/8"`` -> networks. Raise ``ValueError``."""
+    return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
 class Settings(BaseSettings):
@@ -25,7 +34,13 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, validation_alias=AliasChoices("RTPRUNE_PORT", "PORT"))
     """Port to listen on; 0 takes a free one."""
     data_dir: Path = Path("data")
-    """Folder for uploads while they are read. Nothing is kept there after the answer."""
+    """Folder for uploads, the job database and documents, unless those are set elsewhere."""
+    database_url: str = Field("", validation_alias=AliasChoices("RTPRUNE_DATABASE_URL", "DATABASE_URL"))
+    """``postgresql://...`` for many machines. Empty: SQLite in the data folder."""
+    blob_url: str = Field("", validation_alias=AliasChoices("RTPRUNE_BLOB_URL", "BLOB_URL"))
+    """Where documents lie until they are read: a shared folder or ``s3://...``. Empty: the data folder."""
+    embedded_worker: bool = True
+    """Whether the API starts and supervises a worker. ``false``: workers run elsewhere."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity that is logged."""
 
@@ -59,11 +74,21 @@ class Settings(BaseSettings):
     """Highest ``max_output_tokens`` a client may ask for."""
 
     max_documents: int = Field(32, ge=1)
-    """Documents admitted at a time, from first byte to answer; more are refused with 503."""
+    """Requests with a document served at a time, from first byte to answer; more are refused with 503."""
+    max_queued_pages: int = Field(10_000, ge=1)
+    """Accepted pages that wait, over all clients; more are refused with 429."""
+    max_jobs_per_client: int = Field(64, ge=1)
+    """Unfinished jobs of one client: its API key, or else its address; more are refused with 429."""
+    result_lifetime_s: float = Field(86_400.0, gt=0)
+    """How long the result of an ended job is kept; then 410."""
+    wait_s: float = Field(120.0, gt=0, le=3600)
+    """How long ``/v1/parse`` waits unless the client says otherwise; then 202."""
+    queue_poll_s: float = Field(0.02, ge=0.001, le=10)
+    """How often processes look for work, results and cancellations in the database."""
+    batch_pages: int = Field(8, ge=1, le=1000)
+    """Pages of a document that one worker claims together."""
     max_pages_in_flight: int = Field(64, ge=1)
-    """Pages rendered or being read at a time, over all documents."""
-    max_pages_in_flight_per_document: int = Field(8, ge=1)
-    """Of these, pages of one document."""
+    """Pages a worker renders or reads at a time, over all documents."""
 
     upload_idle_s: float = Field(30.0, gt=0)
     """Longest silence of a client while it uploads."""
@@ -73,12 +98,21 @@ class Settings(BaseSettings):
     """Longest time to turn one page into pixels."""
     page_deadline_s: float = Field(180.0, gt=0)
     """Longest time to read one page, waiting for the model included."""
-    document_deadline_s: float = Field(600.0, gt=0)
-    """Longest time to read a document; pages that are ready by then are answered."""
+    document_deadline_s: float = Field(3600.0, gt=0)
+    """Longest time to read a document once it is begun; pages that are ready by then are answered."""
     shutdown_grace_s: float = Field(20.0, ge=0)
-    """Time for documents in flight after SIGTERM, before they are cancelled."""
+    """Time for what is in flight after SIGTERM, before it is left to the next start or another worker."""
     retry_after_s: int = Field(2, ge=1)
     """``Retry-After`` of a 503."""
+
+    url_deadline_s: float = Field(60.0, gt=0)
+    """Longest time to fetch a document from a ``url``."""
+    url_allow: str = ""
+    """Networks that ``url`` and ``webhook`` may reach although not public: ``10.1.0.0/16,fd00::/8``."""
+    webhook_secret: str = Field("", repr=False)
+    """Secret that signs webhooks, at least 24 characters. Empty: webhooks are refused."""
+    webhook_attempts: int = Field(8, ge=1, le=20)
+    """How often the delivery of a webhook is tried, with growing pauses."""
 
     num_rasterizers: int = Field(2, ge=1, le=64)
     """Processes that turn files into pixels."""
@@ -95,6 +129,19 @@ class Settings(BaseSettings):
     """Longest time to load the model, before the worker is restarted."""
     max_restart_delay_s: float = Field(30.0, gt=0)
     """Longest pause before the next start of a worker that keeps dying; the first pause is 0.2 s."""
+
+    @field_validator("url_allow")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        allowed_networks(text)
+        return text
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _long_enough(cls, secret: str) -> str:
+        if 0 < len(secret) < MIN_SECRET_CHARS:
+            raise ValueError(f"must have at least {MIN_SECRET_CHARS} characters")
+        return secret
 
     @property
     def max_upload_bytes(self) -> int:

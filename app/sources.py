@@ -27,13 +27,18 @@ WRITE_BYTES = MIB
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
+URL_FIELD = "url"
+NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A document that arrived, and the other fields of its request: JSON values, or text from a form."""
+    """A document that arrived, and the other fields of its request: JSON values, or text from a form.
 
-    source: Source
+    ``source`` is ``None`` when a request that may name a ``url`` instead had no file.
+    """
+
+    source: Source | None
     fields: Mapping[str, Any]
     from_form: bool
 
@@ -43,8 +48,11 @@ class _Body(Protocol):
 
     def feed(self, chunk: bytes) -> bytes: ...
 
+    @property
+    def has_file(self) -> bool: ...
+
     def finish(self) -> dict[str, Any]:
-        """The other fields. Raise ``BadRequest`` when the body ended too early or had no file."""
+        """The other fields. Raise ``BadRequest`` when the body ended too early."""
 
 
 async def receive(
@@ -53,6 +61,8 @@ async def receive(
     content_length: int | None,
     path: Path,
     settings: Settings,
+    *,
+    may_name_url: bool = False,
 ) -> Upload:
     """Spool the file of a request to ``path``. Nothing but the form's few KiB is held in memory.
 
@@ -74,7 +84,13 @@ async def receive(
                 buffer.clear()
         num_bytes += _write(spooled.write, bytes(buffer))
     fields = body.finish()
-    return Upload(sniff_file(path), fields, from_form=isinstance(body, _Multipart))
+    from_form = isinstance(body, _Multipart)
+    if body.has_file:
+        return Upload(sniff_file(path), fields, from_form)
+    if may_name_url and fields.get(URL_FIELD):
+        await asyncio.to_thread(path.unlink)
+        return Upload(None, fields, from_form)
+    raise BadRequest("the form has no part called file" if from_form else NO_JSON_FILE)
 
 
 def _write(write: Callable[[bytes], int | None], data: bytes) -> int:
@@ -125,7 +141,7 @@ class _Multipart:
         self._name = ""
         self._value = bytearray()
         self._file = bytearray()
-        self._has_file = self._ended = False
+        self.has_file = self._ended = False
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -155,8 +171,6 @@ class _Multipart:
     def finish(self) -> dict[str, Any]:
         if not self._ended:
             raise BadRequest("the multipart body ends before its last boundary")
-        if not self._has_file:
-            raise BadRequest("the form has no part called file")
         return dict(self._fields)
 
     def _spend(self, num_bytes: int) -> None:
@@ -185,11 +199,11 @@ class _Multipart:
             self._name = parameters[b"name"].decode()
         except (KeyError, UnicodeDecodeError) as error:
             raise BadRequest("a form part has no readable name") from error
-        if self._name in self._fields or (self._name == FILE_FIELD and self._has_file):
+        if self._name in self._fields or (self._name == FILE_FIELD and self.has_file):
             raise BadOption(f"{self._name[:80]} is given twice")
         if len(self._fields) >= MAX_FIELDS:
             raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
-        self._has_file = self._has_file or self._name == FILE_FIELD
+        self.has_file = self.has_file or self._name == FILE_FIELD
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == FILE_FIELD:
@@ -226,7 +240,7 @@ class _Json:
         self._escaped = False
         self._key: bytes | None = None
         """The last string at depth 1; a ``:`` after it makes it the key."""
-        self._at_file = self._in_file = self._has_file = False
+        self._at_file = self._in_file = self.has_file = False
         self._file = _Base64()
 
     def feed(self, chunk: bytes) -> bytes:
@@ -248,8 +262,8 @@ class _Json:
             fields = json.loads(self._rest, object_pairs_hook=_no_duplicates)
         except (ValueError, RecursionError) as error:
             raise BadRequest("the body is not well-formed JSON") from error
-        if not isinstance(fields, dict) or not self._has_file:
-            raise BadRequest("the body must be a JSON object with the file as base64 text at file")
+        if not isinstance(fields, dict) or (FILE_FIELD in fields and not self.has_file):
+            raise BadRequest(NO_JSON_FILE)
         fields.pop(FILE_FIELD, None)
         return fields
 
@@ -295,9 +309,9 @@ class _Json:
             self._string_start = -1
 
     def _begin_file(self) -> None:
-        if self._has_file:
+        if self.has_file:
             raise BadOption("file is given twice")
-        self._has_file = self._in_file = True
+        self.has_file = self._in_file = True
         self._string_start = -1
 
 

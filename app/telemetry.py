@@ -59,6 +59,7 @@ def log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 class Metrics:
@@ -81,6 +82,9 @@ class Metrics:
         self.output_tokens = counter("output_tokens", "Tokens decoded")
         self.worker_starts = counter("worker_starts", "Starts of the worker process")
         self.documents_in_flight = gauge("documents_in_flight", "Documents admitted and not answered")
+        self.queued_jobs = gauge("queued_jobs", "Unfinished jobs, of all machines")
+        self.queued_pages = gauge("queued_pages", "Accepted pages that are not read, of all machines")
+        self.pages_per_second = gauge("pages_per_second", "Pages read over the last minute, of all machines")
         self.worker_ready = gauge("worker_ready", "1 while the model is loaded")
         self.stage_seconds = Histogram(
             "rtprune_stage_seconds",

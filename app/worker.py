@@ -1,167 +1,51 @@
-"""One process, one device, one model: takes documents from a socket, gives page results.
+"""One process, one device, one model: claims batches of pages from the queue, writes page results.
 
-``python -m app.worker FD``. It ends by itself when the other end of the socket is gone. Standard output and
-error are for logs alone.
+``python -m app.worker``: settings come from the environment, SIGTERM ends it. With ``--embedded``, as the API
+starts it, settings are the first line on standard input, later bytes are hints to look at the database now,
+and it ends with its parent. Standard output and error are for logs alone.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
-import time
-from collections.abc import Awaitable, Callable
+import tempfile
+import uuid
+from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
-from app.document import Failure, Page, PageResult, Reading
-from app.errors import BadOption, InternalError, PageDeadline, PageFailed, ParseError, TooManyPages
-from app.frames import MAX_FRAME_BYTES, FrameError, pack, read_frame
-from app.markdown import to_markdown
-from app.messages import (
-    Cancel,
-    Ended,
-    FromWorker,
-    Opened,
-    PageDone,
-    Parse,
-    Ping,
-    Pong,
-    Ready,
-    Start,
-    Started,
-    Unusable,
-    decode_to_worker,
-    encode_from_worker,
-)
+from dbos import DBOSClient
+
+from app.blobs import Blobs
+from app.caretaker import Caretaker
+from app.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
+from app.errors import ParseError, StorageFull, StorageUnavailable
+from app.guarded import GuardedHttp
+from app.journal import Journal
+from app.leases import Leases, WorkerState
 from app.processes import exit_after, when_orphaned
+from app.queues import APPLICATION, SERIALIZER
 from app.rasterizers import Rasterizers
 from app.reader import PageReader
+from app.reading import BatchReader
 from app.settings import Settings
+from app.store import Store
 from app.telemetry import log_to_stderr
+from app.webhooks import Webhooks
+from app.workers import UNUSABLE_STATUS
+from app.workflows import Hands, launch, register_queues
 
 logger = logging.getLogger("rtprune.worker")
 
+LOADING = "the model is being loaded"
 ORPHAN_GRACE_S = 3.0
-
-Send = Callable[[FromWorker], Awaitable[None]]
-
-
-class Worker:
-    """Reads documents, several at once; of one document, a bounded number of pages at a time."""
-
-    def __init__(self, settings: Settings, reader: PageReader, rasterizers: Rasterizers, send: Send) -> None:
-        self._settings = settings
-        self._reader = reader
-        self._rasterizers = rasterizers
-        self._send = send
-        self._slots = asyncio.Semaphore(settings.max_pages_in_flight)
-        self._jobs: dict[str, asyncio.Task[None]] = {}
-
-    def start(self, job: Parse) -> None:
-        task = asyncio.create_task(self._run(job), name=f"document {job.id}")
-        self._jobs[job.id] = task
-        task.add_done_callback(lambda _: self._jobs.pop(job.id, None))
-
-    def cancel(self, document_id: str) -> None:
-        """Stop reading a document, within one decode step. Nothing more is sent about it."""
-        if document_id in self._jobs:
-            self._jobs[document_id].cancel()
-
-    async def close(self) -> None:
-        tasks = list(self._jobs.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _run(self, job: Parse) -> None:
-        failure: Failure | None = None
-        try:
-            await self._read_document(job)
-        except ParseError as error:
-            failure = Failure.of(error)
-        except Exception:  # the boundary of a task: a defect ends one document, and is logged as one
-            logger.exception("document failed", extra={"document": job.id})
-            failure = Failure.of(InternalError("the worker failed on this document"))
-        await self._send(Ended(job.id, failure))
-
-    async def _read_document(self, job: Parse) -> None:
-        pages = job.pages
-        if pages is None:
-            pages = await self._select(job)
-            await self._send(Opened(job.id, pages))
-        window = asyncio.Semaphore(self._settings.max_pages_in_flight_per_document)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for index in pages:
-                    group.create_task(self._page(job, index, window))
-        except ExceptionGroup as errors:
-            refused, defects = errors.split(ParseError)
-            if defects is not None or refused is None:
-                raise
-            # the first page's refusal of an option is that of the document
-            raise next(error for error in refused.exceptions if isinstance(error, ParseError)) from errors
-
-    async def _select(self, job: Parse) -> tuple[int, ...]:
-        num_pages = await self._rasterizers.count(Path(job.path), job.format)
-        ranges = job.options.pages.within(num_pages)
-        num_selected = sum(map(len, ranges))
-        if num_selected > self._settings.max_pages:
-            raise TooManyPages(
-                f"{num_selected} pages are too many, at most {self._settings.max_pages} are read at once"
-            )
-        return tuple(index for pages in ranges for index in pages)
-
-    async def _page(self, job: Parse, index: int, window: asyncio.Semaphore) -> None:
-        """One page from file to result. Raises ``BadOption`` alone: that is no page's fault."""
-        # The window comes first: a page that waits for its document must not hold a slot of all documents.
-        async with window, self._slots:
-            started = time.perf_counter()
-            try:
-                page = await self._rasterizers.page(Path(job.path), job.format, index, job.options.dpi)
-            except ParseError as error:
-                result = PageResult(index, 0, 0, "", failure=Failure.of(error))
-            else:
-                await self._send(Started(job.id, index, page.image.width, page.image.height))
-                result = await self._read(job, page, started)
-        try:
-            await self._send(PageDone(job.id, result))
-        except FrameError:
-            logger.exception("page result cannot be sent", extra={"document": job.id})
-            failure = Failure.of(PageFailed("the page gave a result that cannot be passed on"))
-            await self._send(
-                PageDone(job.id, PageResult(index, result.width, result.height, "", failure=failure))
-            )
-        outcome = result.failure.code if result.failure else "read"
-        logger.info("page", extra={"document": job.id, "index": index, "outcome": outcome})
-
-    async def _read(self, job: Parse, page: Page, started: float) -> PageResult:
-        width, height = page.image.size
-        try:
-            reading = await self._reading(job, page)
-        except BadOption:
-            raise
-        except ParseError as error:
-            return PageResult(page.index, width, height, "", failure=Failure.of(error))
-        except Exception:  # a defect of the reader ends one page, and is logged as one
-            logger.exception("page failed", extra={"document": job.id, "index": page.index})
-            failure = Failure.of(PageFailed("the model failed on this page"))
-            return PageResult(page.index, width, height, "", failure=failure)
-        rendered = to_markdown(reading.text)
-        total_ms = (time.perf_counter() - started) * 1000
-        timing_ms = {"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms}
-        return PageResult(
-            page.index, width, height, rendered.markdown, rendered.blocks, reading, timing_ms=timing_ms
-        )
-
-    async def _reading(self, job: Parse, page: Page) -> Reading:
-        stream = self._reader.submit(page, job.options.read, document_id=job.id)
-        try:
-            async with asyncio.timeout(self._settings.page_deadline_s):
-                return await stream.result()
-        except TimeoutError as error:
-            raise PageDeadline(f"not read within {self._settings.page_deadline_s:g} s") from error
-        finally:
-            stream.cancel()
+EMBEDDED_GRACE_S = 1.0
+"""The API has given those who wait their grace before it ends its worker."""
+STORAGE_RETRY_S = 1.0
 
 
 def open_reader(settings: Settings) -> PageReader:
@@ -180,57 +64,153 @@ def open_reader(settings: Settings) -> PageReader:
     return reader
 
 
-async def _serve(link: socket.socket) -> None:
-    incoming, outgoing = await asyncio.open_connection(sock=link, limit=MAX_FRAME_BYTES)
-    sending = asyncio.Lock()
+async def open_store(settings: Settings) -> Store:
+    """The store, with its tables. A database that is not there yet is waited for."""
+    store = Store(open_engine(settings))
+    while True:
+        try:
+            await asyncio.to_thread(_migrate, settings, store)
+        except (StorageUnavailable, StorageFull) as error:
+            logger.warning("waiting for the database", extra={"reason": str(error)})
+            await asyncio.sleep(STORAGE_RETRY_S)
+        else:
+            return store
 
-    async def send(message: FromWorker) -> None:
-        frame = pack(encode_from_worker(message))
-        async with sending:
-            outgoing.write(frame)
-            await outgoing.drain()
 
-    first = await read_frame(incoming)
-    start = decode_to_worker(first) if first is not None else None
-    if not isinstance(start, Start):
-        return
-    settings = Settings.model_validate(start.settings)
-    log_to_stderr(settings)
-    rasterizers = Rasterizers(settings, Path(os.environ["TMPDIR"]))
+def _migrate(settings: Settings, store: Store) -> None:
+    with storage_errors():
+        migrate_dbos(settings)
+    store.migrate()
+
+
+async def work(settings: Settings, worker_id: str, stop: asyncio.Event, hint: asyncio.Event) -> int:
+    """Load the model, then work until ``stop``. Gives the exit status."""
+    store = await open_store(settings)
+    state = WorkerState(worker_id, socket.gethostname(), ready=False, detail=LOADING)
+    leases = Leases(store)
+    with tempfile.TemporaryDirectory(prefix="rtprune-") as folder:
+        tmp_dir = Path(folder)
+        rasterizers = Rasterizers(settings, tmp_dir)
+        try:
+            reader = await _load(settings, rasterizers, leases, state)
+        except Exception as error:  # whatever stops a model from loading: readiness has to say so
+            logger.exception("the worker cannot start")
+            detail = (
+                str(error) if isinstance(error, ParseError) else "the model cannot be loaded; see the log"
+            )
+            await asyncio.to_thread(leases.renew, replace(state, detail=detail), settings.max_restart_delay_s)
+            await rasterizers.close()
+            return UNUSABLE_STATUS
+        try:
+            await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, hint)
+        finally:
+            await reader.close()
+            await rasterizers.close()
+            with contextlib.suppress(StorageUnavailable, StorageFull):
+                await asyncio.to_thread(leases.expire, worker_id)
+            store.close()
+    return 0
+
+
+async def _load(
+    settings: Settings, rasterizers: Rasterizers, leases: Leases, state: WorkerState
+) -> PageReader:
+    """The rasterizers, started, and the model. The worker is visible meanwhile."""
+    await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
+    await rasterizers.start()
+    # on this thread: models' libraries take it as the one that initialises the device
+    return open_reader(settings)
+
+
+class _Parts:
+    """What a worker is made of once its model is loaded."""
+
+    def __init__(self, store: Store, reader: PageReader, rasterizers: Rasterizers, tmp_dir: Path) -> None:
+        self.store = store
+        self.reader = reader
+        self.rasterizers = rasterizers
+        self.tmp_dir = tmp_dir
+
+
+async def _serve(
+    settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, hint: asyncio.Event
+) -> None:
+    store, blobs = parts.store, Blobs(settings)
+    journal = Journal(store, state.id)
+    batches = BatchReader(settings, parts.reader, parts.rasterizers, store, blobs, journal, parts.tmp_dir)
+    http = GuardedHttp(settings)
+    engine = open_dbos_engine(settings)
+    client = DBOSClient(
+        system_database_engine=engine,
+        serializer=SERIALIZER,
+        application_name=APPLICATION,
+        retry_connection_errors=False,
+    )
+    ready = replace(state, ready=True, detail="ready", model=parts.reader.model_name)
+    caretaker = Caretaker(settings, ready, store, blobs, batches, client)
+    await asyncio.to_thread(register_queues, client, settings)
+    launch(engine, state.id, Hands(settings, store, batches, Webhooks(settings, store, http)))
+    care = asyncio.create_task(caretaker.run(), name="caretaker")
+    hints = asyncio.create_task(_pass_on(hint, caretaker), name="hints")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})
     try:
-        await rasterizers.start()
-        reader = open_reader(settings)
-    except Exception as error:  # whatever stops a model from loading: readiness has to say so
-        logger.exception("the worker cannot start")
-        detail = str(error) if isinstance(error, ParseError) else "the model cannot be loaded; see the log"
-        await send(Unusable(detail))
-        await rasterizers.close()
-        return
-    await send(Ready(reader.model_name))
-    worker = Worker(settings, reader, rasterizers, send)
-    try:
-        await _listen(incoming, worker, send)
+        await asyncio.wait({care, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if care.done():
+            care.result()  # it never ends by itself: a defect, which ends the worker
+        await batches.close(settings.shutdown_grace_s)
     finally:
-        await worker.close()
-        await reader.close()
-        await rasterizers.close()
+        for task in (hints, stopping, care):
+            task.cancel()
+        await asyncio.gather(hints, stopping, care, return_exceptions=True)
+        await http.close()
 
 
-async def _listen(incoming: asyncio.StreamReader, worker: Worker, send: Send) -> None:
-    while (frame := await read_frame(incoming)) is not None:
-        match decode_to_worker(frame):
-            case Parse() as job:
-                worker.start(job)
-            case Cancel(id=document_id):
-                worker.cancel(document_id)
-            case Ping():
-                await send(Pong())
+async def _pass_on(hint: asyncio.Event, caretaker: Caretaker) -> None:
+    while True:
+        await hint.wait()
+        hint.clear()
+        caretaker.look()
+
+
+def _read_hints(stream: BinaryIO, hint: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+    while stream.read(1):
+        loop.call_soon_threadsafe(hint.set)
+
+
+async def _main(settings: Settings, worker_id: str, hints: BinaryIO | None) -> None:
+    stop, hint = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if hints is not None:
+        loop.run_in_executor(None, _read_hints, hints, hint, loop)
+    status = await work(settings, worker_id, stop, hint)
+    logging.shutdown()
+    # Not by way of the interpreter: it would cancel workflows that were left to others, and DBOS would
+    # write down that they failed.
+    os._exit(status)
 
 
 def main() -> None:
-    link = socket.socket(fileno=int(sys.argv[1]))
-    when_orphaned(link.fileno(), exit_after(ORPHAN_GRACE_S))
-    asyncio.run(_serve(link))
+    embedded = "--embedded" in sys.argv[1:]
+    hints = os.fdopen(os.dup(0), "rb", buffering=0) if embedded else None
+    if hints is not None:
+        when_orphaned(hints.fileno(), exit_after(ORPHAN_GRACE_S))
+        settings = Settings.model_validate_json(_line(hints))
+        settings = settings.model_copy(update={"shutdown_grace_s": EMBEDDED_GRACE_S})
+    else:
+        settings = Settings()
+    log_to_stderr(settings)
+    worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex
+    asyncio.run(_main(settings, worker_id, hints))
+
+
+def _line(stream: BinaryIO) -> bytes:
+    line = bytearray()
+    while (byte := stream.read(1)) and byte != b"\n":
+        line += byte
+    return bytes(line)
 
 
 if __name__ == "__main__":

@@ -125,9 +125,9 @@ def serving(data_dir: Path, **settings: Any) -> Iterator[Server]:
             server.stop()
 
 
-def eventually(condition: Callable[[], T | None]) -> T:
+def eventually(condition: Callable[[], T | None], patience_s: float = PATIENCE_S) -> T:
     """Wait until ``condition`` is true, and give what it gave."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline:
         if value := condition():
             return value

@@ -1,69 +1,81 @@
-"""The application in this process, with a parser that needs none: the seam that a queue of jobs will use."""
+"""The application in this process, with a worker that needs none."""
 
 import asyncio
+import hashlib
 import logging
 import re
-from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from service_client import image_bytes
+from service_client import A4, pdf_bytes
 
-from app.document import Failure, PageResult, ParseOptions
-from app.errors import InternalError, all_errors, error_named
-from app.formats import Source
+from app.document import Failure, PageResult
+from app.errors import InternalError, StorageUnavailable, all_errors, error_named
+from app.job import Job, encode_page
+from app.jobs import Jobs
+from app.leases import WorkerState
 from app.main import create_app
-from app.parser import Readiness
-from app.schemas.parse import OptionFields
-from app.service import Service
+from app.schemas.jobs import JobFields
+from app.schemas.parse import OptionFields, ParseFields
 from app.settings import Settings
-from app.spool import Spool
-from app.telemetry import JsonFormatter, Metrics, Stopwatch
+from app.store import Done
+from app.telemetry import JsonFormatter, Stopwatch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-class FakeParser:
-    """Keeps the contract of ``Parser``: pages out of order, some of them failed."""
-
-    readiness = Readiness(ready=True, detail="ready", model="fake")
+class FakeWorker:
+    """Ends the pages of every job as told, out of order, without the processes a worker needs."""
 
     def __init__(self, *codes: str | None) -> None:
         self._codes = codes
-        self.closed = False
 
-    async def parse(
-        self, source: Source, options: ParseOptions, *, document_id: str
-    ) -> AsyncGenerator[PageResult, None]:
-        assert source.path.read_bytes()
-        try:
-            for index, code in reversed(list(enumerate(self._codes))):
-                failure = Failure(code, f"because of {code}") if code else None
-                yield PageResult(index, 1, 1, "" if code else f"page {index}", failure=failure)
-        finally:
-            self.closed = True
+    async def run(self, jobs: Jobs) -> None:
+        while True:
+            try:
+                jobs.leases.renew(WorkerState("w", "here", ready=True, detail="ready", model="fake"))
+                for job in jobs.store.listed(CLIENT, "queued", None, 10):
+                    assert jobs.store.begin(job.id) is not None
+                    jobs.store.write(
+                        "w", [self._done(job, index) for index in reversed(range(job.num_pages))]
+                    )
+            except StorageUnavailable:
+                pass  # the tables are being made
+            await asyncio.sleep(0.02)
+
+    def _done(self, job: Job, index: int) -> Done:
+        code = self._codes[index]
+        failure = Failure(code, f"because of {code}") if code else None
+        page = PageResult(index, 1, 1, "" if code else f"page {index}", failure=failure)
+        return Done(job.id, index, encode_page(page), bool(code), "fake")
 
 
-def ask(tmp_path: Path, parser: FakeParser, method: str = "POST", path: str = "/v1/parse") -> httpx.Response:
-    settings = Settings(data_dir=tmp_path)
-    app = create_app(settings)
+CLIENT = hashlib.sha256(b"key:Bearer test").hexdigest()[:32]
+
+
+def ask(tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/v1/parse") -> httpx.Response:
+    app = create_app(Settings(data_dir=tmp_path, embedded_worker=False))
     _add_routes_that_fail(app)
-    spool = Spool.open(tmp_path)
-    app.state.service = Service(settings, Metrics(), parser, spool)
 
     async def exchange() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            files = {"file": image_bytes()} if method == "POST" else None
-            return await client.request(method, path, files=files)
+        headers = {"Authorization": "Bearer test"}
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
+        ):
+            jobs = app.state.service.jobs
+            working = asyncio.create_task(worker.run(jobs))
+            await jobs.wait_ready()
+            files = {"file": pdf_bytes(*[A4] * len(worker._codes))} if method == "POST" else None
+            answer = await client.request(method, path, files=files)
+            working.cancel()
+            return answer
 
-    try:
-        return asyncio.run(exchange())
-    finally:
-        spool.close()
+    return asyncio.run(exchange())
 
 
 def _add_routes_that_fail(app: FastAPI) -> None:
@@ -77,12 +89,10 @@ def _add_routes_that_fail(app: FastAPI) -> None:
 
 
 def test_pages_are_answered_in_order(tmp_path: Path) -> None:
-    parser = FakeParser(None, "page_failed", None)
-    document = ask(tmp_path, parser).json()
+    document = ask(tmp_path, FakeWorker(None, "page_failed", None)).json()
     assert [page["index"] for page in document["pages"]] == [0, 1, 2]
     assert document["markdown"] == "page 0\n\npage 2"
     assert document["status"] == "partial"
-    assert parser.closed
 
 
 @pytest.mark.parametrize(
@@ -96,12 +106,12 @@ def test_pages_are_answered_in_order(tmp_path: Path) -> None:
 def test_a_document_of_which_nothing_was_read_is_no_success(
     tmp_path: Path, codes: tuple[str, ...], status: int, code: str
 ) -> None:
-    response = ask(tmp_path, FakeParser(*codes))
+    response = ask(tmp_path, FakeWorker(*codes))
     assert (response.status_code, response.json()["code"]) == (status, code)
 
 
 def test_a_defect_is_a_problem_without_its_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    response = ask(tmp_path, FakeParser(), "GET", "/defect")
+    response = ask(tmp_path, FakeWorker(), "GET", "/defect")
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["instance"].endswith(response.headers["x-request-id"])
@@ -110,7 +120,7 @@ def test_a_defect_is_a_problem_without_its_details(tmp_path: Path, caplog: pytes
 
 
 def test_the_frameworks_own_refusals_are_problems(tmp_path: Path) -> None:
-    response = ask(tmp_path, FakeParser(), "GET", "/number/three")
+    response = ask(tmp_path, FakeWorker(), "GET", "/number/three")
     assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
     assert "number" in response.json()["detail"]
 
@@ -177,7 +187,8 @@ def test_documented_errors_are_those_of_the_classes() -> None:
 
 
 def test_documented_options_are_those_of_the_schema() -> None:
-    assert set(rows("api.md", "Option")) == {"file", *OptionFields.model_fields}
+    assert set(rows("api.md", "Option")) == {"file", *ParseFields.model_fields}
+    assert set(rows("jobs.md", "Option")) == set(JobFields.model_fields) - set(OptionFields.model_fields)
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 from service_client import A4, ENCRYPTED, Server, eventually, image_bytes, pdf_bytes, serving
 
 from app.errors import all_errors
-from app.schemas.parse import OptionFields
+from app.schemas.parse import ParseFields
 
 Answer = Callable[[Server], httpx.Response]
 
@@ -193,7 +193,7 @@ def test_openapi_describes_bodies_answers_and_problems(server: Server) -> None:
     bodies = action["requestBody"]["content"]
     assert set(bodies) == {"multipart/form-data", "application/json"}
     for body in bodies.values():
-        assert set(body["schema"]["properties"]) == {"file", *OptionFields.model_fields}
+        assert set(body["schema"]["properties"]) == {"file", *ParseFields.model_fields}
         assert body["schema"]["required"] == ["file"]
     assert set(action["responses"]["200"]["content"]) == {"application/json", "text/markdown", "text/plain"}
     described = {
@@ -234,6 +234,8 @@ CASES: dict[str, Answer] = {
 TESTED_ELSEWHERE = {
     *("upload_timeout", "rasterize_timeout", "overloaded", "not_ready", "document_deadline"),
     *("document_failed", "internal_error", "invalid_request", "page_too_long"),
+    *("url_refused", "url_failed", "idempotency_conflict", "not_finished", "job_cancelled", "expired"),
+    *("queue_full", "too_many_jobs", "storage_unavailable", "storage_full"),
 }
 
 
@@ -250,7 +252,7 @@ def test_every_error_is_a_problem(server: Server, code: str) -> None:
     assert problem["instance"].endswith(response.headers["x-request-id"])
     assert problem["detail"]
     assert str(server.data_dir) not in response.text
-    assert ("retry-after" in response.headers) == (error.status == 503)
+    assert ("retry-after" in response.headers) == (error.status in {429, 503})
     assert server.spooled() == []
 
 

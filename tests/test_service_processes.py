@@ -18,7 +18,7 @@ from app.spool import Spool
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One page of a document at a time, so that a test knows which page is with the model."""
-    limits = {"max_pages_in_flight_per_document": 1, "max_worker_rss_mib": 400, "worker_check_s": 0.1}
+    limits = {"max_pages_in_flight": 1, "max_worker_rss_mib": 400, "worker_check_s": 0.1}
     limits |= {"worker_silence_s": 6, "max_restart_delay_s": 0.5}
     with serving(tmp_path_factory.mktemp("data"), **limits) as started:
         yield started

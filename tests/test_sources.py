@@ -59,6 +59,7 @@ def test_a_form_is_the_same_in_any_pieces(
     path = tmp_path_factory.getbasetemp() / "form"
     received, stored = upload(path, form(data, mode="tiny"), MULTIPART, cuts)
     assert stored == data
+    assert received.source is not None
     assert (received.fields, received.from_form, received.source.format) == ({"mode": "tiny"}, True, "GIF")
 
 

@@ -1,5 +1,6 @@
 """Liveness, readiness, metrics, and a page that lists what there is."""
 
+import contextlib
 from html import escape
 from typing import Literal
 
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from app.errors import NotReady
+from app.errors import NotReady, StorageFull, StorageUnavailable
 from app.schemas.problem import Problem
 from app.service import service_of
 
@@ -45,7 +46,7 @@ async def livez() -> Live:
 
 @router.get("/readyz", summary="Whether pages can be read now", responses={503: NOT_READY})
 async def readyz(request: Request) -> ReadyShape:
-    readiness = service_of(request).parser.readiness
+    readiness = service_of(request).jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail)
     return ReadyShape(model=readiness.model)
@@ -53,7 +54,14 @@ async def readyz(request: Request) -> ReadyShape:
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    return Response(service_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    service = service_of(request)
+    service.metrics.worker_ready.set(service.jobs.readiness.ready)
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # then the last known depth is shown
+        queue = await service.jobs.queue()
+        service.metrics.queued_jobs.set(queue.jobs)
+        service.metrics.queued_pages.set(queue.pages)
+        service.metrics.pages_per_second.set(queue.pages_per_s)
+    return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 @router.get("/docs", include_in_schema=False)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import uuid
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -12,12 +12,15 @@ from starlette.responses import Response
 
 from app.document import ParsedDocument
 from app.errors import BadOption, ParseError, all_errors
-from app.parser import parse_document, raise_if_unread
+from app.job import Job
+from app.jobs import Wish
+from app.outcome import raise_if_unread
 from app.routes.accept import negotiate
-from app.schemas.parse import DocumentShape, FormBody, JsonBody, OptionFields, joined_markdown
+from app.routes.receive import receive_document, submit
+from app.schemas.jobs import JobShape
+from app.schemas.parse import DocumentShape, FormBody, JsonBody, ParseFields, joined_markdown
 from app.schemas.problem import Problem
 from app.service import Service, service_of
-from app.sources import receive
 
 JSON, MARKDOWN, PLAIN = "application/json", "text/markdown", "text/plain"
 OFFERS = (JSON, MARKDOWN, PLAIN)
@@ -29,7 +32,7 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-def _problems() -> dict[int | str, dict[str, Any]]:
+def problems() -> dict[int | str, dict[str, Any]]:
     """OpenAPI's responses: the codes that come with each error status."""
     codes: dict[int, list[str]] = {}
     for error in all_errors():
@@ -57,45 +60,63 @@ TEXT = {"schema": {"type": "string"}}
     response_model=DocumentShape,
     responses={
         200: {"description": "At least one page was read.", "content": {MARKDOWN: TEXT, PLAIN: TEXT}},
-        **_problems(),
+        **problems(),
     },
     openapi_extra={"requestBody": REQUEST_BODY},
 )
 async def parse(request: Request) -> Response:
-    """A PDF or image in, Markdown out: as JSON with what every page cost, or as text by the Accept header."""
+    """A PDF or image in, Markdown out: as JSON with what every page cost, or as text by the Accept header.
+
+    It is a job with somebody waiting: who has waited long enough gets 202 and the job's address.
+    """
     service = service_of(request)
     try:
         media_type = negotiate(request.headers.get("accept"), OFFERS)
-        document = await _parse(request, service)
+        job = await _parse(request, service)
+        if job.is_open:
+            return await accepted(service, job)
+        document = await service.jobs.document(job)
+        service.metrics.count(document)
+        logger.info("document", extra={"document": document.id, "status": document.status})
         raise_if_unread(document)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
         raise
     service.metrics.documents.labels(document.status).inc()
+    return answered(document, media_type)
+
+
+def answered(document: ParsedDocument, media_type: str) -> Response:
     if media_type == JSON:
         return Response(DocumentShape.of(document).model_dump_json(), media_type=JSON)
     return Response(joined_markdown(document) + "\n", media_type=f"{media_type}; charset=utf-8")
 
 
-async def _parse(request: Request, service: Service) -> ParsedDocument:
-    if request.query_params:
-        raise BadOption("options go into the body, not into the address")
-    length = request.headers.get("content-length", "")
-    with service.admitted(), service.spool.file() as path:
-        upload = await receive(
-            aiter(request.stream()),
-            request.headers.get("content-type", ""),
-            int(length) if length.isdecimal() else None,
-            path,
-            service.settings,
-        )
-        read_fields = OptionFields.from_form if upload.from_form else OptionFields.from_json
-        options = read_fields(upload.fields).options(service.settings)
-        work = parse_document(service.parser, upload.source, options, document_id=uuid.uuid4().hex)
-        document = await _while_connected(request, work)
-    service.metrics.count(document)
-    logger.info("document", extra={"document": document.id, "status": document.status})
-    return document
+async def accepted(service: Service, job: Job) -> Response:
+    """202: the document and its job are on disk."""
+    position = await service.jobs.position(job)
+    shape = JobShape.of(job, position, service.settings.result_lifetime_s, time.time())
+    body = shape.model_dump_json(exclude_none=True)
+    return Response(body, 202, {"Location": shape.links.self}, media_type=JSON)
+
+
+async def _parse(request: Request, service: Service) -> Job:
+    """The job, ended or waited for long enough."""
+    with service.admitted():
+        service.check_ready()
+        with service.spool.file() as path:
+            upload, fields = await receive_document(request, service, ParseFields, path)
+            if upload.source is None:
+                raise BadOption("there is no file")
+            submitting = submit(request, service, upload.source, fields, Wish(""))
+            job, is_new = await submitting
+        try:
+            wait_s = fields.wait_seconds or service.settings.wait_s
+            return await _while_connected(request, service.jobs.wait(job.id, wait_s))
+        except ClientDisconnect:
+            if is_new and fields.on_disconnect == "cancel":
+                await service.jobs.cancel(job.id)
+            raise
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -61,7 +61,7 @@ class OptionFields(BaseModel):
         try:
             return cls.model_validate_strings({name: value for name, value in fields.items() if value})
         except ValidationError as error:
-            raise _bad_option(error) from error
+            raise _bad_option(error, cls) from error
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -69,7 +69,7 @@ class OptionFields(BaseModel):
         try:
             return cls.model_validate(dict(fields), strict=True)
         except ValidationError as error:
-            raise _bad_option(error) from error
+            raise _bad_option(error, cls) from error
 
     def options(self, settings: Settings) -> ParseOptions:
         """Raise ``BadOption`` for what this service does not allow."""
@@ -84,23 +84,38 @@ class OptionFields(BaseModel):
         return ParseOptions(read, pages, self.dpi)
 
 
-class FormBody(OptionFields):
+class ParseFields(OptionFields):
+    """The options of ``POST /v1/parse``."""
+
+    wait_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="How long to wait for the result; then 202 with the job's address, and work goes on.",
+    )
+    on_disconnect: Literal["cancel", "continue"] = Field(
+        "cancel", description="What happens to the job when the client leaves before the answer."
+    )
+
+
+class FormBody(ParseFields):
     """multipart/form-data."""
 
     file: str = Field(json_schema_extra={"format": "binary"}, description="The document.")
 
 
-class JsonBody(OptionFields):
+class JsonBody(ParseFields):
     """application/json."""
 
     file: str = Field(json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64.")
 
 
-def _bad_option(error: ValidationError) -> BadOption:
+def _bad_option(error: ValidationError, shape: type[OptionFields]) -> BadOption:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = ".".join(map(str, first["loc"]))[:80] or "options"
     if first["type"] == "extra_forbidden":
-        known = ", ".join(OptionFields.model_fields)
+        known = ", ".join(shape.model_fields)
         return BadOption(f"{name} is no option; there are {known}")
     return BadOption(f"{name}: {first['msg']}")
 

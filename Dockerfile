@@ -1,0 +1,43 @@
+# syntax=docker/dockerfile:1.12
+# Targets: api (no torch), worker (CUDA by torch's own libraries; the host brings the driver).
+FROM python:3.12.8-slim-bookworm AS base
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# poppler turns PDF pages into pixels; its version is the distribution's, which patches it
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends poppler-utils poppler-data fonts-urw-base35 fonts-dejavu-core \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin rtprune \
+    && install --directory --owner rtprune --group rtprune /data /blobs
+WORKDIR /app
+ENV RTPRUNE_DATA_DIR=/data TMPDIR=/tmp HOME=/tmp
+
+FROM base AS api
+COPY docker/requirements-api.txt ./docker/
+RUN pip install --requirement docker/requirements-api.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY app ./app
+ENV RTPRUNE_HOST=0.0.0.0 RTPRUNE_PORT=8000 RTPRUNE_EMBEDDED_WORKER=false
+USER 10001:10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
+CMD ["python", "-m", "app.cli", "serve"]
+
+FROM base AS worker
+ARG TORCH_INDEX_URL=""
+COPY docker/requirements-api.txt docker/requirements-worker.txt ./docker/
+# with an index of CPU builds, torch comes from there and is a tenth of the size
+RUN if [ -n "$TORCH_INDEX_URL" ]; then \
+        pip install --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' docker/requirements-worker.txt)"; \
+    fi \
+    && pip install --requirement docker/requirements-worker.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY rtprune ./rtprune
+COPY app ./app
+ENV RTPRUNE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=20s --start-period=15m CMD ["python", "-m", "app.probe"]
+STOPSIGNAL SIGTERM
+CMD ["python", "-m", "app.worker"]

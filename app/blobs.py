@@ -1,0 +1,120 @@
+"""Where documents lie until they are read: the data folder, or whatever fsspec reaches, such as ``s3://``."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from app.errors import StorageFull, StorageUnavailable, UnreadableFile
+from app.settings import Settings
+
+CHUNK_BYTES = 2**20
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+
+
+class Blobs:
+    """Documents by name. A name that was put is there for every machine before ``put`` returns."""
+
+    def __init__(self, settings: Settings) -> None:
+        url = settings.blob_url or str(settings.data_dir.resolve() / "blobs")
+        self._fs, self._root = fsspec.core.url_to_fs(url)
+        self._is_local = "file" in _protocols(self._fs)
+
+    def put(self, path: Path) -> str:
+        """Keep a file, on disk when this returns. The file itself may be moved away."""
+        name = uuid.uuid4().hex
+        with _storage_errors():
+            target = self._path(name)
+            if not self._is_local:
+                self._fs.put_file(str(path), target)
+                return name
+            folder = Path(target).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            _sync(path)
+            try:
+                path.rename(target)
+            except OSError:  # another file system, such as a shared folder
+                part = Path(f"{target}.part")
+                shutil.copyfile(path, part)
+                _sync(part)
+                part.rename(target)
+            _sync(folder)
+        return name
+
+    @contextlib.contextmanager
+    def local(self, name: str, tmp_dir: Path) -> Iterator[Path]:
+        """A path of the document on this machine. Raise ``UnreadableFile`` if it is gone."""
+        target = self._path(name)
+        if self._is_local:
+            if not Path(target).exists():
+                raise UnreadableFile("the document is not in the blob store any more")
+            yield Path(target)
+            return
+        copy = tmp_dir / f"{name}-{uuid.uuid4().hex}"
+        try:
+            with _storage_errors():
+                self._fs.get_file(target, str(copy))
+            yield copy
+        finally:
+            copy.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Remove a document; one that is gone is no error."""
+        with _storage_errors(), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        # names are ours, never a client's; two letters of folder keep folders small
+        return f"{self._root}/{name[:2]}/{name}"
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise ``StorageFull`` for a disk without room, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise StorageFull("no space where documents are kept") from error
+
+
+@contextlib.contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UnreadableFile("the document is not in the blob store any more") from error
+    except ConnectionError as error:
+        raise StorageUnavailable("the blob store does not answer") from error
+    except OSError as error:
+        raise StorageFull("no space or no access where documents are kept") from error

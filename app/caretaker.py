@@ -1,0 +1,163 @@
+"""What every worker does beside reading, a little of it at a time: lease, takeover, cancellations, sweeping.
+
+Any number of workers may do it at once; each act is one transaction or can be repeated without harm.
+"""
+
+import asyncio
+import logging
+import time
+
+from dbos import DBOSClient
+from dbos._error import DBOSException
+
+from app.blobs import Blobs
+from app.database import storage_errors
+from app.document import Failure
+from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
+from app.job import Job
+from app.leases import HEARTBEAT_S, Leases, WorkerState
+from app.queues import batch_arguments, batch_options, webhook_options
+from app.reading import BatchReader
+from app.settings import Settings
+from app.store import Store
+
+logger = logging.getLogger("rtprune.caretaker")
+
+STRANDED_S = 30.0
+"""Silence of an unfinished job after which it is looked at whether any work for it is queued."""
+MAX_REQUEUES = 3
+EXPIRY_EVERY_S = 60.0
+PENDING = "PENDING"
+ALIVE = ["PENDING", "ENQUEUED", "DELAYED"]
+
+
+class Caretaker:
+    """Runs until cancelled. A database that does not answer is tried again at the next turn."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        worker: WorkerState,
+        store: Store,
+        blobs: Blobs,
+        batches: BatchReader,
+        client: DBOSClient,
+    ) -> None:
+        self._settings = settings
+        self._worker = worker
+        self._store = store
+        self._leases = Leases(store)
+        self._blobs = blobs
+        self._batches = batches
+        self._client = client
+        self._look = asyncio.Event()
+        self._expired_at = -EXPIRY_EVERY_S
+
+    def look(self) -> None:
+        """A hint that a job may have been cancelled. It may be lost: the next poll sees it, too."""
+        self._look.set()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_cancellations())
+            group.create_task(self._beat())
+            group.create_task(self._take_care())
+
+    async def _watch_cancellations(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(max(0.05, self._settings.queue_poll_s)):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            if not (running := self._batches.job_ids):
+                continue
+            try:
+                unwanted = await asyncio.to_thread(self._store.cancelled, running)
+            except (StorageUnavailable, StorageFull):
+                await asyncio.sleep(HEARTBEAT_S)
+                continue
+            for job_id in unwanted:
+                self._batches.cancel(job_id)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._leases.renew, self._worker)
+            except (StorageUnavailable, StorageFull):
+                logger.warning("the lease cannot be renewed")
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _take_care(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.take_care)
+            except (StorageUnavailable, StorageFull):
+                logger.warning("the database is away")
+            except DBOSException:  # such as a workflow that was removed meanwhile
+                logger.exception("work was left for the next turn")
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def take_care(self) -> None:
+        """One turn, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        with storage_errors():
+            self._care()
+
+    def _care(self) -> None:
+        while (worker_id := self._leases.claim_expired(self._worker.id)) is not None:
+            self._adopt(worker_id)
+        for job in self._leases.stranded(STRANDED_S):
+            self._rescue(job)
+        for job in self._store.unswept():
+            self._sweep(job)
+        now = time.monotonic()
+        if now - self._expired_at > EXPIRY_EVERY_S:
+            self._expired_at = now
+            self._leases.expire_results(self._settings.result_lifetime_s, self._client)
+
+    def _adopt(self, worker_id: str) -> None:
+        left = self._client.list_workflows(
+            status=PENDING, executor_id=worker_id, load_input=False, load_output=False
+        )
+        for workflow in left:
+            self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        self._leases.forget(worker_id)
+        logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": len(left)})
+
+    def _rescue(self, job: Job) -> None:
+        """Queue a job anew of which no work is left anywhere, and take over what nobody leases."""
+        found = self._client.list_workflows(
+            workflow_id_prefix=f"{job.id}.", status=ALIVE, load_input=False, load_output=False
+        )
+        batches = [workflow for workflow in found if not workflow.workflow_id.endswith(".webhook")]
+        leased = {worker.id for worker in self._leases.alive()}
+        for workflow in batches:
+            if workflow.status == PENDING and workflow.executor_id not in leased:
+                self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        if batches:
+            self._leases.touched([job.id])
+            return
+        if job.num_requeues >= MAX_REQUEUES:
+            error = WorkerLost("the work for this document was lost repeatedly")
+            self._store.fail(job.id, Failure.of(error))
+            return
+        generation = job.num_requeues + 1
+        options = batch_options(job.id, 0, job.num_pages, priority=job.priority, generation=generation)
+        arguments = batch_arguments(
+            job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
+        )
+        self._client.enqueue(options, *arguments)
+        self._leases.requeued(job.id)
+        logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
+
+    def _sweep(self, job: Job) -> None:
+        if job.webhook is not None and job.webhook_status == "pending":
+            self._client.enqueue(webhook_options(job.id), job.id)
+        if job.blob:
+            try:
+                self._blobs.remove(job.blob)
+            except ParseError as error:
+                logger.warning("a document cannot be removed", extra={"job": job.id, "reason": str(error)})
+                return
+        self._store.swept(job.id)

@@ -1,0 +1,129 @@
+"""The database of jobs: SQLite in the data folder, or PostgreSQL for many machines.
+
+Two engines on one database. Ours begins writing transactions with the write lock, so that what was read in
+one still holds when it writes. DBOS has its own ways of beginning transactions and gets an engine of its own.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from dbos import DBOS
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from app.errors import StorageFull, StorageUnavailable
+from app.settings import Settings
+
+BUSY_MS = 4000
+"""Longest wait for SQLite's write lock in our own transactions; a client is told 503 after it."""
+DBOS_BUSY_MS = 30_000
+CONNECT_S = 3
+POOL_SIZE = 10
+FULL_MESSAGES = ("disk is full", "disk full", "No space left", "could not extend file", "disk I/O error")
+
+logger = logging.getLogger("rtprune.database")
+
+
+def database_url(settings: Settings) -> str:
+    """With the driver we use; ``postgres://`` as hosting services write it is read, too."""
+    if not settings.database_url:
+        folder = settings.data_dir.resolve()
+        return f"sqlite:///{folder / 'jobs.sqlite'}"
+    url = make_url(settings.database_url)
+    if url.get_backend_name() in {"postgresql", "postgres"}:
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=False)
+
+
+def open_engine(settings: Settings) -> sa.Engine:
+    """Our engine. ``engine.execution_options(writes=True)`` for transactions that write."""
+    url = database_url(settings)
+    if not url.startswith("sqlite"):
+        return _postgres_engine(url)
+    _folder(url)
+    engine = sa.create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
+    _on_connect(engine, isolation_level=None, busy_ms=BUSY_MS)
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def open_dbos_engine(settings: Settings) -> sa.Engine:
+    """The engine DBOS uses: on SQLite with Python's implicit transactions, which its code expects."""
+    url = database_url(settings)
+    if not url.startswith("sqlite"):
+        return _postgres_engine(url)
+    engine = sa.create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE)
+    _on_connect(engine, isolation_level="IMMEDIATE", busy_ms=DBOS_BUSY_MS)
+    return engine
+
+
+def migrate_dbos(settings: Settings) -> None:
+    """Create or upgrade the tables of DBOS. Processes that do it at the same time wait for each other."""
+    url = database_url(settings)
+    if url.startswith("sqlite"):
+        _folder(url)
+        with sqlite3.connect(make_url(url).database or "", timeout=DBOS_BUSY_MS / 1000) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")  # a property of the file: all others inherit it
+        connection.close()
+    DBOS.migrate(url)
+
+
+def _folder(url: str) -> None:
+    Path(make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+
+
+def _postgres_engine(url: str) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_SIZE,
+        pool_pre_ping=True,
+        pool_timeout=CONNECT_S,
+        connect_args={"connect_timeout": CONNECT_S, "application_name": "rtprune"},
+    )
+
+
+def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int) -> None:
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = isolation_level
+        connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
+        # again, and the next FULL commit takes all before it along.
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """``StorageFull`` or ``StorageUnavailable`` for what drivers raise when a database or its disk fails."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, sa.exc.TimeoutError) as error:
+        raise _storage_error(error) from error
+    except DBAPIError as error:
+        if error.connection_invalidated or "DatabaseError" in type(error).__name__:
+            raise _storage_error(error) from error
+        raise
+    except OSError as error:
+        logger.exception("the data folder fails")
+        raise StorageFull("no space or no access where documents are kept") from error
+
+
+def _storage_error(error: Exception) -> StorageFull | StorageUnavailable:
+    text = str(error)
+    logger.warning("the database fails", extra={"reason": text.splitlines()[0][:300]})
+    if any(message in text for message in FULL_MESSAGES):
+        return StorageFull("no space where jobs are kept")
+    return StorageUnavailable("the database of jobs does not answer")

@@ -1,0 +1,135 @@
+"""HTTP to addresses that strangers name: public networks alone, checked after resolution, at every hop.
+
+The name is resolved once and the connection goes to the very address that was checked, so a name server that
+answers differently the second time gains nothing.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+
+from app.errors import TooLarge, UrlFailed, UrlRefused
+from app.settings import Settings, allowed_networks
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_REDIRECTS = 5
+MAX_URL_CHARS = 2000
+CONNECT_S = 10.0
+TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/16"))
+"""IPv6 networks that carry an IPv4 address to somewhere we cannot see."""
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class GuardedHttp:
+    """A client that follows only what ``check`` lets through."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._allowed = allowed_networks(settings.url_allow)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=CONNECT_S, follow_redirects=False)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def check(self, url: str) -> tuple[httpx.URL, str]:
+        """The URL, and the checked address of its host. Raise ``UrlRefused`` or ``UrlFailed``."""
+        parsed = parse_url(url)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise UrlFailed("the host of the address cannot be found") from error
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        if not addresses or not all(self._may_reach(address) for address in addresses):
+            raise UrlRefused("the address leads into a network that is not public")
+        return parsed, str(addresses[0])
+
+    def _may_reach(self, address: Address) -> bool:
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        if any(address in network for network in self._allowed if network.version == address.version):
+            return True
+        if any(address in network for network in TRANSLATED if network.version == address.version):
+            return False
+        return address.is_global and not address.is_multicast
+
+    async def download(self, url: str, path: Path) -> None:
+        """The document at ``url``, into a new file. Size is limited while it streams."""
+        try:
+            async with asyncio.timeout(self._settings.url_deadline_s):
+                for _ in range(MAX_REDIRECTS + 1):
+                    async with self._request("GET", url) as response:
+                        if response.status_code not in REDIRECTS:
+                            await self._save(response, path)
+                            return
+                        url = str(httpx.URL(url).join(response.headers.get("location", "")))
+        except TimeoutError as error:
+            raise UrlFailed("the document was not fetched in time") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UrlFailed(f"the document cannot be fetched ({type(error).__name__})") from error
+        raise UrlFailed(f"the address redirects more than {MAX_REDIRECTS} times")
+
+    async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        """Status of the answer, whose body is not read and whose redirects are not followed."""
+        try:
+            async with (
+                asyncio.timeout(CONNECT_S),
+                self._request("POST", url, content=body, headers=headers) as response,
+            ):
+                return response.status_code
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UrlFailed(f"no answer ({type(error).__name__})") from error
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, url: str, content: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        parsed, address = await self.check(url)
+        host = parsed.netloc.decode("ascii")
+        pinned = parsed.copy_with(host=address)
+        request = self._client.build_request(
+            method,
+            pinned,
+            content=content,
+            # gzip could grow without bound after the length was checked
+            headers={**(headers or {}), "Host": host, "Accept-Encoding": "identity"},
+            extensions={"sni_hostname": parsed.host},
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    async def _save(self, response: httpx.Response, path: Path) -> None:
+        if response.status_code != 200:
+            raise UrlFailed(f"the address answered {response.status_code}")
+        limit, num_bytes = self._settings.max_upload_bytes, 0
+        length = response.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > limit:
+            raise TooLarge(f"the document at the address has {length} bytes")
+        with path.open("xb") as file:
+            async for chunk in response.aiter_raw():
+                num_bytes += len(chunk)
+                if num_bytes > limit:
+                    raise TooLarge(f"the document is larger than {self._settings.max_upload_mib} MiB")
+                await asyncio.to_thread(file.write, chunk)
+
+
+def parse_url(url: str) -> httpx.URL:
+    """Raise ``UrlRefused`` for what is no plain http(s) address of a host."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UrlRefused("this is no address") from error
+    if len(url) > MAX_URL_CHARS or parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise UrlRefused("the address must be http:// or https:// with a host")
+    if parsed.userinfo:
+        raise UrlRefused("the address must not carry a user name or password")
+    return parsed

@@ -1,0 +1,376 @@
+"""Jobs, as the API sees them: accept, wait, show, cancel. Work and results go through the database.
+
+Nothing here imports torch. Every call that reaches the database raises ``StorageUnavailable`` or
+``StorageFull`` while it does not answer, and works again as soon as it does.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import sqlalchemy as sa
+from dbos import DBOSClient
+from sqlalchemy.exc import DBAPIError
+
+from app.blobs import Blobs, content_hash
+from app.database import migrate_dbos, open_engine, storage_errors
+from app.document import ParsedDocument, ParseOptions, Status
+from app.errors import (
+    Expired,
+    JobCancelled,
+    NotFinished,
+    ParseError,
+    StorageFull,
+    StorageUnavailable,
+    TooManyPages,
+)
+from app.formats import Source
+from app.job import Job, NewJob, PageEvent, encode_options
+from app.leases import Leases, WorkerState
+from app.outcome import Readiness
+from app.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
+from app.rasterizers import Rasterizers
+from app.settings import Settings
+from app.store import Limits, Queue, Store
+
+logger = logging.getLogger("rtprune.jobs")
+
+READINESS_EVERY_S = 0.25
+MIGRATION_RETRY_S = 1.0
+FIRST_CONNECT_S = 5.0
+STORAGE_RETRY_S = 0.5
+READINESS_TOLERANCE_S = 5.0
+"""How long what was last known of the workers holds while the database does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a client wants a job to be run."""
+
+    client: str
+    priority: int = DEFAULT_PRIORITY
+    webhook: str | None = None
+    idempotency_key: str | None = None
+    repeatable: bool = False
+    """Whether a job with the same document and options will do."""
+
+
+class Jobs:
+    """Open from ``start`` to ``close``."""
+
+    def __init__(self, settings: Settings, tmp_dir: Path) -> None:
+        self._settings = settings
+        self._engine = open_engine(settings)
+        self.store = Store(self._engine)
+        self.leases = Leases(self.store)
+        self._blobs = Blobs(settings)
+        self._rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), tmp_dir)
+        self._client: DBOSClient | None = None
+        self._limits = Limits(
+            settings.max_queued_pages, settings.max_jobs_per_client, settings.result_lifetime_s
+        )
+        self._readiness = Readiness(ready=False, detail="the model is being loaded")
+        self._decided = asyncio.Condition()
+        self._heard_at = time.monotonic()
+        self._watched: dict[str, list[asyncio.Event]] = {}
+        self._seen: dict[str, tuple[str, int]] = {}
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.look_again = self._changed.set
+        """Something that readiness depends on may have changed."""
+        self.hint: Callable[[], None] = lambda: None
+        """Called when a worker had better look at the database at once."""
+
+    async def start(self) -> Self:
+        with contextlib.suppress(ParseError):  # without poppler images are read all the same
+            await self._rasterizers.start()
+        connecting = asyncio.create_task(self._connect(), name="jobs connection")
+        self._tasks = [connecting, asyncio.create_task(self._watch(), name="jobs watch")]
+        for task in self._tasks:
+            task.add_done_callback(_log_if_failed)
+        # who asks first is not to be refused because tables are being made; a database that is away is not
+        # waited for: the process is alive, and says what it lacks
+        await asyncio.wait({connecting}, timeout=FIRST_CONNECT_S)
+        return self
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._rasterizers.close()
+        if self._client is not None:
+            self._client.destroy()
+        self.store.close()
+
+    @property
+    def readiness(self) -> Readiness:
+        return self._readiness
+
+    async def wait_ready(self) -> Readiness:
+        """The readiness once it is decided: ready, or said by a worker to be impossible."""
+        async with self._decided:
+            await self._decided.wait_for(lambda: self._readiness.ready or self._readiness.final)
+        return self._readiness
+
+    # --- acceptance
+
+    async def check_room(self) -> None:
+        """Refuse early. Raise ``QueueFull`` or ``StorageUnavailable``."""
+        await asyncio.to_thread(self.store.check_room, self._limits)
+
+    async def submit(self, source: Source, options: ParseOptions, wish: Wish) -> tuple[Job, bool]:
+        """Accept a document: it and its job are on disk when this returns. False with it: it was known.
+
+        Raise what is wrong with the document, or ``QueueFull``, ``TooManyJobs``, ``IdempotencyConflict``.
+        """
+        pages = options.pages.within(await self._num_pages(source))
+        num_pages = sum(map(len, pages))
+        if num_pages > self._settings.max_pages:
+            raise TooManyPages(
+                f"{num_pages} pages are too many, at most {self._settings.max_pages} are read at once"
+            )
+        return await asyncio.to_thread(self._accept, source, options, pages, wish)
+
+    async def _num_pages(self, source: Source) -> int:
+        if source.format not in {"PDF", "TIFF"}:
+            return 1
+        return await self._rasterizers.count(source.path, source.format)
+
+    def _accept(
+        self, source: Source, options: ParseOptions, pages: tuple[range, ...], wish: Wish
+    ) -> tuple[Job, bool]:
+        client = self._connected()
+        request_hash = _request_hash(content_hash(source.path), options, wish)
+        blob = self._blobs.put(source.path)
+        job = NewJob(
+            id=uuid.uuid4().hex,
+            client=wish.client,
+            dedupe=_dedupe(request_hash, wish),
+            request_hash=request_hash,
+            options=options,
+            format=source.format,
+            blob=blob,
+            pages=pages,
+            priority=wish.priority,
+            webhook=wish.webhook,
+            batch_pages=self._settings.batch_pages,
+        )
+
+        def enqueue(connection: sa.Connection, new: NewJob) -> None:
+            options = batch_options(new.id, 0, new.num_pages, priority=new.priority)
+            arguments = batch_arguments(new.id, new.num_pages, new.batch_pages, priority=new.priority)
+            client.enqueue_in_transaction(connection, options, *arguments)
+
+        known: str | None = None
+        try:
+            known = self.store.accept(job, self._limits, enqueue)
+        except BaseException:
+            self._discard(blob)
+            raise
+        if known is not None:
+            self._discard(blob)
+        return self.store.job(known or job.id), known is None
+
+    def _discard(self, blob: str) -> None:
+        try:
+            self._blobs.remove(blob)
+        except ParseError:
+            logger.warning("a document that is not needed cannot be removed", extra={"blob": blob})
+
+    def _connected(self) -> DBOSClient:
+        if self._client is None:
+            raise StorageUnavailable("the database of jobs does not answer")
+        return self._client
+
+    # --- what clients ask
+
+    async def job(self, job_id: str) -> Job:
+        """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime."""
+        job = await asyncio.to_thread(self.store.job, job_id)
+        if job.finished_at is not None and job.finished_at + self._settings.result_lifetime_s < time.time():
+            raise Expired("the job ended longer ago than results are kept")
+        return job
+
+    async def listed(
+        self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
+    ) -> list[Job]:
+        """Jobs of a client whose results are kept, newest first, after a cursor."""
+        return await asyncio.to_thread(self.store.listed, client, status, before, limit)
+
+    async def queue(self) -> Queue:
+        return await asyncio.to_thread(self.store.queue)
+
+    async def position(self, job: Job) -> int | None:
+        return await asyncio.to_thread(self.store.position, job)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job within one decode step; one that has ended stays as it is."""
+        await self.job(job_id)
+        if await asyncio.to_thread(self.store.cancel, job_id):
+            self.hint()
+        return await self.job(job_id)
+
+    async def wait(self, job_id: str, timeout_s: float) -> Job:
+        """The job when it has ended, or as it is after ``timeout_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async for _ in self._changes(job_id):
+                    job = await self._patiently(job_id)
+                    if not job.is_open:
+                        return job
+        return await self._patiently(job_id)
+
+    async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:
+        """Finished pages after that one, as they come, each once; then the ended job."""
+        async for _ in self._changes(job_id):
+            job = await self._patiently(job_id)
+            while pages := await asyncio.to_thread(self.store.events, job_id, after):
+                for event in pages:
+                    after = event.seq
+                    yield event
+            if not job.is_open:
+                yield job
+                return
+
+    async def document(self, job: Job) -> ParsedDocument:
+        """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
+        if job.is_open:
+            queue = await self.queue()
+            raise NotFinished("the job has not ended yet", queue.seconds(job.num_pages - job.num_done))
+        if job.status == "cancelled":
+            raise JobCancelled("the job was cancelled")
+        if job.failure is not None:
+            raise job.failure.error()
+        pages = await asyncio.to_thread(self.store.results, job.id)
+        total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
+        return ParsedDocument(job.id, job.model, _status(job), pages, {"total": total_ms})
+
+    async def _patiently(self, job_id: str) -> Job:
+        while True:
+            try:
+                return await self.job(job_id)
+            except (StorageUnavailable, StorageFull):
+                await asyncio.sleep(STORAGE_RETRY_S)
+
+    # --- watching
+
+    async def _changes(self, job_id: str) -> AsyncIterator[None]:
+        """At once, and then whenever status or pages of a job may have changed."""
+        event = asyncio.Event()
+        self._watched.setdefault(job_id, []).append(event)
+        self._changed.set()
+        try:
+            while True:
+                yield
+                await event.wait()
+                event.clear()
+        finally:
+            self._watched[job_id].remove(event)
+            if not self._watched[job_id]:
+                del self._watched[job_id]
+                self._seen.pop(job_id, None)
+
+    async def _watch(self) -> None:
+        """One query for everybody who waits, as long as somebody waits."""
+        while True:
+            if self._watched:
+                await asyncio.sleep(self._settings.queue_poll_s)
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(READINESS_EVERY_S):
+                        await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._look()
+            except (StorageUnavailable, StorageFull, DBAPIError):
+                # also when tables are missing for a moment, as while a database is restored
+                if time.monotonic() - self._heard_at > READINESS_TOLERANCE_S:
+                    detail = "the database of jobs does not answer"
+                    self._readiness = Readiness(False, detail, self._readiness.model)
+                await asyncio.sleep(STORAGE_RETRY_S)
+
+    async def _look(self) -> None:
+        if self._client is None:
+            raise StorageUnavailable("the database of jobs does not answer")
+        if self._watched:
+            progress = await asyncio.to_thread(self.store.progress, list(self._watched))
+            for job_id, state in progress.items():
+                if job_id in self._watched and self._seen.get(job_id) != state:
+                    self._seen[job_id] = state
+                    for event in self._watched[job_id]:
+                        event.set()
+        if time.monotonic() - self._heard_at > READINESS_EVERY_S or not self._readiness.ready:
+            await self.look_at_workers()
+
+    async def look_at_workers(self) -> None:
+        workers = await asyncio.to_thread(self.leases.alive)
+        self._heard_at = time.monotonic()
+        self._readiness = self._readiness_of(workers)
+        async with self._decided:
+            self._decided.notify_all()
+
+    def _readiness_of(self, workers: list[WorkerState]) -> Readiness:
+        ready = [worker for worker in workers if worker.ready]
+        if ready:
+            return Readiness(True, "ready", ready[0].model)
+        again = "the model is being loaded again" if self._readiness.model else "the model is being loaded"
+        said = [worker for worker in workers if worker.detail != LOADING]
+        detail = said[0].detail if said else again
+        return Readiness(False, detail, self._readiness.model, final=bool(said))
+
+    async def _connect(self) -> None:
+        """Tables and client, as soon as the database answers: the API starts without it."""
+        while True:
+            try:
+                self._client = await asyncio.to_thread(self._open_client)
+            except (StorageUnavailable, StorageFull) as error:
+                logger.warning("waiting for the database", extra={"reason": str(error)})
+                await asyncio.sleep(MIGRATION_RETRY_S)
+            else:
+                self._changed.set()
+                return
+
+    def _open_client(self) -> DBOSClient:
+        with storage_errors():
+            migrate_dbos(self._settings)
+            self.store.migrate()
+            return DBOSClient(
+                system_database_engine=self._engine,
+                serializer=SERIALIZER,
+                application_name=APPLICATION,
+                retry_connection_errors=False,
+                lazy=True,
+            )
+
+
+LOADING = "the model is being loaded"
+
+
+def _log_if_failed(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.critical("jobs are not watched any more", exc_info=error)
+
+
+def _status(job: Job) -> Status:
+    if job.status == "succeeded":
+        return "succeeded"
+    return "partial" if job.status == "partial" else "failed"
+
+
+def _request_hash(content: str, options: ParseOptions, wish: Wish) -> str:
+    parts = json.dumps([content, encode_options(options), wish.webhook, wish.priority])
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def _dedupe(request_hash: str, wish: Wish) -> str | None:
+    if wish.idempotency_key is not None:
+        return f"key:{wish.client}:{hashlib.sha256(wish.idempotency_key.encode()).hexdigest()}"
+    return f"content:{wish.client}:{request_hash}" if wish.repeatable else None

@@ -1,0 +1,51 @@
+"""What happens to pages, written in groups: while one transaction runs, what follows gathers for the next."""
+
+import asyncio
+import logging
+
+from app.errors import StorageFull, StorageUnavailable
+from app.store import Entry, Store
+
+logger = logging.getLogger("rtprune.journal")
+
+FIRST_RETRY_S = 0.1
+MAX_RETRY_S = 2.0
+
+
+class Journal:
+    """One writer a process. A database that is gone or full is waited for: nothing that was read is lost."""
+
+    def __init__(self, store: Store, worker_id: str) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def write(self, entry: Entry) -> None:
+        """Return when the entry is in the database."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, written))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._drain(), name="journal")
+        # shielded: a page that is cancelled now must not cancel the others' write
+        await asyncio.shield(written)
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            await self._persist([entry for entry, _ in group])
+            for _, written in group:
+                if not written.done():
+                    written.set_result(None)
+
+    async def _persist(self, entries: list[Entry]) -> None:
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                await asyncio.to_thread(self._store.write, self._worker_id, entries)
+            except (StorageUnavailable, StorageFull) as error:
+                logger.warning("page results wait for the database", extra={"reason": str(error)})
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, MAX_RETRY_S)

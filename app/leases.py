@@ -1,0 +1,119 @@
+"""Leases of workers, takeover of what expired, and the end of results' lifetimes.
+
+A worker's id is that of its DBOS executor. It renews its lease while its event loop turns; whoever finds a
+lease expired takes over the work that was claimed under it. A worker that was only slow does no harm: it
+renews, and what it still writes is ignored where another was faster.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from dbos import DBOSClient
+
+from app.job import OPEN, Job
+from app.store import Store
+from app.tables import attempts, jobs, now, pages, workers
+
+LEASE_S = 6.0
+HEARTBEAT_S = 2.0
+ADOPTION_S = 5.0
+"""Time to take over from one worker; if the adopter dies meanwhile, another one may try."""
+TOMBSTONES = 7
+"""A job is remembered, to answer 410, for this many lifetimes of a result."""
+EXPIRY_BATCH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker says of itself."""
+
+    id: str
+    host: str
+    ready: bool
+    detail: str
+    model: str = ""
+
+
+class Leases:
+    """Who is alive, and what is to be done for those who are not."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def renew(self, worker: WorkerState, lease_s: float = LEASE_S) -> None:
+        """Take or prolong a lease. One that expired is taken again: whoever adopted its work keeps that."""
+        with self._store.writing() as c:
+            row = {
+                "host": worker.host,
+                "ready": worker.ready,
+                "detail": worker.detail,
+                "model": worker.model,
+                "expires_at": now(c) + lease_s,
+            }
+            insert = self._store.insert(workers).values(id=worker.id, **row)
+            c.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
+
+    def expire(self, worker_id: str) -> None:
+        """Give the lease up: others need not wait for what this worker had."""
+        with self._store.writing() as c:
+            c.execute(sa.update(workers).where(workers.c.id == worker_id).values(ready=False, expires_at=0.0))
+
+    def alive(self) -> list[WorkerState]:
+        with self._store.reading() as c:
+            rows = c.execute(sa.select(workers).where(workers.c.expires_at > now(c))).all()
+        return [WorkerState(row.id, row.host, row.ready, row.detail, row.model) for row in rows]
+
+    def state(self, worker_id: str) -> WorkerState | None:
+        """What a worker says, ``None`` while it holds no lease."""
+        return next((worker for worker in self.alive() if worker.id == worker_id), None)
+
+    def claim_expired(self, own_id: str) -> str | None:
+        """The id of a worker whose lease expired, now this caller's to take over from."""
+        with self._store.writing() as c:
+            at = now(c)
+            expired = c.execute(
+                sa.select(workers.c.id).where(workers.c.expires_at <= at, workers.c.id != own_id)
+            ).scalars()
+            for worker_id in list(expired):
+                mine = sa.update(workers).where(workers.c.id == worker_id, workers.c.expires_at <= at)
+                if c.execute(mine.values(ready=False, expires_at=at + ADOPTION_S)).rowcount:
+                    return str(worker_id)
+        return None
+
+    def forget(self, worker_id: str) -> None:
+        """Nothing is left of this worker."""
+        with self._store.writing() as c:
+            c.execute(sa.delete(workers).where(workers.c.id == worker_id))
+
+    def stranded(self, idle_s: float) -> list[Job]:
+        """Unfinished jobs of which nothing was heard for long. Whether work for them waits, DBOS knows."""
+        with self._store.reading() as c:
+            query = sa.select(jobs).where(jobs.c.status.in_(OPEN), jobs.c.touched_at < now(c) - idle_s)
+            rows = c.execute(query.order_by(jobs.c.touched_at).limit(EXPIRY_BATCH)).mappings()
+            return [Job.of(dict(row)) for row in rows]
+
+    def requeued(self, job_id: str) -> None:
+        with self._store.writing() as c:
+            again = {"num_requeues": jobs.c.num_requeues + 1, "touched_at": now(c)}
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**again))
+
+    def touched(self, job_ids: Sequence[str]) -> None:
+        with self._store.writing() as c:
+            c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
+
+    def expire_results(self, lifetime_s: float, client: DBOSClient) -> None:
+        """Remove pages of jobs whose results are over their lifetime, and the workflows that made them."""
+        with self._store.writing() as c:
+            at = now(c)
+            over = sa.select(jobs.c.id).where(jobs.c.finished_at < at - lifetime_s, jobs.c.options != "")
+            ids = list(c.execute(over.limit(EXPIRY_BATCH)).scalars())
+            if ids:
+                c.execute(sa.delete(pages).where(pages.c.job_id.in_(ids)))
+                c.execute(sa.delete(attempts).where(attempts.c.job_id.in_(ids)))
+                gone = {"options": "", "dedupe": None, "webhook": None}
+                c.execute(sa.update(jobs).where(jobs.c.id.in_(ids)).values(**gone))
+            c.execute(sa.delete(jobs).where(jobs.c.finished_at < at - lifetime_s * TOMBSTONES))
+        if ids:
+            names = client.list_workflows(workflow_id_prefix=ids, load_input=False, load_output=False)
+            client.delete_workflows([workflow.workflow_id for workflow in names])

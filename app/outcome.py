@@ -1,0 +1,41 @@
+"""What is made of a document's pages, and whether pages can be read at all."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from app.document import ParsedDocument
+from app.errors import DocumentFailed, ParseError
+
+MAX_FAILURES_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether pages can be read now; if not, why. ``model`` is the last one that was loaded.
+
+    ``final``: a worker has said why it cannot, so that waiting alone will not help.
+    """
+
+    ready: bool
+    detail: str
+    model: str = ""
+    final: bool = False
+
+
+def raise_if_unread(document: ParsedDocument) -> None:
+    """Raise when no page was read: the pages' error if they have one in common, else ``DocumentFailed``.
+
+    A pipeline that looks at the HTTP status alone must never take an empty answer for a blank document.
+    """
+    if document.status != "failed":
+        return
+    failures = [(page.index + 1, page.failure) for page in document.pages if page.failure is not None]
+    codes = Counter(failure.code for _, failure in failures)
+    if len(codes) == 1:
+        raise _common_error(failures[0][1].error(), len(failures))
+    named = [f"page {number}: {failure.code}" for number, failure in failures[:MAX_FAILURES_NAMED]]
+    raise DocumentFailed(f"none of {len(failures)} pages could be read ({', '.join(named)})")
+
+
+def _common_error(error: ParseError, num_pages: int) -> ParseError:
+    return error if num_pages == 1 else type(error)(f"{error} (and so for each of {num_pages} pages)")

@@ -1,0 +1,31 @@
+"""``python -m app.probe``: whether a worker of this machine has its model. For health checks."""
+
+import socket
+import sys
+
+from app.database import open_engine
+from app.errors import ParseError
+from app.leases import Leases
+from app.settings import Settings
+from app.store import Store
+
+
+def main() -> int:
+    """Exit status: 0 ready, 1 not."""
+    store = Store(open_engine(Settings()))
+    try:
+        alive = Leases(store).alive()
+    except ParseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        store.close()
+    mine = [worker for worker in alive if worker.host == socket.gethostname()]
+    if any(worker.ready for worker in mine):
+        return 0
+    print(mine[0].detail if mine else "no worker of this machine holds a lease", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

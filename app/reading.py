@@ -1,0 +1,244 @@
+"""Batches of pages, from the blob store to results that are written once.
+
+A page that was with the model when its worker died is a suspect: it is read again once, alone among suspects,
+so that a page which kills workers is told from those that were only near. If its worker dies twice, the page
+is ``worker_lost``. Attempts are counted in the database before the page goes to the model.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+from app.blobs import Blobs
+from app.document import Failure, Page, PageResult, Reading
+from app.errors import BadOption, DocumentDeadline, PageDeadline, PageFailed, ParseError, WorkerLost
+from app.job import Job, encode_page
+from app.journal import Journal
+from app.markdown import to_markdown
+from app.reader import PageReader
+from app.settings import Settings
+from app.store import Done, Interrupted, Started, Store
+
+logger = logging.getLogger("rtprune.worker")
+
+MAX_ATTEMPTS = 2
+INTERRUPT_S = 2.0
+
+Attempts = dict[int, tuple[int, int, int]]
+
+
+class PageSource(Protocol):
+    """What turns files into pages: ``Rasterizers``."""
+
+    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page: ...
+
+
+class BatchReader:
+    """Reads batches of many documents at once, with a bounded number of pages in flight."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reader: PageReader,
+        rasterizers: PageSource,
+        store: Store,
+        blobs: Blobs,
+        journal: Journal,
+        tmp_dir: Path,
+    ) -> None:
+        self._settings = settings
+        self._reader = reader
+        self._rasterizers = rasterizers
+        self._store = store
+        self._blobs = blobs
+        self._journal = journal
+        self._tmp_dir = tmp_dir
+        self._slots = asyncio.Semaphore(settings.max_pages_in_flight)
+        self._suspects = asyncio.Lock()
+        self._batches: dict[str, set[asyncio.Task[None]]] = {}
+        self._reading_now: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Jobs of which pages are being read."""
+        return list(self._batches)
+
+    def cancel(self, job_id: str) -> None:
+        """Stop reading a job, within one decode step of the model."""
+        for task in self._batches.get(job_id, ()):
+            task.cancel()
+
+    async def close(self, grace_s: float) -> None:
+        """Begin no page any more, give those that are read their grace, then take them from the model.
+
+        Batches do not return after this: DBOS would take what is unread for done. They end with the process,
+        and another worker resumes them.
+        """
+        self._closing = True
+        running = set(self._reading_now)
+        if running:
+            await asyncio.wait(running, timeout=grace_s)
+        for job_id in self.job_ids:
+            self.cancel(job_id)
+        if self._reading_now:
+            await asyncio.wait(set(self._reading_now), timeout=INTERRUPT_S)
+
+    async def read(self, job_id: str, number: int) -> None:
+        """Read what is left of a batch. Returns early when the job is cancelled."""
+        task = asyncio.create_task(self._read_batch(job_id, number), name=f"batch {job_id}.{number}")
+        self._batches.setdefault(job_id, set()).add(task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+            self._batches[job_id].discard(task)
+            if not self._batches[job_id]:
+                del self._batches[job_id]
+        if self._closing:
+            await asyncio.Event().wait()
+        if not task.cancelled():
+            task.result()
+
+    async def _read_batch(self, job_id: str, number: int) -> None:
+        job = await asyncio.to_thread(self._store.begin, job_id)
+        if job is None:
+            return
+        try:
+            await self._read_pages(job, job.batch(number))
+        except ParseError as error:
+            await self._fail(job, Failure.of(error))
+
+    async def _read_pages(self, job: Job, wanted: list[int]) -> None:
+        finished = await asyncio.to_thread(self._store.finished_pages, job.id, wanted)
+        left = [index for index in wanted if index not in finished]
+        if not left:
+            return
+        attempts = await asyncio.to_thread(self._store.attempts, job.id, left)
+        # opened and closed by hand: what a document's store does may block
+        with contextlib.ExitStack() as stack:
+            path = await asyncio.to_thread(stack.enter_context, self._blobs.local(job.blob, self._tmp_dir))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index in left:
+                        group.create_task(self._page(job, path, index, attempts))
+            except ExceptionGroup as errors:
+                refused, defects = errors.split(ParseError)
+                if defects is not None or refused is None:
+                    raise
+                # a page's refusal of an option is that of the document
+                raise next(error for error in refused.exceptions if isinstance(error, ParseError)) from errors
+
+    async def _fail(self, job: Job, failure: Failure) -> None:
+        self.cancel_others(job.id)
+        await asyncio.to_thread(self._store.fail, job.id, failure)
+
+    def cancel_others(self, job_id: str) -> None:
+        current = asyncio.current_task()
+        for task in self._batches.get(job_id, ()):
+            if task is not current:
+                task.cancel()
+
+    async def _page(self, job: Job, path: Path, index: int, attempts: Attempts) -> None:
+        """One page from file to result. Raises ``BadOption`` alone: that is no page's fault."""
+        num_before, width, height = attempts.get(index, (0, 0, 0))
+        if num_before >= MAX_ATTEMPTS:
+            error = WorkerLost("the process that read the page died, twice")
+            await self._finish(job, _failed(index, error, width, height))
+            return
+        turn = self._suspects if num_before else contextlib.nullcontext()
+        # The suspect's turn comes first: a page that waits for it must not hold a slot.
+        async with turn, self._slots, self._running():
+            await self._finish(job, await self._timely(job, path, index))
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        if self._closing:
+            await asyncio.Event().wait()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("pages are read in tasks")
+        self._reading_now.add(task)
+        try:
+            yield
+        finally:
+            self._reading_now.discard(task)
+
+    async def _timely(self, job: Job, path: Path, index: int) -> PageResult:
+        left_s = self._settings.document_deadline_s - (time.time() - (job.started_at or time.time()))
+        late = DocumentDeadline(f"not read within {self._settings.document_deadline_s:g} s")
+        if left_s <= 0:
+            return _failed(index, late)
+        try:
+            async with asyncio.timeout(left_s):
+                return await self._result(job, path, index)
+        except TimeoutError:
+            return _failed(index, late)
+
+    async def _result(self, job: Job, path: Path, index: int) -> PageResult:
+        started = time.perf_counter()
+        try:
+            page = await self._rasterizers.page(path, job.format, index, job.options.dpi)
+        except ParseError as error:
+            return _failed(index, error)
+        return await self._read(job, page, started)
+
+    async def _read(self, job: Job, page: Page, started: float) -> PageResult:
+        width, height = page.image.size
+        try:
+            async with self._counted(job, page):
+                reading = await self._reading(job, page)
+        except BadOption:
+            raise
+        except ParseError as error:
+            return _failed(page.index, error, width, height)
+        except Exception:  # a defect of the reader ends one page, and is logged as one
+            logger.exception("page failed", extra={"document": job.id, "index": page.index})
+            return _failed(page.index, PageFailed("the model failed on this page"), width, height)
+        rendered = to_markdown(reading.text)
+        total_ms = (time.perf_counter() - started) * 1000
+        timing_ms = {"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms}
+        return PageResult(
+            page.index, width, height, rendered.markdown, rendered.blocks, reading, timing_ms=timing_ms
+        )
+
+    @contextlib.asynccontextmanager
+    async def _counted(self, job: Job, page: Page) -> AsyncIterator[None]:
+        """The page is with the model, and the database knows; taken back when interrupted on purpose."""
+        await self._journal.write(Started(job.id, page.index, *page.image.size))
+        try:
+            yield
+        except asyncio.CancelledError:
+            await self._journal.write(Interrupted(job.id, page.index))
+            raise
+
+    async def _reading(self, job: Job, page: Page) -> Reading:
+        stream = self._reader.submit(page, job.options.read, document_id=job.id)
+        try:
+            async with asyncio.timeout(self._settings.page_deadline_s):
+                return await stream.result()
+        except TimeoutError as error:
+            raise PageDeadline(f"not read within {self._settings.page_deadline_s:g} s") from error
+        finally:
+            stream.cancel()
+
+    async def _finish(self, job: Job, page: PageResult) -> None:
+        try:
+            text = encode_page(page)
+        except ValueError:
+            logger.exception("page result cannot be written", extra={"document": job.id})
+            error = PageFailed("the page gave a result that cannot be passed on")
+            page = _failed(page.index, error, page.width, page.height)
+            text = encode_page(page)
+        failed = page.failure is not None
+        await self._journal.write(Done(job.id, page.index, text, failed, self._reader.model_name))
+        outcome = page.failure.code if page.failure else "read"
+        logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
+
+
+def _failed(index: int, error: ParseError, width: int = 0, height: int = 0) -> PageResult:
+    return PageResult(index, width, height, "", failure=Failure.of(error))

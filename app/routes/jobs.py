@@ -1,0 +1,171 @@
+"""``/v1/jobs``: accept a document, watch it, get its result, cancel it."""
+
+import binascii
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.guarded import parse_url
+from app.job import Job, JobStatus
+from app.jobs import Wish
+from app.outcome import raise_if_unread
+from app.routes.accept import negotiate
+from app.routes.parse import JSON, OFFERS, TEXT, accepted, answered, problems
+from app.routes.receive import fetched, receive_document, submit
+from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape
+from app.schemas.parse import DocumentShape, PageShape
+from app.service import Service, client_of, service_of
+
+router = APIRouter()
+
+MAX_LISTED = 100
+PING_S = 15
+MAX_EVENT_ID = 2**31
+
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": JobFormBody.model_json_schema()},
+        JSON: {"schema": JobJsonBody.model_json_schema()},
+    },
+}
+
+
+async def shown(service: Service, job: Job) -> JobShape:
+    position = await service.jobs.position(job)
+    return JobShape.of(job, position, service.settings.result_lifetime_s, time.time())
+
+
+@router.post(
+    "/v1/jobs",
+    summary="Accept a document, to be parsed later",
+    status_code=202,
+    response_model=JobShape,
+    responses=problems(),
+    openapi_extra={"requestBody": REQUEST_BODY},
+)
+async def create(request: Request) -> Response:
+    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile."""
+    service = service_of(request)
+    with service.admitted(), service.spool.file() as path:
+        upload, fields = await receive_document(request, service, JobFields, path, may_name_url=True)
+        if upload.source is not None and fields.url is not None:
+            raise BadOption("give file or url, not both")
+        if fields.webhook is not None:
+            await _check_webhook(service, fields.webhook)
+        source = upload.source or await fetched(service, str(fields.url), path)
+        wish = Wish("", fields.priority, fields.webhook, repeatable=True)
+        job, _ = await submit(request, service, source, fields, wish)
+    return await accepted(service, job)
+
+
+async def _check_webhook(service: Service, url: str) -> None:
+    if not service.settings.webhook_secret:
+        raise BadOption("webhook: this service has no secret to sign webhooks with")
+    parse_url(url)
+    await service.http.check(url)
+
+
+@router.get("/v1/jobs", summary="Jobs of this client, newest first", responses=problems())
+async def listed(
+    request: Request,
+    status: JobStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
+    after: Annotated[str | None, Query(max_length=200)] = None,
+) -> JobListShape:
+    service = service_of(request)
+    jobs = await service.jobs.listed(client_of(request), status, _cursor(after), limit + 1)
+    page, more = jobs[:limit], jobs[limit:]
+    query = f"&status={status}" if status else ""
+    following = f"/v1/jobs?limit={limit}{query}&after={_encoded(page[-1])}" if more else None
+    return JobListShape(jobs=[await shown(service, job) for job in page], next=following)
+
+
+def _encoded(job: Job) -> str:
+    return urlsafe_b64encode(f"{job.created_at!r} {job.id}".encode()).decode()
+
+
+def _cursor(text: str | None) -> tuple[float, str] | None:
+    if text is None:
+        return None
+    try:
+        at, _, job_id = urlsafe_b64decode(text).decode().partition(" ")
+        return float(at), job_id
+    except (binascii.Error, ValueError) as error:
+        raise BadOption("after must be taken from next") from error
+
+
+@router.get("/v1/jobs/{job_id}", summary="How far a job is", response_model=JobShape, responses=problems())
+async def status(request: Request, job_id: str) -> Response:
+    service = service_of(request)
+    shape = await shown(service, await service.jobs.job(job_id))
+    return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
+
+
+@router.delete("/v1/jobs/{job_id}", summary="Cancel a job", response_model=JobShape, responses=problems())
+async def cancel(request: Request, job_id: str) -> Response:
+    """Stops within one decode step. A job that has ended stays as it is."""
+    service = service_of(request)
+    shape = await shown(service, await service.jobs.cancel(job_id))
+    return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/result",
+    summary="What came of a job",
+    response_model=DocumentShape,
+    responses={
+        200: {"description": "At least one page was read.", "content": dict.fromkeys(OFFERS[1:], TEXT)},
+        **problems(),
+    },
+)
+async def result(request: Request, job_id: str) -> Response:
+    """The same answers as ``POST /v1/parse``."""
+    service = service_of(request)
+    media_type = negotiate(request.headers.get("accept"), OFFERS)
+    document = await service.jobs.document(await service.jobs.job(job_id))
+    raise_if_unread(document)
+    return answered(document, media_type)
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events",
+    summary="Pages as they are finished, as server-sent events",
+    response_class=EventSourceResponse,
+    responses=problems(),
+)
+async def events(request: Request, job_id: str) -> EventSourceResponse:
+    """``page`` for every page, with its number of arrival as id; ``end`` with the job when it has ended."""
+    service = service_of(request)
+    after = _last_event_id(request.headers.get("last-event-id", "0"))
+    await service.jobs.job(job_id)
+    return EventSourceResponse(_events(service, job_id, after), ping=PING_S)
+
+
+def _last_event_id(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) >= MAX_EVENT_ID:
+        raise BadOption("Last-Event-ID must be the id of an event")
+    return int(text)
+
+
+async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    try:
+        async for event in service.jobs.events(job_id, after):
+            if isinstance(event, Job):
+                shape = await shown(service, event)
+                body = shape.model_dump_json(exclude_none=True)
+                yield ServerSentEvent(body, event="end", id=str(event.num_done + 1))
+                return
+            body = PageShape.of(event.page).model_dump_json()
+            yield ServerSentEvent(body, event="page", id=str(event.seq))
+    except (StorageUnavailable, StorageFull):
+        return  # the client comes again with the id of its last event
+    except ParseError:
+        return  # it expired while it was shown

@@ -1,0 +1,59 @@
+"""From a request to an accepted job: what ``POST /v1/parse`` and ``POST /v1/jobs`` have in common."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from app.blobs import disk_errors
+from app.errors import BadOption
+from app.formats import Source, sniff_file
+from app.job import Job
+from app.jobs import Wish
+from app.schemas.parse import OptionFields
+from app.service import Service, client_of
+from app.sources import Upload, receive
+
+MAX_IDEMPOTENCY_KEY_CHARS = 255
+
+F = TypeVar("F", bound=OptionFields)
+
+
+async def receive_document(
+    request: Request, service: Service, shape: type[F], path: Path, *, may_name_url: bool = False
+) -> tuple[Upload, F]:
+    """The body's document, spooled to ``path``, and its options, checked."""
+    if request.query_params:
+        raise BadOption("options go into the body, not into the address")
+    await service.jobs.check_room()
+    length = request.headers.get("content-length", "")
+    with disk_errors():
+        upload = await receive(
+            aiter(request.stream()),
+            request.headers.get("content-type", ""),
+            int(length) if length.isdecimal() else None,
+            path,
+            service.settings,
+            may_name_url=may_name_url,
+        )
+    fields = shape.from_form(upload.fields) if upload.from_form else shape.from_json(upload.fields)
+    return upload, fields
+
+
+async def fetched(service: Service, url: str, path: Path) -> Source:
+    """The document at an address that a client named."""
+    with disk_errors():
+        await service.http.download(url, path)
+    return sniff_file(path)
+
+
+async def submit(
+    request: Request, service: Service, source: Source, fields: OptionFields, wish: Wish
+) -> tuple[Job, bool]:
+    """The job of a document, and whether it is new."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
+    wish = replace(wish, client=client_of(request), idempotency_key=key)
+    return await service.jobs.submit(source, fields.options(service.settings), wish)

@@ -1,0 +1,420 @@
+"""What is known of jobs, in SQL. A method is a transaction; raises ``StorageUnavailable``, ``StorageFull``.
+
+Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the same
+transaction, under the lock of the job's row. It does not matter how many workers think a page is theirs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.database import storage_errors
+from app.document import Failure, PageResult
+from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
+from app.job import OPEN, Job, NewJob, PageEvent, decode_page, encode_failure, encode_options, encode_ranges
+from app.tables import attempts, jobs, metadata, now, pages
+
+ADMISSION_LOCK = 0x7274_7072_756E
+THROUGHPUT_WINDOW_S = 60.0
+DEFAULT_RETRY_S = 30
+MAX_RETRY_S = 3600
+SWEEP_BATCH = 200
+
+Enqueue = Callable[[sa.Connection, NewJob], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be waiting: pages over all clients, unfinished jobs of one client."""
+
+    max_queued_pages: int
+    max_jobs_per_client: int
+    result_lifetime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A page goes to the model. If the worker dies now, this page may be why."""
+
+    job_id: str
+    page: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    job_id: str
+    page: int
+    result: str
+    """``PageResult`` as JSON."""
+    failed: bool
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """A page was taken from the model on purpose: that attempt says nothing against it."""
+
+    job_id: str
+    page: int
+
+
+Entry = Started | Done | Interrupted
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """``pages``: accepted and not done. ``pages_per_s``: over the last minute."""
+
+    jobs: int
+    pages: int
+    pages_per_s: float
+
+    def seconds(self, num_pages: int) -> int:
+        """How long that many pages take at the measured speed, for Retry-After."""
+        if self.pages_per_s <= 0:
+            return DEFAULT_RETRY_S
+        return int(min(MAX_RETRY_S, max(1.0, num_pages / self.pages_per_s + 0.999)))
+
+
+class Store:
+    """Jobs, pages, attempts and workers' leases."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._writes = engine.execution_options(writes=True)
+        self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
+
+    def migrate(self) -> None:
+        with self.writing() as c:
+            self._lock(c)
+            metadata.create_all(c)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def writing(self, *, durable: bool = False) -> Iterator[sa.Connection]:
+        with storage_errors(), self._writes.connect() as c:
+            if durable and c.dialect.name == "sqlite":
+                c.connection.driver_connection.execute("PRAGMA synchronous=FULL")  # type: ignore[union-attr]
+            try:
+                with c.begin():
+                    yield c
+            finally:
+                if durable and c.dialect.name == "sqlite" and not c.invalidated:
+                    c.connection.driver_connection.execute("PRAGMA synchronous=NORMAL")  # type: ignore[union-attr]
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        with storage_errors(), self._engine.connect() as c:
+            yield c
+
+    def _lock(self, c: sa.Connection) -> None:
+        """One at a time; on SQLite the write lock already says so."""
+        if c.dialect.name != "sqlite":
+            c.execute(sa.select(sa.func.pg_advisory_xact_lock(ADMISSION_LOCK)))
+
+    # --- acceptance
+
+    def accept(self, job: NewJob, limits: Limits, enqueue: Enqueue) -> str | None:
+        """Write a job and queue its work, on disk when this returns; or give the id of the job it repeats.
+
+        Raise ``QueueFull``, ``TooManyJobs`` or ``IdempotencyConflict``.
+        """
+        with self.writing(durable=True) as c:
+            self._lock(c)
+            at = now(c)
+            if job.dedupe is not None and (known := self._repeated(c, job, at, limits)) is not None:
+                return known
+            self._admit(c, job, limits)
+            c.execute(
+                sa.insert(jobs).values(
+                    id=job.id,
+                    client=job.client,
+                    dedupe=job.dedupe,
+                    request_hash=job.request_hash,
+                    status="queued",
+                    options=encode_options(job.options),
+                    format=job.format,
+                    blob=job.blob,
+                    pages=encode_ranges(job.pages),
+                    batch_pages=job.batch_pages,
+                    num_pages=job.num_pages,
+                    priority=job.priority,
+                    webhook=job.webhook,
+                    webhook_status="pending" if job.webhook else None,
+                    created_at=at,
+                    touched_at=at,
+                )
+            )
+            enqueue(c, job)
+        return None
+
+    def _repeated(self, c: sa.Connection, job: NewJob, at: float, limits: Limits) -> str | None:
+        known = c.execute(sa.select(jobs).where(jobs.c.dedupe == job.dedupe)).mappings().first()
+        if known is None:
+            return None
+        if known["finished_at"] is not None and known["finished_at"] + limits.result_lifetime_s < at:
+            c.execute(sa.update(jobs).where(jobs.c.id == known["id"]).values(dedupe=None))
+            return None
+        if known["request_hash"] != job.request_hash:
+            raise IdempotencyConflict("this Idempotency-Key was used for another request")
+        return str(known["id"])
+
+    def _admit(self, c: sa.Connection, job: NewJob, limits: Limits) -> None:
+        unfinished = sa.select(sa.func.count()).where(jobs.c.client == job.client, jobs.c.status.in_(OPEN))
+        if c.execute(unfinished).scalar_one() >= limits.max_jobs_per_client:
+            queue = self._queue(c)
+            wait_s = queue.seconds(max(1, queue.pages // max(1, queue.jobs)))
+            raise TooManyJobs(f"{limits.max_jobs_per_client} jobs of this client are unfinished", wait_s)
+        queue = self._queue(c)
+        over = queue.pages + job.num_pages - limits.max_queued_pages
+        # one document larger than the whole limit is let in when nothing waits, else it never would be
+        if over > 0 and queue.pages > 0:
+            raise QueueFull(f"{queue.pages} pages are waiting, which is the limit", queue.seconds(over))
+
+    def check_room(self, limits: Limits) -> None:
+        """Refuse before the first byte what ``accept`` would refuse after the last."""
+        with self.reading() as c:
+            queue = self._queue(c)
+            if queue.pages >= limits.max_queued_pages:
+                over = queue.pages + 1 - limits.max_queued_pages
+                raise QueueFull(f"{queue.pages} pages are waiting, which is the limit", queue.seconds(over))
+
+    def queue(self) -> Queue:
+        with self.reading() as c:
+            return self._queue(c)
+
+    def _queue(self, c: sa.Connection) -> Queue:
+        left = sa.func.coalesce(sa.func.sum(jobs.c.num_pages - jobs.c.num_done), 0)
+        num_jobs, num_pages = c.execute(sa.select(sa.func.count(), left).where(jobs.c.status.in_(OPEN))).one()
+        since = now(c) - THROUGHPUT_WINDOW_S
+        done, first = c.execute(
+            sa.select(sa.func.count(), sa.func.min(pages.c.done_at)).where(pages.c.done_at > since)
+        ).one()
+        span_s = max(1.0, now(c) - float(first)) if first is not None else THROUGHPUT_WINDOW_S
+        return Queue(int(num_jobs), int(num_pages), int(done) / span_s)
+
+    # --- what clients ask
+
+    def job(self, job_id: str) -> Job:
+        """Raise ``NotFound``, or ``Expired`` when nothing but its name is left."""
+        with self.reading() as c:
+            row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+        if row is None:
+            raise NotFound("there is no such job")
+        if not row["options"]:
+            raise Expired("the job ended longer ago than results are kept")
+        return Job.of(dict(row))
+
+    def position(self, job: Job) -> int | None:
+        """How many queued jobs go before this one; ``None`` when it is not queued."""
+        if job.status != "queued":
+            return None
+        before = sa.or_(
+            jobs.c.priority > job.priority,
+            sa.and_(jobs.c.priority == job.priority, jobs.c.created_at < job.created_at),
+        )
+        with self.reading() as c:
+            query = sa.select(sa.func.count()).where(jobs.c.status == "queued", before)
+            return int(c.execute(query).scalar_one())
+
+    def listed(
+        self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
+    ) -> list[Job]:
+        """Jobs of a client, newest first, after a cursor of (created_at, id)."""
+        query = sa.select(jobs).where(jobs.c.client == client, jobs.c.options != "")
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        if before is not None:
+            at, job_id = before
+            older = sa.and_(jobs.c.created_at == at, jobs.c.id < job_id)
+            query = query.where(sa.or_(jobs.c.created_at < at, older))
+        query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        with self.reading() as c:
+            return [Job.of(dict(row)) for row in c.execute(query).mappings()]
+
+    def progress(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Status and number of finished pages of jobs that are waited for."""
+        query = sa.select(jobs.c.id, jobs.c.status, jobs.c.num_done).where(jobs.c.id.in_(job_ids))
+        with self.reading() as c:
+            return {row.id: (row.status, row.num_done) for row in c.execute(query)}
+
+    def events(self, job_id: str, after: int, limit: int = 100) -> list[PageEvent]:
+        """Finished pages with ``seq`` over ``after``, in that order."""
+        query = (
+            sa.select(pages.c.seq, pages.c.result)
+            .where(pages.c.job_id == job_id, pages.c.seq > after)
+            .order_by(pages.c.seq)
+            .limit(limit)
+        )
+        with self.reading() as c:
+            return [PageEvent(row.seq, decode_page(row.result)) for row in c.execute(query)]
+
+    def results(self, job_id: str) -> tuple[PageResult, ...]:
+        """Finished pages in document order."""
+        query = sa.select(pages.c.result).where(pages.c.job_id == job_id).order_by(pages.c.page)
+        with self.reading() as c:
+            return tuple(decode_page(text) for text in c.execute(query).scalars())
+
+    def cancel(self, job_id: str) -> bool:
+        """True if the job was unfinished. The same request then makes a new job."""
+        with self.writing(durable=True) as c:
+            changed = c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
+                .values(status="cancelled", dedupe=None, finished_at=now(c))
+            )
+            return bool(changed.rowcount)
+
+    # --- what workers say
+
+    def begin(self, job_id: str) -> Job | None:
+        """A worker has the job: it runs. ``None`` when there is nothing to do any more."""
+        with self.writing() as c:
+            at = now(c)
+            c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status == "queued")
+                .values(status="running", started_at=sa.func.coalesce(jobs.c.started_at, at), touched_at=at)
+            )
+            row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+        job = Job.of(dict(row)) if row is not None else None
+        return job if job is not None and job.is_open else None
+
+    def finished_pages(self, job_id: str, among: Sequence[int]) -> set[int]:
+        query = sa.select(pages.c.page).where(pages.c.job_id == job_id, pages.c.page.in_(among))
+        with self.reading() as c:
+            return set(c.execute(query).scalars())
+
+    def attempts(self, job_id: str, among: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+        """Page -> how often it was begun before, and its width and height in pixels."""
+        query = sa.select(attempts).where(attempts.c.job_id == job_id, attempts.c.page.in_(among))
+        with self.reading() as c:
+            return {row.page: (row.num, row.width, row.height) for row in c.execute(query)}
+
+    def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
+        """Write what happened to pages, all in one transaction, in few statements for each job."""
+        with self.writing() as c:
+            at = now(c)
+            # jobs are always taken in the same order, or two workers could wait for each other
+            for job_id in sorted({entry.job_id for entry in entries}):
+                of_job = [entry for entry in entries if entry.job_id == job_id]
+                self._write_started(c, job_id, [entry for entry in of_job if isinstance(entry, Started)])
+                self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
+                for entry in of_job:
+                    if isinstance(entry, Interrupted):
+                        page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
+                        c.execute(sa.update(attempts).where(*page).values(num=attempts.c.num - 1))
+
+    def _write_started(self, c: sa.Connection, job_id: str, entries: Sequence[Started]) -> None:
+        if not entries:
+            return
+        # no page twice: one statement cannot change a row two times
+        rows = {entry.page: asdict(entry) | {"num": 1} for entry in entries}
+        insert = self.insert(attempts).values([rows[page] for page in sorted(rows)])
+        changes = {
+            "num": attempts.c.num + 1,
+            "width": insert.excluded.width,
+            "height": insert.excluded.height,
+        }
+        again = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
+        nums = c.execute(again.returning(attempts.c.num)).scalars()
+        if num_retries := sum(num > 1 for num in nums):
+            more = {"num_retries": jobs.c.num_retries + num_retries}
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**more))
+
+    def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
+        """Insert the pages of one job that are not there yet, and count them."""
+        if not entries:
+            return
+        mine = jobs.c.id == entries[0].job_id
+        # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
+        # events sees n + 1 before n; and what is not there under it, nobody else inserts.
+        counted = c.execute(
+            sa.update(jobs)
+            .where(mine, jobs.c.status.in_(OPEN))
+            .values(touched_at=at, model=entries[0].model)
+            .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
+        ).first()
+        if counted is None:
+            return  # cancelled meanwhile, or ended
+        new = self._not_there(c, entries)
+        rows = [
+            {
+                "job_id": entry.job_id,
+                "page": entry.page,
+                "seq": counted.num_done + number,
+                "result": entry.result,
+                "worker": worker_id,
+                "done_at": at,
+            }
+            for number, entry in enumerate(new, start=1)
+        ]
+        if not rows:
+            return  # another worker was faster
+        c.execute(sa.insert(pages), rows)
+        num_done = counted.num_done + len(new)
+        num_failed = counted.num_failed + sum(entry.failed for entry in new)
+        changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}
+        if num_done == counted.num_pages:
+            status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
+            changes |= {"status": status, "finished_at": at}
+        c.execute(sa.update(jobs).where(mine).values(**changes))
+
+    def _not_there(self, c: sa.Connection, entries: Sequence[Done]) -> list[Done]:
+        by_page = {entry.page: entry for entry in reversed(entries)}
+        query = sa.select(pages.c.page).where(
+            pages.c.job_id == entries[0].job_id, pages.c.page.in_(list(by_page))
+        )
+        there = set(c.execute(query).scalars())
+        return [entry for page, entry in reversed(by_page.items()) if page not in there]
+
+    def fail(self, job_id: str, failure: Failure) -> bool:
+        """End an unfinished job as a whole. The same request then makes a new job."""
+        with self.writing() as c:
+            changed = c.execute(
+                sa.update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
+                .values(
+                    status="failed",
+                    failure=encode_failure(failure),
+                    dedupe=sa.case((jobs.c.dedupe.like("content:%"), None), else_=jobs.c.dedupe),
+                    finished_at=now(c),
+                )
+            )
+            return bool(changed.rowcount)
+
+    def unswept(self) -> list[Job]:
+        """Ended jobs with a document that nobody needs, or a webhook that is not under way."""
+        left = sa.or_(jobs.c.blob != "", jobs.c.webhook_status == "pending")
+        query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", left)
+        with self.reading() as c:
+            rows = c.execute(query.order_by(jobs.c.finished_at).limit(SWEEP_BATCH)).mappings()
+            return [Job.of(dict(row)) for row in rows]
+
+    def swept(self, job_id: str) -> None:
+        sent = sa.case((jobs.c.webhook_status == "pending", "queued"), else_=jobs.c.webhook_status)
+        with self.writing() as c:
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob="", webhook_status=sent))
+
+    def cancelled(self, among: Sequence[str]) -> set[str]:
+        """Which of these jobs are no longer wanted, or gone."""
+        query = sa.select(jobs.c.id).where(jobs.c.id.in_(among), jobs.c.status.in_(OPEN))
+        with self.reading() as c:
+            return set(among) - set(c.execute(query).scalars())
+
+    def webhook_tried(self, job_id: str, status: str) -> None:
+        with self.writing() as c:
+            tried = {"webhook_status": status, "webhook_attempts": jobs.c.webhook_attempts + 1}
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**tried))
+
+    def webhook_ended(self, job_id: str, status: str) -> None:
+        with self.writing() as c:
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_status=status))

@@ -1,0 +1,81 @@
+"""Our tables, in one database with those of DBOS. Times: seconds since 1970 on the database's clock."""
+
+import time
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+
+jobs = sa.Table(
+    "rtprune_jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("dedupe", sa.Text, unique=True),
+    sa.Column("request_hash", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("options", sa.Text, nullable=False),
+    sa.Column("format", sa.Text, nullable=False),
+    sa.Column("blob", sa.Text, nullable=False),
+    sa.Column("pages", sa.Text, nullable=False),
+    sa.Column("batch_pages", sa.Integer, nullable=False),
+    sa.Column("num_pages", sa.Integer, nullable=False),
+    sa.Column("num_done", sa.Integer, nullable=False, default=0),
+    sa.Column("num_failed", sa.Integer, nullable=False, default=0),
+    sa.Column("num_retries", sa.Integer, nullable=False, default=0),
+    sa.Column("num_requeues", sa.Integer, nullable=False, default=0),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("webhook", sa.Text),
+    sa.Column("webhook_status", sa.Text),
+    sa.Column("webhook_attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("model", sa.Text, nullable=False, default=""),
+    sa.Column("failure", sa.Text),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("started_at", sa.Double),
+    sa.Column("touched_at", sa.Double, nullable=False),
+    sa.Column("finished_at", sa.Double),
+    sa.Index("rtprune_jobs_by_status", "status", "created_at"),
+    sa.Index("rtprune_jobs_by_client", "client", "created_at"),
+    sa.Index("rtprune_jobs_by_end", "finished_at"),
+)
+
+pages = sa.Table(
+    "rtprune_pages",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("page", sa.Integer, primary_key=True),
+    sa.Column("seq", sa.Integer, nullable=False),
+    sa.Column("result", sa.Text, nullable=False),
+    sa.Column("worker", sa.Text, nullable=False),
+    sa.Column("done_at", sa.Double, nullable=False),
+    sa.Index("rtprune_pages_by_seq", "job_id", "seq", unique=True),
+    sa.Index("rtprune_pages_by_time", "done_at"),
+)
+
+attempts = sa.Table(
+    "rtprune_attempts",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("page", sa.Integer, primary_key=True),
+    sa.Column("num", sa.Integer, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+)
+
+workers = sa.Table(
+    "rtprune_workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("ready", sa.Boolean, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+)
+
+
+def now(connection: sa.Connection) -> float:
+    """The database's clock: machines disagree, a lease must not. SQLite's is that of this machine."""
+    if connection.dialect.name == "sqlite":
+        return time.time()
+    return float(connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())

@@ -1,0 +1,72 @@
+"""Telling a client that its job ended. Signed as https://www.standardwebhooks.com describes (version 1)."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import time
+
+from app.errors import ParseError, UrlRefused
+from app.guarded import GuardedHttp
+from app.job import Job
+from app.settings import Settings
+from app.store import Store
+
+logger = logging.getLogger("rtprune.webhooks")
+
+
+def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
+    """``v1,`` and base64 of HMAC-SHA256 over ``id.timestamp.body``."""
+    signed = f"{webhook_id}.{timestamp}.".encode() + body
+    digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+class Webhooks:
+    """Delivers; whether and when it is tried again is the workflow's part."""
+
+    def __init__(self, settings: Settings, store: Store, http: GuardedHttp) -> None:
+        self._secret = settings.webhook_secret
+        self._store = store
+        self._http = http
+
+    async def deliver(self, job_id: str) -> bool:
+        """One try. True when it is settled: delivered, or refused for good."""
+        job = await asyncio.to_thread(self._store.job, job_id)
+        if job.webhook is None:
+            return True
+        outcome = await self._post(job, job.webhook)
+        await asyncio.to_thread(self._store.webhook_tried, job_id, outcome)
+        return outcome != "retrying"
+
+    async def _post(self, job: Job, url: str) -> str:
+        body = _body(job)
+        timestamp = int(time.time())
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "rtprune",
+            "webhook-id": job.id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signature(self._secret, job.id, timestamp, body),
+        }
+        try:
+            status = await self._http.post(url, body, headers)
+        except UrlRefused:
+            return "refused"
+        except ParseError as error:
+            logger.info("webhook not delivered", extra={"job": job.id, "reason": str(error)})
+            return "retrying"
+        logger.info("webhook answered", extra={"job": job.id, "status": status})
+        return "delivered" if 200 <= status < 300 else "retrying"
+
+
+def _body(job: Job) -> bytes:
+    data = {
+        "id": job.id,
+        "status": job.status,
+        "pages": {"total": job.num_pages, "done": job.num_done, "failed": job.num_failed},
+        "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
+    }
+    return json.dumps({"type": "job.ended", "timestamp": job.finished_at, "data": data}).encode()

@@ -1,0 +1,187 @@
+"""What can be checked of containers without an engine for them."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import distribution
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from service_client import ROOT
+
+COMPOSE = ("docker-compose.yml", "docker-compose.cpu.yml")
+MANIFESTS = sorted((ROOT / "docker" / "kubernetes").glob("*.yaml"))
+TORCH_SIDE = {"torch", "transformers", "numpy", "scipy", "ot", "safetensors", "tokenizers", "huggingface_hub"}
+
+
+def compose(name: str) -> dict[str, Any]:
+    """A file with what its services extend, as compose merges it."""
+    document: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    for service, fields in document["services"].items():
+        if "extends" in fields:
+            base = compose(fields["extends"]["file"])["services"][fields["extends"]["service"]]
+            document["services"][service] = {**base, **{k: v for k, v in fields.items() if k != "extends"}}
+    return document
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_services_are_locked_down_and_watched(name: str) -> None:
+    document = compose(name)
+    assert {"postgres", "api"} < set(document["services"])
+    for service, fields in document["services"].items():
+        assert fields["read_only"] is True, service
+        assert fields["healthcheck"]["test"][0] == "CMD", service
+        assert "no-new-privileges:true" in fields["security_opt"], service
+        if "build" in fields:
+            assert (fields["user"], fields["cap_drop"]) == ("10001:10001", ["ALL"]), service
+            assert fields["depends_on"]["postgres"]["condition"] == "service_healthy"
+        else:
+            assert re.fullmatch(r"[a-z/]+:\d+\.\d+[\w.-]*", fields["image"]), "pinned"
+        for volume in fields.get("volumes", []):
+            source = volume.partition(":")[0]
+            assert source in document["volumes"] or source.startswith(("$", ".")), volume
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_compose_has_no_default_password(name: str) -> None:
+    text = (ROOT / name).read_text()
+    for use in re.findall(r"\$\{POSTGRES_PASSWORD[^}]*\}", text):
+        assert use.startswith("${POSTGRES_PASSWORD:?"), "without one, nothing starts"
+    assert not re.search(r"(?i)password: *[\"']?[a-z0-9]", text)
+
+
+def test_every_gpu_has_one_worker() -> None:
+    services = compose("docker-compose.yml")["services"]
+    gpus = [
+        fields["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        for name, fields in services.items()
+        if name.startswith("worker")
+    ]
+    assert gpus == [[str(number)] for number in range(8)]
+    active = [name for name, fields in services.items() if "gpus-4" in fields.get("profiles", ["gpus-4"])]
+    assert sum(name.startswith("worker") for name in active) == 4
+
+
+def requirements(name: str) -> dict[str, str]:
+    lines = (ROOT / "docker" / name).read_text().splitlines()
+    pins = [line.partition("==") for line in lines if line and not line.startswith(("#", "-r"))]
+    assert all(version for _, _, version in pins), "every version is exact"
+    return {package: version for package, _, version in pins}
+
+
+def test_pinned_versions_are_those_that_are_tested() -> None:
+    pinned = requirements("requirements-api.txt") | requirements("requirements-worker.txt")
+    declared = {
+        re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in distribution("rtprune").requires or []
+    }
+    extras = {"mypy", "pytest", "ruff", "hypothesis", "fpdf2", "kubernetes-validate", "pyyaml"}
+    assert declared - extras <= set(pinned), "nothing that the package needs is missing from the images"
+
+
+def test_the_api_image_needs_no_torch() -> None:
+    """The application is imported with nothing importable that its image does not install."""
+    api = requirements("requirements-api.txt")
+    assert not {"torch", "transformers", "numpy"} & set(api)
+    code = f"""
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {sorted(TORCH_SIDE | {"rtprune"})!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import app.cli, app.main
+app.main.create_app()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def dockerfile_stages() -> dict[str, list[str]]:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    stages: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        if match := re.match(r"FROM (\S+) AS (\S+)", line):
+            assert match[1] in stages or re.search(r":\d+\.\d+\.\d+-", match[1]), "the base is pinned"
+            current = stages[match[2]] = list(stages.get(match[1], []))
+        elif line and not line.startswith("#"):
+            current.append(line)
+    return stages
+
+
+@pytest.mark.parametrize("target", ["api", "worker"])
+def test_an_image_runs_as_nobody_and_copies_what_exists(target: str) -> None:
+    lines = dockerfile_stages()[target]
+    users = [line for line in lines if line.startswith("USER")]
+    assert users == ["USER 10001:10001"]
+    assert any(line.startswith("HEALTHCHECK") or "HEALTHCHECK" in line for line in lines)
+    for line in lines:
+        if line.startswith("COPY"):
+            assert all((ROOT / source).exists() for source in shlex.split(line)[1:-1]), line
+    torch_is_installed = any("requirements-worker" in line for line in lines)
+    assert torch_is_installed == (target == "worker")
+
+
+def modules_run(text: str) -> set[str]:
+    return set(re.findall(r"-m[\"', ]+(app(?:\.\w+)+)", text))
+
+
+def test_every_module_that_is_run_exists() -> None:
+    texts = [(ROOT / name).read_text() for name in ("Dockerfile", *COMPOSE)]
+    texts += [path.read_text() for path in MANIFESTS]
+    run = set().union(*map(modules_run, texts))
+    assert run >= {"app.cli", "app.worker", "app.probe"}
+    assert all(find_spec(module) for module in run)
+
+
+def documents() -> list[dict[str, Any]]:
+    return [document for path in MANIFESTS for document in yaml.safe_load_all(path.read_text())]
+
+
+def test_manifests_are_valid() -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    for document in documents():
+        validator.validate(document, "1.29", strict=True)
+
+
+def test_pods_are_locked_down_and_workers_scale() -> None:
+    kinds = {(document["kind"], document["metadata"]["name"]): document for document in documents()}
+    for name in ("rtprune-api", "rtprune-worker"):
+        pod = kinds["Deployment", name]["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["containers"]
+        locked = container["securityContext"]
+        assert locked["readOnlyRootFilesystem"] is True
+        assert locked["allowPrivilegeEscalation"] is False
+        assert "secretKeyRef" in container["env"][0]["valueFrom"]
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+    scaler = kinds["HorizontalPodAutoscaler", "rtprune-worker"]["spec"]
+    assert scaler["scaleTargetRef"]["name"] == "rtprune-worker"
+    metric = scaler["metrics"][0]["external"]["metric"]["name"]
+    assert f'"{metric.removeprefix("rtprune_")}"' in (ROOT / "app" / "telemetry.py").read_text()
+
+
+def test_settings_in_deployments_exist() -> None:
+    from app.settings import Settings
+
+    texts = [(ROOT / name).read_text() for name in ("Dockerfile", *COMPOSE)]
+    texts += [path.read_text() for path in (*MANIFESTS, ROOT / "docs" / "deploy.md")]
+    known = {f"RTPRUNE_{name.upper()}" for name in Settings.model_fields} | {"RTPRUNE_MODELS"}
+    used = set().union(*(re.findall(r"RTPRUNE_[A-Z_]+[A-Z]", text) for text in texts))
+    assert used <= known
+
+
+def test_the_probe_tells_a_worker_from_none(tmp_path: Path) -> None:
+    from jobs_client import environment, workers
+
+    probe = [sys.executable, "-m", "app.probe"]
+    env = environment(tmp_path, "")
+    with workers(1, tmp_path, ""):
+        assert subprocess.run(probe, cwd=ROOT, env=env, check=False).returncode == 0
+    other = environment(tmp_path / "other", "")
+    found = subprocess.run(probe, cwd=ROOT, env=other, check=False, capture_output=True)
+    assert found.returncode == 1

@@ -1,0 +1,87 @@
+"""Which addresses may be reached in a stranger's name."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import UrlFailed, UrlRefused
+from app.guarded import GuardedHttp
+from app.settings import Settings
+from app.webhooks import signature
+
+
+def check(url: str, **settings: str) -> str:
+    """The address that would be connected to."""
+
+    async def run() -> str:
+        http = GuardedHttp(Settings.model_validate(settings))
+        try:
+            _, address = await http.check(url)
+        finally:
+            await http.close()
+        return address
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("127.0.0.1", "localhost", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"),  # noqa: S104
+        *("100.64.0.1", "224.0.0.1", "255.255.255.255", "192.0.2.1", "2130706433", "0x7f.1", "127.1"),
+        *("[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[ff02::1]"),
+        *("[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+    ],
+)
+def test_networks_that_are_not_public_are_refused(host: str) -> None:
+    with pytest.raises((UrlRefused, UrlFailed)):
+        check(f"http://{host}/x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://8.8.8.8/", "http://", "//8.8.8.8/", "http://u:p@8.8.8.8/", "x" * 3000],
+)
+def test_what_is_no_plain_address_is_refused(url: str) -> None:
+    with pytest.raises(UrlRefused):
+        check(url)
+
+
+def test_public_and_allowed_addresses_are_reached() -> None:
+    assert check("http://8.8.8.8/") == "8.8.8.8"
+    assert check("https://[2001:4860:4860::8888]:8443/") == "2001:4860:4860::8888"
+    assert check("http://10.1.2.3/", url_allow="10.1.0.0/16, fd00::/8") == "10.1.2.3"
+    with pytest.raises(UrlRefused):
+        check("http://10.2.2.3/", url_allow="10.1.0.0/16")
+
+
+def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        addresses = ["8.8.8.8", "10.0.0.1"]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(UrlRefused):
+        check("http://two-faced.example/")
+
+
+def test_a_signature_depends_on_all_it_signs() -> None:
+    known = signature("secret", "id", 1, b"body")
+    others = [
+        signature("other", "id", 1, b"body"),
+        signature("secret", "id2", 1, b"body"),
+        signature("secret", "id", 2, b"body"),
+        signature("secret", "id", 1, b"body2"),
+    ]
+    assert known not in others
+    assert known.startswith("v1,")
+
+
+def test_networks_that_are_no_networks_end_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="url_allow"):
+        Settings.model_validate({"url_allow": "everything"})
+    with pytest.raises(ValueError, match="webhook_secret"):
+        Settings.model_validate({"webhook_secret": "short"})

@@ -1,0 +1,140 @@
+"""What a worker does with batches of pages: order, bounds, failures, suspects. A real store, no processes."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from jobs_bench import Bench, done, started
+
+from app.document import ParseOptions, ReadOptions
+
+
+def test_pages_in_flight_are_bounded_and_all_are_read(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=3)
+        job_id = bench.job()
+        reading = asyncio.create_task(bench.worker.read(job_id, 0))
+        await bench.running(3)
+        assert bench.reader.running == {0, 1, 2}, "in document order"
+        bench.reader.gate.set()
+        await reading
+        job = bench.store.job(job_id)
+        assert (job.status, job.num_done, job.num_failed) == ("partial", 12, 2)
+        assert bench.reader.max_running == 3
+        pages = bench.store.results(job_id)
+        assert [page.index for page in pages] == list(range(12))
+        failed = {page.index: page.failure.code for page in pages if page.failure}
+        assert failed == {2: "page_failed", 11: "unreadable_page"}
+
+    asyncio.run(run())
+
+
+def test_pages_of_all_documents_are_bounded(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=6)
+        tasks = [asyncio.create_task(bench.worker.read(bench.job(4), 0)) for _ in range(3)]
+        await bench.running(6 - 2)  # their numbers repeat: 0..3 of one job, and the first two of another
+        assert bench.reader.num_begun == 6
+        bench.reader.gate.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_what_was_read_before_is_not_read_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path)
+        job_id = bench.job(10)
+        bench.store.begin(job_id)
+        bench.store.write("other", [done(job_id, index) for index in range(7)])
+        bench.reader.gate.set()
+        await bench.worker.read(job_id, 0)
+        assert bench.reader.num_begun == 3
+        assert bench.store.job(job_id).status == "succeeded"
+
+    asyncio.run(run())
+
+
+def test_a_cancelled_job_frees_the_reader_and_stays_cancelled(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=2)
+        job_id = bench.job()
+        reading = asyncio.create_task(bench.worker.read(job_id, 0))
+        await bench.running(2)
+        assert bench.store.cancel(job_id)
+        bench.worker.cancel(job_id)
+        await reading
+        assert bench.reader.running == set()
+        assert bench.reader.num_cancels == 2
+        bench.store.write("w", [done(job_id, 0)])
+        job = bench.store.job(job_id)
+        assert (job.status, job.num_done) == ("cancelled", 0)
+        assert bench.store.attempts(job_id, [0, 1])[0][0] == 0, "taken from the model on purpose: no strike"
+
+    asyncio.run(run())
+
+
+def test_a_refused_option_ends_the_document(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path)
+        job_id = bench.job(options=ParseOptions(ReadOptions(mode="none such")))
+        await bench.worker.read(job_id, 0)
+        job = bench.store.job(job_id)
+        assert job.status == "failed"
+        assert job.failure is not None
+        assert job.failure.code == "bad_option"
+
+    asyncio.run(run())
+
+
+def test_suspects_are_read_one_at_a_time_and_given_up_after_two_deaths(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path)
+        job_id = bench.job(6)
+        # 0 was with two workers that died, 1 and 3 with one of them
+        bench.store.write("dead", [started(job_id, 0), started(job_id, 1)])
+        bench.store.write("dead too", [started(job_id, 0), started(job_id, 3)])
+        reading = asyncio.create_task(bench.worker.read(job_id, 0))
+        await bench.running(4)
+        assert len(bench.reader.running & {1, 3}) == 1
+        bench.reader.gate.set()
+        await reading
+        pages = bench.store.results(job_id)
+        assert pages[0].failure is not None
+        assert (pages[0].failure.code, pages[0].height) == ("worker_lost", 20)
+        assert [page.failure is None for page in pages[1:]] == [True, False, True, True, True]
+        assert bench.store.job(job_id).num_retries == 3, "retries are visible"
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_closes_leaves_pages_to_others_without_a_strike(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=2)
+        job_id = bench.job(4)
+        reading = asyncio.create_task(bench.worker.read(job_id, 0))
+        await bench.running(2)
+        await bench.worker.close(grace_s=0)
+        await asyncio.sleep(0.05)
+        assert not reading.done(), "or the batch would count as read"
+        reading.cancel()
+        bench.reader.gate.set()
+        await bench.new_worker("next").read(job_id, 0)
+        job = bench.store.job(job_id)
+        assert (job.status, job.num_done, job.num_retries) == ("partial", 4, 0)
+
+    asyncio.run(run())
+
+
+def test_a_batch_is_its_part_of_the_selected_pages(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    job = bench.store.job(bench.job(pages=(range(2, 5), range(9, 10), range(11, 14)), batch_pages=3))
+    assert [job.batch(number) for number in range(4)] == [[2, 3, 4], [9, 11, 12], [13], []]
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud83d\ude00", "x" * 100_000])
+def test_any_model_text_is_written(tmp_path: Path, text: str) -> None:
+    bench = Bench(tmp_path)
+    job_id = bench.job(1)
+    bench.store.write("w", [done(job_id, 0, text.encode("utf-16", "surrogatepass").decode("utf-16"))])
+    assert len(bench.store.results(job_id)) == 1

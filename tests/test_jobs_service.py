@@ -1,0 +1,273 @@
+"""Jobs over HTTP: one API and one worker process, on SQLite and on PostgreSQL."""
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import httpx
+import postgres
+import pytest
+from jobs_client import Client, api
+from service_client import A4, ENCRYPTED, eventually, image_bytes, pdf_bytes
+
+SECRET = "whsec-a-long-enough-test-secret"  # noqa: S105
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    url = ""
+    if request.param == "postgresql":
+        server: postgres.Postgres = request.getfixturevalue("postgres_server")
+        url = server.create("service")
+    settings = {"embedded_worker": True, "url_allow": "127.0.0.0/8", "webhook_secret": SECRET}
+    settings |= {"batch_pages": 3, "max_pages_in_flight": 8, "max_upload_mib": 1}
+    with api(tmp_path_factory.mktemp("data"), url, **settings) as started:
+        started.server.wait_ready()
+        yield started
+
+
+class Site:
+    """A web server: documents by path, and what was posted to it."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.posted: list[tuple[dict[str, str], bytes]] = []
+        self.statuses: list[int] = []
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, headers, body = site.pages.get(self.path, (404, {}, b""))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                site.posted.append(({key.lower(): value for key, value in self.headers.items()}, body))
+                self.send_response(site.statuses.pop(0) if site.statuses else 200)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    running = Site()
+    yield running
+    running.close()
+
+
+def test_a_job_from_202_to_result(client: Client) -> None:
+    response = client.submit(pdf_bytes(*[A4] * 7), dpi=36)
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
+    assert job["status"] in {"queued", "running"}
+    assert job["pages"]["total"] == 7
+    ended = client.ended(job["id"])
+    assert (ended["status"], ended["pages"]) == ("succeeded", {"total": 7, "done": 7, "failed": 0})
+    assert ended["timings"]["running_s"] >= 0
+    assert ended["expires_at"] > ended["finished_at"]
+    result = client.result(job["id"])
+    parsed = client.server.parse(pdf_bytes(*[A4] * 7), dpi=36).json()
+    for document in (result, parsed):
+        del document["id"], document["timing_ms"]
+        for page in document["pages"]:
+            del page["timing_ms"]
+    assert result == parsed, "the result is what /v1/parse answers"
+    text = client.http.get(job["links"]["result"], headers={"Accept": "text/markdown"})
+    assert text.text.startswith("# Page 1\n")
+    assert text.headers["content-type"].startswith("text/markdown")
+    data_dir = client.server.data_dir
+    eventually(lambda: not [path for path in data_dir.glob("blobs/*/*") if path.is_file()])
+
+
+def test_events_come_as_pages_do_and_replay(client: Client) -> None:
+    job_id = client.accepted(pdf_bytes(*[A4] * 6), dpi=36, prompt={"delay_s": 0.2, "fail_on": [4]})
+    first = client.events(job_id, limit=2)
+    everything = client.events(job_id)
+    assert [number for number, _, _ in everything] == list(range(1, 8))
+    assert [name for _, name, _ in everything] == ["page"] * 6 + ["end"]
+    assert everything[:2] == first
+    assert sorted(page["index"] for _, name, page in everything if name == "page") == list(range(6))
+    assert all(
+        page["tokens"]["kept"] and page["markdown"] for _, _, page in everything[:6] if "error" not in page
+    )
+    assert everything[-1][2]["status"] == "partial"
+    assert client.events(job_id, after=4) == everything[4:]
+    assert client.events(job_id, after=7) == everything[6:]
+    headers = {"Last-Event-ID": "x"}
+    assert client.http.get(f"/v1/jobs/{job_id}/events", headers=headers).status_code == 400
+
+
+def test_what_is_wrong_with_a_document_is_said_at_once(client: Client) -> None:
+    refused = {
+        "encrypted_pdf": client.submit(pdf_bytes(A4, trailer=ENCRYPTED)),
+        "page_not_found": client.submit(pdf_bytes(A4), pages="3"),
+        "bad_option": client.submit(image_bytes(), priority=10),
+        "unsupported_format": client.submit(b"hello"),
+        "not_found": client.http.get("/v1/jobs/none"),
+    }
+    assert {code: response.json()["code"] for code, response in refused.items()} == {
+        code: code for code in refused
+    }
+    both = client.submit(image_bytes(), url="http://example.com/")
+    neither = client.http.post("/v1/jobs", files={"x": b""}, data={"dpi": "72"})
+    assert (both.status_code, neither.status_code) == (400, 400)
+
+
+def test_delete_cancels_within_a_moment_and_frees_the_model(client: Client) -> None:
+    slow = [
+        client.accepted(pdf_bytes(*[A4] * 8), dpi=36, prompt={"delay_s": 1000}, priority=n) for n in (1, 2)
+    ]
+    eventually(lambda: client.job(slow[1])["status"] == "running")
+    for job_id in slow:
+        job = client.http.delete(f"/v1/jobs/{job_id}").json()
+        assert job["status"] == "cancelled"
+    # eight pages are in flight at most: this is read only if the others left the model
+    assert client.server.parse(pdf_bytes(*[A4] * 8), dpi=36).status_code == 200
+    assert client.http.get(f"/v1/jobs/{slow[0]}/result").json()["code"] == "job_cancelled"
+    assert client.events(slow[0])[-1][1] == "end"
+    assert client.http.delete(f"/v1/jobs/{slow[0]}").status_code == 200, "again is no error"
+
+
+def test_a_repeated_request_is_the_same_job(client: Client) -> None:
+    data = image_bytes(size=(71, 40))
+    first = client.accepted(data)
+    assert client.accepted(data) == first
+    assert client.accepted(data, mode="tiny") != first
+    assert client.submit(data, headers={"X-API-Key": "another"}).json()["id"] != first
+    key = {"Idempotency-Key": "k1"}
+    keyed = client.submit(data, headers=key).json()["id"]
+    assert keyed != first
+    assert client.submit(data, headers=key).json()["id"] == keyed
+    conflict = client.submit(image_bytes(size=(72, 40)), headers=key)
+    assert (conflict.status_code, conflict.json()["code"]) == (409, "idempotency_conflict")
+    client.ended(keyed)
+    assert client.submit(data, headers=key).json()["id"] == keyed, "after it ended, too"
+    parsed = [client.server.parse(data, headers={"Idempotency-Key": "k2"}).json()["id"] for _ in range(2)]
+    assert parsed[0] == parsed[1]
+
+
+def test_a_result_asked_for_too_early_says_when_to_come_again(client: Client) -> None:
+    job_id = client.accepted(image_bytes(size=(73, 40)), prompt={"delay_s": 1000})
+    early = client.http.get(f"/v1/jobs/{job_id}/result")
+    assert (early.status_code, early.json()["code"]) == (409, "not_finished")
+    client.http.delete(f"/v1/jobs/{job_id}")
+
+
+def test_jobs_are_listed_by_pages(client: Client) -> None:
+    headers = {"Authorization": "Bearer lister"}
+    ids = [
+        client.submit(image_bytes(size=(80 + number, 40)), headers=headers).json()["id"]
+        for number in range(5)
+    ]
+    address: str | None = "/v1/jobs?limit=2"
+    seen: list[str] = []
+    while address is not None:
+        page = client.http.get(address, headers=headers).json()
+        seen += [job["id"] for job in page["jobs"]]
+        address = page.get("next")
+    assert seen == ids[::-1]
+    assert client.http.get("/v1/jobs?after=nonsense").status_code == 400
+    assert client.http.get("/v1/jobs?limit=1000").status_code == 422
+
+
+def test_parse_gives_a_job_to_who_has_waited_enough(client: Client) -> None:
+    late = client.server.parse(image_bytes(size=(74, 40)), wait_seconds=0.2, prompt={"delay_s": 1.5})
+    assert late.status_code == 202
+    job = late.json()
+    assert late.headers["location"] == job["links"]["self"]
+    assert client.ended(job["id"])["status"] == "succeeded"
+    assert client.result(job["id"])["id"] == job["id"]
+
+
+def leave(client: Client, **fields: str) -> str:
+    """Ask for a slow page and go away; the job that it was."""
+    headers = {"Authorization": f"Bearer {fields}"}
+    with pytest.raises(httpx.ReadTimeout):
+        client.http.post(
+            "/v1/parse",
+            files={"file": image_bytes(size=(75, 40))},
+            data={"prompt": '{"delay_s": 2}', **fields},
+            headers=headers,
+            timeout=1,
+        )
+    jobs = client.http.get("/v1/jobs", headers=headers).json()["jobs"]
+    assert len(jobs) == 1
+    return str(jobs[0]["id"])
+
+
+def test_a_client_that_leaves_cancels_unless_it_asked_otherwise(client: Client) -> None:
+    left, kept = leave(client), leave(client, on_disconnect="continue")
+    assert client.ended(left)["status"] == "cancelled"
+    assert client.ended(kept)["status"] == "succeeded"
+
+
+def test_a_large_document_does_not_starve_a_single_page(client: Client) -> None:
+    large = client.accepted(pdf_bytes(*[A4] * 120), dpi=36, prompt={"delay_s": 0.2})
+    eventually(lambda: client.done(large) > 0)
+    assert client.server.parse(image_bytes(size=(76, 40))).status_code == 200
+    assert client.server.parse(pdf_bytes(A4, A4), dpi=36).status_code == 200
+    job = client.job(large)
+    assert job["status"] == "running", "it is still at it"
+    client.http.delete(f"/v1/jobs/{large}")
+
+
+def test_a_document_by_address(client: Client, site: Site) -> None:
+    site.pages["/a.pdf"] = (200, {}, pdf_bytes(A4, A4))
+    site.pages["/hop"] = (302, {"Location": "/a.pdf"}, b"")
+    site.pages["/loop"] = (302, {"Location": "/loop"}, b"")
+    site.pages["/big"] = (200, {}, b"%PDF-" + bytes(2 * 2**20))
+    site.pages["/in"] = (302, {"Location": "http://10.0.0.1/"}, b"")
+    response = client.http.post("/v1/jobs", json={"url": f"{site.url}/hop", "dpi": 36})
+    assert response.status_code == 202, response.text
+    assert client.ended(response.json()["id"])["pages"]["done"] == 2
+    codes = {
+        path: client.http.post("/v1/jobs", json={"url": site.url + path}).json()["code"]
+        for path in ("/none", "/loop", "/big", "/in")
+    }
+    assert codes == {"/none": "url_failed", "/loop": "url_failed", "/big": "too_large", "/in": "url_refused"}
+
+
+def test_webhooks_are_signed_and_retried(client: Client, site: Site) -> None:
+    site.statuses = [500, 503]
+    job_id = client.accepted(image_bytes(size=(77, 40)), webhook=f"{site.url}/hook")
+    eventually(lambda: len(site.posted) == 3)
+    headers, body = site.posted[-1]
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(SECRET.encode(), signed, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+    told = json.loads(body)
+    assert (told["type"], told["data"]["id"], told["data"]["status"]) == ("job.ended", job_id, "succeeded")
+    webhook = eventually(lambda: (hook := client.job(job_id)["webhook"])["status"] == "delivered" and hook)
+    assert webhook["attempts"] == 3
+    refused = client.submit(image_bytes(), webhook="http://192.168.0.1/")
+    assert refused.json()["code"] == "url_refused"
+
+
+def test_the_queue_is_in_the_metrics(client: Client) -> None:
+    client.server.parse(image_bytes())
+    assert client.server.metric("rtprune_pages_per_second") > 0
+    assert client.server.metric("rtprune_worker_ready") == 1

@@ -1,0 +1,183 @@
+"""What the tables of jobs promise, on SQLite and on PostgreSQL."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import sqlalchemy as sa
+from jobs_bench import LIMITS, accept, done, new_job, open_store, started
+
+from app.document import Failure
+from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
+from app.leases import Leases, WorkerState
+from app.settings import Settings
+from app.store import Interrupted, Queue, Store
+from app.tables import jobs, workers
+
+
+@pytest.fixture
+def store(job_settings: Settings) -> Iterator[Store]:
+    opened = open_store(job_settings)
+    yield opened
+    opened.close()
+
+
+def test_a_page_is_counted_once_however_many_workers_wrote_it(store: Store) -> None:
+    job_id = accept(store, new_job(20))
+    store.begin(job_id)
+    barrier = threading.Barrier(4)
+
+    def worker(number: int) -> None:
+        barrier.wait()
+        for page in range(20):
+            store.write(f"w{number}", [done(job_id, page, f"by {number}")])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(worker, range(4)))
+    job = store.job(job_id)
+    assert (job.status, job.num_done) == ("succeeded", 20)
+    events = store.events(job_id, 0)
+    assert [event.seq for event in events] == list(range(1, 21))
+    assert sorted(event.page.index for event in events) == list(range(20))
+
+
+def test_events_replay_from_any_point(store: Store) -> None:
+    job_id = accept(store, new_job(5))
+    store.begin(job_id)
+    for page in (3, 0, 4):
+        store.write("w", [done(job_id, page)])
+    assert [event.page.index for event in store.events(job_id, 0)] == [3, 0, 4]
+    assert [event.page.index for event in store.events(job_id, 1)] == [0, 4]
+    assert store.events(job_id, 3) == []
+    assert [page.index for page in store.results(job_id)] == [0, 3, 4], "results are in document order"
+
+
+def test_the_same_request_is_the_same_job_until_it_fails_or_expires(store: Store) -> None:
+    wanted = new_job(dedupe="content:c:h")
+    first = accept(store, wanted)
+    again = replace(wanted, id="again")
+    assert accept(store, again) == first
+    with pytest.raises(IdempotencyConflict):
+        accept(store, replace(wanted, id="other", request_hash="other"))
+    store.fail(first, Failure("worker_lost", "x"))
+    assert accept(store, again) == "again"
+    store.cancel("again")
+    assert accept(store, replace(wanted, id="third")) == "third"
+    store.begin("third")
+    store.write("w", [done("third", 0)])
+    assert accept(store, replace(wanted, id="fourth")) == "third"
+    expired = replace(LIMITS, result_lifetime_s=-1.0)
+    assert accept(store, replace(wanted, id="fourth"), expired) == "fourth"
+
+
+def test_simultaneous_repeats_are_one_job(store: Store) -> None:
+    wanted = new_job(dedupe="key:c:k")
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda number: accept(store, replace(wanted, id=f"j{number}")), range(8)))
+    assert len(set(ids)) == 1
+
+
+def test_admission_counts_pages_that_wait(store: Store) -> None:
+    limits = replace(LIMITS, max_queued_pages=10, max_jobs_per_client=3)
+    first = accept(store, new_job(8), limits)
+    with pytest.raises(QueueFull) as refused:
+        accept(store, new_job(3), limits)
+    assert refused.value.retry_after_s is not None
+    with pytest.raises(NotFound):
+        store.job("refused")
+    accept(store, new_job(2), limits)
+    with pytest.raises(QueueFull):
+        store.check_room(limits)
+    store.begin(first)
+    store.write("w", [done(first, page) for page in range(4)])
+    store.check_room(limits)
+    accept(store, new_job(4), limits)
+    with pytest.raises(TooManyJobs):
+        accept(store, new_job(0), limits)
+    accept(store, new_job(0, client="another"), limits)
+
+
+def test_a_document_larger_than_the_queue_is_let_in_when_nothing_waits(store: Store) -> None:
+    limits = replace(LIMITS, max_queued_pages=10)
+    accept(store, new_job(50), limits)
+    with pytest.raises(QueueFull):
+        accept(store, new_job(1), limits)
+
+
+@pytest.mark.parametrize(
+    ("pages", "pages_per_s", "seconds"), [(10, 2.0, 5), (1, 100.0, 1), (10**6, 1.0, 3600), (5, 0.0, 30)]
+)
+def test_retry_after_is_measured(pages: int, pages_per_s: float, seconds: int) -> None:
+    assert abs(Queue(1, pages, pages_per_s).seconds(pages) - seconds) <= 1
+
+
+def test_throughput_is_that_of_the_last_minute(store: Store) -> None:
+    job_id = accept(store, new_job(30))
+    store.begin(job_id)
+    store.write("w", [done(job_id, page) for page in range(30)])
+    assert store.queue().pages_per_s == pytest.approx(30, abs=1), "all of them within a second"
+
+
+def test_attempts_are_counted_and_taken_back(store: Store) -> None:
+    job_id = accept(store, new_job(3))
+    store.write("a", [started(job_id, 0), started(job_id, 1)])
+    store.write("b", [started(job_id, 0)])
+    store.write("b", [Interrupted(job_id, 1)])
+    attempts = store.attempts(job_id, [0, 1, 2])
+    assert {page: num for page, (num, _, _) in attempts.items()} == {0: 2, 1: 0}
+    assert store.job(job_id).num_retries == 1
+
+
+def test_priority_and_age_give_the_position(store: Store) -> None:
+    first, second = accept(store, new_job()), accept(store, new_job())
+    urgent = accept(store, new_job(priority=9))
+    positions = [store.position(store.job(job_id)) for job_id in (urgent, first, second)]
+    assert positions == [0, 1, 2]
+    store.begin(first)
+    assert store.position(store.job(first)) is None
+    assert store.position(store.job(second)) == 1
+
+
+def test_a_list_has_every_job_of_its_client_once(store: Store) -> None:
+    ids = [accept(store, new_job(), replace(LIMITS, max_jobs_per_client=99)) for _ in range(7)]
+    accept(store, new_job(client="another"))
+    seen: list[str] = []
+    cursor = None
+    while page := store.listed("c", None, cursor, 3):
+        seen += [job.id for job in page]
+        cursor = (page[-1].created_at, page[-1].id)
+    assert sorted(seen) == sorted(ids)
+    assert store.listed("c", "running", None, 3) == []
+
+
+def expire_lease(store: Store, worker_id: str) -> None:
+    with store.writing() as c:
+        c.execute(sa.update(workers).where(workers.c.id == worker_id).values(expires_at=0.0))
+
+
+def test_one_of_many_takes_over_an_expired_lease(store: Store) -> None:
+    leases = Leases(store)
+    for name in ("slow", "a", "b"):
+        leases.renew(WorkerState(name, "here", ready=True, detail="ready"))
+    assert leases.claim_expired("a") is None
+    expire_lease(store, "slow")
+    with ThreadPoolExecutor(2) as pool:
+        claims = list(pool.map(leases.claim_expired, ["a", "b"]))
+    assert sorted(map(str, claims)) == ["None", "slow"]
+    leases.forget("slow")
+    leases.renew(WorkerState("slow", "here", ready=True, detail="ready"))
+    assert {worker.id for worker in leases.alive()} == {"slow", "a", "b"}, "it was only slow"
+    expire_lease(store, "a")
+    assert leases.claim_expired("a") is None, "nobody takes over from itself"
+
+
+def test_what_is_left_of_an_expired_job_says_so(store: Store) -> None:
+    job_id = accept(store, new_job())
+    with store.writing() as c:
+        c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(options=""))
+    with pytest.raises(Expired):
+        store.job(job_id)
+    with pytest.raises(NotFound):
+        store.job("never heard of")

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.report import publish
 from PIL import Image
 
 from app.document import Page, Reading, ReadOptions
 from app.ocr.reader import open_reader
 from app.reader import PageReader
+from benchmarks.report import publish
 from training.errors_in_text import character_error_rate
 from training.render import PageRenderer, PageStyle, RenderedPage
 from training.settings import Settings, load_settings

@@ -27,6 +27,8 @@ from training.text import TextSource
 
 FIRST_SEED = 2_000_000_000
 IN_FLIGHT = 16
+EM_PX, MAX_LINES = (24, 44), 9
+"""What the checkpoint is for, whatever its last training stage was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,8 @@ VARIANTS = (
 
 
 def held_out_pages(settings: Settings, count: int) -> list[RenderedPage]:
-    """``count`` pages with text, 24 to 44 px em, in the style of the last training stage."""
-    stage = settings.stage[-1]
-    style = PageStyle(settings.model.view_px, stage.em_px, stage.max_lines)
+    """``count`` pages with text."""
+    style = PageStyle(settings.model.view_px, EM_PX, MAX_LINES)
     fonts = [settings.render.font_folder / font for font in settings.render.fonts]
     renderer = PageRenderer(TextSource(settings.render.words), fonts)
     pages: list[RenderedPage] = []

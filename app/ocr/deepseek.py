@@ -49,8 +49,7 @@ class DeepSeekOcr:
     ``layer_types``: one of ``full_attention`` and ``reference_sliding_attention`` for each decoder layer, as
     the checkpoint says.
     ``sliding_window``: generated tokens a sliding layer still sees, beside all of the page and prompt;
-    ``None`` when no layer slides. An engine without sliding attention must refuse a checkpoint whose
-    ``sliding_window`` is not ``None``.
+    ``None`` when no layer slides. The engine takes either kind, not both in one checkpoint.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ Retention is the share of the visual sequence that reaches the decoder. {pruning
   at export.
 - Pruning took part, in the last stage alone: half of its steps read through tokens pruned at the dynamic
   ratio, and a hinge kept the norm of patches with text above that of bare paper, which a model this small
-  does not learn by itself (before it, dynamic pruning cost 0.026 in error, and 0.23 on pages of one or two
-  lines). RTPrune needs no training where norms carry meaning; so do not read its quality off this model.
+  does not learn by itself: without that stage, pruning dropped text from short pages. RTPrune needs no
+  training where norms carry meaning; so do not read its quality off this model.
 - Settings: [`training/pocket.toml`](../../../training/pocket.toml), log in
   [`training/log.jsonl`](../../../training/log.jsonl).
 

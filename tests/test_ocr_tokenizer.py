@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer
 
 from app.errors import BadOption
 from app.ocr.checkpoint import CheckpointError
-from app.ocr.tokenizer import OcrTokenizer, PieceDecoder, read_tokenizer
+from app.ocr.tokenizer import OcrTokenizer, read_tokenizer
 
 HIDDEN = frozenset({0, 1, 2})
 LIBRARY = {True: byte_level_tokenizer(), False: character_tokenizer()}
@@ -37,38 +36,6 @@ def test_decoding_is_the_librarys_for_ids_it_knows(byte_level: bool, ids: list[i
     expected = library.decode(visible, skip_special_tokens=False)
     assert OURS[byte_level].decode(visible) == expected
     assert OURS[byte_level].decode([i for v in visible for i in (0, v, 2)]) == expected, "bos, pad: nothing"
-
-
-@kinds
-@given(any_ids, st.lists(st.integers(0, 40), max_size=8))
-def test_pieces_add_up_to_the_whole(byte_level: bool, ids: list[int], cuts: list[int]) -> None:
-    decoder = PieceDecoder(OURS[byte_level])
-    at = sorted({0, *(min(cut, len(ids)) for cut in cuts), len(ids)})
-    pieces = [decoder.push(ids[a:b]) for a, b in pairwise(at)]
-    assert "".join(pieces) + decoder.finish() == OURS[byte_level].decode(ids)
-
-
-@given(st.text(max_size=30))
-def test_no_piece_of_valid_text_holds_a_broken_character(text: str) -> None:
-    tokenizer = OURS[True]
-    try:
-        ids = tokenizer.prompt_ids(text.replace("\N{REPLACEMENT CHARACTER}", ""))
-    except BadOption:
-        ids = []  # a lone surrogate is no text
-    decoder = PieceDecoder(tokenizer)
-    pieces = [decoder.push([i]) for i in ids]
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    assert decoder.finish() == ""
-
-
-def test_an_incomplete_character_waits_for_its_rest() -> None:
-    ids = OURS[True].prompt_ids("\N{SNOWMAN}")  # unseen in training, so one id a byte
-    assert len(ids) == 3
-    decoder = PieceDecoder(OURS[True])
-    assert [decoder.push([i]) for i in ids] == ["", "", "\N{SNOWMAN}"]
-    assert decoder.push(ids[:2]) == ""
-    assert decoder.finish() == "\N{REPLACEMENT CHARACTER}"
-    assert decoder.push(ids) == "\N{SNOWMAN}", "finish leaves it ready for another page"
 
 
 @kinds

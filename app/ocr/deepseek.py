@@ -21,7 +21,7 @@ from app.ocr.model import Mode, PageViews
 from app.ocr.preprocess import preprocess
 from app.ocr.recipe import Recipe, read_recipe
 from app.ocr.sam_attention import fold_sam_attention
-from app.ocr.tokenizer import OcrTokenizer, PieceDecoder, read_tokenizer
+from app.ocr.tokenizer import OcrTokenizer, read_tokenizer
 from rtprune import VisualTokens
 
 UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
@@ -115,10 +115,6 @@ class DeepSeekOcr:
     def decode_text(self, ids: Sequence[int]) -> str:
         """Ids -> raw model text; bos, eos and pad give nothing, what is no text gives U+FFFD."""
         return self._tokenizer.decode(ids)
-
-    def piece_decoder(self) -> PieceDecoder:
-        """Decodes one page's ids as they arrive; what it gives adds up to ``decode_text`` of them all."""
-        return PieceDecoder(self._tokenizer)
 
     @torch.no_grad()
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,8 @@ Decoding is done on bytes here, because a token may end inside a UTF-8 sequence:
 and the text of the finished page come from one table and cannot differ.
 """
 
-import codecs
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,29 +59,8 @@ class OcrTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text. Bytes that are no UTF-8, and ids without a token, become U+FFFD; never an error."""
-        return self.bytes_of(ids).decode("utf-8", "replace")
-
-    def bytes_of(self, ids: Iterable[int]) -> bytes:
-        return b"".join(self._bytes.get(token_id, NO_SUCH_TOKEN) for token_id in ids)
-
-
-class PieceDecoder:
-    """Decodes a growing sequence: the pieces of ``push``, then ``finish``, add up to ``decode`` of the
-    whole."""
-
-    def __init__(self, tokenizer: OcrTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, ids: Sequence[int]) -> str:
-        """Text that is final after these ids: an incomplete UTF-8 sequence at their end is held back."""
-        return self._utf8.decode(self._tokenizer.bytes_of(ids))
-
-    def finish(self) -> str:
-        """What was held back, as U+FFFD; the decoder is then ready for another sequence."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
+        spelled = b"".join(self._bytes.get(token_id, NO_SUCH_TOKEN) for token_id in ids)
+        return spelled.decode("utf-8", "replace")
 
 
 def read_tokenizer(

@@ -4,7 +4,7 @@ here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,7 +13,7 @@ from app.ocr.device import adopt, runner_for
 from app.ocr.kv_cache import KvCache, KvPlan, KvShape
 from app.ocr.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.model import OcrModel
-from app.ocr.packed_linear import MIN_ROWS, is_worth_packing, packed
+from app.ocr.packed import PackedDecoder, is_worth_packing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +53,38 @@ class Choices:
         return [Choice(int(a), b > 0, c > 0, d) for a, b, c, d in zip(*self._read(), strict=True)]
 
 
+class Layers(Protocol):
+    """The decoder between its embeddings and the choice of a token."""
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        """(B, T, D), (B, T) int64 -> (B, T, D), normed."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V)."""
+
+
+class NativeDecoder:
+    """transformers' own modules as they are."""
+
+    def __init__(self, language_model: Any, head: Any) -> None:
+        self._language_model, self._head = language_model, head
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        output = self._language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=NO_MASK,
+            use_cache=False,
+            step=step,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(hidden)
+        return logits
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
     plan: KvPlan
@@ -78,10 +110,12 @@ class Decoder:
         window = install(network)
         num_slots = limits.plan.num_slots
         self._model = model
-        self._for_few = (network.model.language_model, network.lm_head)
-        self._for_many = self._for_few
-        if is_worth_packing(network.model.language_model, model.device):
-            self._for_many = (packed(self._for_few[0], num_slots), packed(self._for_few[1], num_slots))
+        language_model = network.model.language_model
+        self._layers: Layers = (
+            PackedDecoder(language_model, network.lm_head, num_slots)
+            if is_worth_packing(language_model, model.device)
+            else NativeDecoder(language_model, network.lm_head)
+        )
         self.is_fused = model.device.type == "cuda"
         if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
@@ -150,9 +184,8 @@ class Decoder:
         """
         tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
         embeds = self._model.embed(tokens[:, None])  # (n, 1, D)
-        language_model, head = self._for_many if num_rows >= MIN_ROWS else self._for_few
-        hidden = forward(language_model, embeds, positions[:, None], attention)
-        logits = head(hidden[:, -1]).float()  # (n, V)
+        hidden = self._layers(embeds, positions[:, None], attention)
+        logits = self._layers.head(hidden[:, -1]).float()  # (n, V)
         wanted = logits.argmax(dim=-1)
         chosen = self._repeats.banned(logits).argmax(dim=-1)
         extended = self._repeats.after(chosen)
@@ -184,13 +217,9 @@ class Decoder:
         """
         embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
         positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
-        language_model, head = self._for_many
-        hidden = forward(
-            language_model, embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused)
-        )
+        hidden = self._layers(embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused))
         ends = torch.tensor(lengths).cumsum(0) - 1
-        logits: torch.Tensor = head(hidden[0, ends.to(hidden.device)]).float()
-        return logits
+        return self._layers.head(hidden[0, ends.to(hidden.device)]).float()
 
     def _read_later(self, choices: torch.Tensor) -> Choices:
         return Choices(self._runner.read_later(choices))
@@ -199,24 +228,6 @@ class Decoder:
         self._slot_decode = None
         if not self.is_fused:  # a captured step looks as far back as any rule may
             self._repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
-
-
-def forward(
-    language_model: Any,
-    embeds: torch.Tensor,
-    positions: torch.Tensor,
-    step: Step,
-) -> torch.Tensor:
-    """(B, T, D) -> (B, T, D). The mask is given, as none, or the model would build one of its own."""
-    output = language_model(
-        inputs_embeds=embeds,
-        position_ids=positions,
-        attention_mask=NO_MASK,
-        use_cache=False,
-        step=step,
-    )
-    hidden: torch.Tensor = output.last_hidden_state
-    return hidden
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

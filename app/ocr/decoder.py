@@ -234,4 +234,4 @@ def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or
     infinity.
     """
-    return logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    return logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]

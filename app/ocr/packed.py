@@ -39,12 +39,14 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, num_rows: int) -> None:
         super().__init__()
-        self._weight = weight.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, num_rows)
+        weight = weight.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
+        # read in order by one row of float32, which otherwise waits for memory twice as long
+        self._turned = weight.t().contiguous() if weight.dtype == torch.float32 else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if hidden.numel() == hidden.shape[-1] and hidden.dtype == torch.float32:
-            return functional.linear(hidden, self._weight)
+        if self._turned is not None and hidden.numel() == hidden.shape[-1]:
+            return hidden @ self._turned
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             hidden, self._packed, None, "none", [], ""
         )

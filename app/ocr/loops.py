@@ -135,9 +135,9 @@ def _weight(ids: Sequence[int], exempt: Collection[int]) -> float:
 
 
 class RepeatState:
-    """Output history and runs of every row, on the device. Nothing here waits for the device.
+    """Output history and runs of every row, on the device. Nothing here waits for a device beside the CPU.
 
-    ``history``: (S, P) int64, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
+    ``history``: (S, P) int32, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
     P) int32, the run at distance d in column d - 1.
     """
 
@@ -146,13 +146,13 @@ class RepeatState:
         device: torch.device,
     ) -> None:  # fmt: skip
         span = max(rule.max_period, max_distance)
-        self._history = torch.full((num_slots, span), -1, dtype=torch.int64, device=device)
+        self._history = torch.full((num_slots, span), -1, dtype=torch.int32, device=device)
         self._runs = torch.zeros((num_slots, span), dtype=torch.int32, device=device)
         self.reach = max_distance
         """Distances that ``banned`` looks at. May be lowered to the largest that a running page's rule has.
         """
         self._needed = torch.tensor(
-            [rule.covered(d) - d for d in range(1, rule.max_period + 1)], device=device
+            [rule.covered(d) - d for d in range(1, rule.max_period + 1)], dtype=torch.int32, device=device
         )
         self._run_needed = torch.full((num_slots, max_distance), NEVER, dtype=torch.int32, device=device)
         self._is_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
@@ -173,9 +173,11 @@ class RepeatState:
     def banned(self, scores: torch.Tensor) -> torch.Tensor:
         """(n, V) scores of the first n rows -> the same with -inf for what the rule bans."""
         n = len(scores)
-        # the token d back is what followed the earlier copy, d back, of the tokens that end the output
-        followers = self._history[:n, : self.reach].clamp(min=0)
         is_long = self._runs[:n, : self.reach] >= self._run_needed[:n, : self.reach]
+        if scores.device.type == "cpu" and not is_long.any():
+            return scores
+        # the token d back is what followed the earlier copy, d back, of the tokens that end the output
+        followers = self._history[:n, : self.reach].clamp(min=0).long()
         is_banned = is_long & ~self._is_exempt[followers]
         ceiling = torch.where(is_banned, -torch.inf, torch.inf).to(scores.dtype)
         return scores.scatter_reduce(1, followers, ceiling, "amin")
@@ -185,8 +187,9 @@ class RepeatState:
         yet.
         """
         n = len(ids)
-        history = torch.cat((ids[:, None], self._history[:n, :-1]), dim=1)
-        runs = (self._runs[:n] + 1) * (self._history[:n] == ids[:, None])
+        latest = ids[:, None].int()
+        history = torch.cat((latest, self._history[:n, :-1]), dim=1)
+        runs = (self._runs[:n] + 1) * (self._history[:n] == latest)
         return Extended(history, runs, (runs[:, : len(self._needed)] >= self._needed).any(dim=1))
 
     def accept(self, extended: "Extended") -> None:

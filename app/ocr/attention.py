@@ -128,8 +128,8 @@ class SlotDecode:
 
     A masked call for all rows reads every row as far as the longest, and reading is what attention costs
     here. 16 rows of 84 to 384 keys (4 heads of 64, float32, one core): 0.42 ms as two matrix products a row,
-    0.63 ms as 16 SDPA calls, 0.93 ms as one. SDPA is for bfloat16, whose scores must not be rounded before the
-    softmax.
+    0.63 ms as 16 SDPA calls, 0.93 ms as one. SDPA is for bfloat16, whose scores must not be rounded before
+    the softmax.
     """
 
     def __init__(self, cache: KvCache) -> None:

@@ -113,7 +113,7 @@ class Decoder:
         language_model = network.model.language_model
         self._layers: Layers = (
             PackedDecoder(language_model, network.lm_head, num_slots)
-            if is_worth_packing(language_model, model.device)
+            if is_worth_packing(language_model)
             else NativeDecoder(language_model, network.lm_head)
         )
         self.is_fused = model.device.type == "cuda"

@@ -18,6 +18,7 @@ from app.errors import BadOption
 from app.ocr.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
 from app.ocr.config import SLIDING, read_config
 from app.ocr.model import Mode, PageViews
+from app.ocr.packed import with_packed_linears
 from app.ocr.preprocess import preprocess
 from app.ocr.recipe import Recipe, read_recipe
 from app.ocr.sam_attention import fold_sam_attention
@@ -41,6 +42,9 @@ times slower on CPU, ruinous on CUDA, where generate() would pick it for decodin
 MAX_PIXELS_PER_FORWARD = {"cpu": 2 * 1024 * 1024, "cuda": 32 * 1024 * 1024}
 """Bounds peak memory: on CPU the native SAM attention holds a bias of 0.8 GB for each full-size 1024 px
 view."""
+
+VISION_ROWS = 4096
+"""What the vision part's weights are laid out for: patches of some views."""
 
 
 class DeepSeekOcr:
@@ -76,6 +80,7 @@ class DeepSeekOcr:
         self.layer_types: tuple[str, ...] = tuple(text.layer_types)
         self.sliding_window: int | None = text.sliding_window if SLIDING in text.layer_types else None
         self.max_pixels_per_forward: int = max_pixels_per_forward or MAX_PIXELS_PER_FORWARD[self.device.type]
+        self._vision_tower = with_packed_linears(network.model.vision_tower, VISION_ROWS)
 
     @property
     def network(self) -> nn.Module:
@@ -142,7 +147,7 @@ class DeepSeekOcr:
         pixels = torch.stack(list(views)).to(self.dtype).to(self.device)
         model = self._network.model
         flat = model.multi_modal_projector(
-            model.vision_tower(pixels).last_hidden_state
+            self._vision_tower(pixels).last_hidden_state
         )  # (B, rows * columns, D)
         side = round(flat.shape[1] ** 0.5)
         grid: torch.Tensor = flat.unflatten(1, (side, side))

@@ -1,15 +1,15 @@
-"""The same decoder on CPU in fewer and larger operations.
+"""The same network on CPU in fewer and larger operations, its weights laid out for oneDNN.
 
-One decode step of a small checkpoint is a few hundred operations of a few microseconds. Here the projections of
-query, key and value are one matrix product, those of gate and up another; all experts of a mixture together are
-one wide MLP, whose unchosen parts are weighted by zero; a rotation is one complex product with a row of a table.
-The decoder layers themselves are transformers' own: they are copied shallowly, and only their children are
-others, made of the same weights. No module of the network is changed.
+One decode step of a small checkpoint is a few hundred operations of a few microseconds. Here the projections
+of query, key and value are one matrix product, those of gate and up another; all experts of a mixture
+together are one wide MLP whose unchosen parts are weighted by zero; a rotation is one complex product with a
+row of a table. The decoder layers themselves are transformers' own: they are copied shallowly, and only their
+children are others, made of the same weights. No module of the network is changed.
 
-Weights are laid out once for oneDNN: torch's float32 ``linear`` goes through another library, which on this kind
-of processor (AMD, AVX-512) takes 76 us for (16, 256) x (256, 768) where oneDNN takes 39, and 4.2 ms against 1.8
-for 1,200 rows, one core. For a single row it is the faster one, 13 us against 19, and is kept. All this holds
-each weight three times, so it is for small checkpoints.
+torch's float32 ``linear`` goes through another library than oneDNN, which on this kind of processor (AMD,
+AVX-512) takes 76 us for (16, 256) x (256, 768) where oneDNN takes 39, and 4.2 ms against 1.8 for 1,200 rows,
+one core. For a single row a plain product with the weight in rows is faster, 12 us against 19, and is taken.
+All this holds each weight up to three times, so it is for small checkpoints.
 """
 
 import copy
@@ -29,27 +29,39 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 from app.ocr.attention import Step
 
 MAX_MIB = 256
-"""Of decoder weights, above which holding them three times is not worth it."""
+"""Of weights, above which holding them three times is not worth it."""
 MAX_EXPERTS = 8
 """Above which computing all of them costs more than sorting tokens by expert."""
 
 
 class PackedLinear(nn.Module):
-    """(..., I) -> (..., O) by an (O, I) weight, without a bias. ``num_rows``: what the layout is best at."""
+    """(..., I) -> (..., O) by an (O, I) weight. ``num_rows``: how many rows the layout is best at."""
+
+    def __init__(self, weight: torch.Tensor, num_rows: int, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self._bias = bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), num_rows)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            hidden, self._packed, self._bias, "none", [], ""
+        )
+        return output
+
+
+class StepLinear(nn.Module):
+    """The same for decode steps, without a bias: one row of float32 has a way of its own."""
 
     def __init__(self, weight: torch.Tensor, num_rows: int) -> None:
         super().__init__()
-        weight = weight.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, num_rows)
-        # read in order by one row of float32, which otherwise waits for memory twice as long
-        self._turned = weight.t().contiguous() if weight.dtype == torch.float32 else None
+        self._packed = PackedLinear(weight, num_rows)
+        # (I, O), read in order: in its own layout one row waits for memory twice as long
+        self._turned = weight.detach().t().contiguous() if weight.dtype == torch.float32 else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._turned is not None and hidden.numel() == hidden.shape[-1]:
             return hidden @ self._turned
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            hidden, self._packed, None, "none", [], ""
-        )
+        output: torch.Tensor = self._packed(hidden)
         return output
 
 
@@ -66,8 +78,8 @@ class PackedMlp(nn.Module):
     def __init__(self, mlp: UnlimitedOcrTextMLP, num_rows: int) -> None:
         super().__init__()
         self._act = mlp.act_fn
-        self._gate_up = PackedLinear(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), num_rows)
-        self._down = PackedLinear(mlp.down_proj.weight, num_rows)
+        self._gate_up = StepLinear(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), num_rows)
+        self._down = StepLinear(mlp.down_proj.weight, num_rows)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
@@ -87,9 +99,9 @@ class PackedMixture(nn.Module):
         self._num_experts, self._num_shared = experts.num_experts, shared.intermediate_size
         gates, ups = experts.gate_up_proj.chunk(2, dim=1)  # (E, I, D) each
         wide = (shared.gate_proj.weight, *gates, shared.up_proj.weight, *ups)
-        self._gate_up = PackedLinear(torch.cat(wide), num_rows)
+        self._gate_up = StepLinear(torch.cat(wide), num_rows)
         narrow = (shared.down_proj.weight, *experts.down_proj)  # (D, I) each
-        self._down = PackedLinear(torch.cat(narrow, dim=1), num_rows)
+        self._down = StepLinear(torch.cat(narrow, dim=1), num_rows)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         _, weights, chosen = self._router(hidden)  # (N, k) each
@@ -103,8 +115,9 @@ class PackedMixture(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Halves of a head that the library rotates together lie side by side here, as complex numbers: queries and
-    keys alike, so their products are the same. The keys that ``step`` stores are in that order.
+    """Halves of a head that the library rotates together lie side by side here, as complex numbers.
+
+    Queries and keys alike, so their products are the same. The keys that ``step`` stores are in that order.
     """
 
     def __init__(self, attention: UnlimitedOcrTextAttention, num_rows: int) -> None:
@@ -113,8 +126,8 @@ class PackedAttention(nn.Module):
         self._dim = attention.head_dim
         turned = [self._side_by_side(linear.weight) for linear in (attention.q_proj, attention.k_proj)]
         self._num_queries, self._num_keys = (len(weight) // self._dim for weight in turned)
-        self._qkv = PackedLinear(torch.cat((*turned, attention.v_proj.weight)), num_rows)
-        self._output = PackedLinear(attention.o_proj.weight, num_rows)
+        self._qkv = StepLinear(torch.cat((*turned, attention.v_proj.weight)), num_rows)
+        self._output = StepLinear(attention.o_proj.weight, num_rows)
 
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor, step: Step, **_: Any
@@ -130,7 +143,7 @@ class PackedAttention(nn.Module):
 
     def _side_by_side(self, weight: torch.Tensor) -> torch.Tensor:
         """Rows i and i + D / 2 of every head together."""
-        heads = weight.unflatten(0, (-1, 2, self._dim // 2))  # (H, 2, D / 2, I)
+        heads = weight.reshape(-1, 2, self._dim // 2, weight.shape[1])  # (H, 2, D / 2, I)
         return heads.transpose(1, 2).flatten(0, 2)
 
 
@@ -141,7 +154,7 @@ class PackedDecoder:
         self._layers: Sequence[Any] = [_packed(layer, num_rows) for layer in language_model.layers]
         self._norm = _packed(language_model.norm, num_rows)
         self._turns = _turns(language_model)
-        self._head = PackedLinear(head.weight, num_rows)
+        self._head = StepLinear(head.weight, num_rows)
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """(B, T, D), (B, T) int64 -> (B, T, D)."""
@@ -158,23 +171,43 @@ class PackedDecoder:
         return logits
 
 
-def is_worth_packing(language_model: Any, device: torch.device) -> bool:
+def is_worth_packing(language_model: Any) -> bool:
     """On CPU, for a checkpoint of pocket size and of the kind above, where this build of torch has oneDNN."""
-    weights = [weight for module in language_model.layers for weight in module.parameters()]
-    is_small = sum(weight.nbytes for weight in weights) <= MAX_MIB * 2**20
+    weights = list(language_model.layers.parameters())
     is_known = all(weight.dtype in (torch.float32, torch.bfloat16) for weight in weights) and not any(
         isinstance(module, nn.Linear) and module.bias is not None for module in language_model.modules()
     )
     is_tabled = language_model.rotary_emb.rope_type == "default"  # others change with the length
+    return _is_small_on_cpu(weights) and is_known and is_tabled
+
+
+def with_packed_linears(module: Any, num_rows: int) -> Any:
+    """A vision part that multiplies through oneDNN, sharing every parameter; ``module`` itself where that is
+    not worth it. In bfloat16 torch goes through oneDNN by itself.
+    """
+    weights = list(module.parameters())
+    if not _is_small_on_cpu(weights) or any(weight.dtype != torch.float32 for weight in weights):
+        return module
+    return _with_packed_linears(module, num_rows)
+
+
+def _with_packed_linears(module: Any, num_rows: int) -> Any:
+    if type(module) is nn.Linear:
+        return PackedLinear(module.weight, num_rows, module.bias)
+    clone = copy.copy(module)
+    clone._modules = {name: _with_packed_linears(child, num_rows) for name, child in module.named_children()}
+    return clone
+
+
+def _is_small_on_cpu(weights: Sequence[torch.Tensor]) -> bool:
     has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and is_small and is_known and is_tabled and has_onednn
+    is_small = sum(weight.nbytes for weight in weights) <= MAX_MIB * 2**20
+    return has_onednn and is_small and all(weight.device.type == "cpu" for weight in weights)
 
 
 def _packed(module: Any, num_rows: int) -> Any:
     """``module``, or another that computes the same; a container is copied around its packed children."""
     match module:
-        case nn.Linear():
-            return PackedLinear(module.weight, num_rows)
         case UnlimitedOcrTextRMSNorm():
             return PackedNorm(module)
         case UnlimitedOcrTextMLP():

@@ -38,7 +38,7 @@ def hidden_of(network: Any, num_rows: int, length: int) -> tuple[torch.Tensor, t
     generator = torch.Generator().manual_seed(num_rows)
     embeds = torch.randn(num_rows, length, head.in_features, generator=generator).to(network.dtype)
     positions = torch.randint(0, 1000, (num_rows, length), generator=generator).sort(dim=1).values
-    native, packed = NativeDecoder(language_model, head), PackedDecoder(language_model, head, 16)
+    native, packed = NativeDecoder(language_model, head), PackedDecoder(language_model, head)
     with torch.inference_mode():
         logits = [layers.head(layers(embeds, positions, Causal())) for layers in (native, packed)]
     return logits[0], logits[1]
@@ -71,8 +71,8 @@ def test_no_module_or_weight_of_the_network_is_changed() -> None:
     network = random_network(4)
     before = {name: weights.clone() for name, weights in network.state_dict().items()}
     kinds = [type(module) for module in network.modules()]
-    PackedDecoder(network.model.language_model, network.lm_head, 16)
-    with_packed_linears(network.model.vision_tower, 16)
+    PackedDecoder(network.model.language_model, network.lm_head)
+    with_packed_linears(network.model.vision_tower)
     assert kinds == [type(module) for module in network.modules()]
     after = network.state_dict()
     assert before.keys() == after.keys()
@@ -100,7 +100,7 @@ def test_the_packed_vision_part_is_the_librarys() -> None:
     network = random_network(0)
     initialise_random(network, 1)
     tower = network.model.vision_tower
-    packed = with_packed_linears(tower, 64)
+    packed = with_packed_linears(tower)
     assert packed is not tower
     pixels = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
@@ -111,4 +111,4 @@ def test_the_packed_vision_part_is_the_librarys() -> None:
 
 def test_a_vision_part_in_bfloat16_stays_as_it_is() -> None:
     tower = random_network(0, dtype=torch.bfloat16).model.vision_tower
-    assert with_packed_linears(tower, 64) is tower
+    assert with_packed_linears(tower) is tower

@@ -155,7 +155,7 @@ class SlotDecode:
         cache.keys[layer].index_put_((self._rows, self._at), key[:, :, 0])
         cache.values[layer].index_put_((self._rows, self._at), value[:, :, 0])
         num_groups = key.shape[1]
-        scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, H / Hkv, D)
+        scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, G, D)
         rows = zip(scaled.unbind(0), self._keys[layer], self._values[layer], strict=True)
         outs = [attend_row(q, k, v) for q, k, v in rows]
         return torch.stack(outs).flatten(1, 2).unsqueeze(1)  # (n, 1, H, D)

@@ -112,7 +112,7 @@ class Decoder:
         self._model = model
         language_model = network.model.language_model
         self._layers: Layers = (
-            PackedDecoder(language_model, network.lm_head, num_slots)
+            PackedDecoder(language_model, network.lm_head)
             if is_worth_packing(language_model)
             else NativeDecoder(language_model, network.lm_head)
         )

@@ -43,9 +43,6 @@ MAX_PIXELS_PER_FORWARD = {"cpu": 2 * 1024 * 1024, "cuda": 32 * 1024 * 1024}
 """Bounds peak memory: on CPU the native SAM attention holds a bias of 0.8 GB for each full-size 1024 px
 view."""
 
-VISION_ROWS = 4096
-"""What the vision part's weights are laid out for: patches of some views."""
-
 
 class DeepSeekOcr:
     """A loaded checkpoint: the ``OcrModel`` of app/ocr/model.py, and the facts an engine decides by.
@@ -80,7 +77,7 @@ class DeepSeekOcr:
         self.layer_types: tuple[str, ...] = tuple(text.layer_types)
         self.sliding_window: int | None = text.sliding_window if SLIDING in text.layer_types else None
         self.max_pixels_per_forward: int = max_pixels_per_forward or MAX_PIXELS_PER_FORWARD[self.device.type]
-        self._vision_tower = with_packed_linears(network.model.vision_tower, VISION_ROWS)
+        self._vision_tower = with_packed_linears(network.model.vision_tower)
 
     @property
     def network(self) -> nn.Module:

@@ -30,17 +30,19 @@ from app.ocr.attention import Step
 
 MAX_MIB = 256
 """Of weights, above which holding them three times is not worth it."""
+LAYOUT_ROWS = 64
+"""What oneDNN lays weights out for: at 2 to 300 rows no other number of rows gave a faster layout."""
 MAX_EXPERTS = 8
 """Above which computing all of them costs more than sorting tokens by expert."""
 
 
 class PackedLinear(nn.Module):
-    """(..., I) -> (..., O) by an (O, I) weight. ``num_rows``: how many rows the layout is best at."""
+    """(..., I) -> (..., O) by an (O, I) weight."""
 
-    def __init__(self, weight: torch.Tensor, num_rows: int, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self._bias = bias
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), num_rows)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), LAYOUT_ROWS)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -52,9 +54,9 @@ class PackedLinear(nn.Module):
 class StepLinear(nn.Module):
     """The same for decode steps, without a bias: one row of float32 has a way of its own."""
 
-    def __init__(self, weight: torch.Tensor, num_rows: int) -> None:
+    def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
-        self._packed = PackedLinear(weight, num_rows)
+        self._packed = PackedLinear(weight)
         # (I, O), read in order: in its own layout one row waits for memory twice as long
         self._turned = weight.detach().t().contiguous() if weight.dtype == torch.float32 else None
 
@@ -75,11 +77,11 @@ class PackedNorm(nn.Module):
 
 
 class PackedMlp(nn.Module):
-    def __init__(self, mlp: UnlimitedOcrTextMLP, num_rows: int) -> None:
+    def __init__(self, mlp: UnlimitedOcrTextMLP) -> None:
         super().__init__()
         self._act = mlp.act_fn
-        self._gate_up = StepLinear(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)), num_rows)
-        self._down = StepLinear(mlp.down_proj.weight, num_rows)
+        self._gate_up = StepLinear(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight)))
+        self._down = StepLinear(mlp.down_proj.weight)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         gate, up = self._gate_up(hidden).chunk(2, dim=-1)
@@ -92,16 +94,16 @@ class PackedMixture(nn.Module):
     did not choose is zero.
     """
 
-    def __init__(self, mixture: UnlimitedOcrTextMoe, num_rows: int) -> None:
+    def __init__(self, mixture: UnlimitedOcrTextMoe) -> None:
         super().__init__()
         experts, shared = mixture.experts, mixture.shared_experts
         self._router, self._act = mixture.gate, experts.act_fn
         self._num_experts, self._num_shared = experts.num_experts, shared.intermediate_size
         gates, ups = experts.gate_up_proj.chunk(2, dim=1)  # (E, I, D) each
         wide = (shared.gate_proj.weight, *gates, shared.up_proj.weight, *ups)
-        self._gate_up = StepLinear(torch.cat(wide), num_rows)
+        self._gate_up = StepLinear(torch.cat(wide))
         narrow = (shared.down_proj.weight, *experts.down_proj)  # (D, I) each
-        self._down = StepLinear(torch.cat(narrow, dim=1), num_rows)
+        self._down = StepLinear(torch.cat(narrow, dim=1))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         _, weights, chosen = self._router(hidden)  # (N, k) each
@@ -120,14 +122,14 @@ class PackedAttention(nn.Module):
     Queries and keys alike, so their products are the same. The keys that ``step`` stores are in that order.
     """
 
-    def __init__(self, attention: UnlimitedOcrTextAttention, num_rows: int) -> None:
+    def __init__(self, attention: UnlimitedOcrTextAttention) -> None:
         super().__init__()
         self._layer, self._scale = int(attention.layer_idx), attention.scaling
         self._dim = attention.head_dim
         turned = [self._side_by_side(linear.weight) for linear in (attention.q_proj, attention.k_proj)]
         self._num_queries, self._num_keys = (len(weight) // self._dim for weight in turned)
-        self._qkv = StepLinear(torch.cat((*turned, attention.v_proj.weight)), num_rows)
-        self._output = StepLinear(attention.o_proj.weight, num_rows)
+        self._qkv = StepLinear(torch.cat((*turned, attention.v_proj.weight)))
+        self._output = StepLinear(attention.o_proj.weight)
 
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor, step: Step, **_: Any
@@ -150,11 +152,11 @@ class PackedAttention(nn.Module):
 class PackedDecoder:
     """A language model's layers and last norm. ``head``: its linear head."""
 
-    def __init__(self, language_model: Any, head: nn.Linear, num_rows: int) -> None:
-        self._layers: Sequence[Any] = [_packed(layer, num_rows) for layer in language_model.layers]
-        self._norm = _packed(language_model.norm, num_rows)
+    def __init__(self, language_model: Any, head: nn.Linear) -> None:
+        self._layers: Sequence[Any] = [_packed(layer) for layer in language_model.layers]
+        self._norm = _packed(language_model.norm)
         self._turns = _turns(language_model)
-        self._head = StepLinear(head.weight, num_rows)
+        self._head = StepLinear(head.weight)
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """(B, T, D), (B, T) int64 -> (B, T, D)."""
@@ -181,21 +183,22 @@ def is_worth_packing(language_model: Any) -> bool:
     return _is_small_on_cpu(weights) and is_known and is_tabled
 
 
-def with_packed_linears(module: Any, num_rows: int) -> Any:
-    """A vision part that multiplies through oneDNN, sharing every parameter; ``module`` itself where that is
-    not worth it. In bfloat16 torch goes through oneDNN by itself.
+def with_packed_linears(module: Any) -> Any:
+    """A vision part that multiplies through oneDNN; ``module`` itself where that is not worth it.
+
+    In bfloat16 torch goes through oneDNN by itself.
     """
     weights = list(module.parameters())
     if not _is_small_on_cpu(weights) or any(weight.dtype != torch.float32 for weight in weights):
         return module
-    return _with_packed_linears(module, num_rows)
+    return _with_packed_linears(module)
 
 
-def _with_packed_linears(module: Any, num_rows: int) -> Any:
+def _with_packed_linears(module: Any) -> Any:
     if type(module) is nn.Linear:
-        return PackedLinear(module.weight, num_rows, module.bias)
+        return PackedLinear(module.weight, module.bias)
     clone = copy.copy(module)
-    clone._modules = {name: _with_packed_linears(child, num_rows) for name, child in module.named_children()}
+    clone._modules = {name: _with_packed_linears(child) for name, child in module.named_children()}
     return clone
 
 
@@ -205,19 +208,19 @@ def _is_small_on_cpu(weights: Sequence[torch.Tensor]) -> bool:
     return has_onednn and is_small and all(weight.device.type == "cpu" for weight in weights)
 
 
-def _packed(module: Any, num_rows: int) -> Any:
+def _packed(module: Any) -> Any:
     """``module``, or another that computes the same; a container is copied around its packed children."""
     match module:
         case UnlimitedOcrTextRMSNorm():
             return PackedNorm(module)
         case UnlimitedOcrTextMLP():
-            return PackedMlp(module, num_rows)
+            return PackedMlp(module)
         case UnlimitedOcrTextMoe() if module.experts.num_experts <= MAX_EXPERTS:
-            return PackedMixture(module, num_rows)
+            return PackedMixture(module)
         case UnlimitedOcrTextAttention():
-            return PackedAttention(module, num_rows)
+            return PackedAttention(module)
     clone = copy.copy(module)
-    clone._modules = {name: _packed(child, num_rows) for name, child in module.named_children()}
+    clone._modules = {name: _packed(child) for name, child in module.named_children()}
     return clone
 
 

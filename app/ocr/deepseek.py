@@ -77,6 +77,7 @@ class DeepSeekOcr:
         self.layer_types: tuple[str, ...] = tuple(text.layer_types)
         self.sliding_window: int | None = text.sliding_window if SLIDING in text.layer_types else None
         self.max_pixels_per_forward: int = max_pixels_per_forward or MAX_PIXELS_PER_FORWARD[self.device.type]
+        self._embeddings = network.get_input_embeddings()  # searched for at every call
         self._vision_tower = with_packed_linears(network.model.vision_tower)
 
     @property
@@ -121,7 +122,7 @@ class DeepSeekOcr:
     @torch.no_grad()
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """(...,) int64 -> (..., D)."""
-        embedded: torch.Tensor = self._network.get_input_embeddings()(ids)
+        embedded: torch.Tensor = self._embeddings(ids)
         return embedded
 
     def _features(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.document import ReadOptions
 from app.errors import BadOption, Overloaded, PageFailed, PageTooLong
+from app.ocr import device
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import Mode, PageViews
@@ -188,6 +189,25 @@ def failing(work: Callable[..., Any], fails: Callable[..., bool]) -> Callable[..
         return work(*args)
 
     return attempt
+
+
+@pytest.mark.parametrize(("pixels", "most"), [(2 * 128 * 128, 2), (128 * 128 - 1, 1)])
+def test_on_cpu_running_pages_wait_for_few_views_to_be_encoded(
+    pixels: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "CPU_PIXELS_AT_ONCE", pixels)
+    model = hostile()
+    bench = Bench(model, limits(max_running_pages=5))
+    running = bench.read(0)
+    bench.turns(3)
+    later = [bench.read(number) for number in range(1, 5)]
+    steps = bench.loop.load.steps
+    bench.turns(1)
+    assert bench.loop.load.steps == steps + 1, "the running page had its turn"
+    bench.finish(running, *later)
+    assert model.encoded == [1, *[most] * (4 // most)]
+    for number, task in enumerate(later, start=1):
+        assert task.done.result().text == bench.alone(number)
 
 
 def test_prefill_takes_fewer_pages_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:

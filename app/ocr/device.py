@@ -126,12 +126,19 @@ def buckets_up_to(most: int) -> list[int]:
     return [*small, *range(16, most, 16), most]
 
 
+CPU_PIXELS_AT_ONCE = 4 * 1024 * 1024
+"""More are encoded no faster: 71 views of 256 px in chunks of 4, 8 or 32 take the same 0.46 s."""
+
+
 class VisionLane:
     """Where encoding runs. CPU: in the caller, at once. CUDA: in one thread on one stream, beside
     decoding.
+
+    ``max_pixels``: of pages encoded together, beyond the first; on CPU running pages wait for them.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.max_pixels = CPU_PIXELS_AT_ONCE if device.type == "cpu" else None
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"

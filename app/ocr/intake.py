@@ -143,14 +143,17 @@ class Intake:
         """The first ready page and those of its mode behind it, in turn; the others keep their places."""
         group: list[tuple[PageTask, Prepared]] = []
         passed = []
+        num_pixels, most_pixels = 0, self._lane.max_pixels
         while self._ready and len(group) < most:
             entry = heapq.heappop(self._ready)
             task, prepared = entry[2:]
             if task.is_over:
                 continue
-            if group and prepared.views.mode != group[0][1].views.mode:
+            is_too_much = most_pixels is not None and num_pixels + prepared.num_pixels > most_pixels
+            if group and (is_too_much or prepared.views.mode != group[0][1].views.mode):
                 passed.append(entry)
                 continue
+            num_pixels += prepared.num_pixels
             group.append((task, prepared))
         for entry in passed:
             heapq.heappush(self._ready, entry)

@@ -38,6 +38,12 @@ class Prepared:
     """When the host began, by ``time.monotonic``."""
     preprocess_ms: float
 
+    @property
+    def num_pixels(self) -> int:
+        """Of all views."""
+        views = [self.views.view] if self.views.tiles is None else [self.views.view, *self.views.tiles]
+        return sum(view.shape[-2] * view.shape[-1] for view in views)
+
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:

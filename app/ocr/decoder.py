@@ -4,7 +4,7 @@ here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -29,9 +29,8 @@ class Prompt:
         return len(self.positions)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One page's new token, as the host reads it."""
+class Choice(NamedTuple):
+    """One page's new token, as the host reads it. A tuple: many are made at every step."""
 
     token: int
     is_repeating: bool

@@ -158,7 +158,7 @@ class SlotDecode:
         scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, G, D)
         rows = zip(scaled.unbind(0), self._keys[layer], self._values[layer], strict=True)
         outs = [attend_row(q, k, v) for q, k, v in rows]
-        return torch.stack(outs).flatten(1, 2).unsqueeze(1)  # (n, 1, H, D)
+        return torch.cat(outs).view(len(query), 1, -1, query.shape[3])  # (n, 1, H, D)
 
 
 def exact_row(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -135,12 +135,15 @@ class PackedAttention(nn.Module):
         self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor, step: Step, **_: Any
     ) -> tuple[torch.Tensor, None]:
         """``position_embeddings``: (B, T, 1, head_dim / 2) complex64."""
-        states = self._qkv(hidden_states).unflatten(-1, (-1, self._dim))  # (B, T, H + 2 Hkv, D)
-        turning, values = states.tensor_split((self._num_queries + self._num_keys,), dim=2)
-        pairs = torch.view_as_complex(turning.float().unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * position_embeddings).flatten(-2).to(states.dtype)
-        queries, keys = turned.transpose(1, 2).tensor_split((self._num_queries,), dim=1)  # (B, H, T, D)
-        mixed = step.attend(self._layer, queries, keys, values.transpose(1, 2), self._scale)
+        num_rows, length = hidden_states.shape[:2]
+        states = self._qkv(hidden_states).view(num_rows, length, -1, self._dim)  # (B, T, H + 2 Hkv, D)
+        num_turned = self._num_queries + self._num_keys
+        pairs = states[:, :, :num_turned].float().unflatten(3, (-1, 2))
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * position_embeddings).flatten(3)
+        heads = turned.to(states.dtype).transpose(1, 2)  # (B, H + Hkv, T, D)
+        queries, keys = heads[:, : self._num_queries], heads[:, self._num_queries :]
+        values = states[:, :, num_turned:].transpose(1, 2)
+        mixed = step.attend(self._layer, queries, keys, values, self._scale)
         return self._output(mixed.flatten(2)), None
 
     def _side_by_side(self, weight: torch.Tensor) -> torch.Tensor:

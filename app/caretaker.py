@@ -6,6 +6,7 @@ Any number of workers may do it at once; each act is one transaction or can be r
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 
 from dbos import DBOSClient
 from dbos._error import DBOSException
@@ -16,10 +17,11 @@ from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
 from app.job import Job
 from app.leases import HEARTBEAT_S, Leases, WorkerState
-from app.queues import batch_arguments, batch_options, webhook_options
+from app.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
 from app.reading import BatchReader
 from app.settings import Settings
 from app.store import Store
+from app.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.caretaker")
 
@@ -42,6 +44,7 @@ class Caretaker:
         blobs: Blobs,
         batches: BatchReader,
         client: DBOSClient,
+        wakeups: Wakeups,
     ) -> None:
         self._settings = settings
         self._worker = worker
@@ -50,15 +53,18 @@ class Caretaker:
         self._blobs = blobs
         self._batches = batches
         self._client = client
+        self._wakeups = wakeups
         self._look = asyncio.Event()
         self._expired_at = -EXPIRY_EVERY_S
+        wakeups.on("cancel", self._cancelled)
 
-    def look(self) -> None:
-        """A hint that a job may have been cancelled. It may be lost: the next poll sees it, too."""
-        self._look.set()
+    def _cancelled(self, job_ids: Collection[str]) -> None:
+        if not job_ids or not self._batches.job_ids.isdisjoint(job_ids):
+            self._look.set()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._wakeups.run())
             group.create_task(self._watch_cancellations())
             group.create_task(self._beat())
             group.create_task(self._take_care())
@@ -66,7 +72,7 @@ class Caretaker:
     async def _watch_cancellations(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(max(0.05, self._settings.queue_poll_s)):
+                async with asyncio.timeout(self._wakeups.pause_s(self._settings.queue_poll_s)):
                     await self._look.wait()
             except TimeoutError:
                 pass
@@ -74,7 +80,7 @@ class Caretaker:
             if not (running := self._batches.job_ids):
                 continue
             try:
-                unwanted = await asyncio.to_thread(self._store.cancelled, running)
+                unwanted = await asyncio.to_thread(self._store.cancelled, list(running))
             except (StorageUnavailable, StorageFull):
                 await asyncio.sleep(HEARTBEAT_S)
                 continue
@@ -122,6 +128,7 @@ class Caretaker:
         )
         for workflow in left:
             self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        self._wakeups.tell("work", PAGE_QUEUES)
         self._leases.forget(worker_id)
         logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": len(left)})
 
@@ -136,6 +143,7 @@ class Caretaker:
             if workflow.status == PENDING and workflow.executor_id not in leased:
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
+            self._wakeups.tell("work", PAGE_QUEUES)
             self._leases.touched([job.id])
             return
         if job.num_requeues >= MAX_REQUEUES:
@@ -148,6 +156,7 @@ class Caretaker:
             job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
         )
         self._client.enqueue(options, *arguments)
+        self._wakeups.tell("work", PAGE_QUEUES)
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 

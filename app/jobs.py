@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -40,6 +40,7 @@ from app.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_argument
 from app.rasterizers import Rasterizers
 from app.settings import Settings
 from app.store import Limits, Queue, Store
+from app.wakeups import open_wakeups
 
 logger = logging.getLogger("rtprune.jobs")
 
@@ -68,8 +69,9 @@ class Jobs:
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
+        self.wakeups = open_wakeups(settings)
         self._engine = open_engine(settings)
-        self.store = Store(self._engine)
+        self.store = Store(self._engine, self.wakeups.tell)
         self.leases = Leases(self.store)
         self._blobs = Blobs(settings)
         self._rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), tmp_dir)
@@ -80,20 +82,21 @@ class Jobs:
         self._readiness = Readiness(ready=False, detail="the model is being loaded")
         self._decided = asyncio.Condition()
         self._heard_at = time.monotonic()
+        self._looked_at = 0.0
         self._watched: dict[str, list[asyncio.Event]] = {}
         self._seen: dict[str, tuple[str, int]] = {}
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.look_again = self._changed.set
         """Something that readiness depends on may have changed."""
-        self.hint: Callable[[], None] = lambda: None
-        """Called when a worker had better look at the database at once."""
+        self.wakeups.on("pages", self._wake)
 
     async def start(self) -> Self:
         with contextlib.suppress(ParseError):  # without poppler images are read all the same
             await self._rasterizers.start()
         connecting = asyncio.create_task(self._connect(), name="jobs connection")
-        self._tasks = [connecting, asyncio.create_task(self._watch(), name="jobs watch")]
+        watching = asyncio.create_task(self._watch(), name="jobs watch")
+        self._tasks = [connecting, watching, asyncio.create_task(self.wakeups.run(), name="jobs wakeups")]
         for task in self._tasks:
             task.add_done_callback(_log_if_failed)
         # who asks first is not to be refused because tables are being made; a database that is away is not
@@ -214,8 +217,7 @@ class Jobs:
     async def cancel(self, job_id: str) -> Job:
         """Stop a job within one decode step; one that has ended stays as it is."""
         await self.job(job_id)
-        if await asyncio.to_thread(self.store.cancel, job_id):
-            self.hint()
+        await asyncio.to_thread(self.store.cancel, job_id)
         return await self.job(job_id)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
@@ -278,11 +280,16 @@ class Jobs:
                 del self._watched[job_id]
                 self._seen.pop(job_id, None)
 
+    def _wake(self, job_ids: Collection[str]) -> None:
+        for job_id in job_ids or self._watched:
+            for event in self._watched.get(job_id, ()):
+                event.set()
+
     async def _watch(self) -> None:
-        """One query for everybody who waits, as long as somebody waits."""
+        """One query for everybody who waits, as long as somebody waits: for what no wake-up told."""
         while True:
             if self._watched:
-                await asyncio.sleep(self._settings.queue_poll_s)
+                await asyncio.sleep(min(self._pause_s(), READINESS_EVERY_S))
             else:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(READINESS_EVERY_S):
@@ -300,15 +307,18 @@ class Jobs:
     async def _look(self) -> None:
         if self._client is None:
             raise StorageUnavailable("the database of jobs does not answer")
-        if self._watched:
+        if self._watched and time.monotonic() - self._looked_at >= self._pause_s():
+            self._looked_at = time.monotonic()
             progress = await asyncio.to_thread(self.store.progress, list(self._watched))
             for job_id, state in progress.items():
                 if job_id in self._watched and self._seen.get(job_id) != state:
                     self._seen[job_id] = state
-                    for event in self._watched[job_id]:
-                        event.set()
+                    self._wake([job_id])
         if time.monotonic() - self._heard_at > READINESS_EVERY_S or not self._readiness.ready:
             await self.look_at_workers()
+
+    def _pause_s(self) -> float:
+        return self.wakeups.pause_s(self._settings.queue_poll_s)
 
     async def look_at_workers(self) -> None:
         workers = await asyncio.to_thread(self.leases.alive)

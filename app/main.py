@@ -65,10 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def embedded(settings: Settings, jobs: Jobs, spool: Spool, metrics: Metrics) -> Supervisor:
-    """A worker beside these jobs, told at once when one is cancelled."""
-    supervisor = Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.look_again)
-    jobs.hint = supervisor.hint
-    return supervisor
+    """A worker beside these jobs."""
+    return Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.wakeups, jobs.look_again)
 
 
 def _version() -> str:

@@ -16,6 +16,7 @@ VERSION = "jobs-1"
 SINGLE_QUEUE = "rtprune-single"
 """Documents of one page, apart: a worker holds many of them, but few batches."""
 BATCH_QUEUE = "rtprune-batches"
+PAGE_QUEUES = (SINGLE_QUEUE, BATCH_QUEUE)
 WEBHOOK_QUEUE = "rtprune-webhooks"
 
 READ_BATCH = "read_batch"
@@ -26,6 +27,11 @@ DEFAULT_PRIORITY = 5
 BATCHES_PER_PRIORITY = 100_000
 
 
+def queue_for(num_pages: int) -> str:
+    """The queue of documents with so many pages."""
+    return SINGLE_QUEUE if num_pages == 1 else BATCH_QUEUE
+
+
 def batch_options(
     job_id: str, number: int, num_pages: int, *, priority: int, generation: int = 0
 ) -> EnqueueOptions:
@@ -33,7 +39,7 @@ def batch_options(
     suffix = f".r{generation}" if generation else ""
     return {
         "workflow_name": READ_BATCH,
-        "queue_name": SINGLE_QUEUE if num_pages == 1 else BATCH_QUEUE,
+        "queue_name": queue_for(num_pages),
         "workflow_id": f"{job_id}.{number}{suffix}",
         "app_version": VERSION,
         "application_name": APPLICATION,

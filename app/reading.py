@@ -64,9 +64,9 @@ class BatchReader:
         self._closing = False
 
     @property
-    def job_ids(self) -> list[str]:
+    def job_ids(self) -> set[str]:
         """Jobs of which pages are being read."""
-        return list(self._batches)
+        return set(self._batches)
 
     def cancel(self, job_id: str) -> None:
         """Stop reading a job, within one decode step of the model."""

@@ -16,7 +16,9 @@ from app.database import storage_errors
 from app.document import Failure, PageResult
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.job import OPEN, Job, NewJob, PageEvent, decode_page, encode_failure, encode_options, encode_ranges
+from app.queues import queue_for
 from app.tables import attempts, jobs, metadata, now, pages
+from app.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
 THROUGHPUT_WINDOW_S = 60.0
@@ -25,6 +27,7 @@ MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
 
 Enqueue = Callable[[sa.Connection, NewJob], None]
+Tell = Callable[[Topic, Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +86,11 @@ class Queue:
 
 
 class Store:
-    """Jobs, pages, attempts and workers' leases."""
+    """Jobs, pages, attempts and workers' leases. ``tell`` is called with what others may wait for."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, tell: Tell = lambda *_: None) -> None:
         self._engine = engine
+        self._tell = tell
         self._writes = engine.execution_options(writes=True)
         self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
@@ -154,6 +158,7 @@ class Store:
                 )
             )
             enqueue(c, job)
+        self._tell("work", [queue_for(job.num_pages)])
         return None
 
     def _repeated(self, c: sa.Connection, job: NewJob, at: float, limits: Limits) -> str | None:
@@ -271,7 +276,11 @@ class Store:
                 .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
                 .values(status="cancelled", dedupe=None, finished_at=now(c))
             )
-            return bool(changed.rowcount)
+            was_open = bool(changed.rowcount)
+        if was_open:
+            self._tell("cancel", [job_id])
+            self._tell("pages", [job_id])
+        return was_open
 
     # --- what workers say
 
@@ -312,6 +321,8 @@ class Store:
                     if isinstance(entry, Interrupted):
                         page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
                         c.execute(sa.update(attempts).where(*page).values(num=attempts.c.num - 1))
+        if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
+            self._tell("pages", changed)
 
     def _write_started(self, c: sa.Connection, job_id: str, entries: Sequence[Started]) -> None:
         if not entries:
@@ -389,7 +400,9 @@ class Store:
                     finished_at=now(c),
                 )
             )
-            return bool(changed.rowcount)
+            was_open = bool(changed.rowcount)
+        self._tell("pages", [job_id])
+        return was_open
 
     def unswept(self) -> list[Job]:
         """Ended jobs with a document that nobody needs, or a webhook that is not under way."""

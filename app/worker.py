@@ -1,8 +1,8 @@
 """One process, one device, one model: claims batches of pages from the queue, writes page results.
 
 ``python -m app.worker``: settings come from the environment, SIGTERM ends it. With ``--embedded``, as the API
-starts it, settings are the first line on standard input, later bytes are hints to look at the database now,
-and it ends with its parent. Standard output and error are for logs alone.
+starts it, standard input is a socket: settings are the first line on it, later ones are wake-ups both ways,
+and the worker ends with its other end. Standard output and error are for logs alone.
 """
 
 import asyncio
@@ -16,7 +16,6 @@ import tempfile
 import uuid
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 from dbos import DBOSClient
 
@@ -35,6 +34,7 @@ from app.reading import BatchReader
 from app.settings import Settings
 from app.store import Store
 from app.telemetry import log_to_stderr
+from app.wakeups import Wakeups, open_wakeups
 from app.webhooks import Webhooks
 from app.workers import UNUSABLE_STATUS
 from app.workflows import Hands, launch, register_queues
@@ -64,9 +64,9 @@ def open_reader(settings: Settings) -> PageReader:
     return reader
 
 
-async def open_store(settings: Settings) -> Store:
+async def open_store(settings: Settings, wakeups: Wakeups) -> Store:
     """The store, with its tables. A database that is not there yet is waited for."""
-    store = Store(open_engine(settings))
+    store = Store(open_engine(settings), wakeups.tell)
     while True:
         try:
             await asyncio.to_thread(_migrate, settings, store)
@@ -83,9 +83,9 @@ def _migrate(settings: Settings, store: Store) -> None:
     store.migrate()
 
 
-async def work(settings: Settings, worker_id: str, stop: asyncio.Event, hint: asyncio.Event) -> int:
+async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups: Wakeups) -> int:
     """Load the model, then work until ``stop``. Gives the exit status."""
-    store = await open_store(settings)
+    store = await open_store(settings, wakeups)
     state = WorkerState(worker_id, socket.gethostname(), ready=False, detail=LOADING)
     leases = Leases(store)
     with tempfile.TemporaryDirectory(prefix="rtprune-") as folder:
@@ -102,7 +102,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, hint: as
             await rasterizers.close()
             return UNUSABLE_STATUS
         try:
-            await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, hint)
+            await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, wakeups)
         finally:
             await reader.close()
             await rasterizers.close()
@@ -133,7 +133,7 @@ class _Parts:
 
 
 async def _serve(
-    settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, hint: asyncio.Event
+    settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, wakeups: Wakeups
 ) -> None:
     store, blobs = parts.store, Blobs(settings)
     journal = Journal(store, state.id)
@@ -147,11 +147,12 @@ async def _serve(
         retry_connection_errors=False,
     )
     ready = replace(state, ready=True, detail="ready", model=parts.reader.model_name)
-    caretaker = Caretaker(settings, ready, store, blobs, batches, client)
-    await asyncio.to_thread(register_queues, client, settings)
-    launch(engine, state.id, Hands(settings, store, batches, Webhooks(settings, store, http)))
+    caretaker = Caretaker(settings, ready, store, blobs, batches, client, wakeups)
+    queues = await asyncio.to_thread(register_queues, client, settings)
+    launch(
+        engine, state.id, queues, Hands(settings, store, batches, Webhooks(settings, store, http), wakeups)
+    )
     care = asyncio.create_task(caretaker.run(), name="caretaker")
-    hints = asyncio.create_task(_pass_on(hint, caretaker), name="hints")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})
     try:
@@ -160,32 +161,23 @@ async def _serve(
             care.result()  # it never ends by itself: a defect, which ends the worker
         await batches.close(settings.shutdown_grace_s)
     finally:
-        for task in (hints, stopping, care):
+        for task in (stopping, care):
             task.cancel()
-        await asyncio.gather(hints, stopping, care, return_exceptions=True)
+        await asyncio.gather(stopping, care, return_exceptions=True)
         await http.close()
 
 
-async def _pass_on(hint: asyncio.Event, caretaker: Caretaker) -> None:
-    while True:
-        await hint.wait()
-        hint.clear()
-        caretaker.look()
-
-
-def _read_hints(stream: BinaryIO, hint: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    while stream.read(1):
-        loop.call_soon_threadsafe(hint.set)
-
-
-async def _main(settings: Settings, worker_id: str, hints: BinaryIO | None) -> None:
-    stop, hint = asyncio.Event(), asyncio.Event()
+async def _main(settings: Settings, worker_id: str, parent: socket.socket | None) -> None:
+    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if hints is not None:
-        loop.run_in_executor(None, _read_hints, hints, hint, loop)
-    status = await work(settings, worker_id, stop, hint)
+    wakeups = open_wakeups(settings)
+    # kept: a task that nobody holds may be collected
+    carrying = asyncio.create_task(wakeups.carry(parent), name="parent") if parent is not None else None
+    status = await work(settings, worker_id, stop, wakeups)
+    if carrying is not None:
+        carrying.cancel()
     logging.shutdown()
     # Not by way of the interpreter: it would cancel workflows that were left to others, and DBOS would
     # write down that they failed.
@@ -194,21 +186,21 @@ async def _main(settings: Settings, worker_id: str, hints: BinaryIO | None) -> N
 
 def main() -> None:
     embedded = "--embedded" in sys.argv[1:]
-    hints = os.fdopen(os.dup(0), "rb", buffering=0) if embedded else None
-    if hints is not None:
-        when_orphaned(hints.fileno(), exit_after(ORPHAN_GRACE_S))
-        settings = Settings.model_validate_json(_line(hints))
+    parent = socket.socket(fileno=os.dup(0)) if embedded else None
+    if parent is not None:
+        when_orphaned(parent.fileno(), exit_after(ORPHAN_GRACE_S))
+        settings = Settings.model_validate_json(_line(parent))
         settings = settings.model_copy(update={"shutdown_grace_s": EMBEDDED_GRACE_S})
     else:
         settings = Settings()
     log_to_stderr(settings)
     worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex
-    asyncio.run(_main(settings, worker_id, hints))
+    asyncio.run(_main(settings, worker_id, parent))
 
 
-def _line(stream: BinaryIO) -> bytes:
+def _line(end: socket.socket) -> bytes:
     line = bytearray()
-    while (byte := stream.read(1)) and byte != b"\n":
+    while (byte := end.recv(1)) and byte != b"\n":
         line += byte
     return bytes(line)
 

@@ -1,10 +1,11 @@
 """The API's side of the embedded worker: starts it, watches it, restarts it. Work and results go through the
-database; what is said directly is how to start, and hints that something there has changed.
+database; what is said directly, over a socket, is how to start, and wake-ups both ways.
 """
 
 import asyncio
 import contextlib
 import logging
+import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from app.leases import Leases
 from app.processes import child_environment, kill_group, python_module, resident_mib
 from app.settings import Settings
 from app.telemetry import Metrics
+from app.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.workers")
 
@@ -29,14 +31,20 @@ class Supervisor:
     """One worker process at a time, for as long as this object is open."""
 
     def __init__(
-        self, settings: Settings, tmp_dir: Path, metrics: Metrics, leases: Leases, changed: Callable[[], None]
+        self,
+        settings: Settings,
+        tmp_dir: Path,
+        metrics: Metrics,
+        leases: Leases,
+        wakeups: Wakeups,
+        changed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
         self._metrics = metrics
         self._leases = leases
+        self._wakeups = wakeups
         self._changed = changed
-        self._process: asyncio.subprocess.Process | None = None
         self._worker_id = ""
         self._keeper: asyncio.Task[None] | None = None
 
@@ -48,12 +56,6 @@ class Supervisor:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-
-    def hint(self) -> None:
-        """Tell the worker to look at the database now. Lost when there is none: then it polls."""
-        stdin = self._process.stdin if self._process is not None else None
-        if stdin is not None and not stdin.is_closing():
-            stdin.write(b"\n")
 
     async def _keep(self) -> None:
         delay_s = FIRST_RESTART_DELAY_S
@@ -74,31 +76,37 @@ class Supervisor:
         self._worker_id = uuid.uuid4().hex
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        process = self._process = await self._spawn()
-        checks = asyncio.create_task(self._check(process, started_at), name="worker checks")
-        try:
-            await process.wait()
-        finally:
-            checks.cancel()
-            await self._end(process)
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                process = await self._spawn(ours, theirs)
+            beside = (
+                asyncio.create_task(self._wakeups.carry(ours), name="worker wakeups"),
+                asyncio.create_task(self._check(process, started_at), name="worker checks"),
+            )
+            try:
+                await process.wait()
+            finally:
+                await self._end(process)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
         logger.warning("worker ended", extra={"returncode": process.returncode})
         return loop.time() - started_at > STEADY_S
 
-    async def _spawn(self) -> asyncio.subprocess.Process:
+    async def _spawn(self, ours: socket.socket, theirs: socket.socket) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             *python_module("app.worker", "--embedded"),
-            stdin=asyncio.subprocess.PIPE,
+            stdin=theirs.fileno(),
             stdout=2,  # our standard error: what a worker prints is a log, not our output
             env=child_environment(self._tmp_dir) | {"RTPRUNE_WORKER_ID": self._worker_id},
             start_new_session=True,
         )
-        if process.stdin is not None:
-            process.stdin.write(self._settings.model_dump_json().encode() + b"\n")
+        ours.sendall(self._settings.model_dump_json().encode() + b"\n")
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         """End the worker, gently if it still runs, and give its lease up at once: it is known to be gone."""
-        self._process = None
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -110,8 +118,6 @@ class Supervisor:
         finally:
             kill_group(process.pid)
             await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
         if process.returncode != UNUSABLE_STATUS:
             with contextlib.suppress(StorageUnavailable, StorageFull):
                 await asyncio.to_thread(self._leases.expire, self._worker_id)

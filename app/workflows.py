@@ -1,10 +1,14 @@
 """The workflows of DBOS that a worker runs. A process has one DBOS; ``launch`` says what it works with."""
 
 import asyncio
+import threading
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig
+from dbos import DBOS, DBOSClient, DBOSConfig, Queue
+from dbos._queue import queue_worker_thread
 
 from app.queues import (
     APPLICATION,
@@ -16,14 +20,17 @@ from app.queues import (
     VERSION,
     WEBHOOK_QUEUE,
     batch_options,
+    queue_for,
 )
 from app.reading import BatchReader
 from app.settings import Settings
 from app.store import Store
+from app.wakeups import Wakeups
 from app.webhooks import Webhooks
 
 WEBHOOKS_PER_WORKER = 4
 WEBHOOK_POLL_S = 1.0
+LOOK_GAP_S = 0.005
 FIRST_WEBHOOK_PAUSE_S = 1.0
 
 
@@ -35,8 +42,43 @@ class Hands:
     store: Store
     batches: BatchReader
     webhooks: Webhooks
+    wakeups: Wakeups
 
 
+class Claiming(threading.Event):
+    """The claiming of work from one queue, in a thread of its own.
+
+    DBOS looks for work at fixed times and can be told nothing in between; but the pause between two looks is
+    a wait for the event that ends the loop. This is that event, and its ``wait`` ends with a wake-up, too.
+    """
+
+    def __init__(self, queue: Queue, wakeups: Wakeups) -> None:
+        super().__init__()
+        self._queue = queue
+        self._wakeups = wakeups
+        self._woken = threading.Event()
+        self._looked_at = 0.0
+        wakeups.on("work", self.wake)
+
+    def start(self, dbos: DBOS) -> None:
+        arguments = (self, dbos, self._queue)
+        name = f"claiming {self._queue.name}"
+        threading.Thread(target=queue_worker_thread, args=arguments, name=name, daemon=True).start()
+
+    def wake(self, queues: Collection[str] = ()) -> None:
+        if not queues or self._queue.name in queues:
+            self._woken.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._woken.wait(self._wakeups.pause_s(timeout or 0.0))
+        # what arrives in quick succession is claimed together
+        time.sleep(max(0.0, self._looked_at + LOOK_GAP_S - time.monotonic()))
+        self._woken.clear()
+        self._looked_at = time.monotonic()
+        return self.is_set()
+
+
+_claiming: dict[str, Claiming] = {}
 _hands: Hands | None = None
 
 
@@ -46,8 +88,8 @@ def hands() -> Hands:
     return _hands
 
 
-def launch(engine: sa.Engine, executor_id: str, given: Hands) -> None:
-    """Start executing workflows, on the event loop that calls this."""
+def launch(engine: sa.Engine, executor_id: str, queues: list[Queue], given: Hands) -> None:
+    """Start executing workflows from these queues, on the event loop that calls this."""
     global _hands  # noqa: PLW0603 - DBOS itself is one per process
     _hands = given
     config: DBOSConfig = {
@@ -61,25 +103,34 @@ def launch(engine: sa.Engine, executor_id: str, given: Hands) -> None:
         "log_level": "WARNING",
         "enable_otlp": False,
     }
-    DBOS(config=config)
-    DBOS.listen_queues([SINGLE_QUEUE, BATCH_QUEUE, WEBHOOK_QUEUE])
+    dbos = DBOS(config=config)
+    DBOS.listen_queues([WEBHOOK_QUEUE])
     DBOS.launch()
+    for queue in queues:
+        _claiming[queue.name] = Claiming(queue, given.wakeups)
+        _claiming[queue.name].start(dbos)
 
 
-def register_queues(client: DBOSClient, settings: Settings) -> None:
-    """Before ``launch``: DBOS looks for queues once a second."""
+def register_queues(client: DBOSClient, settings: Settings) -> list[Queue]:
+    """Make the queues known; gives those of pages, with the concurrency of this worker."""
     num_batches = max(1, settings.max_pages_in_flight // settings.batch_pages)
-    for name, concurrency, poll_s in (
-        (SINGLE_QUEUE, settings.max_pages_in_flight, settings.queue_poll_s),
-        (BATCH_QUEUE, num_batches, settings.queue_poll_s),
-        (WEBHOOK_QUEUE, WEBHOOKS_PER_WORKER, WEBHOOK_POLL_S),
-    ):
+    queues = [
         client.register_queue(
             name,
             worker_concurrency=concurrency,
             polling_interval_sec=poll_s,
             application_name=APPLICATION,
         )
+        for name, concurrency, poll_s in (
+            (SINGLE_QUEUE, settings.max_pages_in_flight, settings.queue_poll_s),
+            (BATCH_QUEUE, num_batches, settings.queue_poll_s),
+            (WEBHOOK_QUEUE, WEBHOOKS_PER_WORKER, WEBHOOK_POLL_S),
+        )
+    ]
+    for queue in queues:
+        # or it would be read again before each look, and be that of the worker that started last
+        queue.database_backed_queue = False
+    return [queue for queue in queues if queue.name != WEBHOOK_QUEUE]
 
 
 @DBOS.step(name="is_wanted")
@@ -87,15 +138,12 @@ async def is_wanted(job_id: str) -> bool:
     return not await asyncio.to_thread(hands().store.cancelled, [job_id])
 
 
-@DBOS.step(name="read_pages")
-async def read_pages(job_id: str, number: int) -> None:
-    await hands().batches.read(job_id, number)
-
-
 @DBOS.workflow(name=READ_BATCH, max_recovery_attempts=None)
 async def read_batch(
     job_id: str, number: int, num_batches: int, num_pages: int, priority: int, generation: int
 ) -> None:
+    queue = queue_for(num_pages)
+    _look_again_after_this(queue)
     children = [child for child in (2 * number + 1, 2 * number + 2) if child < num_batches]
     if children and not await is_wanted(job_id):
         return
@@ -104,7 +152,16 @@ async def read_batch(
         await DBOS.enqueue_workflow_with_options_async(
             options, job_id, child, num_batches, num_pages, priority, generation
         )
-    await read_pages(job_id, number)
+    if children:
+        hands().wakeups.tell("work", [queue])
+    # No step of its own: what was read is in our tables, and what is read again finds it there.
+    await hands().batches.read(job_id, number)
+
+
+def _look_again_after_this(queue: str) -> None:
+    """When a workflow has ended there is room for another, which may wait already."""
+    if (task := asyncio.current_task()) is not None:
+        task.add_done_callback(lambda _: _claiming[queue].wake())
 
 
 @DBOS.step(name="post_webhook")

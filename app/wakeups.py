@@ -1,0 +1,207 @@
+"""Wake-ups: what processes tell each other so that they look at the database now, not at their next turn.
+
+A wake-up is a hint and may be lost. Whoever is woken reads the database; whoever is not looks every
+``pause_s``, so a lost one costs that long and nothing else. On PostgreSQL they go by LISTEN and NOTIFY, on
+SQLite by the socket between the API and the worker it supervises; other processes on SQLite poll.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import uuid
+from collections.abc import Callable, Collection, Iterable
+from typing import Literal
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from app.database import CONNECT_S, database_url
+from app.settings import Settings
+
+logger = logging.getLogger("rtprune.wakeups")
+
+Topic = Literal["work", "pages", "cancel"]
+"""Work was queued, in which queues; status or pages of jobs changed; jobs were cancelled."""
+Handler = Callable[[Collection[str]], None]
+Message = tuple[str, str]
+
+TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel")
+RELAXED_POLL_S = 0.25
+"""How often to look, at least, while wake-ups arrive."""
+ECHO_S = 10.0
+"""How often a listener sends itself a message, to know that others' would arrive."""
+FIRST_RETRY_S = 0.2
+MAX_RETRY_S = 5.0
+MAX_UNSENT_BYTES = 2**16
+
+
+class Wakeups:
+    """Of one process. This class alone reaches only that process itself; its children reach others."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._handlers: dict[Topic, list[Handler]] = {}
+        self._unsent: dict[Message, None] = {}
+        self.arriving = False
+        """Whether what others tell is known to arrive."""
+
+    def on(self, topic: Topic, handler: Handler) -> None:
+        """Call ``handler`` with names, on the event loop. No names: it may have missed some."""
+        self._handlers.setdefault(topic, []).append(handler)
+
+    def tell(self, topic: Topic, names: Iterable[str]) -> None:
+        """From any thread, after what it is about was committed. ``names``: ids of jobs, or queues for work.
+
+        Never raises, never waits.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+            self._loop.call_soon_threadsafe(self._tell, topic, list(names))
+
+    def pause_s(self, poll_s: float) -> float:
+        """How long to wait for a wake-up before looking all the same."""
+        return max(poll_s, RELAXED_POLL_S) if self.arriving else poll_s
+
+    async def run(self) -> None:
+        """Keep the way to other processes open, until cancelled."""
+
+    async def carry(self, end: socket.socket) -> None:
+        """Use the socket between an API and its worker, until its other end is gone."""
+
+    def _tell(self, topic: Topic, names: list[str]) -> None:
+        self._hear(topic, names)
+        if not self._unsent:
+            # one message for what is told in the same turn of the loop
+            self._loop.call_soon(self._flush)
+        self._unsent.update(dict.fromkeys((topic, name) for name in names))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = self._unsent, {}
+        self._send(list(unsent))
+
+    def _send(self, messages: list[Message]) -> None:
+        """Pass on to other processes."""
+
+    def _hear(self, topic: Topic, names: Collection[str]) -> None:
+        for handler in self._handlers.get(topic, ()):
+            handler(names)
+
+    def _hear_all(self) -> None:
+        for topic in TOPICS:
+            self._hear(topic, ())
+
+
+class SocketWakeups(Wakeups):
+    """Between an API and the worker that it supervises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def carry(self, end: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=end)
+        self._writer, self.arriving = writer, True
+        self._hear_all()
+        try:
+            while line := await reader.readline():
+                topic, _, name = line.decode().strip().partition(" ")
+                for known in TOPICS:
+                    if topic == known:
+                        self._hear(known, (name,))
+        except (OSError, ValueError):  # ValueError: a line without end, or not text
+            logger.warning("wake-ups between API and worker end")
+        finally:
+            self._writer, self.arriving = None, False
+            writer.close()
+
+    def _send(self, messages: list[Message]) -> None:
+        # who does not read, as a process that hangs, is not to fill our memory
+        if self._writer is None or self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            return
+        self._writer.write("".join(f"{topic} {name}\n" for topic, name in messages).encode())
+
+
+class PostgresWakeups(Wakeups):
+    """LISTEN on one connection, NOTIFY on another.
+
+    Not in the transactions that messages are about: those that notify commit one after the other, syncs to
+    disk included.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._echo = f"rtprune_echo_{uuid.uuid4().hex}"
+        self._outbox: dict[Message, None] = {}
+        self._posted = asyncio.Event()
+        self._connected = False
+
+    async def run(self) -> None:
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                async with await self._connect() as listener, await self._connect() as notifier:
+                    self._connected = True
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(self._listen(listener))
+                        group.create_task(self._notify(notifier))
+            except* (psycopg.Error, OSError) as errors:
+                reason = str(errors.exceptions[0]).strip().partition("\n")[0][:300]
+                logger.info("no wake-ups: looking more often", extra={"reason": reason})
+            delay_s = FIRST_RETRY_S if self.arriving else min(delay_s * 2, MAX_RETRY_S)
+            self._connected = self.arriving = False
+            self._outbox.clear()
+            await asyncio.sleep(delay_s)
+
+    async def _connect(self) -> psycopg.AsyncConnection:
+        return await psycopg.AsyncConnection.connect(
+            self._conninfo, autocommit=True, connect_timeout=CONNECT_S, application_name="rtprune-wakeups"
+        )
+
+    async def _listen(self, connection: psycopg.AsyncConnection) -> None:
+        for channel in (self._echo, *map(_channel, self._handlers)):
+            await connection.execute(f"LISTEN {channel}".encode())
+        while True:
+            self._post([(self._echo, "")])
+            echoed = False
+            async for message in connection.notifies(timeout=ECHO_S):
+                if message.channel != self._echo:
+                    self._hear_from(message)
+                    continue
+                echoed = True
+                if not self.arriving:
+                    self.arriving = True
+                    self._hear_all()
+            if not echoed:  # the other side is gone, or a pooler keeps what is meant for us
+                raise psycopg.OperationalError("wake-ups do not come back")
+
+    async def _notify(self, connection: psycopg.AsyncConnection) -> None:
+        query = "SELECT pg_notify(c, p) FROM unnest(%s::text[], %s::text[]) AS told (c, p)"
+        while True:
+            await self._posted.wait()
+            self._posted.clear()
+            messages, self._outbox = list(self._outbox), {}
+            await connection.execute(query, ([c for c, _ in messages], [p for _, p in messages]))
+
+    def _send(self, messages: list[Message]) -> None:
+        self._post([(f"rtprune_{topic}", name) for topic, name in messages])
+
+    def _post(self, messages: list[Message]) -> None:
+        if self._connected:
+            self._outbox.update(dict.fromkeys(messages))
+            self._posted.set()
+
+    def _hear_from(self, message: psycopg.Notify) -> None:
+        for topic in TOPICS:
+            if message.channel == _channel(topic):
+                self._hear(topic, (message.payload,))
+
+
+def _channel(topic: Topic) -> str:
+    return f"rtprune_{topic}"
+
+
+def open_wakeups(settings: Settings) -> Wakeups:
+    """On the running event loop. ``run`` and ``carry`` begin to reach other processes."""
+    url = database_url(settings)
+    return SocketWakeups() if url.startswith("sqlite") else PostgresWakeups(url)

@@ -16,7 +16,7 @@ from app.database import storage_errors
 from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
 from app.job import Job
-from app.leases import HEARTBEAT_S, Leases, WorkerState
+from app.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
 from app.reading import BatchReader
 from app.settings import Settings
@@ -56,6 +56,7 @@ class Caretaker:
         self._wakeups = wakeups
         self._look = asyncio.Event()
         self._expired_at = -EXPIRY_EVERY_S
+        self._adopting_from = 0.0
         wakeups.on("cancel", self._cancelled)
 
     def _cancelled(self, job_ids: Collection[str]) -> None:
@@ -101,6 +102,8 @@ class Caretaker:
                 await asyncio.to_thread(self.take_care)
             except (StorageUnavailable, StorageFull):
                 logger.warning("the database is away")
+                # the others could not renew their leases either
+                self._adopting_from = time.monotonic() + LEASE_S
             except DBOSException:  # such as a workflow that was removed meanwhile
                 logger.exception("work was left for the next turn")
             await asyncio.sleep(HEARTBEAT_S)
@@ -111,8 +114,9 @@ class Caretaker:
             self._care()
 
     def _care(self) -> None:
-        while (worker_id := self._leases.claim_expired(self._worker.id)) is not None:
-            self._adopt(worker_id)
+        if time.monotonic() >= self._adopting_from:
+            while (worker_id := self._leases.claim_expired(self._worker.id)) is not None:
+                self._adopt(worker_id)
         for job in self._leases.stranded(STRANDED_S):
             self._rescue(job)
         for job in self._store.unswept():
@@ -123,6 +127,7 @@ class Caretaker:
             self._leases.expire_results(self._settings.result_lifetime_s, self._client)
 
     def _adopt(self, worker_id: str) -> None:
+        self._leases.bury(worker_id)
         left = self._client.list_workflows(
             status=PENDING, executor_id=worker_id, load_input=False, load_output=False
         )
@@ -141,6 +146,7 @@ class Caretaker:
         leased = {worker.id for worker in self._leases.alive()}
         for workflow in batches:
             if workflow.status == PENDING and workflow.executor_id not in leased:
+                self._leases.bury(workflow.executor_id or "")
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
             self._wakeups.tell("work", PAGE_QUEUES)

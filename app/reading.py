@@ -1,8 +1,9 @@
 """Batches of pages, from the blob store to results that are written once.
 
-A page that was with the model when its worker died is a suspect: it is read again once, alone among suspects,
-so that a page which kills workers is told from those that were only near. If its worker dies twice, the page
-is ``worker_lost``. Attempts are counted in the database before the page goes to the model.
+Pages that were with the model when their worker died are suspects. They are read again apart from all others,
+in groups of an eighth of those that were together, then an eighth of that, then alone. A page that was alone
+when two workers died is ``worker_lost``; one that was only near is read. The database knows who has a page
+before the page goes to the model (``Leases.bury`` says how the strikes are counted).
 """
 
 import asyncio
@@ -16,19 +17,19 @@ from typing import Protocol
 from app.blobs import Blobs
 from app.document import Failure, Page, PageResult, Reading
 from app.errors import BadOption, DocumentDeadline, PageDeadline, PageFailed, ParseError, WorkerLost
+from app.isolation import Isolation
 from app.job import Job, encode_page
 from app.journal import Journal
 from app.markdown import to_markdown
 from app.reader import PageReader
 from app.settings import Settings
-from app.store import Done, Interrupted, Started, Store
+from app.store import Attempt, Done, Interrupted, Started, Store
 
 logger = logging.getLogger("rtprune.worker")
 
-MAX_ATTEMPTS = 2
+MAX_STRIKES = 2
+SUSPECTS_SHARE = 8
 INTERRUPT_S = 2.0
-
-Attempts = dict[int, tuple[int, int, int]]
 
 
 class PageSource(Protocol):
@@ -57,8 +58,7 @@ class BatchReader:
         self._blobs = blobs
         self._journal = journal
         self._tmp_dir = tmp_dir
-        self._slots = asyncio.Semaphore(settings.max_pages_in_flight)
-        self._suspects = asyncio.Lock()
+        self._isolation = Isolation()
         self._batches: dict[str, set[asyncio.Task[None]]] = {}
         self._reading_now: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -114,18 +114,16 @@ class BatchReader:
             await self._fail(job, Failure.of(error))
 
     async def _read_pages(self, job: Job, wanted: list[int]) -> None:
-        finished = await asyncio.to_thread(self._store.finished_pages, job.id, wanted)
-        left = [index for index in wanted if index not in finished]
+        left = await asyncio.to_thread(self._store.unread, job.id, wanted)
         if not left:
             return
-        attempts = await asyncio.to_thread(self._store.attempts, job.id, left)
         # opened and closed by hand: what a document's store does may block
         with contextlib.ExitStack() as stack:
             path = await asyncio.to_thread(stack.enter_context, self._blobs.local(job.blob, self._tmp_dir))
             try:
                 async with asyncio.TaskGroup() as group:
-                    for index in left:
-                        group.create_task(self._page(job, path, index, attempts))
+                    for index, before in left.items():
+                        group.create_task(self._page(job, path, index, before))
             except ExceptionGroup as errors:
                 refused, defects = errors.split(ParseError)
                 if defects is not None or refused is None:
@@ -143,16 +141,17 @@ class BatchReader:
             if task is not current:
                 task.cancel()
 
-    async def _page(self, job: Job, path: Path, index: int, attempts: Attempts) -> None:
+    async def _page(self, job: Job, path: Path, index: int, before: Attempt) -> None:
         """One page from file to result. Raises ``BadOption`` alone: that is no page's fault."""
-        num_before, width, height = attempts.get(index, (0, 0, 0))
-        if num_before >= MAX_ATTEMPTS:
+        if before.strikes >= MAX_STRIKES:
             error = WorkerLost("the process that read the page died, twice")
-            await self._finish(job, _failed(index, error, width, height))
+            await self._finish(job, _failed(index, error, before.width, before.height))
             return
-        turn = self._suspects if num_before else contextlib.nullcontext()
-        # The suspect's turn comes first: a page that waits for it must not hold a slot.
-        async with turn, self._slots, self._running():
+        limit = self._settings.max_pages_in_flight
+        if before.together:
+            limit = min(limit, max(1, before.together // SUSPECTS_SHARE))
+        # until the result is written: only then is the page no longer open in the database
+        async with self._isolation.among(limit), self._running():
             await self._finish(job, await self._timely(job, path, index))
 
     @contextlib.asynccontextmanager

@@ -40,6 +40,21 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """What is known of a page that was begun before. Width and height in pixels."""
+
+    together: int
+    """How many pages were with the model when the page's last worker died; 0: none died."""
+    strikes: int
+    """How many workers died while the page was alone with the model."""
+    width: int
+    height: int
+
+
+FIRST_ATTEMPT = Attempt(0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A page goes to the model. If the worker dies now, this page may be why."""
 
@@ -297,16 +312,17 @@ class Store:
         job = Job.of(dict(row)) if row is not None else None
         return job if job is not None and job.is_open else None
 
-    def finished_pages(self, job_id: str, among: Sequence[int]) -> set[int]:
-        query = sa.select(pages.c.page).where(pages.c.job_id == job_id, pages.c.page.in_(among))
+    def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
+        """Which of these pages are not finished, in that order, and what became of them so far."""
+        finished = sa.select(pages.c.page).where(pages.c.job_id == job_id, pages.c.page.in_(among))
+        begun = sa.select(attempts).where(attempts.c.job_id == job_id, attempts.c.page.in_(among))
         with self.reading() as c:
-            return set(c.execute(query).scalars())
-
-    def attempts(self, job_id: str, among: Sequence[int]) -> dict[int, tuple[int, int, int]]:
-        """Page -> how often it was begun before, and its width and height in pixels."""
-        query = sa.select(attempts).where(attempts.c.job_id == job_id, attempts.c.page.in_(among))
-        with self.reading() as c:
-            return {row.page: (row.num, row.width, row.height) for row in c.execute(query)}
+            done = set(c.execute(finished).scalars())
+            before = {
+                row.page: Attempt(row.together, row.strikes, row.width, row.height)
+                for row in c.execute(begun)
+            }
+        return {page: before.get(page, FIRST_ATTEMPT) for page in among if page not in done}
 
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
         """Write what happened to pages, all in one transaction, in few statements for each job."""
@@ -315,37 +331,42 @@ class Store:
             # jobs are always taken in the same order, or two workers could wait for each other
             for job_id in sorted({entry.job_id for entry in entries}):
                 of_job = [entry for entry in entries if entry.job_id == job_id]
-                self._write_started(c, job_id, [entry for entry in of_job if isinstance(entry, Started)])
+                self._write_started(c, worker_id, [entry for entry in of_job if isinstance(entry, Started)])
                 self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
                 for entry in of_job:
                     if isinstance(entry, Interrupted):
                         page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
-                        c.execute(sa.update(attempts).where(*page).values(num=attempts.c.num - 1))
+                        mine = sa.update(attempts).where(*page, attempts.c.worker == worker_id)
+                        c.execute(mine.values(worker=None))
         if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
             self._tell("pages", changed)
 
-    def _write_started(self, c: sa.Connection, job_id: str, entries: Sequence[Started]) -> None:
+    def _write_started(self, c: sa.Connection, worker_id: str, entries: Sequence[Started]) -> None:
         if not entries:
             return
         # no page twice: one statement cannot change a row two times
-        rows = {entry.page: asdict(entry) | {"num": 1} for entry in entries}
+        rows = {entry.page: asdict(entry) | {"worker": worker_id} for entry in entries}
         insert = self.insert(attempts).values([rows[page] for page in sorted(rows)])
         changes = {
-            "num": attempts.c.num + 1,
+            "worker": worker_id,
             "width": insert.excluded.width,
             "height": insert.excluded.height,
         }
         again = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
-        nums = c.execute(again.returning(attempts.c.num)).scalars()
-        if num_retries := sum(num > 1 for num in nums):
+        deaths = c.execute(again.returning(attempts.c.together)).scalars()
+        if num_retries := sum(together > 0 for together in deaths):
             more = {"num_retries": jobs.c.num_retries + num_retries}
-            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**more))
+            c.execute(sa.update(jobs).where(jobs.c.id == entries[0].job_id).values(**more))
 
     def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
         """Insert the pages of one job that are not there yet, and count them."""
         if not entries:
             return
         mine = jobs.c.id == entries[0].job_id
+        over = (
+            attempts.c.job_id == entries[0].job_id,
+            attempts.c.page.in_([entry.page for entry in entries]),
+        )
         # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
         # events sees n + 1 before n; and what is not there under it, nobody else inserts.
         counted = c.execute(
@@ -354,6 +375,7 @@ class Store:
             .values(touched_at=at, model=entries[0].model)
             .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
         ).first()
+        c.execute(sa.delete(attempts).where(*over))
         if counted is None:
             return  # cancelled meanwhile, or ended
         new = self._not_there(c, entries)

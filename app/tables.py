@@ -52,12 +52,15 @@ pages = sa.Table(
     sa.Index("rtprune_pages_by_time", "done_at"),
 )
 
+# pages that are with a model, or were when their worker died; worker: who has it, none after a death
 attempts = sa.Table(
-    "rtprune_attempts",
+    "rtprune_tries",
     metadata,
     sa.Column("job_id", sa.Text, primary_key=True),
     sa.Column("page", sa.Integer, primary_key=True),
-    sa.Column("num", sa.Integer, nullable=False),
+    sa.Column("worker", sa.Text),
+    sa.Column("together", sa.Integer, nullable=False, default=0),
+    sa.Column("strikes", sa.Integer, nullable=False, default=0),
     sa.Column("width", sa.Integer, nullable=False),
     sa.Column("height", sa.Integer, nullable=False),
 )

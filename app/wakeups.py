@@ -67,6 +67,10 @@ class Wakeups:
 
     async def carry(self, end: socket.socket) -> None:
         """Use the socket between an API and its worker, until its other end is gone."""
+        end.setblocking(False)
+        with contextlib.suppress(OSError):
+            while await self._loop.sock_recv(end, 1024):
+                pass  # these go another way
 
     def _tell(self, topic: Topic, names: list[str]) -> None:
         self._hear(topic, names)

@@ -116,6 +116,7 @@ async def _load(
     settings: Settings, rasterizers: Rasterizers, leases: Leases, state: WorkerState
 ) -> PageReader:
     """The rasterizers, started, and the model. The worker is visible meanwhile."""
+    await asyncio.to_thread(leases.bury, state.id)  # one of the same name may have died
     await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
     await rasterizers.start()
     # on this thread: models' libraries take it as the one that initialises the device
@@ -167,17 +168,22 @@ async def _serve(
         await http.close()
 
 
+async def _carry(wakeups: Wakeups, parent: socket.socket | None, stop: asyncio.Event) -> None:
+    """Stop with the parent: pages are taken from the model, so that its death is not held against them."""
+    if parent is not None:
+        await wakeups.carry(parent)
+        stop.set()
+
+
 async def _main(settings: Settings, worker_id: str, parent: socket.socket | None) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     wakeups = open_wakeups(settings)
-    # kept: a task that nobody holds may be collected
-    carrying = asyncio.create_task(wakeups.carry(parent), name="parent") if parent is not None else None
+    carrying = asyncio.create_task(_carry(wakeups, parent, stop), name="parent")
     status = await work(settings, worker_id, stop, wakeups)
-    if carrying is not None:
-        carrying.cancel()
+    carrying.cancel()
     logging.shutdown()
     # Not by way of the interpreter: it would cancel workflows that were left to others, and DBOS would
     # write down that they failed.

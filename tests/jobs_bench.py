@@ -15,6 +15,7 @@ from app.errors import BadOption, UnreadablePage
 from app.fake import FakeReader
 from app.job import NewJob, encode_page
 from app.journal import Journal
+from app.reader import PageReader
 from app.reading import BatchReader
 from app.settings import Settings
 from app.store import Done, Limits, Started, Store
@@ -128,14 +129,16 @@ class Bench:
         self.reader = GatedReader()
         self.worker = self.new_worker("w")
 
-    def new_worker(self, name: str) -> BatchReader:
+    def new_worker(
+        self, name: str, reader: PageReader | None = None, journal: Journal | None = None
+    ) -> BatchReader:
         return BatchReader(
             self.settings,
-            self.reader,
+            reader or self.reader,
             FakeRasterizers(),
             self.store,
             self.blobs,
-            Journal(self.store, name),
+            journal or Journal(self.store, name),
             self.folder,
         )
 

@@ -24,7 +24,7 @@ from service_client import A4, PATIENCE_S, Server, eventually, image_bytes, pdf_
 
 from app.database import open_engine
 from app.settings import Settings
-from app.tables import pages
+from app.tables import attempts, pages
 
 NUM_KILLS = int(os.environ.get("RTPRUNE_KILLS", "2"))
 ADOPTED_WITHIN_S = 15.0
@@ -154,6 +154,33 @@ def test_a_page_that_kills_its_workers_twice_is_an_error(
         assert (job["status"], job["retries"]["pages"]) == ("partial", 1)
         read = client.result(job_id)["pages"]
         assert [page.get("error", {}).get("code") for page in read] == [None, "worker_lost", None]
+
+
+def test_a_page_is_not_blamed_for_the_death_of_the_api(tmp_path: Path) -> None:
+    """Its worker ends with the API and takes the page, which is alone there, from the model first."""
+    settings: dict[str, Any] = {"num_rasterizers": 1, "max_restart_delay_s": 0.2}
+    server = Server(tmp_path, **settings).wait_ready()
+    try:
+        job_id = Client(server).accepted(image_bytes(), prompt={"delay_s": 5})
+        for _ in range(3):
+            eventually(lambda: open_pages(tmp_path) == 1)
+            server.kill()
+            eventually(lambda: open_pages(tmp_path) == 0)
+            server = Server(tmp_path, **settings)
+        job = Client(server).ended(job_id)
+        assert (job["status"], job["retries"]["pages"]) == ("succeeded", 0)
+    finally:
+        server.stop()
+
+
+def open_pages(data_dir: Path) -> int:
+    """Pages that are with a model."""
+    engine = open_engine(Settings.model_validate({"data_dir": data_dir}))
+    with engine.connect() as connection:
+        query = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.worker.is_not(None))
+        num = int(connection.execute(query).scalar_one())
+    engine.dispose()
+    return num
 
 
 def test_results_expire_and_say_so(tmp_path: Path) -> None:

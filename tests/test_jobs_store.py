@@ -13,7 +13,7 @@ from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.leases import Leases, WorkerState
 from app.settings import Settings
-from app.store import Interrupted, Queue, Store
+from app.store import FIRST_ATTEMPT, Attempt, Interrupted, Queue, Store
 from app.tables import jobs, workers
 
 
@@ -122,12 +122,22 @@ def test_throughput_is_that_of_the_last_minute(store: Store) -> None:
 
 def test_attempts_are_counted_and_taken_back(store: Store) -> None:
     job_id = accept(store, new_job(3))
+    leases = Leases(store)
     store.write("a", [started(job_id, 0), started(job_id, 1)])
-    store.write("b", [started(job_id, 0)])
+    assert set(store.unread(job_id, [0, 1, 2]).values()) == {FIRST_ATTEMPT, Attempt(0, 0, 10, 20)}
     store.write("b", [Interrupted(job_id, 1)])
-    attempts = store.attempts(job_id, [0, 1, 2])
-    assert {page: num for page, (num, _, _) in attempts.items()} == {0: 2, 1: 0}
-    assert store.job(job_id).num_retries == 1
+    leases.bury("a")
+    leases.bury("a")
+    together = Attempt(2, 0, 10, 20)
+    assert store.unread(job_id, [0, 1, 2]) == {0: together, 1: together, 2: FIRST_ATTEMPT}
+    store.write("b", [started(job_id, 0), started(job_id, 1)])
+    store.write("b", [Interrupted(job_id, 1)])
+    leases.bury("b")
+    assert store.unread(job_id, [1, 0]) == {1: together, 0: Attempt(1, 1, 10, 20)}, "0 was alone"
+    store.write("c", [started(job_id, 0), started(job_id, 1), done(job_id, 1)])
+    leases.bury("c")
+    assert store.unread(job_id, [0, 1]) == {0: Attempt(1, 2, 10, 20)}, "what is done is not with anybody"
+    assert store.job(job_id).num_retries == 4
 
 
 def test_priority_and_age_give_the_position(store: Store) -> None:

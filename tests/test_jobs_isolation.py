@@ -1,0 +1,203 @@
+"""Pages that kill workers are told from those that were near: no innocent page is lost."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from jobs_bench import Bench
+
+from app.document import Page, Reading, ReadOptions
+from app.fake import FakeReader
+from app.isolation import Isolation
+from app.journal import Journal
+from app.leases import Leases
+from app.reading import MAX_STRIKES
+from app.store import Entry, Store
+from app.tables import attempts
+
+NUM_PAGES = 10
+NUM_KILLS = 8
+"""From outside."""
+MAX_KILLS_BY_ONE_PAGE = 4
+"""Of at most 63 pages in flight: with all of them, with an eighth, and twice alone."""
+
+
+class MortalJournal(Journal):
+    """What is written after death reaches nobody."""
+
+    def __init__(self, store: Store, worker_id: str) -> None:
+        super().__init__(store, worker_id)
+        self.died = asyncio.Event()
+
+    async def write(self, entry: Entry) -> None:
+        if self.died.is_set():
+            raise asyncio.CancelledError
+        await super().write(entry)
+
+    async def silent(self) -> None:
+        if self._writer is not None:
+            await self._writer
+
+
+class DeadlyStream:
+    def __init__(self, reader: "DeadlyReader", page: Page, options: ReadOptions) -> None:
+        self._reader = reader
+        self._page = page
+        self._options = options
+
+    async def pieces(self) -> AsyncIterator[str]:
+        yield ""
+
+    async def result(self) -> Reading:
+        await self._reader.at_model(self._page.index)
+        return await FakeReader().submit(self._page, self._options, document_id="x").result()
+
+    def cancel(self) -> None:
+        return
+
+
+class DeadlyReader:
+    """Keeps the contract of ``PageReader``, until a killer is read or an outsider kills."""
+
+    model_name = "deadly"
+
+    def __init__(self, journal: MortalJournal, killers: set[int], chance: random.Random) -> None:
+        self._journal = journal
+        self._killers = killers
+        self._chance = chance
+        self.blame: int | None = None
+        """The page that killed."""
+
+    async def at_model(self, index: int) -> None:
+        for _ in range(self._chance.randrange(40)):
+            await asyncio.sleep(0)
+        if index in self._killers and not self._journal.died.is_set():
+            self.blame = index
+            self._journal.died.set()
+
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> DeadlyStream:
+        return DeadlyStream(self, page, options)
+
+    async def close(self) -> None:
+        return
+
+
+async def outsider(journal: MortalJournal, chance: random.Random) -> None:
+    await asyncio.sleep(chance.uniform(0, 0.05))
+    journal.died.set()
+
+
+def pages_of(store: Store, worker_id: str) -> list[int]:
+    """The pages that a worker has, or had when it died."""
+    with store.reading() as c:
+        return list(c.execute(sa.select(attempts.c.page).where(attempts.c.worker == worker_id)).scalars())
+
+
+async def live(
+    bench: Bench, job_id: str, number: int, killers: set[int], chance: random.Random
+) -> tuple[int | None, list[int]]:
+    """One worker's life, until the batch is read or it dies: the page that killed it, the pages it had."""
+    worker_id = f"w{number}"
+    journal = MortalJournal(bench.store, worker_id)
+    reader = DeadlyReader(journal, killers, chance)
+    reading = asyncio.create_task(bench.new_worker("", reader, journal).read(job_id, 0))
+    tasks: list[asyncio.Task[Any]] = [reading, asyncio.create_task(journal.died.wait())]
+    if number < NUM_KILLS:
+        tasks.append(asyncio.create_task(outsider(journal, chance)))
+    await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await journal.silent()
+    had = pages_of(bench.store, worker_id)
+    Leases(bench.store).bury(worker_id)
+    return reader.blame, had
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(tmp_path: Path, seed: int) -> None:
+    """Kills from outside at random moments; pages that kill among the others."""
+    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    killers = set(chance.sample(range(NUM_PAGES), k=seed % 3))
+
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=chance.choice([1, 2, 4, 16]))
+        job_id = bench.job(NUM_PAGES)
+        blamed: Counter[int | None] = Counter()
+        alone: Counter[int] = Counter()
+        number = 0
+        while bench.store.job(job_id).is_open:
+            assert number < NUM_KILLS + MAX_KILLS_BY_ONE_PAGE * len(killers) + 1, "it ends"
+            page, had = await live(bench, job_id, number, killers, chance)
+            blamed[page] += 1
+            alone.update(had if len(had) == 1 else [])
+            number += 1
+        failures = {page.index: page.failure for page in bench.store.results(job_id) if page.failure}
+        assert set(failures) == {page for page in alone if alone[page] == MAX_STRIKES}
+        assert set(failures) >= killers
+        assert all(failure.code == "worker_lost" for failure in failures.values())
+        assert all(blamed[page] <= MAX_KILLS_BY_ONE_PAGE for page in killers)
+
+    asyncio.run(run())
+
+
+def test_isolation_admits_one_limit_at_a_time_and_the_smallest_first() -> None:
+    chance = random.Random(1)  # noqa: S311
+    present: list[int] = []
+    seen: list[list[int]] = []
+
+    async def page(isolation: Isolation, limit: int) -> None:
+        async with isolation.among(limit):
+            present.append(limit)
+            seen.append(list(present))
+            try:
+                for _ in range(chance.randrange(5)):
+                    await asyncio.sleep(0)
+            finally:
+                present.remove(limit)
+
+    async def run() -> None:
+        isolation = Isolation()
+        pages = [asyncio.create_task(page(isolation, chance.choice([1, 3, 20]))) for _ in range(200)]
+        await asyncio.sleep(0)
+        for task in chance.sample(pages, k=60):
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait_for(asyncio.gather(*pages, return_exceptions=True), 20)
+        async with isolation.among(1):
+            pass
+
+    asyncio.run(run())
+    assert all(len(set(together)) == 1 for together in seen)
+    assert all(len(together) <= together[0] for together in seen)
+    assert max(len(together) for together in seen) > 3, "and yet they are together"
+
+
+def test_who_is_cancelled_holds_up_nobody() -> None:
+    async def run() -> None:
+        isolation = Isolation()
+
+        async def stay() -> None:
+            async with isolation.among(8):
+                await asyncio.sleep(3600)
+
+        staying = asyncio.create_task(stay())
+        await asyncio.sleep(0)
+        alone = asyncio.create_task(isolation.among(1).__aenter__())
+        await asyncio.sleep(0)
+        another = asyncio.create_task(stay())
+        await asyncio.sleep(0)
+        alone.cancel()
+        await asyncio.gather(alone, return_exceptions=True)
+        staying.cancel()
+        another.cancel()
+        await asyncio.gather(staying, another, return_exceptions=True)
+        async with asyncio.timeout(20), isolation.among(1):
+            pass
+
+    asyncio.run(run())

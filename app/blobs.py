@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import uuid
@@ -14,6 +15,8 @@ import fsspec
 
 from app.errors import StorageFull, StorageUnavailable, UnreadableFile
 from app.settings import Settings
+
+logger = logging.getLogger("rtprune.blobs")
 
 CHUNK_BYTES = 2**20
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
@@ -33,7 +36,8 @@ class Blobs:
         with _storage_errors():
             target = self._path(name)
             if not self._is_local:
-                self._fs.put_file(str(path), target)
+                with _remote_errors():
+                    self._fs.put_file(str(path), target)
                 return name
             folder = Path(target).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ class Blobs:
             return
         copy = tmp_dir / f"{name}-{uuid.uuid4().hex}"
         try:
-            with _storage_errors():
+            with _storage_errors(), _remote_errors():
                 self._fs.get_file(target, str(copy))
             yield copy
         finally:
@@ -68,7 +72,11 @@ class Blobs:
     def remove(self, name: str) -> None:
         """Remove a document; one that is gone is no error."""
         with _storage_errors(), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
+            if self._is_local:
+                Path(self._path(name)).unlink()
+                return
+            with _remote_errors():
+                self._fs.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
         # names are ours, never a client's; two letters of folder keep folders small
@@ -106,6 +114,18 @@ def disk_errors() -> Iterator[None]:
         if error.errno not in DISK_ERRORS:
             raise
         raise StorageFull("no space where documents are kept") from error
+
+
+@contextlib.contextmanager
+def _remote_errors() -> Iterator[None]:
+    """Every file system of fsspec has errors of its own; what is no ``OSError`` is taken for an outage."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        logger.warning("the blob store fails", extra={"reason": f"{type(error).__name__}: {error}"[:300]})
+        raise StorageUnavailable("the blob store does not answer") from error
 
 
 @contextlib.contextmanager

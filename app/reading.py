@@ -16,7 +16,16 @@ from typing import Protocol
 
 from app.blobs import Blobs
 from app.document import Failure, Page, PageResult, Reading
-from app.errors import BadOption, DocumentDeadline, PageDeadline, PageFailed, ParseError, WorkerLost
+from app.errors import (
+    BadOption,
+    DocumentDeadline,
+    PageDeadline,
+    PageFailed,
+    ParseError,
+    StorageFull,
+    StorageUnavailable,
+    WorkerLost,
+)
 from app.isolation import Isolation
 from app.job import Job, encode_page
 from app.journal import Journal
@@ -29,6 +38,8 @@ logger = logging.getLogger("rtprune.worker")
 
 MAX_STRIKES = 2
 SUSPECTS_SHARE = 8
+FIRST_RETRY_S = 0.2
+MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
 
 
@@ -105,11 +116,26 @@ class BatchReader:
             task.result()
 
     async def _read_batch(self, job_id: str, number: int) -> None:
+        """A database or a blob store that is away is no fault of the document: it is waited for."""
+        delay_s = FIRST_RETRY_S
+        while True:
+            try:
+                await self._try_batch(job_id, number)
+            except (StorageUnavailable, StorageFull) as error:
+                logger.warning("a batch waits", extra={"document": job_id, "reason": str(error)})
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, MAX_RETRY_S)
+
+    async def _try_batch(self, job_id: str, number: int) -> None:
         job = await asyncio.to_thread(self._store.begin, job_id)
         if job is None:
             return
         try:
             await self._read_pages(job, job.batch(number))
+        except (StorageUnavailable, StorageFull):
+            raise
         except ParseError as error:
             await self._fail(job, Failure.of(error))
 

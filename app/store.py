@@ -299,8 +299,18 @@ class Store:
 
     # --- what workers say
 
-    def begin(self, job_id: str) -> Job | None:
-        """A worker has the job: it runs. ``None`` when there is nothing to do any more."""
+    def begin(self, job_id: str, enqueue: Callable[[sa.Connection], None] | None = None) -> Job | None:
+        """A worker has the job: it runs. ``None`` when there is nothing to do any more.
+
+        ``enqueue`` queues more work for the job, in the transaction that says that it runs.
+        """
+        known = sa.select(jobs).where(jobs.c.id == job_id)
+        with self.reading() as c:
+            row = c.execute(known).mappings().first()
+        if row is None or row["status"] not in OPEN:
+            return None
+        if row["status"] == "running" and enqueue is None:
+            return Job.of(dict(row))  # most batches: nothing is to be written
         with self.writing() as c:
             at = now(c)
             c.execute(
@@ -308,9 +318,15 @@ class Store:
                 .where(jobs.c.id == job_id, jobs.c.status == "queued")
                 .values(status="running", started_at=sa.func.coalesce(jobs.c.started_at, at), touched_at=at)
             )
-            row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
-        job = Job.of(dict(row)) if row is not None else None
-        return job if job is not None and job.is_open else None
+            row = c.execute(known).mappings().first()
+            if row is None or row["status"] not in OPEN:
+                return None
+            if enqueue is not None:
+                enqueue(c)
+        job = Job.of(dict(row))
+        if enqueue is not None:
+            self._tell("work", [queue_for(job.num_pages)])
+        return job
 
     def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
         """Which of these pages are not finished, in that order, and what became of them so far."""

@@ -151,7 +151,10 @@ async def _serve(
     caretaker = Caretaker(settings, ready, store, blobs, batches, client, wakeups)
     queues = await asyncio.to_thread(register_queues, client, settings)
     launch(
-        engine, state.id, queues, Hands(settings, store, batches, Webhooks(settings, store, http), wakeups)
+        engine,
+        state.id,
+        queues,
+        Hands(settings, store, client, batches, Webhooks(settings, store, http), wakeups),
     )
     care = asyncio.create_task(caretaker.run(), name="caretaker")
     stopping = asyncio.create_task(stop.wait(), name="stop")

@@ -40,6 +40,7 @@ class Hands:
 
     settings: Settings
     store: Store
+    client: DBOSClient
     batches: BatchReader
     webhooks: Webhooks
     wakeups: Wakeups
@@ -133,29 +134,22 @@ def register_queues(client: DBOSClient, settings: Settings) -> list[Queue]:
     return [queue for queue in queues if queue.name != WEBHOOK_QUEUE]
 
 
-@DBOS.step(name="is_wanted")
-async def is_wanted(job_id: str) -> bool:
-    return not await asyncio.to_thread(hands().store.cancelled, [job_id])
-
-
 @DBOS.workflow(name=READ_BATCH, max_recovery_attempts=None)
 async def read_batch(
     job_id: str, number: int, num_batches: int, num_pages: int, priority: int, generation: int
 ) -> None:
-    queue = queue_for(num_pages)
-    _look_again_after_this(queue)
+    _look_again_after_this(queue_for(num_pages))
     children = [child for child in (2 * number + 1, 2 * number + 2) if child < num_batches]
-    if children and not await is_wanted(job_id):
-        return
-    for child in children:
-        options = batch_options(job_id, child, num_pages, priority=priority, generation=generation)
-        await DBOS.enqueue_workflow_with_options_async(
-            options, job_id, child, num_batches, num_pages, priority, generation
-        )
-    if children:
-        hands().wakeups.tell("work", [queue])
-    # No step of its own: what was read is in our tables, and what is read again finds it there.
-    await hands().batches.read(job_id, number)
+
+    def enqueue_children(connection: sa.Connection) -> None:
+        for child in children:
+            options = batch_options(job_id, child, num_pages, priority=priority, generation=generation)
+            arguments = (job_id, child, num_batches, num_pages, priority, generation)
+            hands().client.enqueue_in_transaction(connection, options, *arguments)
+
+    # Without steps, which are transactions: what is done twice is found done. Queued children are known by
+    # their ids, pages by our tables.
+    await hands().batches.read(job_id, number, enqueue_children if children else None)
 
 
 def _look_again_after_this(queue: str) -> None:

@@ -17,6 +17,7 @@ from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
 from app.job import Job
 from app.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
+from app.page_log import PageLog
 from app.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
 from app.reading import BatchReader
 from app.settings import Settings
@@ -50,6 +51,7 @@ class Caretaker:
         self._worker = worker
         self._store = store
         self._leases = Leases(store)
+        self._log = PageLog(store)
         self._blobs = blobs
         self._batches = batches
         self._client = client
@@ -127,7 +129,7 @@ class Caretaker:
             self._leases.expire_results(self._settings.result_lifetime_s, self._client)
 
     def _adopt(self, worker_id: str) -> None:
-        self._leases.bury(worker_id)
+        self._log.bury(worker_id)
         left = self._client.list_workflows(
             status=PENDING, executor_id=worker_id, load_input=False, load_output=False
         )
@@ -146,7 +148,7 @@ class Caretaker:
         leased = {worker.id for worker in self._leases.alive()}
         for workflow in batches:
             if workflow.status == PENDING and workflow.executor_id not in leased:
-                self._leases.bury(workflow.executor_id or "")
+                self._log.bury(workflow.executor_id or "")
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
             self._wakeups.tell("work", PAGE_QUEUES)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from app.errors import StorageFull, StorageUnavailable
-from app.store import Entry, Store
+from app.page_log import Entry, PageLog
 
 logger = logging.getLogger("rtprune.journal")
 
@@ -15,8 +15,8 @@ MAX_RETRY_S = 2.0
 class Journal:
     """One writer a process. A database that is gone or full is waited for: nothing that was read is lost."""
 
-    def __init__(self, store: Store, worker_id: str) -> None:
-        self._store = store
+    def __init__(self, log: PageLog, worker_id: str) -> None:
+        self._log = log
         self._worker_id = worker_id
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
@@ -42,7 +42,7 @@ class Journal:
         delay_s = FIRST_RETRY_S
         while True:
             try:
-                await asyncio.to_thread(self._store.write, self._worker_id, entries)
+                await asyncio.to_thread(self._log.write, self._worker_id, entries)
             except (StorageUnavailable, StorageFull) as error:
                 logger.warning("page results wait for the database", extra={"reason": str(error)})
             else:

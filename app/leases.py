@@ -81,18 +81,6 @@ class Leases:
                     return str(worker_id)
         return None
 
-    def bury(self, worker_id: str) -> None:
-        """Before the work of a worker that died is taken over: say of its pages with whom they were.
-
-        Nobody knows which of many pages killed a worker, so none gets a strike; a page that was alone does.
-        """
-        with self._store.writing() as c:
-            its = attempts.c.worker == worker_id
-            num = c.execute(sa.select(sa.func.count()).select_from(attempts).where(its)).scalar_one()
-            if num:
-                death = {"worker": None, "together": num, "strikes": attempts.c.strikes + int(num == 1)}
-                c.execute(sa.update(attempts).where(its).values(**death))
-
     def forget(self, worker_id: str) -> None:
         """Nothing is left of this worker."""
         with self._store.writing() as c:

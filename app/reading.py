@@ -3,7 +3,7 @@
 Pages that were with the model when their worker died are suspects. They are read again apart from all others,
 in groups of an eighth of those that were together, then an eighth of that, then alone. A page that was alone
 when two workers died is ``worker_lost``; one that was only near is read. The database knows who has a page
-before the page goes to the model (``Leases.bury`` says how the strikes are counted).
+before the page goes to the model (``PageLog.bury`` says how the strikes are counted).
 """
 
 import asyncio
@@ -32,9 +32,10 @@ from app.isolation import Isolation
 from app.job import Job, encode_page
 from app.journal import Journal
 from app.markdown import to_markdown
+from app.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.reader import PageReader
 from app.settings import Settings
-from app.store import Attempt, Done, Interrupted, Started, Store
+from app.store import Store
 
 logger = logging.getLogger("rtprune.worker")
 
@@ -71,6 +72,7 @@ class BatchReader:
         self._reader = reader
         self._rasterizers = rasterizers
         self._store = store
+        self._log = PageLog(store)
         self._blobs = blobs
         self._journal = journal
         self._tmp_dir = tmp_dir
@@ -149,7 +151,7 @@ class BatchReader:
             await self._fail(job, Failure.of(error))
 
     async def _read_pages(self, job: Job, wanted: list[int]) -> None:
-        left = await asyncio.to_thread(self._store.unread, job.id, wanted)
+        left = await asyncio.to_thread(self._log.unread, job.id, wanted)
         if not left:
             return
         # opened and closed by hand: what a document's store does may block

@@ -1,12 +1,8 @@
-"""What is known of jobs, in SQL. A method is a transaction; raises ``StorageUnavailable``, ``StorageFull``.
-
-Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the same
-transaction, under the lock of the job's row. It does not matter how many workers think a page is theirs.
-"""
+"""What is known of jobs. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,7 +13,7 @@ from app.document import Failure, PageResult
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.job import OPEN, Job, NewJob, PageEvent, decode_page, encode_failure, encode_options, encode_ranges
 from app.queues import queue_for
-from app.tables import attempts, jobs, metadata, now, pages
+from app.tables import jobs, metadata, now, pages
 from app.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
@@ -40,52 +36,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """What is known of a page that was begun before. Width and height in pixels."""
-
-    together: int
-    """How many pages were with the model when the page's last worker died; 0: none died."""
-    strikes: int
-    """How many workers died while the page was alone with the model."""
-    width: int
-    height: int
-
-
-FIRST_ATTEMPT = Attempt(0, 0, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A page goes to the model. If the worker dies now, this page may be why."""
-
-    job_id: str
-    page: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    job_id: str
-    page: int
-    result: str
-    """``PageResult`` as JSON."""
-    failed: bool
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupted:
-    """A page was taken from the model on purpose: that attempt says nothing against it."""
-
-    job_id: str
-    page: int
-
-
-Entry = Started | Done | Interrupted
-
-
-@dataclass(frozen=True, slots=True)
 class Queue:
     """``pages``: accepted and not done. ``pages_per_s``: over the last minute."""
 
@@ -101,11 +51,11 @@ class Queue:
 
 
 class Store:
-    """Jobs, pages, attempts and workers' leases. ``tell`` is called with what others may wait for."""
+    """Jobs; and transactions for whoever writes of pages and leases. ``tell`` hears what others wait for."""
 
     def __init__(self, engine: sa.Engine, tell: Tell = lambda *_: None) -> None:
         self._engine = engine
-        self._tell = tell
+        self.tell = tell
         self._writes = engine.execution_options(writes=True)
         self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
@@ -173,7 +123,7 @@ class Store:
                 )
             )
             enqueue(c, job)
-        self._tell("work", [queue_for(job.num_pages)])
+        self.tell("work", [queue_for(job.num_pages)])
         return None
 
     def _repeated(self, c: sa.Connection, job: NewJob, at: float, limits: Limits) -> str | None:
@@ -293,8 +243,8 @@ class Store:
             )
             was_open = bool(changed.rowcount)
         if was_open:
-            self._tell("cancel", [job_id])
-            self._tell("pages", [job_id])
+            self.tell("cancel", [job_id])
+            self.tell("pages", [job_id])
         return was_open
 
     # --- what workers say
@@ -325,105 +275,8 @@ class Store:
                 enqueue(c)
         job = Job.of(dict(row))
         if enqueue is not None:
-            self._tell("work", [queue_for(job.num_pages)])
+            self.tell("work", [queue_for(job.num_pages)])
         return job
-
-    def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
-        """Which of these pages are not finished, in that order, and what became of them so far."""
-        finished = sa.select(pages.c.page).where(pages.c.job_id == job_id, pages.c.page.in_(among))
-        begun = sa.select(attempts).where(attempts.c.job_id == job_id, attempts.c.page.in_(among))
-        with self.reading() as c:
-            done = set(c.execute(finished).scalars())
-            before = {
-                row.page: Attempt(row.together, row.strikes, row.width, row.height)
-                for row in c.execute(begun)
-            }
-        return {page: before.get(page, FIRST_ATTEMPT) for page in among if page not in done}
-
-    def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
-        """Write what happened to pages, all in one transaction, in few statements for each job."""
-        with self.writing() as c:
-            at = now(c)
-            # jobs are always taken in the same order, or two workers could wait for each other
-            for job_id in sorted({entry.job_id for entry in entries}):
-                of_job = [entry for entry in entries if entry.job_id == job_id]
-                self._write_started(c, worker_id, [entry for entry in of_job if isinstance(entry, Started)])
-                self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
-                for entry in of_job:
-                    if isinstance(entry, Interrupted):
-                        page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
-                        mine = sa.update(attempts).where(*page, attempts.c.worker == worker_id)
-                        c.execute(mine.values(worker=None))
-        if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
-            self._tell("pages", changed)
-
-    def _write_started(self, c: sa.Connection, worker_id: str, entries: Sequence[Started]) -> None:
-        if not entries:
-            return
-        # no page twice: one statement cannot change a row two times
-        rows = {entry.page: asdict(entry) | {"worker": worker_id} for entry in entries}
-        insert = self.insert(attempts).values([rows[page] for page in sorted(rows)])
-        changes = {
-            "worker": worker_id,
-            "width": insert.excluded.width,
-            "height": insert.excluded.height,
-        }
-        again = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
-        deaths = c.execute(again.returning(attempts.c.together)).scalars()
-        if num_retries := sum(together > 0 for together in deaths):
-            more = {"num_retries": jobs.c.num_retries + num_retries}
-            c.execute(sa.update(jobs).where(jobs.c.id == entries[0].job_id).values(**more))
-
-    def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
-        """Insert the pages of one job that are not there yet, and count them."""
-        if not entries:
-            return
-        mine = jobs.c.id == entries[0].job_id
-        over = (
-            attempts.c.job_id == entries[0].job_id,
-            attempts.c.page.in_([entry.page for entry in entries]),
-        )
-        # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
-        # events sees n + 1 before n; and what is not there under it, nobody else inserts.
-        counted = c.execute(
-            sa.update(jobs)
-            .where(mine, jobs.c.status.in_(OPEN))
-            .values(touched_at=at, model=entries[0].model)
-            .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
-        ).first()
-        c.execute(sa.delete(attempts).where(*over))
-        if counted is None:
-            return  # cancelled meanwhile, or ended
-        new = self._not_there(c, entries)
-        rows = [
-            {
-                "job_id": entry.job_id,
-                "page": entry.page,
-                "seq": counted.num_done + number,
-                "result": entry.result,
-                "worker": worker_id,
-                "done_at": at,
-            }
-            for number, entry in enumerate(new, start=1)
-        ]
-        if not rows:
-            return  # another worker was faster
-        c.execute(sa.insert(pages), rows)
-        num_done = counted.num_done + len(new)
-        num_failed = counted.num_failed + sum(entry.failed for entry in new)
-        changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}
-        if num_done == counted.num_pages:
-            status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
-            changes |= {"status": status, "finished_at": at}
-        c.execute(sa.update(jobs).where(mine).values(**changes))
-
-    def _not_there(self, c: sa.Connection, entries: Sequence[Done]) -> list[Done]:
-        by_page = {entry.page: entry for entry in reversed(entries)}
-        query = sa.select(pages.c.page).where(
-            pages.c.job_id == entries[0].job_id, pages.c.page.in_(list(by_page))
-        )
-        there = set(c.execute(query).scalars())
-        return [entry for page, entry in reversed(by_page.items()) if page not in there]
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""
@@ -439,7 +292,7 @@ class Store:
                 )
             )
             was_open = bool(changed.rowcount)
-        self._tell("pages", [job_id])
+        self.tell("pages", [job_id])
         return was_open
 
     def unswept(self) -> list[Job]:

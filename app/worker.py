@@ -26,6 +26,7 @@ from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.guarded import GuardedHttp
 from app.journal import Journal
 from app.leases import Leases, WorkerState
+from app.page_log import PageLog
 from app.processes import exit_after, when_orphaned
 from app.queues import APPLICATION, SERIALIZER
 from app.rasterizers import Rasterizers
@@ -92,7 +93,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
         tmp_dir = Path(folder)
         rasterizers = Rasterizers(settings, tmp_dir)
         try:
-            reader = await _load(settings, rasterizers, leases, state)
+            reader = await _load(settings, rasterizers, store, state)
         except Exception as error:  # whatever stops a model from loading: readiness has to say so
             logger.exception("the worker cannot start")
             detail = (
@@ -112,12 +113,10 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
     return 0
 
 
-async def _load(
-    settings: Settings, rasterizers: Rasterizers, leases: Leases, state: WorkerState
-) -> PageReader:
+async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, state: WorkerState) -> PageReader:
     """The rasterizers, started, and the model. The worker is visible meanwhile."""
-    await asyncio.to_thread(leases.bury, state.id)  # one of the same name may have died
-    await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
+    await asyncio.to_thread(PageLog(store).bury, state.id)  # one of the same name may have died
+    await asyncio.to_thread(Leases(store).renew, state, settings.worker_load_s)
     await rasterizers.start()
     # on this thread: models' libraries take it as the one that initialises the device
     return open_reader(settings)
@@ -137,7 +136,7 @@ async def _serve(
     settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, wakeups: Wakeups
 ) -> None:
     store, blobs = parts.store, Blobs(settings)
-    journal = Journal(store, state.id)
+    journal = Journal(PageLog(store), state.id)
     batches = BatchReader(settings, parts.reader, parts.rasterizers, store, blobs, journal, parts.tmp_dir)
     http = GuardedHttp(settings)
     engine = open_dbos_engine(settings)

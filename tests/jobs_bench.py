@@ -15,10 +15,11 @@ from app.errors import BadOption, UnreadablePage
 from app.fake import FakeReader
 from app.job import NewJob, encode_page
 from app.journal import Journal
+from app.page_log import Done, PageLog, Started
 from app.reader import PageReader
 from app.reading import BatchReader
 from app.settings import Settings
-from app.store import Done, Limits, Started, Store
+from app.store import Limits, Store
 
 LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s=3600)
 
@@ -124,6 +125,7 @@ class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.settings = Settings.model_validate({"data_dir": folder, **settings})
         self.store = open_store(self.settings)
+        self.log = PageLog(self.store)
         self.blobs = Blobs(self.settings)
         self.folder = folder
         self.reader = GatedReader()
@@ -138,7 +140,7 @@ class Bench:
             FakeRasterizers(),
             self.store,
             self.blobs,
-            journal or Journal(self.store, name),
+            journal or Journal(self.log, name),
             self.folder,
         )
 

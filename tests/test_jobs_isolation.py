@@ -15,9 +15,9 @@ from app.document import Page, Reading, ReadOptions
 from app.fake import FakeReader
 from app.isolation import Isolation
 from app.journal import Journal
-from app.leases import Leases
+from app.page_log import Entry, PageLog
 from app.reading import MAX_STRIKES
-from app.store import Entry, Store
+from app.store import Store
 from app.tables import attempts
 
 NUM_PAGES = 10
@@ -30,8 +30,8 @@ MAX_KILLS_BY_ONE_PAGE = 4
 class MortalJournal(Journal):
     """What is written after death reaches nobody."""
 
-    def __init__(self, store: Store, worker_id: str) -> None:
-        super().__init__(store, worker_id)
+    def __init__(self, log: PageLog, worker_id: str) -> None:
+        super().__init__(log, worker_id)
         self.died = asyncio.Event()
 
     async def write(self, entry: Entry) -> None:
@@ -103,7 +103,7 @@ async def live(
 ) -> tuple[int | None, list[int]]:
     """One worker's life, until the batch is read or it dies: the page that killed it, the pages it had."""
     worker_id = f"w{number}"
-    journal = MortalJournal(bench.store, worker_id)
+    journal = MortalJournal(bench.log, worker_id)
     reader = DeadlyReader(journal, killers, chance)
     reading = asyncio.create_task(bench.new_worker("", reader, journal).read(job_id, 0))
     tasks: list[asyncio.Task[Any]] = [reading, asyncio.create_task(journal.died.wait())]
@@ -115,7 +115,7 @@ async def live(
     await asyncio.gather(*tasks, return_exceptions=True)
     await journal.silent()
     had = pages_of(bench.store, worker_id)
-    Leases(bench.store).bury(worker_id)
+    bench.log.bury(worker_id)
     return reader.blame, had
 
 

@@ -12,7 +12,6 @@ from jobs_bench import Bench, done, started
 from app.blobs import Blobs
 from app.document import ParseOptions, ReadOptions
 from app.errors import StorageUnavailable
-from app.leases import Leases
 from app.store import Store
 from app.tables import attempts
 
@@ -61,7 +60,7 @@ def test_what_was_read_before_is_not_read_again(tmp_path: Path) -> None:
         bench = Bench(tmp_path)
         job_id = bench.job(10)
         bench.store.begin(job_id)
-        bench.store.write("other", [done(job_id, index) for index in range(7)])
+        bench.log.write("other", [done(job_id, index) for index in range(7)])
         bench.reader.gate.set()
         await bench.worker.read(job_id, 0)
         assert bench.reader.num_begun == 3
@@ -81,7 +80,7 @@ def test_a_cancelled_job_frees_the_reader_and_stays_cancelled(tmp_path: Path) ->
         await reading
         assert bench.reader.running == set()
         assert bench.reader.num_cancels == 2
-        bench.store.write("w", [done(job_id, 0)])
+        bench.log.write("w", [done(job_id, 0)])
         job = bench.store.job(job_id)
         assert (job.status, job.num_done) == ("cancelled", 0)
         assert num_open(bench.store) == 0, "taken from the model on purpose: whoever dies now, it is not why"
@@ -107,8 +106,8 @@ def test_suspects_are_read_apart_and_given_up_after_two_deaths_alone(tmp_path: P
         bench = Bench(tmp_path)
         job_id = bench.job(6)
         for worker, begun in (("a", [0]), ("b", [0]), ("c", [1, 3])):
-            bench.store.write(worker, [started(job_id, page) for page in begun])
-            Leases(bench.store).bury(worker)
+            bench.log.write(worker, [started(job_id, page) for page in begun])
+            bench.log.bury(worker)
         reading = asyncio.create_task(bench.worker.read(job_id, 0))
         await bench.running(1)
         assert bench.reader.running < {1, 3}, (
@@ -180,5 +179,5 @@ def test_a_batch_is_its_part_of_the_selected_pages(tmp_path: Path) -> None:
 def test_any_model_text_is_written(tmp_path: Path, text: str) -> None:
     bench = Bench(tmp_path)
     job_id = bench.job(1)
-    bench.store.write("w", [done(job_id, 0, text.encode("utf-16", "surrogatepass").decode("utf-16"))])
+    bench.log.write("w", [done(job_id, 0, text.encode("utf-16", "surrogatepass").decode("utf-16"))])
     assert len(bench.store.results(job_id)) == 1

@@ -12,8 +12,9 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.leases import Leases, WorkerState
+from app.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
 from app.settings import Settings
-from app.store import FIRST_ATTEMPT, Attempt, Interrupted, Queue, Store
+from app.store import Queue, Store
 from app.tables import jobs, workers
 
 
@@ -32,7 +33,7 @@ def test_a_page_is_counted_once_however_many_workers_wrote_it(store: Store) -> N
     def worker(number: int) -> None:
         barrier.wait()
         for page in range(20):
-            store.write(f"w{number}", [done(job_id, page, f"by {number}")])
+            PageLog(store).write(f"w{number}", [done(job_id, page, f"by {number}")])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(worker, range(4)))
@@ -47,7 +48,7 @@ def test_events_replay_from_any_point(store: Store) -> None:
     job_id = accept(store, new_job(5))
     store.begin(job_id)
     for page in (3, 0, 4):
-        store.write("w", [done(job_id, page)])
+        PageLog(store).write("w", [done(job_id, page)])
     assert [event.page.index for event in store.events(job_id, 0)] == [3, 0, 4]
     assert [event.page.index for event in store.events(job_id, 1)] == [0, 4]
     assert store.events(job_id, 3) == []
@@ -66,7 +67,7 @@ def test_the_same_request_is_the_same_job_until_it_fails_or_expires(store: Store
     store.cancel("again")
     assert accept(store, replace(wanted, id="third")) == "third"
     store.begin("third")
-    store.write("w", [done("third", 0)])
+    PageLog(store).write("w", [done("third", 0)])
     assert accept(store, replace(wanted, id="fourth")) == "third"
     expired = replace(LIMITS, result_lifetime_s=-1.0)
     assert accept(store, replace(wanted, id="fourth"), expired) == "fourth"
@@ -91,7 +92,7 @@ def test_admission_counts_pages_that_wait(store: Store) -> None:
     with pytest.raises(QueueFull):
         store.check_room(limits)
     store.begin(first)
-    store.write("w", [done(first, page) for page in range(4)])
+    PageLog(store).write("w", [done(first, page) for page in range(4)])
     store.check_room(limits)
     accept(store, new_job(4), limits)
     with pytest.raises(TooManyJobs):
@@ -116,27 +117,27 @@ def test_retry_after_is_measured(pages: int, pages_per_s: float, seconds: int) -
 def test_throughput_is_that_of_the_last_minute(store: Store) -> None:
     job_id = accept(store, new_job(30))
     store.begin(job_id)
-    store.write("w", [done(job_id, page) for page in range(30)])
+    PageLog(store).write("w", [done(job_id, page) for page in range(30)])
     assert store.queue().pages_per_s == pytest.approx(30, abs=1), "all of them within a second"
 
 
 def test_attempts_are_counted_and_taken_back(store: Store) -> None:
     job_id = accept(store, new_job(3))
-    leases = Leases(store)
-    store.write("a", [started(job_id, 0), started(job_id, 1)])
-    assert set(store.unread(job_id, [0, 1, 2]).values()) == {FIRST_ATTEMPT, Attempt(0, 0, 10, 20)}
-    store.write("b", [Interrupted(job_id, 1)])
-    leases.bury("a")
-    leases.bury("a")
+    log = PageLog(store)
+    log.write("a", [started(job_id, 0), started(job_id, 1)])
+    assert set(log.unread(job_id, [0, 1, 2]).values()) == {FIRST_ATTEMPT, Attempt(0, 0, 10, 20)}
+    log.write("b", [Interrupted(job_id, 1)])
+    log.bury("a")
+    log.bury("a")
     together = Attempt(2, 0, 10, 20)
-    assert store.unread(job_id, [0, 1, 2]) == {0: together, 1: together, 2: FIRST_ATTEMPT}
-    store.write("b", [started(job_id, 0), started(job_id, 1)])
-    store.write("b", [Interrupted(job_id, 1)])
-    leases.bury("b")
-    assert store.unread(job_id, [1, 0]) == {1: together, 0: Attempt(1, 1, 10, 20)}, "0 was alone"
-    store.write("c", [started(job_id, 0), started(job_id, 1), done(job_id, 1)])
-    leases.bury("c")
-    assert store.unread(job_id, [0, 1]) == {0: Attempt(1, 2, 10, 20)}, "what is done is not with anybody"
+    assert log.unread(job_id, [0, 1, 2]) == {0: together, 1: together, 2: FIRST_ATTEMPT}
+    log.write("b", [started(job_id, 0), started(job_id, 1)])
+    log.write("b", [Interrupted(job_id, 1)])
+    log.bury("b")
+    assert log.unread(job_id, [1, 0]) == {1: together, 0: Attempt(1, 1, 10, 20)}, "0 was alone"
+    log.write("c", [started(job_id, 0), started(job_id, 1), done(job_id, 1)])
+    log.bury("c")
+    assert log.unread(job_id, [0, 1]) == {0: Attempt(1, 2, 10, 20)}, "what is done is not with anybody"
     assert store.job(job_id).num_retries == 4
 
 

@@ -18,10 +18,10 @@ from app.job import Job, encode_page
 from app.jobs import Jobs
 from app.leases import WorkerState
 from app.main import create_app
+from app.page_log import Done, PageLog
 from app.schemas.jobs import JobFields
 from app.schemas.parse import OptionFields, ParseFields
 from app.settings import Settings
-from app.store import Done
 from app.telemetry import JsonFormatter, Stopwatch
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -39,7 +39,7 @@ class FakeWorker:
                 jobs.leases.renew(WorkerState("w", "here", ready=True, detail="ready", model="fake"))
                 for job in jobs.store.listed(CLIENT, "queued", None, 10):
                     assert jobs.store.begin(job.id) is not None
-                    jobs.store.write(
+                    PageLog(jobs.store).write(
                         "w", [self._done(job, index) for index in reversed(range(job.num_pages))]
                     )
             except StorageUnavailable:

@@ -45,7 +45,6 @@ FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
 
-
 Enqueue = Callable[[sa.Connection], None]
 
 

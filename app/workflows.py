@@ -1,6 +1,7 @@
 """The workflows of DBOS that a worker runs. A process has one DBOS; ``launch`` says what it works with."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Collection
@@ -27,6 +28,8 @@ from app.settings import Settings
 from app.store import Store
 from app.wakeups import Wakeups
 from app.webhooks import Webhooks
+
+logger = logging.getLogger("rtprune.workflows")
 
 WEBHOOKS_PER_WORKER = 4
 WEBHOOK_POLL_S = 1.0
@@ -62,9 +65,15 @@ class Claiming(threading.Event):
         wakeups.on("work", self.wake)
 
     def start(self, dbos: DBOS) -> None:
-        arguments = (self, dbos, self._queue)
         name = f"claiming {self._queue.name}"
-        threading.Thread(target=queue_worker_thread, args=arguments, name=name, daemon=True).start()
+        threading.Thread(target=self._claim, args=(dbos,), name=name, daemon=True).start()
+
+    def _claim(self, dbos: DBOS) -> None:
+        while not self.is_set():
+            try:
+                queue_worker_thread(self, dbos, self._queue)
+            except Exception:  # a worker that takes no work any more would be of no use, and not be noticed
+                logger.exception("claiming begins anew", extra={"queue": self._queue.name})
 
     def wake(self, queues: Collection[str] = ()) -> None:
         if not queues or self._queue.name in queues:

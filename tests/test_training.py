@@ -1,6 +1,11 @@
 """The training code: pages from seeds, targets that match the print, growing and resuming without a jump."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +13,30 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
 
-from training.batches import CLASS_OF, batches, to_batch
+from app.markdown import to_markdown
+from app.ocr.deepseek import load_model
+from app.ocr.sam_attention import fused
+from training.attention import blocked_causal, plain
+from training.batches import CLASS_OF, IGNORED, batches, patch_grid, targets, to_batch
 from training.errors_in_text import character_error_rate, edit_distance
 from training.export import export
+from training.layout import Family
+from training.losses import dense_loss
 from training.model import fresh_network, grow_from
 from training.render import CELLS_PER_PATCH, PageRenderer, PageStyle, cell_targets
 from training.settings import Settings, load_settings
 from training.text import TextSource
 from training.train import Trainer, learning_rate
-from training.vocabulary import ASCII, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer, tokens
+from training.vocabulary import ASCII, EOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer, tokens
 
 REPOSITORY = Path(__file__).parent.parent
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
-STYLE = PageStyle(256, (24, 44), 9)
+SMALL = PageStyle(256, (1, 1), (24, 44), structured=0.0, degraded=0.3, max_characters=300)
+TILED = PageStyle(256, (4, 5), (20, 30), structured=1.0, degraded=0.0, max_characters=2000)
+STYLES = pytest.mark.parametrize("style", [SMALL, TILED, replace(TILED, degraded=1.0)])
 TEXT = st.text(alphabet=ASCII, max_size=30)
 
 needs_font = pytest.mark.skipif(not FONT.is_file(), reason="needs the Debian package fonts-dejavu-core")
@@ -36,7 +51,7 @@ def words(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def renderer(words: Path) -> PageRenderer:
-    return PageRenderer(TextSource(words), [FONT])
+    return PageRenderer(TextSource(words), [Family(FONT, FONT)])
 
 
 @pytest.fixture
@@ -49,67 +64,169 @@ def small(words: Path) -> Settings:
         | {"decoder_width": 64, "decoder_layers": 2, "decoder_heads": 2, "decoder_ffn": 64, "expert_ffn": 32}
     )
     run = shipped.run.model_copy(
-        update={"batch": 2, "log_every": 1, "save_every": 2, "eval_pages": 2, "threads": 1}
+        update={"tiles": 2, "log_every": 1, "save_every": 2, "eval_every": 3, "eval_pages": 2}
     )
+    pair = (FONT.name, FONT.name)
     render = shipped.render.model_copy(
-        update={"fonts": (FONT.name,), "font_folder": FONT.parent, "words": words}
+        update={"fonts": (pair,), "held_out": (pair,), "folders": (FONT.parent,), "words": words}
     )
-    stages = tuple(stage.model_copy(update={"pages": 8, "warmup": 1}) for stage in shipped.stage[:2])
+    stages = tuple(
+        stage.model_copy(
+            update={
+                "steps": 4,
+                "warmup": 1,
+                "grids": ((1, 1), (2, 1)),
+                "max_characters": 60,
+                "pruned_share": 0.5,
+            }
+        )
+        for stage in shipped.stage[:2]
+    )
     return shipped.model_copy(update={"model": sizes, "run": run, "render": render, "stage": stages})
 
 
 @needs_font
-def test_a_seed_gives_one_page(renderer: PageRenderer) -> None:
-    first, again, other = (renderer.page(seed, STYLE) for seed in (7, 7, 8))
+@STYLES
+def test_a_seed_gives_one_page(renderer: PageRenderer, style: PageStyle) -> None:
+    first, again, other = (renderer.page(seed, style) for seed in (7, 7, 8))
     assert (first.pixels == again.pixels).all()
-    assert first.text == again.text
+    assert first.grounded == again.grounded
     assert first.text != other.text
 
 
 @needs_font
-def test_every_printed_character_is_marked_in_reading_order(renderer: PageRenderer) -> None:
-    for seed in range(40):
-        page = renderer.page(seed, STYLE)
-        assert "".join(c for _, _, c in page.marks) == "".join(page.text.split())
-        assert all(0 <= x < 256 and 0 <= y < 256 for x, y, _ in page.marks)
+@STYLES
+def test_every_printed_character_is_read_once_and_in_place(renderer: PageRenderer, style: PageStyle) -> None:
+    for seed in range(15):
+        page = renderer.page(seed, style)
+        for answer in (page.plain, page.markdown):
+            marks = [mark for _, mark in answer if mark >= 0]
+            assert sorted(marks) == list(range(len(page.marks))), "nothing is left out or read twice"
+        assert all(page.marks[mark][2] == piece for piece, mark in page.plain if mark >= 0)
+        unlike = {(piece, page.marks[mark][2]) for piece, mark in page.markdown if mark >= 0}
+        assert {piece for piece, printed in unlike if piece != printed} <= {"-"}, (
+            "bullets alone are rewritten"
+        )
 
 
 @needs_font
-def test_ink_stands_where_the_marks_are(renderer: PageRenderer) -> None:
-    """Cells with a character are darker than the page's paper; a target shifted by a row would not be."""
-    for seed in range(20):
-        page = renderer.page(seed, STYLE)
-        if not page.text:
+@STYLES
+def test_ink_stands_where_the_marks_are(renderer: PageRenderer, style: PageStyle) -> None:
+    """Around a mark it is darker than the page's paper; a target shifted by a row would not be."""
+    for seed in range(12):
+        page = renderer.page(seed, style)
+        height, width = page.pixels.shape
+        if not page.marks:
             continue
         paper = np.median(page.pixels)
+        inside = [(x, y) for x, y, _ in page.marks if 0 <= x < width and 0 <= y < height]
         around = [
-            page.pixels[int(y) - 12 : int(y) + 12, max(0, int(x) - 8) : int(x) + 8] for x, y, _ in page.marks
+            page.pixels[max(0, int(y) - 12) : int(y) + 12, max(0, int(x) - 8) : int(x) + 8] for x, y in inside
         ]
-        assert np.mean([patch.min() < paper - 40 for patch in around]) > 0.95
+        assert np.mean([patch.min() < paper - 30 for patch in around]) > 0.95
 
 
 @needs_font
-def test_cell_targets_hold_the_marked_characters(renderer: PageRenderer) -> None:
-    page = renderer.page(3, STYLE)
-    target = cell_targets(page, 256, CLASS_OF)
-    assert target.shape == (16, CELLS_PER_PATCH)
+def test_the_markdown_of_a_page_is_what_the_service_makes_of_it(renderer: PageRenderer) -> None:
+    kinds = set()
+    for seed in range(30):
+        page = renderer.page(seed, TILED)
+        rendered = to_markdown(page.grounded)
+        kinds |= {block.type for block in rendered.blocks}
+        assert "<|" not in rendered.markdown
+        assert len(rendered.blocks) == page.grounded.count("<|ref|>")
+        for block in rendered.blocks:
+            assert block.text
+            assert (block.type == "title") == block.text.startswith("# ")
+            assert (block.type == "sub_title") == block.text.startswith("## ")
+            assert (block.type == "table") == block.text.startswith("<table>")
+            assert block.text.count("<td>") == block.text.count("</td>")
+    assert kinds >= {"title", "sub_title", "text", "table"}
+
+
+@needs_font
+@STYLES
+def test_cell_targets_hold_the_marked_characters(renderer: PageRenderer, style: PageStyle) -> None:
+    page = renderer.page(3, style)
+    target = cell_targets(page, CLASS_OF)
+    assert target.shape == (style.grid[0] * style.grid[1] * 16, CELLS_PER_PATCH)
     assert set(target[target > 0].tolist()) <= {CLASS_OF[c] for _, _, c in page.marks}
     assert (target > 0).sum() > 0.9 * len(page.marks), "two letters seldom share a cell"
 
 
+@needs_font
+def test_tiles_are_cut_from_the_page_in_rows(renderer: PageRenderer) -> None:
+    page = renderer.page(4, TILED)
+    batch = to_batch([page, page], TILED)
+    columns, rows = TILED.grid
+    for row in range(rows):
+        for column in range(columns):
+            tile = page.pixels[row * 256 : (row + 1) * 256, column * 256 : (column + 1) * 256]
+            assert (batch.tiles[1, row * columns + column].numpy() == tile).all()
+
+
+@needs_font
+@pytest.mark.parametrize("grounded", [True, False])
+def test_targets_name_the_patch_a_character_is_printed_on(renderer: PageRenderer, grounded: bool) -> None:
+    pages = [renderer.page(seed, TILED) for seed in range(6)]
+    batch = to_batch(pages, TILED)
+    rows, columns = patch_grid(batch)
+    seen = []
+    for group in targets(batch, grounded=grounded):
+        for row, ids, patches in zip(group.rows.tolist(), group.ids, group.patches, strict=True):
+            seen.append(row)
+            answer = pages[row].markdown if grounded else pages[row].plain
+            assert ids[len(answer)] == EOS
+            assert (ids >= 0).sum() == len(answer) + 1
+            for (_, mark), patch in zip(answer, patches.tolist(), strict=False):
+                if mark < 0:
+                    assert patch == IGNORED
+                else:
+                    x, y, _ = pages[row].marks[mark]
+                    assert (patch // columns, patch % columns) == (y // 64, x // 64)
+                    assert patch < rows * columns
+    assert sorted(seen) == list(range(6))
+
+
 def test_a_missing_font_is_named(words: Path) -> None:
+    nowhere = Path("/nowhere.ttf")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ttf"):
-        PageRenderer(TextSource(words), [Path("/nowhere.ttf")])
+        PageRenderer(TextSource(words), [Family(nowhere, nowhere)])
 
 
 @needs_font
 def test_batches_resume_at_any_step(renderer: PageRenderer) -> None:
-    stream = batches(renderer, STYLE, 5, 2, 0)
-    straight = [next(stream) for _ in range(12)]
-    for first_step in (3, 8, 11):
-        step, batch = next(batches(renderer, STYLE, 5, 2, first_step))
+    stream = batches(renderer, [SMALL, TILED], 20, 5, 0)
+    straight = [next(stream) for _ in range(6)]
+    assert {batch.grid for _, batch in straight} == {SMALL.grid, TILED.grid}
+    for first_step in (2, 5):
+        step, batch = next(batches(renderer, [SMALL, TILED], 20, 5, first_step))
         assert step == first_step
-        assert batch.texts == straight[first_step][1].texts
+        assert [page.text for page in batch.pages] == [page.text for page in straight[first_step][1].pages]
+
+
+@pytest.mark.parametrize("length", [1, 5, 640, 1500])
+def test_blocked_attention_is_causal_attention(length: int) -> None:
+    torch.manual_seed(length)
+    query, key, value = torch.randn(3, 2, 2, length, 16)
+    blocked, _ = blocked_causal(nn.Identity(), query, key, value, None, scaling=0.25)
+    expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(blocked.transpose(1, 2), expected)
+
+
+def test_plain_attention_is_the_fused_one() -> None:
+    query, key, value = torch.randn(2, 3, 20, 24), torch.randn(2, 3, 20, 24), torch.randn(2, 3, 20, 8)
+    torch.testing.assert_close(plain(query, key, value), fused(query, key, value))
+
+
+def test_dense_loss_falls_when_the_right_characters_are_named() -> None:
+    cells = torch.zeros(4, CELLS_PER_PATCH, dtype=torch.int64)
+    cells[0, :5] = torch.arange(1, 6)
+    right = functional.one_hot(cells, len(CLASS_OF)).float() * 9
+    loss, share = dense_loss(right, cells)
+    wrong_loss, wrong_share = dense_loss(right.roll(1, dims=-1), cells)
+    assert loss < wrong_loss
+    assert (share, wrong_share) == (1.0, 0.0)
 
 
 @given(TEXT)
@@ -145,8 +262,8 @@ def test_character_error_rate_weighs_pages_by_length_and_ignores_line_breaks() -
 
 
 def test_learning_rate_warms_up_then_falls_to_its_last_value(small: Settings) -> None:
-    stage = small.stage[0].model_copy(update={"warmup": 10, "lr": (1.0, 0.1)})
-    rates = [learning_rate(stage, step, 100) for step in range(100)]
+    stage = small.stage[0].model_copy(update={"warmup": 10, "lr": (1.0, 0.1), "steps": 100})
+    rates = [learning_rate(stage, step) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[10] == 1.0
@@ -169,15 +286,25 @@ def test_growing_keeps_the_function_of_the_earlier_network(small: Settings, tmp_
     assert (before - after).abs().max() < 0.05 * before.abs().max()
 
 
+def test_growing_deeper_keeps_the_function(small: Settings, tmp_path: Path) -> None:
+    earlier = fresh_network(small.model, seed=1).eval()
+    earlier.save_pretrained(tmp_path)
+    deeper = fresh_network(small.model.model_copy(update={"decoder_layers": 4}), seed=2)
+    grow_from(deeper, tmp_path)
+    ids = torch.arange(4, 30)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(deeper.eval()(input_ids=ids).logits, earlier(input_ids=ids).logits)
+
+
 @needs_font
 def test_a_run_resumes_where_it_was_killed_and_exports(small: Settings, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     straight.mkdir()
     broken.mkdir()
-    assert Trainer(small, straight, None).train(minutes=10)
+    assert _trainer(small, straight).train(minutes=10)
 
-    assert not Trainer(small, broken, None).train(minutes=0), "one step, then the budget is spent"
-    resumed = Trainer(small, broken, None)
+    assert not _trainer(small, broken).train(minutes=0), "one step, then the budget is spent"
+    resumed = _trainer(small, broken)
     resumed.resume()
     assert resumed.progress.step == 1
     assert resumed.train(minutes=10)
@@ -196,12 +323,70 @@ def test_a_run_resumes_where_it_was_killed_and_exports(small: Settings, tmp_path
     }
 
 
+def _trainer(settings: Settings, run: Path) -> Trainer:
+    torch.manual_seed(0)
+    return Trainer(settings, run, None)
+
+
 @needs_font
-def test_pixels_are_normalised_and_texts_end(renderer: PageRenderer) -> None:
-    batch = to_batch([renderer.page(seed, STYLE) for seed in range(4)], 256)
-    assert batch.pixels.shape == (4, 3, 256, 256)
-    assert batch.pixels.min() >= -1
-    assert batch.pixels.max() <= 1
-    for row, text in zip(batch.text_ids, batch.texts, strict=True):
-        assert row[len(text)] == 1, "the end token follows the text"
-        assert (row >= 0).sum() == len(text) + 1
+def test_the_service_sees_what_training_showed(small: Settings, tmp_path: Path) -> None:
+    """The exported checkpoint, given the page as an upload, makes the visual tokens that were trained on."""
+    trainer = _trainer(small, tmp_path)
+    trainer.save()
+    export(small, tmp_path, tmp_path / "checkpoint")
+    model = load_model(tmp_path / "checkpoint")
+    style = replace(TILED, grid=(3, 2))
+    agreed = 0
+    for seed in range(8):
+        page = trainer.renderer.page(seed, style)
+        views = model.preprocess(page.native.convert("RGB"), model.default_mode)
+        if (views.tile_columns, views.tile_rows) != style.grid:
+            continue
+        agreed += 1
+        batch = to_batch([page], style)
+        with torch.no_grad():
+            patches, view = trainer.patches(batch)
+            expected = trainer.visual_tokens(patches, view, patch_grid(batch))[0].to(torch.bfloat16)
+        (seen,) = model.encode([views])
+        assert len(seen.embeds) == len(expected)
+        assert functional.cosine_similarity(seen.embeds.float(), expected.float()).min() > 0.99
+    assert agreed >= 2
+
+
+@needs_font
+def test_two_processes_train_one_network(tmp_path: Path) -> None:
+    """Gradients are averaged: a run of two processes saves one state, and both have come to its end."""
+    program = """
+import sys
+from pathlib import Path
+import torch
+from training.settings import load_settings
+from training.train import Trainer
+settings = load_settings(Path(sys.argv[1]))
+trainer = Trainer(settings, Path(sys.argv[2]), None)
+trainer.train(0.0)
+total = sum(float(p.double().abs().sum()) for p in trainer.network.parameters())
+Path(sys.argv[2], f"weights-{trainer.rank}").write_text(f"{total:.12e}")
+"""
+    toml = (REPOSITORY / "training/pocket.toml").read_text(encoding="utf-8")
+    toml = toml.replace("tiles = 70", "tiles = 1").replace("decoder_layers = 4", "decoder_layers = 2")
+    (tmp_path / "settings.toml").write_text(toml, encoding="utf-8")
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "settings.toml"), str(tmp_path)],
+            env={**os.environ, **environment, "RANK": str(rank)},
+            cwd=REPOSITORY,
+        )
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
+    weights = {(tmp_path / f"weights-{rank}").read_text() for rank in range(2)}
+    assert len(weights) == 1, "both ended with the same weights, though each read pages of its own"
+    assert (tmp_path / "state.pt").is_file()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

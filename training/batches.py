@@ -1,60 +1,108 @@
 """Rendered pages as tensors for one optimiser step. Step n of a run is the same wherever it is made."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from training.render import PageRenderer, PageStyle, RenderedPage, cell_targets
-from training.text import PRINTABLE
-from training.vocabulary import ASCII, EOS, FIRST_CHARACTER
+from training.layout import Piece
+from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of
+from training.vocabulary import CHARACTERS, EOS, ID_OF
 
 IGNORED = -100
-_BATCHES_PER_CHUNK = 8
-CLASS_OF = {character: index + 1 for index, character in enumerate(PRINTABLE)}
-_ID_OF = {character: FIRST_CHARACTER + index for index, character in enumerate(ASCII)}
+CLASS_OF = {character: index for index, character in enumerate(CHARACTERS)}
+"""Classes of the dense head; 0, the space's, is no character."""
+_LONGER = 1.3
+"""Pages up to this much longer than the shortest share a pass through the decoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``pixels``: (B, 3, V, V) float32 in [-1, 1]. ``cells``: (B, N, 32) classes.
+    """Pages over one grid. ``tiles``: (B, T, V, V) uint8 gray, row-major; ``views``: (B, V, V) uint8.
 
-    ``text_ids``: (B, T), each text and its end token, then ``IGNORED``.
+    ``cells``: (B, N, 32) classes of the tiles' patches, row-major over the page; of the view's where T is 0.
     """
 
-    pixels: torch.Tensor
+    grid: tuple[int, int]
+    tiles: torch.Tensor
+    views: torch.Tensor
     cells: torch.Tensor
-    text_ids: torch.Tensor
-    texts: tuple[str, ...]
+    pages: tuple[RenderedPage, ...]
 
 
-def to_batch(pages: list[RenderedPage], view_px: int) -> Batch:
-    gray = torch.from_numpy(np.stack([page.pixels for page in pages])).float()  # (B, V, V)
-    cells = np.stack([cell_targets(page, view_px, CLASS_OF) for page in pages])
-    longest = max(len(page.text) for page in pages) + 1
-    text_ids = torch.full((len(pages), longest), IGNORED)
-    for row, page in enumerate(pages):
-        ids = [*(_ID_OF[character] for character in page.text), EOS]
-        text_ids[row, : len(ids)] = torch.tensor(ids)
-    pixels = (gray / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
-    return Batch(pixels, torch.from_numpy(cells), text_ids, tuple(page.text for page in pages))
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What some pages of a batch are to answer. ``rows``: which. ``ids``: (B', T) tokens with the end token,
+    then ``IGNORED``. ``patches``: (B', T) row-major patch each token is printed on, or ``IGNORED``.
+    """
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    patches: torch.Tensor
+
+    def one_by_one(self) -> list["Targets"]:
+        places = [slice(index, index + 1) for index in range(len(self.rows))]
+        return [Targets(self.rows[at], self.ids[at], self.patches[at]) for at in places]
+
+
+def to_batch(pages: Sequence[RenderedPage], style: PageStyle) -> Batch:
+    columns, rows = style.grid
+    side = style.view_px
+    tiles = torch.zeros(len(pages), 0, side, side, dtype=torch.uint8)
+    if style.has_tiles:
+        stacked = torch.from_numpy(np.stack([page.pixels for page in pages]))
+        tiles = (
+            stacked.view(-1, rows, side, columns, side).transpose(2, 3).reshape(len(pages), -1, side, side)
+        )
+    views = torch.from_numpy(np.stack([page.view for page in pages]))
+    cells = torch.from_numpy(np.stack([cell_targets(page, CLASS_OF) for page in pages]))
+    return Batch(style.grid, tiles, views, cells, tuple(pages))
 
 
 def batches(
-    renderer: PageRenderer, style: PageStyle, seed: int, size: int, first_step: int
+    renderer: PageRenderer, styles: Sequence[PageStyle], tiles: int, seed: int, first_step: int
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) without end. Pages of similar length share a batch, so little of it is padding."""
-    chunk = first_step // _BATCHES_PER_CHUNK
+    """(step, batch) without end: each of one of the styles, with as many pages as ``tiles`` tiles make."""
+    step = first_step
     while True:
-        first_page = seed + chunk * size * _BATCHES_PER_CHUNK
-        pages = [renderer.page(first_page + index, style) for index in range(size * _BATCHES_PER_CHUNK)]
-        pages.sort(key=lambda page: len(page.text))
-        order = list(range(_BATCHES_PER_CHUNK))
-        random.Random(first_page).shuffle(order)
-        for position, index in enumerate(order):
-            step = chunk * _BATCHES_PER_CHUNK + position
-            if step >= first_step:
-                yield step, to_batch(pages[index * size : (index + 1) * size], style.view_px)
-        chunk += 1
+        rng = random.Random(f"{seed}/{step}")
+        style = rng.choice(styles)
+        size = max(1, tiles // (style.grid[0] * style.grid[1]))
+        yield step, to_batch([renderer.page(rng.getrandbits(48), style) for _ in range(size)], style)
+        step += 1
+
+
+def targets(batch: Batch, *, grounded: bool) -> list[Targets]:
+    """Pages of similar length together, so that little of a pass is padding."""
+    answers = [page.markdown if grounded else page.plain for page in batch.pages]
+    order = sorted(range(len(answers)), key=lambda index: len(answers[index]))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and len(answers[index]) <= len(answers[groups[-1][0]]) * _LONGER + 16:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return [_targets(batch, answers, group) for group in groups]
+
+
+def _targets(batch: Batch, answers: Sequence[Sequence[Piece]], rows: list[int]) -> Targets:
+    longest = max(len(answers[row]) for row in rows) + 1
+    ids = torch.full((len(rows), longest), IGNORED)
+    patches = torch.full((len(rows), longest), IGNORED)
+    for index, row in enumerate(rows):
+        page, answer = batch.pages[row], answers[row]
+        ids[index, : len(answer) + 1] = torch.tensor([*(ID_OF[token] for token, _ in answer), EOS])
+        for position, (_, mark) in enumerate(answer):
+            if mark >= 0:
+                x, y, _ = page.marks[mark]
+                patch = patch_of(x, y, page.pixels)
+                patches[index, position] = patch if patch >= 0 else IGNORED
+    return Targets(torch.tensor(rows), ids, patches)
+
+
+def patch_grid(batch: Batch) -> tuple[int, int]:
+    """(rows, columns) of patch tokens over the page."""
+    height, width = batch.pages[0].pixels.shape
+    return height // PATCH_PX, width // PATCH_PX

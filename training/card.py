@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--settings", type=Path, default=Path("training/pocket.toml"))
     arguments = parser.parse_args()
 
-    fonts = list(load_settings(arguments.settings).render.fonts)
+    fonts = [regular for regular, _ in load_settings(arguments.settings).render.fonts]
     accuracy = json.loads(arguments.accuracy.read_text(encoding="utf-8"))
     card = write_card(accuracy, arguments.checkpoint, fonts)
     (arguments.checkpoint / "README.md").write_text(card, encoding="utf-8")

@@ -16,12 +16,15 @@ from training.model import fresh_network
 from training.settings import Settings, load_settings
 from training.vocabulary import GROUNDED_PROMPT, build_tokenizer
 
+MAX_TILES = 72
+
 
 def export(settings: Settings, run: Path, out: Path) -> None:
     """Raise RuntimeError when the run's weights are not of the settings' sizes."""
     state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     network = fresh_network(settings.model, settings.run.seed)
-    network.load_state_dict(state["mean"])
+    native = {name.replace(".attn.native.", ".attn."): tensor for name, tensor in state["mean"].items()}
+    network.load_state_dict(native)
     out.mkdir(parents=True, exist_ok=True)
     network.to(torch.bfloat16).save_pretrained(out)
     (out / "generation_config.json").unlink(missing_ok=True)
@@ -42,7 +45,13 @@ def _modes(settings: Settings) -> dict[str, object]:
     return {
         "name": "rtprune-pocket",
         "modes": {
-            "pocket": {"view_px": view_px, "pad": True},
+            "pocket": {
+                "view_px": view_px,
+                "pad": True,
+                "tile_px": view_px,
+                "max_tiles": MAX_TILES,
+                "tiling": "size",
+            },
             "tiny": {"view_px": 512, "pad": False},
             "small": {"view_px": 640, "pad": False},
             "base": {"view_px": 1024, "pad": True},

@@ -80,28 +80,36 @@ def fresh_network(sizes: ModelSettings, seed: int) -> Any:
     return network
 
 
-def grow_from(network: nn.Module, folder: Path) -> None:
-    """Start from an earlier checkpoint of the same widths, in place.
+def grow_from(network: Any, folder: Path) -> None:
+    """Start from an earlier checkpoint of the same widths, in place: the function is the earlier one's.
 
     Rows of the vocabulary beyond the earlier one keep their fresh values. A dense FFN where the network has a
-    mixture becomes its shared expert, and the routed experts start silent: the function is the earlier one's.
+    mixture becomes its shared expert, and the routed experts start silent. Decoder layers beyond the earlier
+    ones are put before the last and start silent.
     Raises KeyError or RuntimeError when the two do not fit.
     """
-    earlier = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    grown_from = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    earlier = grown_from.state_dict()
     own = dict(network.named_parameters())
+    last_earlier = grown_from.config.text_config.num_hidden_layers - 1
+    last_own = len(network.model.language_model.layers) - 1
     with torch.no_grad():
         for name, tensor in earlier.items():
-            target = own[_shared_expert_name(name, own)]
+            target = own[_own_name(name, own, last_earlier, last_own)]
             if target.shape != tensor.shape and target.dim() == 2:
                 target[: tensor.shape[0]].copy_(tensor)
             else:
                 target.copy_(tensor)
         for name, parameter in own.items():
-            if name.endswith("experts.down_proj") and name not in earlier:
+            if name.endswith("experts.down_proj") and name not in earlier and last_earlier == last_own:
                 nn.init.normal_(parameter, std=1e-3)
+            is_new = any(f"language_model.layers.{layer}." in name for layer in range(last_earlier, last_own))
+            if is_new and name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                nn.init.zeros_(parameter)
 
 
-def _shared_expert_name(name: str, own: dict[str, nn.Parameter]) -> str:
+def _own_name(name: str, own: dict[str, nn.Parameter], last_earlier: int, last_own: int) -> str:
+    name = name.replace(f"language_model.layers.{last_earlier}.", f"language_model.layers.{last_own}.")
     return name if name in own else name.replace(".mlp.", ".mlp.shared_experts.")
 
 

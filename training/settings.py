@@ -5,6 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.layout import Family
+from training.render import PageStyle
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -12,10 +15,10 @@ class _Frozen(BaseModel):
 
 class RunSettings(_Frozen):
     seed: int
-    threads: int = Field(ge=1)
-    batch: int = Field(ge=1)
+    tiles: int = Field(ge=1, description="tiles in one optimiser step of one process")
     log_every: int = Field(ge=1)
     save_every: int = Field(ge=1)
+    eval_every: int = Field(ge=1)
     eval_pages: int = Field(ge=1)
     ema_decay: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
@@ -44,24 +47,41 @@ class ModelSettings(_Frozen):
 
 
 class RenderSettings(_Frozen):
-    fonts: tuple[str, ...] = Field(min_length=1)
-    font_folder: Path
+    """``fonts`` and ``held_out``: (regular, bold) of each family, under ``folders``."""
+
+    folders: tuple[Path, ...] = Field(min_length=1)
+    fonts: tuple[tuple[str, str], ...] = Field(min_length=1)
+    held_out: tuple[tuple[str, str], ...]
     words: Path
+
+    def families(self, *, held_out: bool = False) -> list[Family]:
+        """Of the training pages, or of those that only measure."""
+        pairs = self.held_out if held_out else self.fonts
+        return [Family(self._found(regular), self._found(bold)) for regular, bold in pairs]
+
+    def _found(self, name: str) -> Path:
+        places = [folder / name for folder in self.folders]
+        return next((place for place in places if place.is_file()), places[0])
 
 
 class Stage(_Frozen):
     """A stretch of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
 
     name: str
-    pages: int = Field(ge=1)
+    steps: int = Field(ge=1)
     lr: tuple[float, float]
     warmup: int = Field(ge=0, description="optimiser steps")
     sequence_weight: float = Field(ge=0)
     dense_weight: float = Field(ge=0)
+    guide_weight: float = Field(ge=0, description="of the loss that shows attention where it reads")
     norm_weight: float = Field(ge=0, description="of the loss that keeps norms of text above norms of paper")
     pruned_share: float = Field(ge=0, le=1, description="share of steps whose visual tokens are pruned")
-    em_px: tuple[int, int]
-    max_lines: int = Field(ge=1)
+    grids: tuple[tuple[int, int], ...] = Field(min_length=1, description="columns, rows of tiles; one a step")
+    em_px: tuple[float, float] = Field(description="size of body text, pixels of the grid")
+    view_em_px: tuple[float, float] = Field((24, 44), description="the same for grid (1, 1)")
+    structured: float = Field(ge=0, le=1)
+    degraded: float = Field(ge=0, le=1)
+    max_characters: int = Field(ge=1)
 
 
 class Settings(_Frozen):
@@ -69,6 +89,19 @@ class Settings(_Frozen):
     model: ModelSettings
     render: RenderSettings
     stage: tuple[Stage, ...] = Field(min_length=1)
+
+    def styles(self, stage: Stage) -> list[PageStyle]:
+        return [
+            PageStyle(
+                view_px=self.model.view_px,
+                grid=grid,
+                em_px=stage.em_px if grid != (1, 1) else stage.view_em_px,
+                structured=stage.structured if grid != (1, 1) else 0.0,
+                degraded=stage.degraded,
+                max_characters=stage.max_characters,
+            )
+            for grid in stage.grids
+        ]
 
 
 def load_settings(path: Path) -> Settings:

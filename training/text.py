@@ -18,62 +18,106 @@ how little good world make very year still see own work men day get here between
 under three never know same last another while us might great go come since against right came take
 used himself few house use place during high without
 """.split()
+_ACCENTED = str.maketrans("aeiouncAEIOU", "áéíöüñçÄÉÎÓÜ")
+_CURLY = str.maketrans({'"': "“", "'": "’"})  # noqa: RUF001
 
 
 class TextSource:
-    """Lines of text, reproducible from the ``random.Random`` passed in."""
+    """Words of text, reproducible from the ``random.Random`` passed in."""
 
     def __init__(self, words: Path) -> None:
         listed = words.read_text(encoding="utf-8").split()
-        self._words = [w for w in listed if w.isascii() and len(w) <= 12 and not w.endswith("'s")]
+        self._words = [w for w in listed if w.isascii() and len(w) <= 14 and not w.endswith("'s")]
         if not self._words:
             raise ValueError(f"{words} holds no usable word")
 
     def paragraph(self, rng: random.Random, num_words: int) -> list[str]:
         """Words with sentence case and punctuation attached, ready to be laid out."""
         style = rng.random()
-        if style < 0.65:
+        if style < 0.78:
             return self._sentences(rng, num_words)
-        if style < 0.85:
+        if style < 0.9:
             return [self._invented(rng) for _ in range(num_words)]
         return [self._code(rng) for _ in range(num_words)]
+
+    def heading(self, rng: random.Random) -> list[str]:
+        """One to seven words in one of the usual cases, some with a section number before them."""
+        words = [self._plain_word(rng) for _ in range(rng.randint(1, 7))]
+        case = rng.random()
+        if case < 0.45:
+            words = [word[:1].upper() + word[1:] for word in words]
+        elif case < 0.6:
+            words = [word.upper() for word in words]
+        else:
+            words[0] = words[0][:1].upper() + words[0][1:]
+        if rng.random() < 0.25:
+            words.insert(0, rng.choice(["1", "2.3", "A.", "4.", "3.1.2", "IV.", str(rng.randint(1, 30))]))
+        return words
+
+    def cell(self, rng: random.Random) -> list[str]:
+        """What stands in one cell of a table."""
+        if rng.random() < 0.5:
+            return [self._number(rng)]
+        return [self._plain_word(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
 
     def _sentences(self, rng: random.Random, num_words: int) -> list[str]:
         words: list[str] = []
         start = True
+        accents = rng.random() < 0.08
         for _ in range(num_words):
             word = self._word(rng)
+            if accents and rng.random() < 0.2:
+                word = word.translate(_ACCENTED)
             word = word[:1].upper() + word[1:] if start else word
             end = rng.random()
-            start = end < 0.09
-            words.append(word + (rng.choice("..?!") if start else "," if end < 0.16 else ""))
-        if rng.random() < 0.15:
+            start = end < 0.08
+            mark = rng.choice("....?!") if start else rng.choice(",,,,;:") if end < 0.17 else ""
+            words.append(word + mark)
+            if rng.random() < 0.006:
+                words.append(rng.choice("–—-"))  # noqa: RUF001 - the dashes are the point
+        if rng.random() < 0.4:
+            words = [word.replace('"', "“", 1).translate(_CURLY | {ord('"'): "”"}) for word in words]
+        if rng.random() < 0.06:
             words = [word.upper() for word in words]
         return words
 
     def _word(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.4:
+        if kind < 0.42:
             return rng.choice(_COMMON)
-        if kind < 0.88:
+        if kind < 0.89:
             return rng.choice(self._words)
-        if kind < 0.94:
-            return self._code(rng)
+        if kind < 0.93:
+            return self._number(rng) if rng.random() < 0.6 else self._code(rng)
+        if kind < 0.95:
+            return rng.choice(self._words) + rng.choice(["'s", "n't", "-" + rng.choice(self._words), "'ll"])
         opening, closing = rng.choice([("(", ")"), ("[", "]"), ('"', '"'), ("'", "'")])
         return opening + rng.choice(self._words) + closing
+
+    def _plain_word(self, rng: random.Random) -> str:
+        return rng.choice(self._words) if rng.random() < 0.75 else rng.choice(_COMMON)
 
     def _invented(self, rng: random.Random) -> str:
         syllables = [rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.randint(1, 4))]
         word = "".join(syllables) + (rng.choice(_CONSONANTS) if rng.random() < 0.5 else "")
         return rng.choice([word, word, word.capitalize(), word.upper()])
 
+    def _number(self, rng: random.Random) -> str:
+        makers: list[Callable[[], str]] = [
+            lambda: str(rng.randint(0, 99)),
+            lambda: str(rng.randint(1800, 2099)),
+            lambda: f"{rng.randint(0, 9_999_999):,}",
+            lambda: f"{rng.choice(['$', '€', '', ''])}{rng.randint(0, 999)}.{rng.randint(0, 99):02d}",
+            lambda: f"{rng.randint(1, 28)}/{rng.randint(1, 12)}/{rng.randint(1900, 2099)}",
+            lambda: f"{rng.randint(1, 100)}%",
+            lambda: f"{rng.choice('+-−')}{rng.randint(0, 99)}.{rng.randint(0, 9)}",  # noqa: RUF001
+        ]
+        return makers[rng.randrange(len(makers))]()
+
     def _code(self, rng: random.Random) -> str:
         letters = string.ascii_uppercase + string.digits
         makers: list[Callable[[], str]] = [
-            lambda: str(rng.randint(0, 99999)),
-            lambda: f"{rng.choice(['$', '', ''])}{rng.randint(0, 999)}.{rng.randint(0, 99):02d}",
-            lambda: f"{rng.randint(1, 28)}/{rng.randint(1, 12)}/{rng.randint(1900, 2099)}",
-            lambda: f"{rng.randint(1, 100)}%",
+            lambda: self._number(rng),
             lambda: "".join(rng.choices(letters, k=rng.randint(3, 8))),
             lambda: f"{rng.choice(self._words)}{rng.choice('-_/:&+=@')}{rng.choice(self._words)}"[:12],
             lambda: "".join(rng.choices(PRINTABLE, k=rng.randint(1, 5))),

@@ -13,6 +13,8 @@ LATIN_1 = "".join(chr(code) for code in range(0xA1, 0x100) if code != 0xAD)
 TYPOGRAPHIC = "–—‘’‚“”„†‡•…‰‹›€™−≤≥≠≈→↑↓"  # noqa: RUF001 - the look-alikes are the point
 GROUNDED_PROMPT = "\n<|grounding|>Convert the document to markdown."
 PLAIN_PROMPT = "\nFree OCR."
+CHARACTERS = ASCII[:-1] + LATIN_1 + TYPOGRAPHIC
+"""What a page may print, and spaces."""
 _CONTROL = ["<|begin|>", "<|end|>", "<|pad|>", "<image>"]
 # The two prompts are one token each: spelled out they would cost every page some forty positions.
 _SPECIAL = [
@@ -34,10 +36,12 @@ def tokens() -> list[str]:
     return [*_CONTROL, *ASCII, *_SPECIAL, *LATIN_1, *TYPOGRAPHIC]
 
 
+ID_OF = {token: index for index, token in enumerate(tokens())}
+
+
 def build_tokenizer() -> Tokenizer:
     """One token a character; special tokens are recognised in text; any other character is unknown."""
-    vocabulary = {token: index for index, token in enumerate(tokens())}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer = Tokenizer(WordLevel(ID_OF, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = Fuse()
     special = [AddedToken(token, special=True, normalized=False) for token in [*_CONTROL, *_SPECIAL]]

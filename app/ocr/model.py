@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from PIL import Image
@@ -20,6 +20,8 @@ class Mode:
     """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: resize to the square."""
     tile_px: int | None = None
     max_tiles: int = 9
+    tiling: Literal["aspect", "size"] = "aspect"
+    """How the grid of tiles is chosen: ``app.ocr.preprocess.tile_grid`` or ``sized_tile_grid``."""
 
 
 @dataclass(frozen=True, slots=True)

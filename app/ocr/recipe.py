@@ -2,7 +2,7 @@
 (``rtprune.json``)."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import UnlimitedOcrConfig
@@ -26,12 +26,14 @@ class ModeSpec(_Strict):
     view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     pad: bool
     tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
-    max_tiles: int = Field(default=9, ge=2, le=64)
+    max_tiles: int = Field(default=9, ge=2, le=128)
+    tiling: Literal["aspect", "size"] = "aspect"
 
     @model_validator(mode="after")
     def _tiles_need_a_side(self) -> Self:
-        if self.tile_px is None and "max_tiles" in self.model_fields_set:
-            raise ValueError("max_tiles without tile_px")
+        for name in ("max_tiles", "tiling"):
+            if self.tile_px is None and name in self.model_fields_set:
+                raise ValueError(f"{name} without tile_px")
         return self
 
 

@@ -10,6 +10,8 @@ dimension:
     q' . k' = scale * q . k + rel_h[q, row of k] + rel_w[q, column of k]
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -21,16 +23,17 @@ HEAD_DIM_MULTIPLE = 8
 
 
 class FoldedSamAttention(nn.Module):
-    """Stands in a SAM layer's ``attn`` slot and computes with the native module's own parameters, for
-    inference.
+    """Stands in a SAM layer's ``attn`` slot and computes with the native module's own parameters.
 
-    The native module stays reachable as ``native`` (so parameter names gain ``native.``). The position tables
-    are built once per resolution: weights must not change after the first forward.
+    The native module stays reachable as ``native`` (so parameter names gain ``native.``). In ``eval`` mode
+    the position tables are built once per resolution: weights must not change after the first forward. In
+    ``train`` mode they are built each time, and gradients reach them.
     """
 
     def __init__(self, native: UnlimitedOcrSamVisionAttention) -> None:
         super().__init__()
         self.native: UnlimitedOcrSamVisionAttention = native
+        self.attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = fused
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
@@ -44,11 +47,7 @@ class FoldedSamAttention(nn.Module):
             query, key = self._fold(query, key, height, width)
         else:
             query = query * self.native.scale
-        dim = value.shape[-1]
-        # Flash kernels, on CUDA and CPU alike, want one head dimension for query, key and value.
-        value = functional.pad(value, (0, query.shape[-1] - dim))
-        mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :dim]
-        mixed = mixed.transpose(1, 2).reshape(batch, height, width, -1)
+        mixed = self.attend(query, key, value).transpose(1, 2).reshape(batch, height, width, -1)
         return self.native.proj(mixed), None
 
     def _fold(
@@ -71,14 +70,27 @@ class FoldedSamAttention(nn.Module):
     def _position_tables(self, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """(H, H, d) and (W, W, d) relative positions, (H*W, H + W) one-hot rows and columns of the keys."""
         at = (height, width, like.device, like.dtype)
+        if self.training:
+            return self._built_tables(height, width, like)
         if at not in self._tables:
-            native = self.native
-            rows = native.get_rel_pos(height, height, native.rel_pos_h)
-            columns = native.get_rel_pos(width, width, native.rel_pos_w)
-            row_of_key = torch.eye(height).repeat_interleave(width, dim=0)
-            column_of_key = torch.eye(width).repeat(height, 1)
-            self._tables[at] = (rows, columns, torch.cat([row_of_key, column_of_key], dim=-1).to(like))
+            self._tables[at] = self._built_tables(height, width, like)
         return self._tables[at]
+
+    def _built_tables(self, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        native = self.native
+        rows = native.get_rel_pos(height, height, native.rel_pos_h)
+        columns = native.get_rel_pos(width, width, native.rel_pos_w)
+        row_of_key = torch.eye(height).repeat_interleave(width, dim=0)
+        column_of_key = torch.eye(width).repeat(height, 1)
+        return rows, columns, torch.cat([row_of_key, column_of_key], dim=-1).to(like)
+
+
+def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """(..., L, d), (..., L, d), (..., L, e) -> (..., L, e); the query is scaled already."""
+    dim = value.shape[-1]
+    # Flash kernels, on CUDA and CPU alike, want one head dimension for query, key and value.
+    value = functional.pad(value, (0, query.shape[-1] - dim))
+    return functional.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :dim]
 
 
 def fold_sam_attention(network: UnlimitedOcrForConditionalGeneration) -> None:

@@ -64,6 +64,7 @@ class SyntheticOcr:
         self.bos_id = 0
         self.eos_id = NO_TOKEN
         self.ngram_exempt_ids: frozenset[int] = frozenset()
+        self.strict_ngram_n: int = 2
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

@@ -89,6 +89,7 @@ class FakeOcr:
     bos_id: int = 0
     eos_id: int = 1
     ngram_exempt_ids: frozenset[int] = frozenset()
+    strict_ngram_n: int = 2
 
     def __post_init__(self) -> None:
         weights = self.network.lm_head.weight

@@ -3,6 +3,7 @@ on.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -350,6 +351,26 @@ def test_the_ladder_is_climbed_and_told() -> None:
     assert {attempt.finish_reason for attempt in reading.attempts} == {"loop"}
     assert len(ids_of(reading.text)) == 40
     assert reading.finish_reason == "loop"
+
+
+def test_no_retry_goes_to_a_mode_the_model_was_not_trained_for() -> None:
+    model = FakeOcr(permutation_network(40), eos_id=-1)
+    model.modes = {name: replace(mode, trained=name == "tiny") for name, mode in model.modes.items()}
+    settings = limits(loops=LoopRule(), max_attempts=4, max_page_tokens=1000)
+    bench = Bench(model, settings)
+    task = bench.read(0, ReadOptions(prune="none"))
+    bench.finish(task)
+    assert {attempt.mode for attempt in task.done.result().attempts} == {"tiny"}
+
+
+def test_a_retry_bans_no_shorter_n_gram_than_the_model_allows() -> None:
+    model = FakeOcr(permutation_network(40), eos_id=-1)
+    model.strict_ngram_n = 24
+    settings = limits(strict_ngram=NgramRule(10, 256), max_attempts=2)
+    bench = Bench(model, settings)
+    task = bench.read(0, ReadOptions(prune="none"))
+    assert task.rungs[1].ngram == NgramRule(24, 256)
+    bench.finish(task)
 
 
 class Stubborn(FakeOcr):

@@ -369,7 +369,7 @@ total = sum(float(p.double().abs().sum()) for p in trainer.network.parameters())
 Path(sys.argv[2], f"weights-{trainer.rank}").write_text(f"{total:.12e}")
 """
     toml = (REPOSITORY / "training/pocket.toml").read_text(encoding="utf-8")
-    toml = toml.replace("tiles = 70", "tiles = 1").replace("decoder_layers = 4", "decoder_layers = 2")
+    toml = toml.replace("tiles = 28", "tiles = 1").replace("decoder_layers = 4", "decoder_layers = 2")
     (tmp_path / "settings.toml").write_text(toml, encoding="utf-8")
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
     workers = [

@@ -52,15 +52,16 @@ def _modes(settings: Settings) -> dict[str, object]:
                 "max_tiles": MAX_TILES,
                 "tiling": "size",
             },
-            "tiny": {"view_px": 512, "pad": False},
-            "small": {"view_px": 640, "pad": False},
-            "base": {"view_px": 1024, "pad": True},
-            "large": {"view_px": 1280, "pad": True},
-            "gundam": {"view_px": 1024, "pad": True, "tile_px": 640, "max_tiles": 9},
+            "tiny": {"view_px": 512, "pad": False, "trained": False},
+            "small": {"view_px": 640, "pad": False, "trained": False},
+            "base": {"view_px": 1024, "pad": True, "trained": False},
+            "large": {"view_px": 1280, "pad": True, "trained": False},
+            "gundam": {"view_px": 1024, "pad": True, "tile_px": 640, "max_tiles": 9, "trained": False},
         },
         "default_mode": "pocket",
         "default_prompt": GROUNDED_PROMPT,
         "ngram_exempt_tokens": ["<td>", "</td>"],
+        "strict_ngram_n": 24,
     }
 
 

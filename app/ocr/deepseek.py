@@ -71,6 +71,7 @@ class DeepSeekOcr:
         self.bos_id: int = text.bos_token_id
         self.eos_id: int = text.eos_token_id
         self.ngram_exempt_ids: frozenset[int] = _exempt_ids(recipe, tokenizer)
+        self.strict_ngram_n: int = recipe.strict_ngram_n
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings

@@ -29,8 +29,8 @@ def ladder(first: Rung, strict: NgramRule, modes: Sequence[Mode], max_attempts: 
 
 
 def other_mode(name: str, modes: Sequence[Mode]) -> str:
-    """The next mode with more pixels, else the one with the most below it, else the same."""
-    pixels = {mode.name: _most_pixels(mode) for mode in modes}
+    """The next trained mode with more pixels, else the one with the most below it, else the same."""
+    pixels = {mode.name: _most_pixels(mode) for mode in modes if mode.trained or mode.name == name}
     others = sorted((size, other) for other, size in pixels.items() if other != name)
     larger = [other for size, other in others if size >= pixels[name]]
     if larger:

@@ -41,6 +41,10 @@ class NgramRule:
         if self.window < self.n:
             raise ValueError(f"ngram window must hold one n-gram of {self.n}, got {self.window}")
 
+    def with_n_at_least(self, n: int) -> "NgramRule":
+        longer = max(self.n, n)
+        return NgramRule(longer, max(self.window, longer))
+
     @property
     def max_distance(self) -> int:
         """The farthest a repeat may lie: its first copy's n tokens must be inside the window."""

@@ -22,6 +22,8 @@ class Mode:
     max_tiles: int = 9
     tiling: Literal["aspect", "size"] = "aspect"
     """How the grid of tiles is chosen: ``app.ocr.preprocess.tile_grid`` or ``sized_tile_grid``."""
+    trained: bool = True
+    """False: it works when asked for, but the checkpoint has never seen it; no retry goes there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class OcrModel(Protocol):
     eos_id: int
     ngram_exempt_ids: frozenset[int]
     """Ids the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
+    strict_ngram_n: int
+    """Shortest n-gram that a retry may ban: the shorter the vocabulary's pieces, the longer."""
     device: torch.device
     dtype: torch.dtype
     max_positions: int

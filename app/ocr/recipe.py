@@ -28,6 +28,7 @@ class ModeSpec(_Strict):
     tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     max_tiles: int = Field(default=9, ge=2, le=128)
     tiling: Literal["aspect", "size"] = "aspect"
+    trained: bool = True
 
     @model_validator(mode="after")
     def _tiles_need_a_side(self) -> Self:
@@ -45,6 +46,7 @@ class Recipe(_Strict):
     default_mode: str
     default_prompt: str
     ngram_exempt_tokens: list[str] = []
+    strict_ngram_n: int = Field(default=2, ge=2, le=200)
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:

@@ -154,11 +154,12 @@ def new_task(
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
     prompt = model.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
+    strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
     first = Rung(mode, options.prune, keep_ratio, settings.ngram)
     return PageTask(
         page=page,
         document_id=document_id,
-        rungs=ladder(first, settings.strict_ngram, list(model.modes.values()), settings.max_attempts),
+        rungs=ladder(first, strict, list(model.modes.values()), settings.max_attempts),
         prompt_ids=model.prompt_ids(prompt),
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),

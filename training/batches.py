@@ -42,6 +42,14 @@ class Targets:
     ids: torch.Tensor
     patches: torch.Tensor
 
+    def last_read(self) -> torch.Tensor:
+        """(B, T) patch of the last printed character before each token, or ``IGNORED`` where there is none."""
+        before = self.patches.roll(1, dims=1)
+        before[:, 0] = IGNORED
+        places = torch.arange(before.shape[1]).expand_as(before)
+        latest = torch.where(before != IGNORED, places, 0).cummax(dim=1).values
+        return before.gather(1, latest)
+
     def one_by_one(self) -> list["Targets"]:
         places = [slice(index, index + 1) for index in range(len(self.rows))]
         return [Targets(self.rows[at], self.ids[at], self.patches[at]) for at in places]

@@ -309,11 +309,10 @@ class Layout:
         widths = [
             max(_natural(cells[row][column], header if row == 0 else self._body) for row in range(rows))
             + 2 * pad
-            + (rng.uniform(0, 1) * max(0.0, room) * 0.4)
             for column in range(columns)
         ]
-        if rng.random() < 0.5:  # the whole width
-            widths = [width * (right - left) / sum(widths) for width in widths]
+        left_over = max(0.0, right - left - sum(widths)) * rng.choice([0.0, 0.3, 1.0])
+        widths = [width + left_over / columns for width in widths]
         centred = rng.random() < 0.3
         top, begin = self._y, self._y
         markdown, plain = _unprinted("<table>"), list[Piece]()

@@ -177,10 +177,9 @@ def degrade(rng: random.Random, image: Image.Image, marks: list[Mark]) -> tuple[
         pixels = np.asarray(image, dtype=np.float32)
         generator = np.random.default_rng(rng.getrandbits(32))
         noise = generator.standard_normal(pixels.shape, dtype=np.float32) * rng.uniform(1, 10)
-        if rng.random() < 0.4:
-            noise += np.linspace(0, rng.uniform(-25, 0), pixels.shape[rng.randint(0, 1)], dtype=np.float32)[
-                : pixels.shape[1]
-            ].mean()
+        if rng.random() < 0.4:  # darker towards one edge
+            shade = np.linspace(0, rng.uniform(-25, 0), pixels.shape[1], dtype=np.float32)
+            noise += shade if rng.random() < 0.5 else shade[::-1]
         image = Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))
     if rng.random() < 0.4:
         coded = io.BytesIO()

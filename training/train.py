@@ -72,7 +72,8 @@ class Trainer:
         if self.device.type == "cpu":
             use_plain_attention(self.network)
         layers = self.network.model.language_model.layers
-        self.guide = Guide(layers[max(0, len(layers) - 2)].self_attn)
+        self.guide_here = Guide(layers[max(0, len(layers) - 3)].self_attn)
+        self.guide_next = Guide(layers[max(0, len(layers) - 2)].self_attn)
         self.head = DenseHead(settings.model.decoder_width, len(CLASS_OF)).to(self.device)
         self.parameters = [*self.network.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(
@@ -234,8 +235,9 @@ class Trainer:
         first = visual.shape[1] + len(self.prompts[grounded])
         logits = self.logits(visual, indices, ids.clamp(min=0)[:, :-1], grounded=grounded)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
-        looked_at = _visual_index(group.patches.to(self.device), grid, indices)
-        guide = self.guide.loss(slice(1, 1 + visual.shape[1]), first, looked_at)
+        seen = slice(1, 1 + visual.shape[1])
+        guide = self.guide_next.loss(seen, first, _visual_index(group.patches.to(self.device), grid, indices))
+        guide += self.guide_here.loss(seen, first, _visual_index(group.last_read(), grid, indices))
         num_tokens = (ids != IGNORED).sum()
         return loss * num_tokens, guide * num_tokens
 

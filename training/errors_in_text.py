@@ -4,13 +4,29 @@ from collections.abc import Sequence
 
 
 def edit_distance(left: str, right: str) -> int:
-    """Levenshtein: insertions, deletions and substitutions, each 1."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
+    """Levenshtein: insertions, deletions and substitutions, each 1.
+
+    Hyyrö 2003, after Myers 1999: a column of the table is two bit vectors, of the places where it rises and
+    where it falls by one from row to row. Python's integers hold a column of any length.
+    """
+    column, across = (left, right) if len(left) >= len(right) else (right, left)
+    if not across:
+        return len(column)
+    places: dict[str, int] = {}
+    for row, character in enumerate(column):
+        places[character] = places.get(character, 0) | 1 << row
+    every, last = (1 << len(column)) - 1, 1 << len(column) - 1
+    rises, falls, distance = every, 0, len(column)
+    for character in across:
+        same = places.get(character, 0)
+        diagonal = ((((same & rises) + rises) ^ rises) | same | falls) & every
+        rises_across = falls | (every & ~(diagonal | rises))
+        falls_across = rises & diagonal
+        distance += bool(rises_across & last) - bool(falls_across & last)
+        rises_across = (rises_across << 1 | 1) & every
+        rises = (falls_across << 1 | ~(diagonal | rises_across)) & every
+        falls = rises_across & diagonal
+    return distance
 
 
 def character_error_rate(read: Sequence[str], truth: Sequence[str]) -> float:

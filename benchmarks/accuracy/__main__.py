@@ -1,0 +1,187 @@
+"""How well a checkpoint reads, through the engine, beside its peers on the same pages in the same run.
+
+    python -m benchmarks.accuracy --peers --documents FOLDER --curve --out benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy.report benchmarks/results/accuracy.json      its tables and plot in docs/
+
+Held-out rendered pages (unseen texts; unseen fonts but for "seen fonts"), blank pages, real documents, speed,
+and the error against what pruning keeps. The needed Debian packages are named in training/README.md. Each row
+is printed as it is measured; the last line of stdout is one JSON document.
+"""
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from app.ocr.reader import open_reader, resolve_device
+from app.reader import PageReader
+from benchmarks.accuracy import peers as peers_of
+from benchmarks.accuracy.curve import ONE_ATTEMPT, curve
+from benchmarks.accuracy.pages import (
+    A4_KINDS,
+    BLANK,
+    CLEAN,
+    OUT_OF_SCOPE,
+    RENDERED,
+    Kind,
+    RenderedPages,
+    blank_pages,
+    documents,
+)
+from benchmarks.accuracy.reading import MARKDOWN, PLAIN, PRUNINGS, Figures, blank_row, row, speed
+from benchmarks.report import publish
+from training.settings import Settings, load_settings
+
+RENDERED_PAGES, BLANK_PAGES, SPEED_PAGES = 24, 8, 6
+NOTES = {
+    "rendered": "texts never trained on; fonts neither, but for 'seen fonts'; A4 at 150 dpi, 9 to 14 pt",
+    "documents": "plain prompt, dynamic pruning; truth as it lies beside the images, receipts without case",
+    "curve": "a share of the training steps read through RTPrune-pruned tokens (pruned_share in"
+    " training/pocket.toml): the checkpoint was taught RTPrune's selection and fold, not the others'",
+}
+
+
+async def measure(arguments: argparse.Namespace, settings: Settings) -> Figures:
+    """All that is asked for, in one run."""
+    kinds = rendered_kinds(arguments, settings)
+    real = documents(arguments.documents, arguments.pages) if arguments.documents else []
+    peers, absent = (
+        peers_of.find_peers(arguments.rapidocr_python, arguments.threads) if arguments.peers else ([], {})
+    )
+    for name, reason in absent.items():
+        print(f"{name} is not measured: {reason}")
+    figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
+    reader = open_reader(arguments.checkpoint, arguments.device)
+    try:
+        figures["model"] = reader.model_name
+        figures |= await read_kinds(reader, kinds, real, arguments)
+    finally:
+        await reader.close()
+    if real:
+        figures["out_of_scope"] = OUT_OF_SCOPE
+    if arguments.peers:
+        rows, failed = read_by_peers(peers, [*kinds, *real])
+        versions = {peer.name: peer.version for peer in peers}
+        figures["peers"] = {"versions": versions, "absent": absent | failed, "rows": rows}
+    if arguments.curve:
+        figures["curve"] = await measure_curve(arguments, kinds)
+    return figures
+
+
+def rendered_kinds(arguments: argparse.Namespace, settings: Settings) -> list[Kind]:
+    names = [name for name in arguments.kinds if name != BLANK]
+    if arguments.curve and CLEAN not in names:
+        raise SystemExit(f"--curve needs the kind {CLEAN!r}")
+    pages = RenderedPages(settings) if names else None
+    return [pages.kind(name, arguments.pages or RENDERED_PAGES) for name in names] if pages else []
+
+
+async def read_kinds(
+    reader: PageReader, kinds: Sequence[Kind], real: Sequence[Kind], arguments: argparse.Namespace
+) -> Figures:
+    figures: Figures = {}
+    rows = [
+        _shown(await row(reader, kind, prompt, pruning))
+        for kind in kinds
+        for prompt in (PLAIN, MARKDOWN)
+        for pruning in arguments.pruning
+    ]
+    rows += [_shown(await row(reader, kind, PLAIN, "dynamic")) for kind in real]
+    figures["readings"] = rows
+    if BLANK in arguments.kinds:
+        count = min(BLANK_PAGES, arguments.pages or BLANK_PAGES)
+        figures["blank"] = _shown(await blank_row(reader, blank_pages(count)))
+    timed = next((kind for kind in kinds if kind.name in A4_KINDS), None)
+    if timed is not None:
+        images = [sample.image for sample in timed.samples[:SPEED_PAGES]]
+        figures["speed"] = _shown({"kind": timed.name, **await speed(reader, images)})
+    return figures
+
+
+def read_by_peers(
+    peers: Sequence[peers_of.Peer], kinds: Sequence[Kind]
+) -> tuple[list[Figures], dict[str, str]]:
+    """A row a kind and peer; and why a peer stopped in between, which must not cost the other figures."""
+    rows: list[Figures] = []
+    failed: dict[str, str] = {}
+    for kind in kinds:
+        for peer in peers:
+            if peer.name in failed:
+                continue
+            try:
+                rows.append(_shown(peers_of.row(peer, kind)))
+            except peers_of.PeerMissing as missing:
+                failed[peer.name] = str(missing)
+                print(f"{peer.name} stopped at {kind.name}: {missing}")
+    return rows, failed
+
+
+async def measure_curve(arguments: argparse.Namespace, kinds: Sequence[Kind]) -> Figures:
+    clean = next(kind for kind in kinds if kind.name == CLEAN)
+    some = Kind(CLEAN, clean.samples[: arguments.curve_pages])
+    reader = open_reader(arguments.checkpoint, arguments.device, ONE_ATTEMPT)
+    try:
+        return {"kind": CLEAN, "rows": await curve(reader, some, show=_shown)}
+    finally:
+        await reader.close()
+
+
+def _shown(figures: Figures) -> Figures:
+    print(json.dumps(figures), flush=True)
+    return figures
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--checkpoint", default="pocket", help="name or folder (default: %(default)s)")
+    add("--device", default="auto")
+    add(
+        "--settings", type=Path, default=Path("training/pocket.toml"), help="fonts and word list of the pages"
+    )
+    add(
+        "--pages",
+        type=_positive,
+        help=f"of each kind (default: {RENDERED_PAGES} rendered, {BLANK_PAGES} blank, all real ones)",
+    )
+    add("--kinds", nargs="+", choices=[*RENDERED, BLANK], default=[*RENDERED, BLANK], help="default: all")
+    add(
+        "--pruning",
+        nargs="+",
+        choices=[*PRUNINGS],
+        default=[*PRUNINGS],
+        help="of rendered pages; default: both",
+    )
+    add("--documents", type=Path, help="folder of real pages with their truth")
+    add("--peers", action="store_true", help="tesseract and RapidOCR on the same pages, where found")
+    add("--rapidocr-python", help="interpreter that has RapidOCR (default: this one)")
+    add("--curve", action="store_true", help="error against keep ratio, on the clean pages")
+    add("--curve-pages", type=_positive, help="so many of them (default: all)")
+    add("--threads", type=_positive, default=2, help="CPU threads (default: %(default)s)")
+    add("--out", type=Path)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None, load: Callable[[Path], Settings] = load_settings) -> None:
+    arguments = parse(words)
+    torch.set_num_threads(arguments.threads)
+    figures = asyncio.run(measure(arguments, load(arguments.settings)))
+    publish(figures, torch.device(resolve_device(arguments.device)), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Error against keep ratio, for RTPrune and the methods it is compared with, through the engine."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from unittest.mock import patch
+
+from app.document import Reading, ReadOptions
+from app.ocr import vision
+from app.ocr.engine_settings import EngineSettings
+from app.reader import PageReader
+from benchmarks.accuracy.pages import Kind
+from benchmarks.accuracy.reading import Figures, read_all
+from benchmarks.accuracy.scores import character_scores
+from rtprune import METHODS, PrunedTokens, RTPruneConfig, VisualTokens
+from training.vocabulary import PLAIN_PROMPT
+
+METHOD_NAMES = ("rtprune", "norm", "random")
+KEEP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, None)
+"""``None``: dynamic. Every method gets the ratio that RTPrune chooses for the page: they share that rule."""
+ONE_ATTEMPT = EngineSettings(max_attempts=1)
+"""The service reads a page that loops again, unpruned in the end: here that would hide what pruning costs."""
+
+
+@contextmanager
+def pruning_by(name: str) -> Iterator[None]:
+    """Engines of this process prune by a method of ``rtprune.METHODS``; not while pages are being read.
+
+    The service knows RTPrune alone, so its call of it is what is swapped: all around it stays the service's.
+    """
+    method = METHODS[name]
+
+    def prune(
+        tokens: Sequence[VisualTokens], densities: Sequence[float], config: RTPruneConfig
+    ) -> list[PrunedTokens]:
+        return [method(page, density, config) for page, density in zip(tokens, densities, strict=True)]
+
+    with patch.object(vision, "prune_batch", prune):
+        yield
+
+
+async def curve(
+    reader: PageReader,
+    kind: Kind,
+    keep_ratios: Sequence[float | None] = KEEP_RATIOS,
+    show: Callable[[Figures], object] = lambda _: None,
+) -> list[Figures]:
+    """A row a method and ratio, and first the row of no pruning (ratio 1), which is every method's.
+
+    ``reader``: opened with ``ONE_ATTEMPT``. Plain prompt.
+    """
+    rows = [await _point(reader, kind, "none", ReadOptions(prune="none", prompt=PLAIN_PROMPT))]
+    show(rows[0])
+    for ratio in keep_ratios:
+        for name in METHOD_NAMES:
+            with pruning_by(name):
+                options = ReadOptions(prune="rtprune", keep_ratio=ratio, prompt=PLAIN_PROMPT)
+                rows.append(await _point(reader, kind, name, options))
+            show(rows[-1])
+    return rows
+
+
+async def _point(reader: PageReader, kind: Kind, method: str, options: ReadOptions) -> Figures:
+    readings = await read_all(reader, [sample.image for sample in kind.samples], options)
+    tokens = [page.tokens for page in readings.pages if isinstance(page, Reading)]
+    ratios = [page.keep_ratio for page in tokens]
+    is_dynamic = options.prune == "rtprune" and options.keep_ratio is None
+    figures: Figures = {
+        "method": method,
+        "ratio": "dynamic" if is_dynamic else options.keep_ratio or 1.0,
+        "keep_ratio": round(fmean(ratios), 4) if ratios else None,
+    }
+    truth = [sample.text for sample in kind.samples]
+    return figures | character_scores(readings.texts, truth) | readings.figures()

@@ -1,0 +1,69 @@
+"""The pruning curve as SVG, without a plotting library."""
+
+from collections.abc import Mapping, Sequence
+
+Point = tuple[float, float]
+"""(share kept, error)."""
+WIDTH, HEIGHT = 640, 400
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 52
+COLOURS = ("#0b62c4", "#c2410c", "#6b7280", "#15803d")
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def line_plot(
+    title: str,
+    lines: Mapping[str, Sequence[Point]],
+    marked: Mapping[str, Point],
+    x_range: tuple[float, float],
+) -> str:
+    """``lines``: name -> points, joined in the order of x, dots on them. ``marked``: name -> one more point,
+    a ring in that line's colour.
+    """
+    highest = max(y for points in [*lines.values(), list(marked.values())] for _, y in points)
+    step = next((step for step in STEPS if highest / step <= 6), STEPS[-1])
+    top_tick = max(1, -int(-highest // step))
+
+    def x_px(x: float) -> float:
+        return LEFT + (x - x_range[0]) / (x_range[1] - x_range[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y_px(y: float) -> float:
+        return HEIGHT - BOTTOM - y / (top_tick * step) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
+        f' font-size="13" fill="#1f2937"><title>{title}</title>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        _text(LEFT, 24, title, weight="bold"),
+        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "share of patch tokens kept", anchor="middle"),
+        _text(LEFT, TOP - 6, "character error rate", fill="#6b7280"),
+    ]
+    for tick in range(top_tick + 1):
+        y = y_px(tick * step)
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
+        parts.append(_text(LEFT - 8, y + 4, f"{tick * step:g}", anchor="end"))
+    parts += [
+        _text(x_px(tenth / 10), HEIGHT - BOTTOM + 20, f"{tenth / 10:g}", anchor="middle")
+        for tenth in range(round(x_range[0] * 10), round(x_range[1] * 10) + 1)
+    ]
+    for number, ((name, points), colour) in enumerate(zip(lines.items(), COLOURS, strict=False)):
+        places = [(x_px(x), y_px(y)) for x, y in sorted(points)]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
+        if name in marked:
+            x, y = x_px(marked[name][0]), y_px(marked[name][1])
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="{colour}" stroke-width="2"/>'
+            )
+        parts.append(_text(WIDTH - RIGHT, TOP + 18 + 18 * number, name, anchor="end", fill=colour))
+    if marked:
+        below = TOP + 18 + 18 * len(lines)
+        parts.append(_text(WIDTH - RIGHT, below, "ring: dynamic ratio", anchor="end", fill="#6b7280"))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _text(
+    x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#1f2937", weight: str = "normal"
+) -> str:
+    look = f'text-anchor="{anchor}" fill="{fill}" font-weight="{weight}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{text}</text>'

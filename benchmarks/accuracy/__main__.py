@@ -1,7 +1,7 @@
 """How well a checkpoint reads, through the engine, beside its peers on the same pages in the same run.
 
     python -m benchmarks.accuracy --peers --documents FOLDER --curve --out benchmarks/results/accuracy.json
-    python -m benchmarks.accuracy.report benchmarks/results/accuracy.json      its tables and plot in docs/
+    python -m benchmarks.accuracy.report            the tables and the plot in docs/, from benchmarks/results
 
 Held-out rendered pages (unseen texts; unseen fonts but for "seen fonts"), blank pages, real documents, speed,
 and the error against what pruning keeps. The needed Debian packages are named in training/README.md. Each row
@@ -19,7 +19,7 @@ import torch
 from app.ocr.reader import open_reader, resolve_device
 from app.reader import PageReader
 from benchmarks.accuracy import peers as peers_of
-from benchmarks.accuracy.curve import ONE_ATTEMPT, curve
+from benchmarks.accuracy.curve import curve, open_curve_reader
 from benchmarks.accuracy.pages import (
     A4_KINDS,
     BLANK,
@@ -46,17 +46,27 @@ NOTES = {
 
 async def measure(arguments: argparse.Namespace, settings: Settings) -> Figures:
     """All that is asked for, in one run."""
-    kinds = rendered_kinds(arguments, settings)
+    figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
+    rendered = RenderedPages(settings)
+    if not arguments.curve_only:
+        figures |= await measure_accuracy(arguments, rendered)
+    if arguments.curve or arguments.curve_only:
+        figures["curve"] = await measure_curve(arguments, rendered)
+    return figures
+
+
+async def measure_accuracy(arguments: argparse.Namespace, rendered: RenderedPages) -> Figures:
+    count = arguments.pages or RENDERED_PAGES
+    kinds = [rendered.kind(name, count) for name in arguments.kinds if name != BLANK]
     real = documents(arguments.documents, arguments.pages) if arguments.documents else []
     peers, absent = (
         peers_of.find_peers(arguments.rapidocr_python, arguments.threads) if arguments.peers else ([], {})
     )
     for name, reason in absent.items():
         print(f"{name} is not measured: {reason}")
-    figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
     reader = open_reader(arguments.checkpoint, arguments.device)
     try:
-        figures["model"] = reader.model_name
+        figures: Figures = {"model": reader.model_name}
         figures |= await read_kinds(reader, kinds, real, arguments)
     finally:
         await reader.close()
@@ -66,17 +76,7 @@ async def measure(arguments: argparse.Namespace, settings: Settings) -> Figures:
         rows, failed = read_by_peers(peers, [*kinds, *real])
         versions = {peer.name: peer.version for peer in peers}
         figures["peers"] = {"versions": versions, "absent": absent | failed, "rows": rows}
-    if arguments.curve:
-        figures["curve"] = await measure_curve(arguments, kinds)
     return figures
-
-
-def rendered_kinds(arguments: argparse.Namespace, settings: Settings) -> list[Kind]:
-    names = [name for name in arguments.kinds if name != BLANK]
-    if arguments.curve and CLEAN not in names:
-        raise SystemExit(f"--curve needs the kind {CLEAN!r}")
-    pages = RenderedPages(settings) if names else None
-    return [pages.kind(name, arguments.pages or RENDERED_PAGES) for name in names] if pages else []
 
 
 async def read_kinds(
@@ -119,12 +119,11 @@ def read_by_peers(
     return rows, failed
 
 
-async def measure_curve(arguments: argparse.Namespace, kinds: Sequence[Kind]) -> Figures:
-    clean = next(kind for kind in kinds if kind.name == CLEAN)
-    some = Kind(CLEAN, clean.samples[: arguments.curve_pages])
-    reader = open_reader(arguments.checkpoint, arguments.device, ONE_ATTEMPT)
+async def measure_curve(arguments: argparse.Namespace, rendered: RenderedPages) -> Figures:
+    clean = rendered.kind(CLEAN, arguments.curve_pages or arguments.pages or RENDERED_PAGES)
+    reader = open_curve_reader(arguments.checkpoint, arguments.device)
     try:
-        return {"kind": CLEAN, "rows": await curve(reader, some, show=_shown)}
+        return {"kind": CLEAN, "rows": await curve(reader, clean, show=_shown)}
     finally:
         await reader.close()
 
@@ -170,7 +169,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--peers", action="store_true", help="tesseract and RapidOCR on the same pages, where found")
     add("--rapidocr-python", help="interpreter that has RapidOCR (default: this one)")
     add("--curve", action="store_true", help="error against keep ratio, on the clean pages")
-    add("--curve-pages", type=_positive, help="so many of them (default: all)")
+    add("--curve-only", action="store_true", help="that and nothing else")
+    add("--curve-pages", type=_positive, help="so many of them (default: as --pages)")
     add("--threads", type=_positive, default=2, help="CPU threads (default: %(default)s)")
     add("--out", type=Path)
     return parser.parse_args(words)

@@ -66,7 +66,7 @@ async def read_all(
     async def read(index: int, image: Image.Image) -> Reading | ParseError:
         async with gate:
             try:
-                stream = reader.submit(Page(index, image.copy()), options, document_id="accuracy")
+                stream = reader.submit(Page(index, image), options, document_id="accuracy")
                 return await stream.result()
             except ParseError as error:
                 return error

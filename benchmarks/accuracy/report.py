@@ -1,6 +1,6 @@
 """Tables and plot of the documentation from recorded figures.
 
-    python -m benchmarks.accuracy.report benchmarks/results/accuracy.json
+    python -m benchmarks.accuracy.report
 
 Rewrites what stands between the markers in docs/checkpoints.md and docs/pruning.md, and
 docs/pruning-curve.svg. What was not measured is said to be so.
@@ -19,6 +19,7 @@ from benchmarks.accuracy.reading import MARKDOWN, PLAIN
 from benchmarks.report import ROOT
 
 DOCS = ROOT / "docs"
+RESULTS = (ROOT / "benchmarks/results/accuracy.json", ROOT / "benchmarks/results/pruning-curve.json")
 PLOT = "pruning-curve.svg"
 COMMAND = (
     "python -m benchmarks.accuracy --peers --documents FOLDER --curve --out benchmarks/results/accuracy.json"
@@ -27,15 +28,25 @@ METHODS = {"rtprune": "RTPrune", "norm": "norm, no fold", "random": "random"}
 Table = list[Sequence[object]]
 
 
-def write_docs(figures: Mapping[str, Any], docs: Path) -> None:
-    """Raise ``ValueError`` for a page of the documentation without its markers."""
-    _replace(docs / "checkpoints.md", "accuracy", accuracy_section(figures))
-    _replace(docs / "pruning.md", "curve", curve_section(figures))
+def write_docs(runs: Sequence[Mapping[str, Any]], docs: Path) -> None:
+    """``runs``: what was recorded, in one run or the curve in one of its own; the last that has it counts.
+
+    Raise ``ValueError`` for a page of the documentation without its markers.
+    """
+    accuracy: Mapping[str, Any] = next((run for run in reversed(runs) if "readings" in run), {})
+    curve: Mapping[str, Any] = next((run for run in reversed(runs) if "curve" in run), {})
+    _replace(docs / "checkpoints.md", "accuracy", accuracy_section(accuracy))
+    _replace(docs / "pruning.md", "curve", curve_section(curve))
     plot = docs / PLOT
-    if "curve" in figures:
-        plot.write_text(curve_plot(figures["curve"]["rows"]), encoding="utf-8")
+    if curve:
+        plot.write_text(curve_plot(curve["curve"]["rows"]), encoding="utf-8")
     else:
         plot.unlink(missing_ok=True)
+
+
+def recorded_runs() -> list[dict[str, Any]]:
+    """What lies in benchmarks/results."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS if path.is_file()]
 
 
 def accuracy_section(figures: Mapping[str, Any]) -> str:
@@ -224,10 +235,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.accuracy.report", description=__doc__, formatter_class=raw
     )
-    parser.add_argument("figures", type=Path, nargs="?", default=ROOT / "benchmarks/results/accuracy.json")
     parser.add_argument("--docs", type=Path, default=DOCS)
-    arguments = parser.parse_args(words)
-    write_docs(json.loads(arguments.figures.read_text(encoding="utf-8")), arguments.docs)
+    write_docs(recorded_runs(), parser.parse_args(words).docs)
 
 
 if __name__ == "__main__":

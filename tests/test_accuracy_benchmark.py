@@ -104,6 +104,8 @@ def test_character_scores_weigh_pages_as_they_say() -> None:
     assert scores["character_error_rate"] == round((1 + 2 + 1) / 12, 4)
     assert scores["mean_of_pages"] == round((1 / 9 + 1 + 1) / 3, 4)
     assert scores["median_of_pages"] == 1
+    assert scores["words_read"] == 1 / 4
+    assert character_scores(["c d a b"], ["a b c d d"])["words_read"] == 4 / 5, "in any order, each once"
     assert character_scores(["TOTAL"], ["total"], ignores_case=True)["character_error_rate"] == 0
 
 

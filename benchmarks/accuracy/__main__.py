@@ -44,18 +44,23 @@ NOTES = {
 }
 
 
-async def measure(arguments: argparse.Namespace, settings: Settings) -> Figures:
-    """All that is asked for, in one run."""
+async def measure(arguments: argparse.Namespace, settings: Settings, save: Callable[[Figures], None]) -> None:
+    """All that is asked for, in one run; saved after each part: a long run that is stopped keeps the others."""
     figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
     rendered = RenderedPages(settings)
     if not arguments.curve_only:
-        figures |= await measure_accuracy(arguments, rendered)
+        await measure_accuracy(arguments, rendered, figures, save)
     if arguments.curve or arguments.curve_only:
         figures["curve"] = await measure_curve(arguments, rendered)
-    return figures
+    save(figures)
 
 
-async def measure_accuracy(arguments: argparse.Namespace, rendered: RenderedPages) -> Figures:
+async def measure_accuracy(
+    arguments: argparse.Namespace,
+    rendered: RenderedPages,
+    figures: Figures,
+    save: Callable[[Figures], None],
+) -> None:
     count = arguments.pages or RENDERED_PAGES
     kinds = [rendered.kind(name, count) for name in arguments.kinds if name != BLANK]
     real = documents(arguments.documents, arguments.pages) if arguments.documents else []
@@ -66,17 +71,18 @@ async def measure_accuracy(arguments: argparse.Namespace, rendered: RenderedPage
         print(f"{name} is not measured: {reason}")
     reader = open_reader(arguments.checkpoint, arguments.device)
     try:
-        figures: Figures = {"model": reader.model_name}
+        figures["model"] = reader.model_name
         figures |= await read_kinds(reader, kinds, real, arguments)
     finally:
         await reader.close()
     if real:
         figures["out_of_scope"] = OUT_OF_SCOPE
+    save(figures)
     if arguments.peers:
         rows, failed = read_by_peers(peers, [*kinds, *real])
         versions = {peer.name: peer.version for peer in peers}
         figures["peers"] = {"versions": versions, "absent": absent | failed, "rows": rows}
-    return figures
+        save(figures)
 
 
 async def read_kinds(
@@ -179,8 +185,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main(words: Sequence[str] | None = None, load: Callable[[Path], Settings] = load_settings) -> None:
     arguments = parse(words)
     torch.set_num_threads(arguments.threads)
-    figures = asyncio.run(measure(arguments, load(arguments.settings)))
-    publish(figures, torch.device(resolve_device(arguments.device)), arguments.out)
+    device = torch.device(resolve_device(arguments.device))
+    asyncio.run(
+        measure(arguments, load(arguments.settings), lambda figures: publish(figures, device, arguments.out))
+    )
 
 
 if __name__ == "__main__":

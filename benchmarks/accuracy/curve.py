@@ -19,7 +19,7 @@ from app.ocr.reader import resolve_device
 from app.reader import PageReader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.reading import Figures, read_all
-from benchmarks.accuracy.scores import character_scores
+from benchmarks.accuracy.scores import character_scores, page_errors
 from rtprune import METHODS, PrunedTokens, RTPruneConfig, VisualTokens
 from training.vocabulary import PLAIN_PROMPT
 
@@ -116,5 +116,6 @@ async def _point(reader: PageReader, kind: Kind, method: str, options: ReadOptio
     }
     truth = [sample.text for sample in kind.samples]
     figures |= character_scores(readings.texts, truth) | readings.figures()
+    figures["page_errors"] = [round(error, 4) for error in page_errors(readings.texts, truth)]
     del figures["seconds_per_page"]  # encoding is left out of all rows but the first
     return figures

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 Point = tuple[float, float]
 """(share kept, error)."""
 WIDTH, HEIGHT = 640, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 20, 44, 52
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 56, 52
 COLOURS = ("#0b62c4", "#c2410c", "#6b7280", "#15803d")
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -35,7 +35,7 @@ def line_plot(
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         _text(LEFT, 24, title, weight="bold"),
         _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "share of patch tokens kept", anchor="middle"),
-        _text(LEFT, TOP - 6, "character error rate", fill="#6b7280"),
+        _text(LEFT, TOP - 10, "character error rate", fill="#6b7280"),
     ]
     for tick in range(top_tick + 1):
         y = y_px(tick * step)
@@ -65,5 +65,6 @@ def line_plot(
 def _text(
     x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#1f2937", weight: str = "normal"
 ) -> str:
-    look = f'text-anchor="{anchor}" fill="{fill}" font-weight="{weight}"'
+    halo = 'stroke="#ffffff" stroke-width="4" paint-order="stroke"'
+    look = f'text-anchor="{anchor}" fill="{fill}" font-weight="{weight}" {halo}'
     return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{text}</text>'

@@ -63,6 +63,7 @@ def accuracy_section(figures: Mapping[str, Any]) -> str:
             "pruning",
             "error",
             "median of pages",
+            "words read",
             "structure right",
             "s a page",
         )
@@ -82,7 +83,7 @@ def _cells(row: Mapping[str, Any]) -> Sequence[object]:
     has_structure = row["prompt"] == MARKDOWN and row["kind"] in A4_KINDS
     return (
         row["kind"].replace("_", " "), row["pages"], row["reader"], row["prompt"], row.get("pruning", ""),
-        _rate(row["character_error_rate"]), _rate(row["median_of_pages"]),
+        _rate(row["character_error_rate"]), _rate(row["median_of_pages"]), _rate(row["words_read"]),
         _percent(row["structure"]["all"]["right"]) if has_structure else "", f"{row['seconds_per_page']:.1f}",
     )  # fmt: skip
 
@@ -151,30 +152,37 @@ def curve_section(figures: Mapping[str, Any]) -> str:
             "",
             *[f"- {verdict}" for verdict in _verdicts(rows)],
             "",
-            _measured(figures),
+            _measured({**figures, "peers": {}}),
         ]
     )
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the figures say of the fold and of the dynamic ratio, whichever way they fall."""
-    error = {(row["method"], row["ratio"]): row["character_error_rate"] for row in rows}
+    at = {(row["method"], row["ratio"]): row for row in rows}
     ratios = list(dict.fromkeys(row["ratio"] for row in rows[1:]))
-    verdicts = []
-    for rival, what in (
-        ("norm", "The fold (RTPrune against norm alone)"),
-        ("random", "RTPrune against random"),
-    ):
-        better = [ratio for ratio in ratios if error["rtprune", ratio] < error[rival, ratio]]
-        worse = [ratio for ratio in ratios if error["rtprune", ratio] > error[rival, ratio]]
-        verdicts.append(f"{what}: fewer errors at {_listed(better)}, more at {_listed(worse)}.")
-    if ("rtprune", "dynamic") in error:
-        cost = error["rtprune", "dynamic"] - rows[0]["character_error_rate"]
-        retention = next(row["retention"] for row in rows if row["ratio"] == "dynamic")
+    verdicts = [
+        f"{what}, change of the error (pages better, worse): "
+        + "; ".join(f"{ratio}: {_change(at['rtprune', ratio], at[rival, ratio])}" for ratio in ratios)
+        + "."
+        for rival, what in (
+            ("norm", "The fold (RTPrune against norm alone)"),
+            ("random", "RTPrune against random"),
+        )
+    ]
+    if ("rtprune", "dynamic") in at:
+        dynamic = at["rtprune", "dynamic"]
         verdicts.append(
-            f"The dynamic ratio keeps {retention:.3f} of the sequence and adds {cost:+.4f} to the error."
+            f"The dynamic ratio keeps {dynamic['retention']:.3f} of the sequence; against no pruning:"
+            f" {_change(dynamic, rows[0])}."
         )
     return verdicts
+
+
+def _change(row: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    pairs = list(zip(row["page_errors"], other["page_errors"], strict=True))
+    better, worse = sum(left < right for left, right in pairs), sum(left > right for left, right in pairs)
+    return f"{row['character_error_rate'] - other['character_error_rate']:+.3f} ({better}, {worse})"
 
 
 def curve_plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -215,10 +223,6 @@ def _percent(share: float | None) -> str:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
-def _listed(ratios: Sequence[object]) -> str:
-    return ", ".join(map(str, ratios)) or "none"
 
 
 def _replace(path: Path, name: str, section: str) -> None:

@@ -1,6 +1,7 @@
 """What was read, against what stands on the page: characters and structure."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -70,17 +71,30 @@ def _share(right: Sequence[bool]) -> dict[str, float | int | None]:
     return {"pages": len(right), "right": round(fmean(right), 4) if right else None}
 
 
+def _words_read(read: Sequence[str], truth: Sequence[str]) -> float:
+    true_words = [Counter(text.split()) for text in truth]
+    common = [Counter(text.split()) & words for text, words in zip(read, true_words, strict=True)]
+    return sum(words.total() for words in common) / max(1, sum(words.total() for words in true_words))
+
+
+def page_errors(read: Sequence[str], truth: Sequence[str]) -> list[float]:
+    return [character_error_rate([left], [right]) for left, right in zip(read, truth, strict=True)]
+
+
 def character_scores(
     read: Sequence[str], truth: Sequence[str], *, ignores_case: bool = False
 ) -> dict[str, float | int]:
-    """Over all characters, and of the pages' own errors the mean and the median."""
+    """Over all characters, and of the pages' own errors the mean and the median; and the share of all true
+    words that were read, wherever they came, which tells misread letters from a wrong reading order.
+    """
     if ignores_case:
         read, truth = [text.casefold() for text in read], [text.casefold() for text in truth]
-    by_page = [character_error_rate([left], [right]) for left, right in zip(read, truth, strict=True)]
+    by_page = page_errors(read, truth)
     return {
         "pages": len(truth),
         "characters": sum(len(" ".join(text.split())) for text in truth),
         "character_error_rate": round(character_error_rate(read, truth), 4),
         "mean_of_pages": round(fmean(by_page), 4),
         "median_of_pages": round(median(by_page), 4),
+        "words_read": round(_words_read(read, truth), 4),
     }

@@ -45,7 +45,7 @@ NOTES = {
 
 
 async def measure(arguments: argparse.Namespace, settings: Settings, save: Callable[[Figures], None]) -> None:
-    """All that is asked for, in one run; saved after each part: a long run that is stopped keeps the others."""
+    """All that is asked for, in one run; saved after each part, so that a run cut short keeps the others."""
     figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
     rendered = RenderedPages(settings)
     if not arguments.curve_only:

@@ -247,9 +247,10 @@ def test_every_prompt_and_pruning_has_a_row(run: tuple[dict[str, Any], str]) -> 
     for (_, prompt, pruning), one in rows.items():
         assert one["pages"] == sum(one["finish_reasons"].values()) == 2
         assert one["characters"] > 0
-        assert 0 <= one["character_error_rate"] <= 1.5
+        assert one["character_error_rate"] >= 0
+        assert 0 <= one["words_read"] <= 1
         assert one["seconds_per_page"] > 0
-        assert (one["retention"] < 1) == (pruning == "dynamic")
+        assert one["retention"] == 1 or pruning == "dynamic"
         assert ("structure" in one) == (prompt == "markdown")
     assert figures["blank"]["pages"] == 2
     assert 0 <= figures["blank"]["empty"] <= 2

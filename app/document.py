@@ -10,7 +10,7 @@ from PIL import Image
 from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
-FinishReason = Literal["stop", "length", "loop", "deadline", "cancelled"]
+FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
 Status = Literal["succeeded", "partial", "failed"]
 
 

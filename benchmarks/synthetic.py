@@ -65,6 +65,7 @@ class SyntheticOcr:
         self.eos_id = NO_TOKEN
         self.ngram_exempt_ids: frozenset[int] = frozenset()
         self.strict_ngram_n: int = 2
+        self.min_confidence: float | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

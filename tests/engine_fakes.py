@@ -90,6 +90,7 @@ class FakeOcr:
     eos_id: int = 1
     ngram_exempt_ids: frozenset[int] = frozenset()
     strict_ngram_n: int = 2
+    min_confidence: float | None = None
 
     def __post_init__(self) -> None:
         weights = self.network.lm_head.weight

@@ -373,6 +373,30 @@ def test_a_retry_bans_no_shorter_n_gram_than_the_model_allows() -> None:
     bench.finish(task)
 
 
+@pytest.mark.parametrize(
+    ("least", "reasons"),
+    [
+        (None, ["length"]),
+        (-100.0, ["length"]),
+        (-1e-9, ["low_confidence", "low_confidence"]),  # pruned, then not
+    ],
+)
+def test_a_page_of_noise_ends_without_it(least: float | None, reasons: list[str]) -> None:
+    model = FakeOcr(random_network(), eos_id=-1)
+    model.min_confidence = least
+    settings = limits(ngram=NgramRule(), max_page_tokens=400, max_output_tokens=300, max_attempts=4)
+    bench = Bench(model, settings)
+    task = bench.read(0, ReadOptions(keep_ratio=0.5))
+    bench.finish(task)
+    reading = task.done.result()
+    assert [attempt.finish_reason for attempt in reading.attempts] == reasons
+    assert reading.finish_reason == reasons[-1]
+    if least == -1e-9:
+        assert [attempt.output_tokens for attempt in reading.attempts] == [128, 128]
+        assert [attempt.prune for attempt in reading.attempts] == ["rtprune", "none"]
+        assert reading.text == ""
+
+
 class Stubborn(FakeOcr):
     """Loops in the mode tiny; in any other the first token is the end."""
 

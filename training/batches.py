@@ -43,7 +43,7 @@ class Targets:
     patches: torch.Tensor
 
     def last_read(self) -> torch.Tensor:
-        """(B, T) patch of the last printed character before each token, or ``IGNORED`` where there is none."""
+        """(B, T) patch of the last printed character before each token, or ``IGNORED``."""
         before = self.patches.roll(1, dims=1)
         before[:, 0] = IGNORED
         places = torch.arange(before.shape[1]).expand_as(before)

@@ -50,8 +50,9 @@ class Guide:
 
     Left to itself a decoder this small takes very long to find out that it must read line by line. Two heads
     of a layer are told, by a cross-entropy over the visual tokens, to look at the patch of the last character
-    that was read; two of the layer after it at the patch of the one to name. Nothing of it remains in the model that is shipped. (Guided attention, as speech synthesis
-    uses it: Tachibana et al. 2017, arXiv:1710.08969.)
+    that was read; two of the layer after it at the patch of the one to name. Nothing of it remains in the
+    model that is shipped. (Guided attention, as speech synthesis uses it: Tachibana et al. 2017,
+    arXiv:1710.08969.)
     """
 
     def __init__(self, attention: Any) -> None:

@@ -48,17 +48,17 @@ PAGES = (
             Part(
                 "text",
                 (
-                    "A page of print is mostly paper. The letters cover a tenth of it, and the rest is margin, "
-                    "space between the lines, and the white inside every word. A reader who spends the same "
-                    "time on each square inch wastes most of it.",
+                    "A page of print is mostly paper. The letters cover a tenth of it, and the rest is "
+                    "margin, space between the lines, and the white inside every word. A reader who spends "
+                    "the same time on each square inch wastes most of it.",
                 ),
             ),
             Part(
                 "text",
                 (
-                    "This service cuts the page into squares and turns each of them into a token. Tokens that "
-                    "carry little are dropped or folded into their neighbours before the text is written down. "
-                    "What is left is shorter, and says nearly the same.",
+                    "This service cuts the page into squares and turns each of them into a token. Tokens "
+                    "that carry little are dropped or folded into their neighbours before the text is "
+                    "written down. What is left is shorter, and says nearly the same.",
                 ),
             ),
             Part("sub_title", ("What happens to a document",)),
@@ -74,8 +74,8 @@ PAGES = (
             Part(
                 "text",
                 (
-                    "Nothing that was accepted is lost when a machine stops. Another one takes the pages that "
-                    "were not finished, and reads them again.",
+                    "Nothing that was accepted is lost when a machine stops. Another one takes the pages "
+                    "that were not finished, and reads them again.",
                 ),
             ),
         ),
@@ -89,8 +89,8 @@ PAGES = (
             Part(
                 "text",
                 (
-                    "Counted on the first Monday of March by the two of us. Sheets that were damp are not in "
-                    "the list; they are drying on the second floor and will be counted next month.",
+                    "Counted on the first Monday of March by the two of us. Sheets that were damp are not "
+                    "in the list; they are drying on the second floor and will be counted next month.",
                 ),
             ),
             Part(
@@ -106,8 +106,8 @@ PAGES = (
             Part(
                 "text",
                 (
-                    "The cream paper is for letters alone. Whoever takes the last ream of a kind writes it on "
-                    "the board beside the door, with the day and a name.",
+                    "The cream paper is for letters alone. Whoever takes the last ream of a kind writes it "
+                    "on the board beside the door, with the day and a name.",
                 ),
             ),
         ),

@@ -72,6 +72,7 @@ class DeepSeekOcr:
         self.eos_id: int = text.eos_token_id
         self.ngram_exempt_ids: frozenset[int] = _exempt_ids(recipe, tokenizer)
         self.strict_ngram_n: int = recipe.strict_ngram_n
+        self.min_confidence: float | None = recipe.min_confidence
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings

@@ -53,6 +53,8 @@ class OcrModel(Protocol):
     """Ids the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
     strict_ngram_n: int
     """Shortest n-gram that a retry may ban: the shorter the vocabulary's pieces, the longer."""
+    min_confidence: float | None
+    """Mean log-probability below which a stretch of output is noise; ``None``: nothing is."""
     device: torch.device
     dtype: torch.dtype
     max_positions: int

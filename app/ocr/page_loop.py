@@ -23,7 +23,7 @@ from app.ocr.kv_cache import KvPlan
 from app.ocr.loops import find_loop, loop_before_ban, without_repeats
 from app.ocr.model import OcrModel
 from app.ocr.scheduler import BatchLimit, Deadlines, chunks_within
-from app.ocr.task import PageTask
+from app.ocr.task import PageTask, Stretches
 from app.ocr.vision import Encoded, failure_of
 
 logger = logging.getLogger(__name__)
@@ -261,6 +261,8 @@ class PageLoop:
         ids = self._ids_before_loop(task, choice)
         if ids is not None:
             self._looped(task, ids)
+        elif self._is_noise(task):
+            self._unsure(task)
         elif len(task.ids) >= task.room:
             task.conclude("length")
             self._finish(task)
@@ -276,6 +278,21 @@ class PageLoop:
                 loop = loop_before_ban(task.ids[:first], ngram)
                 return task.ids[:first] if loop is None else without_repeats(task.ids, loop)
         return None
+
+    def _is_noise(self, task: PageTask) -> bool:
+        least = self._model.min_confidence
+        mean = task.stretches.mean(len(task.ids), task.logprob_sum)
+        return least is not None and mean is not None and mean < least
+
+    def _unsure(self, task: PageTask) -> None:
+        """End before the noise began. What pruning took away may be what is missing: once more without."""
+        noise = Stretches.NUM * Stretches.TOKENS
+        task.conclude("low_confidence", task.ids[:-noise])
+        unpruned = next((i for i, rung in enumerate(task.rungs) if rung.prune == "none"), None)
+        if unpruned is not None and unpruned > task.attempt:
+            self._again(task, unpruned)
+        else:
+            self._finish(task)
 
     def _looped(self, task: PageTask, ids: list[int]) -> None:
         task.conclude("loop", ids)

@@ -47,6 +47,7 @@ class Recipe(_Strict):
     default_prompt: str
     ngram_exempt_tokens: list[str] = []
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
+    min_confidence: float | None = Field(default=None, lt=0)
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:

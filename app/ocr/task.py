@@ -1,9 +1,11 @@
 """One page on its way through the engine: what was asked, what was tried, what came out."""
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
@@ -27,6 +29,27 @@ class Outcome:
     ids: list[int]
     confidence: float
     counts: VisualCounts
+
+
+@dataclass(slots=True)
+class Stretches:
+    """How sure the model was of the last ``NUM * TOKENS`` tokens."""
+
+    TOKENS: ClassVar[int] = 32
+    NUM: ClassVar[int] = 4
+    sums: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=Stretches.NUM + 1))
+
+    def mean(self, num_tokens: int, logprob_sum: float) -> float | None:
+        """Mean log-probability over them when a stretch is complete, after enough of them; else ``None``.
+
+        ``logprob_sum``: of all ``num_tokens`` tokens.
+        """
+        if num_tokens % self.TOKENS:
+            return None
+        self.sums.append(logprob_sum)
+        if len(self.sums) <= self.NUM:
+            return None
+        return (self.sums[-1] - self.sums[0]) / (self.NUM * self.TOKENS)
 
 
 @dataclass(eq=False, slots=True)
@@ -58,6 +81,7 @@ class PageTask:
     ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0
     num_scored: int = 0
+    stretches: Stretches = field(default_factory=Stretches)
     counts: VisualCounts = NOT_ENCODED
     decode_clock_ms: float = 0.0
     bans: BanCount | None = None
@@ -82,6 +106,7 @@ class PageTask:
         """Prefill put it in ``row``."""
         self.row, self.room, self.counts = row, room, encoded.counts
         self.ids, self.logprob_sum, self.num_scored = [], 0.0, 0
+        self.stretches = Stretches()
         self.bans = BanCount(self.rung.ngram, loops)
 
     def restarts(self, attempt: int) -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from app.errors import PageFailed
 from app.ocr.model import Mode
-from app.ocr.preprocess import PAD_GRAY, preprocess, sized_tile_grid, tile_grid, to_rgb, upright
+from app.ocr.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright
 from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR
 
 MODES = DEEPSEEK_OCR.view_modes()
@@ -96,27 +96,21 @@ def test_ties_go_to_the_larger_grid_when_the_page_fills_half_of_it(
     assert tile_grid(*size, 640, 9) == grid
 
 
-@given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([9, 72]))
-def test_sized_grids_turn_with_the_image_and_fit(width: int, height: int, max_tiles: int) -> None:
-    columns, rows = sized_tile_grid(width, height, 256, max_tiles)
-    assert 2 <= columns * rows <= max_tiles
-    turned = sized_tile_grid(height, width, 256, max_tiles)
-    assert turned[0] * turned[1] == columns * rows
-
-
 @pytest.mark.parametrize(
-    ("size", "grid"),
+    ("size", "side"),
     [
-        ((1240, 1754), (7, 10)),  # A4 at 150 dpi
-        ((2480, 3508), (7, 10)),  # at 300 dpi: as many as there are
-        ((1275, 1650), (7, 9)),  # letter at 150 dpi; by aspect ratio alone it could be 3 x 4
-        ((827, 1169), (5, 7)),  # A4 at 100 dpi
-        ((400, 300), (3, 2)),  # a cutting is not blown up to a page
-        ((2000, 100), (20, 1)),
+        ((1240, 1754), 2048),  # A4 at 150 dpi
+        ((2480, 3508), 2048),  # at 300 dpi: there is no more
+        ((827, 1169), 1536),
+        ((256, 200), 256),  # not enlarged
+        ((257, 10), 512),
+        ((1, 1), 256),
     ],
 )
-def test_sized_grids_follow_the_image(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert sized_tile_grid(*size, 256, 72) == grid
+def test_a_view_that_fits_follows_the_image(size: tuple[int, int], side: int) -> None:
+    mode = Mode("page", 2048, pad=True, fit_px=256)
+    assert preprocess(Image.new("RGB", size), mode).view.shape == (3, side, side)
+    assert preprocess(Image.new("RGB", size[::-1]), mode).view.shape == (3, side, side)
 
 
 @pytest.mark.parametrize("size", [(1654, 2339), (2000, 650), (641, 3)])

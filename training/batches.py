@@ -20,16 +20,18 @@ _LONGER = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pages over one grid. ``tiles``: (B, T, V, V) uint8 gray, row-major; ``views``: (B, V, V) uint8.
-
-    ``cells``: (B, N, 32) classes of the tiles' patches, row-major over the page; of the view's where T is 0.
+    """Pages of one view size. ``views``: (B, V, V) uint8 gray. ``cells``: (B, N, 32) classes of the patches,
+    row-major.
     """
 
-    grid: tuple[int, int]
-    tiles: torch.Tensor
     views: torch.Tensor
     cells: torch.Tensor
     pages: tuple[RenderedPage, ...]
+
+    @property
+    def side(self) -> int:
+        """Patch tokens in a row."""
+        return self.views.shape[-1] // PATCH_PX
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +57,22 @@ class Targets:
         return [Targets(self.rows[at], self.ids[at], self.patches[at]) for at in places]
 
 
-def to_batch(pages: Sequence[RenderedPage], style: PageStyle) -> Batch:
-    columns, rows = style.grid
-    side = style.view_px
-    tiles = torch.zeros(len(pages), 0, side, side, dtype=torch.uint8)
-    if style.has_tiles:
-        stacked = torch.from_numpy(np.stack([page.pixels for page in pages]))
-        tiles = (
-            stacked.view(-1, rows, side, columns, side).transpose(2, 3).reshape(len(pages), -1, side, side)
-        )
-    views = torch.from_numpy(np.stack([page.view for page in pages]))
+def to_batch(pages: Sequence[RenderedPage]) -> Batch:
+    views = torch.from_numpy(np.stack([page.pixels for page in pages]))
     cells = torch.from_numpy(np.stack([cell_targets(page, CLASS_OF) for page in pages]))
-    return Batch(style.grid, tiles, views, cells, tuple(pages))
+    return Batch(views, cells, tuple(pages))
 
 
 def batches(
-    renderer: PageRenderer, styles: Sequence[PageStyle], tiles: int, seed: int, first_step: int
+    renderer: PageRenderer, styles: Sequence[PageStyle], pixels: float, seed: int, first_step: int
 ) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) without end: each of one of the styles, with as many pages as ``tiles`` tiles make."""
+    """(step, batch) without end: each of one of the styles, with as many pages as ``pixels`` make, or one."""
     step = first_step
     while True:
         rng = random.Random(f"{seed}/{step}")
         style = rng.choice(styles)
-        size = max(1, tiles // (style.grid[0] * style.grid[1]))
-        yield step, to_batch([renderer.page(rng.getrandbits(48), style) for _ in range(size)], style)
+        size = max(1, int(pixels // style.view_px**2))
+        yield step, to_batch([renderer.page(rng.getrandbits(48), style) for _ in range(size)])
         step += 1
 
 
@@ -105,12 +99,6 @@ def _targets(batch: Batch, answers: Sequence[Sequence[Piece]], rows: list[int]) 
         for position, (_, mark) in enumerate(answer):
             if mark >= 0:
                 x, y, _ = page.marks[mark]
-                patch = patch_of(x, y, page.pixels)
+                patch = patch_of(x, y, page.pixels.shape[0])
                 patches[index, position] = patch if patch >= 0 else IGNORED
     return Targets(torch.tensor(rows), ids, patches)
-
-
-def patch_grid(batch: Batch) -> tuple[int, int]:
-    """(rows, columns) of patch tokens over the page."""
-    height, width = batch.pages[0].pixels.shape
-    return height // PATCH_PX, width // PATCH_PX

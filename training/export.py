@@ -16,8 +16,6 @@ from training.model import fresh_network
 from training.settings import Settings, load_settings
 from training.vocabulary import GROUNDED_PROMPT, build_tokenizer
 
-MAX_TILES = 72
-
 
 def export(settings: Settings, run: Path, out: Path) -> None:
     """Raise RuntimeError when the run's weights are not of the settings' sizes."""
@@ -48,9 +46,7 @@ def _modes(settings: Settings) -> dict[str, object]:
             "pocket": {
                 "view_px": view_px,
                 "pad": True,
-                "tile_px": view_px,
-                "max_tiles": MAX_TILES,
-                "tiling": "size",
+                "fit_px": settings.model.step_px,
             },
             "tiny": {"view_px": 512, "pad": False, "trained": False},
             "small": {"view_px": 640, "pad": False, "trained": False},

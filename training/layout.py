@@ -152,7 +152,8 @@ class Layout:
         self._heading_font = heading.bold if rng.random() < 0.8 else heading.regular
         self._strong = Face(family.bold, style.em)
         self._leading = style.em * rng.choice([rng.uniform(1.08, 1.35), rng.uniform(1.15, 1.7)])
-        self._is_structured = rng.random() < style.structured
+        roomy = min(style.width, style.height) > 14 * style.em
+        self._is_structured = roomy and rng.random() < style.structured
         self._justified = rng.random() < 0.4
         self._indent = style.em * rng.uniform(0.8, 2) if rng.random() < 0.3 else 0.0
         self._gap = style.em * rng.uniform(0.35, 1.3) if not self._indent else style.em * rng.uniform(0, 0.5)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
 from training.render import CELLS_PER_PATCH
@@ -45,10 +46,12 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "mlp_dim": 4 * sizes.sam_width,
                 "output_channels": sizes.sam_neck,
                 "downsample_channels": list(sizes.sam_downsample),
-                "image_size": sizes.view_px,
+                # Position tables are small and stretched to the view: they say where on the page, roughly.
+                "image_size": 2 * sizes.step_px,
                 "patch_size": 16,
                 "window_size": sizes.sam_window,
-                "global_attn_indexes": [sizes.sam_layers - 1],
+                # Attention over all 16 px patches of a page would cost more than everything else together.
+                "global_attn_indexes": [],
             },
             "encoder_config": {
                 "hidden_size": sizes.vision_width,
@@ -83,6 +86,7 @@ def fresh_network(sizes: ModelSettings, seed: int) -> Any:
 def grow_from(network: Any, folder: Path) -> None:
     """Start from an earlier checkpoint of the same widths, in place: the function is the earlier one's.
 
+    Position tables of other sizes are stretched, windows of attention widened.
     Rows of the vocabulary beyond the earlier one keep their fresh values. A dense FFN where the network has a
     mixture becomes its shared expert, and the routed experts start silent. Decoder layers beyond the earlier
     ones are put before the last and start silent.
@@ -96,16 +100,36 @@ def grow_from(network: Any, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in earlier.items():
             target = own[_own_name(name, own, last_earlier, last_own)]
-            if target.shape != tensor.shape and target.dim() == 2:
-                target[: tensor.shape[0]].copy_(tensor)
-            else:
+            if target.shape == tensor.shape:
                 target.copy_(tensor)
+            elif "rel_pos" in name:
+                target.copy_(_wider(tensor, len(target)))
+            elif "pos_embed" in name:
+                target.copy_(_stretched(tensor[0], target.shape[1])[None])
+            elif "position_embedding" in name:
+                side, earlier_side = (math.isqrt(len(table) - 1) for table in (target, tensor))
+                grid = tensor[1:].view(earlier_side, earlier_side, -1)
+                target.copy_(torch.cat([tensor[:1], _stretched(grid, side).flatten(0, 1)]))
+            else:
+                target[: tensor.shape[0]].copy_(tensor)
         for name, parameter in own.items():
             if name.endswith("experts.down_proj") and name not in earlier and last_earlier == last_own:
                 nn.init.normal_(parameter, std=1e-3)
             is_new = any(f"language_model.layers.{layer}." in name for layer in range(last_earlier, last_own))
             if is_new and name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
                 nn.init.zeros_(parameter)
+
+
+def _wider(table: torch.Tensor, length: int) -> torch.Tensor:
+    """(2w - 1, d) relative positions -> (length, d): those that were too far are like the farthest known."""
+    missing = (length - len(table)) // 2
+    return torch.cat([table[:1].expand(missing, -1), table, table[-1:].expand(missing, -1)])
+
+
+def _stretched(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """(S, S, d) -> (side, side, d)."""
+    channels_first = grid.permute(2, 0, 1)[None]
+    return functional.interpolate(channels_first, size=(side, side), mode="bicubic")[0].permute(1, 2, 0)
 
 
 def _own_name(name: str, own: dict[str, nn.Parameter], last_earlier: int, last_own: int) -> str:

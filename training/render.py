@@ -1,7 +1,7 @@
 """Pages that a machine prints: an image, what is to be read of it, and which character stands where.
 
 A page is drawn, made "native" (what a scanner or a PDF rasterizer would deliver), degraded, and only then
-stretched over the tiles, as the service does with an upload.
+padded to its view, as the service does with an upload.
 """
 
 import io
@@ -25,37 +25,36 @@ PAD_GRAY = 127
 BICUBIC = Image.Resampling.BICUBIC
 
 
+PAGE_SHAPES = (297 / 210, 297 / 210, 11 / 8.5, 11 / 8.5, 1.5, 1.2, 1.0, 0.75, 210 / 297)
+"""Height over width: A4 and letter most, books, squares, screens, A4 lying."""
+
+
 @dataclass(frozen=True, slots=True)
 class PageStyle:
-    """Pages over ``grid`` (columns, rows) tiles of ``view_px``; one tile is a page without tiles, its view
-    alone.
+    """Pages in a padded view of ``view_px``.
 
-    ``em_px``: size of the body text after stretching. ``degraded``: chance of scan damage. ``structured``:
-    chance of headings, lists, tables, columns and page numbers.
+    ``em_px``: size of the body text in the view. ``scale``: pixels of the upload for each of the view's.
+    ``degraded``: chance of scan damage. ``structured``: chance of headings, lists, tables, columns and page
+    numbers.
     """
 
     view_px: int
-    grid: tuple[int, int]
     em_px: tuple[float, float]
+    scale: tuple[float, float]
     structured: float
     degraded: float
     max_characters: int
 
-    @property
-    def has_tiles(self) -> bool:
-        return self.grid != (1, 1)
-
 
 @dataclass(frozen=True, slots=True)
 class RenderedPage:
-    """``native``: the page as it would be uploaded, gray. ``pixels``: (H, W) uint8, over the whole grid.
+    """``native``: the page as it would be uploaded, gray. ``pixels``: (V, V) uint8, its padded view.
 
-    ``view``: (V, V) uint8, the padded global view. ``marks``: centres in pixels of ``pixels``.
+    ``marks``: centres in pixels of ``pixels``.
     """
 
     native: Image.Image
     pixels: npt.NDArray[np.uint8]
-    view: npt.NDArray[np.uint8]
     marks: tuple[Mark, ...]
     markdown: tuple[Piece, ...]
     plain: tuple[Piece, ...]
@@ -85,40 +84,40 @@ class PageRenderer:
 
     def page(self, seed: int, style: PageStyle) -> RenderedPage:
         rng = random.Random(seed)
-        columns, rows = style.grid
-        size = (columns * style.view_px, rows * style.view_px)
-        # Pixels of the upload for each pixel of the grid. A single view is not stretched.
-        native = rng.uniform(0.6, 1.0) if style.has_tiles else rng.choice([1.0, 1.0, rng.uniform(1.3, 3.0)])
-        drawn = native * rng.choice([1.0, 1.5])
-        # Sides are stretched apart a little, as most pages are by the nearest grid.
-        stretch = rng.uniform(0.96, 1.04) if style.has_tiles else 1.0
-        width, height = size[0] * drawn * stretch, size[1] * drawn / stretch
-        em = rng.uniform(*style.em_px) * drawn
-        blank = rng.random() < BLANK_SHARE
-        layout = LayoutStyle(width, height, em, style.structured, 0 if blank else style.max_characters)
-        page = (
-            Layout(rng, self._text, self._families, layout).fill()
-            if not blank
-            else PrintedPage(width, height)
-        )
-        image = draw_page(rng, page)
-        native_size = (round(size[0] * native * stretch), round(size[1] * native / stretch))
-        if image.size != native_size:
-            image = image.resize(native_size, BICUBIC)
-        placed = [(x / width, y / height, character) for x, y, character in page.marks]
+        shape = rng.choice(PAGE_SHAPES) * rng.uniform(0.97, 1.03)
+        native = rng.uniform(*style.scale)
+        longer = style.view_px * native
+        size = (longer / shape, longer) if shape > 1 else (longer, longer * shape)
+        drawn = rng.choice([1.0, 1.5])
+        page = PrintedPage(size[0] * drawn, size[1] * drawn)
+        if rng.random() >= BLANK_SHARE:
+            em = rng.uniform(*style.em_px) * native * drawn
+            layout = LayoutStyle(page.width, page.height, em, style.structured, style.max_characters)
+            page = Layout(rng, self._text, self._families, layout).fill()
+        image = draw_page(rng, page).resize((round(size[0]), round(size[1])), BICUBIC)
+        placed = [(x / page.width, y / page.height, character) for x, y, character in page.marks]
         if rng.random() < style.degraded:
             image, placed = degrade(rng, image, placed)
-        marks = tuple((x * size[0], y * size[1], character) for x, y, character in placed)
-        view = ImageOps.pad(image, (style.view_px, style.view_px), method=BICUBIC, color=PAD_GRAY)
-        canvas = image.resize(size, BICUBIC) if style.has_tiles else view
         return RenderedPage(
             native=image,
-            pixels=np.asarray(canvas),
-            view=np.asarray(view),
-            marks=marks,
+            pixels=np.asarray(padded(image, style.view_px)),
+            marks=_in_view(placed, image.size, style.view_px),
             markdown=tuple(_markdown(page)),
             plain=tuple(_joined([block.plain for block in page.blocks])),
         )
+
+
+def padded(image: Image.Image, view_px: int) -> Image.Image:
+    """As the service makes its view."""
+    return ImageOps.pad(image, (view_px, view_px), method=BICUBIC, color=PAD_GRAY)
+
+
+def _in_view(placed: Sequence[Mark], size: tuple[int, int], view_px: int) -> tuple[Mark, ...]:
+    """Marks in shares of the image's sides -> in pixels of its padded view."""
+    scale = view_px / max(size)
+    width, height = size[0] * scale, size[1] * scale
+    left, top = (view_px - width) / 2, (view_px - height) / 2
+    return tuple((left + x * width, top + y * height, character) for x, y, character in placed)
 
 
 def _markdown(page: PrintedPage) -> list[Piece]:
@@ -203,23 +202,20 @@ def _skewed(image: Image.Image, marks: list[Mark], degrees: float) -> tuple[Imag
     return turned, moved
 
 
-def patch_of(x: float, y: float, pixels: npt.NDArray[np.uint8]) -> int:
-    """Row-major number of the patch token over the whole page that a point lies in; -1 outside."""
-    height, width = int(pixels.shape[0]), int(pixels.shape[1])
-    if not (0 <= x < width and 0 <= y < height):
+def patch_of(x: float, y: float, view_px: int) -> int:
+    """Row-major number of the patch token of the view that a point lies in; -1 outside."""
+    if not (0 <= x < view_px and 0 <= y < view_px):
         return -1
-    return int(y // PATCH_PX) * (width // PATCH_PX) + int(x // PATCH_PX)
+    return int(y // PATCH_PX) * (view_px // PATCH_PX) + int(x // PATCH_PX)
 
 
 def cell_targets(page: RenderedPage, class_of: dict[str, int]) -> npt.NDArray[np.int64]:
-    """(patches, 32) classes, row-major over the whole page: whose centre lies in each 8 x 16 px cell of each
-    patch token; 0 is nobody's.
-    """
-    height, width = page.pixels.shape
+    """(patches, 32) classes: whose centre lies in each 8 x 16 px cell of each patch token; 0 is nobody's."""
+    view_px = page.pixels.shape[0]
     columns = PATCH_PX // CELL_WIDTH_PX
-    target = np.zeros((height // PATCH_PX * (width // PATCH_PX), CELLS_PER_PATCH), dtype=np.int64)
+    target = np.zeros(((view_px // PATCH_PX) ** 2, CELLS_PER_PATCH), dtype=np.int64)
     for x, y, character in page.marks:
-        patch = patch_of(x, y, page.pixels)
+        patch = patch_of(x, y, view_px)
         if patch >= 0:
             cell = int(y % PATCH_PX // CELL_HEIGHT_PX) * columns + int(x % PATCH_PX // CELL_WIDTH_PX)
             target[patch, cell] = class_of[character]

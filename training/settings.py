@@ -15,7 +15,9 @@ class _Frozen(BaseModel):
 
 class RunSettings(_Frozen):
     seed: int
-    tiles: int = Field(ge=1, description="tiles in one optimiser step of one process")
+    megapixels: float = Field(
+        gt=0, description="of views in one optimiser step of one process; a page at least"
+    )
     log_every: int = Field(ge=1)
     save_every: int = Field(ge=1)
     eval_every: int = Field(ge=1)
@@ -26,7 +28,8 @@ class RunSettings(_Frozen):
 
 
 class ModelSettings(_Frozen):
-    view_px: int = Field(multiple_of=64)
+    view_px: int = Field(multiple_of=64, description="largest view")
+    step_px: int = Field(multiple_of=64, description="smallest view, and the step between sizes")
     sam_width: int
     sam_layers: int
     sam_heads: int
@@ -64,6 +67,15 @@ class RenderSettings(_Frozen):
         return next((place for place in places if place.is_file()), places[0])
 
 
+class View(_Frozen):
+    """Pages of one view size: ``em_px`` of body text in the view; ``scale``: the upload's pixels for each."""
+
+    px: int = Field(multiple_of=64)
+    em_px: tuple[float, float]
+    scale: tuple[float, float]
+    weight: int = Field(1, ge=1)
+
+
 class Stage(_Frozen):
     """A stretch of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
 
@@ -76,9 +88,7 @@ class Stage(_Frozen):
     guide_weight: float = Field(ge=0, description="of the loss that shows attention where it reads")
     norm_weight: float = Field(ge=0, description="of the loss that keeps norms of text above norms of paper")
     pruned_share: float = Field(ge=0, le=1, description="share of steps whose visual tokens are pruned")
-    grids: tuple[tuple[int, int], ...] = Field(min_length=1, description="columns, rows of tiles; one a step")
-    em_px: tuple[float, float] = Field(description="size of body text, pixels of the grid")
-    view_em_px: tuple[float, float] = Field((24, 44), description="the same for grid (1, 1)")
+    views: tuple[View, ...] = Field(min_length=1, description="one of them a step")
     structured: float = Field(ge=0, le=1)
     degraded: float = Field(ge=0, le=1)
     max_characters: int = Field(ge=1)
@@ -91,16 +101,18 @@ class Settings(_Frozen):
     stage: tuple[Stage, ...] = Field(min_length=1)
 
     def styles(self, stage: Stage) -> list[PageStyle]:
+        """Each as often as its weight says."""
         return [
             PageStyle(
-                view_px=self.model.view_px,
-                grid=grid,
-                em_px=stage.em_px if grid != (1, 1) else stage.view_em_px,
-                structured=stage.structured if grid != (1, 1) else 0.0,
+                view_px=view.px,
+                em_px=view.em_px,
+                scale=view.scale,
+                structured=stage.structured,
                 degraded=stage.degraded,
                 max_characters=stage.max_characters,
             )
-            for grid in stage.grids
+            for view in stage.views
+            for _ in range(view.weight)
         ]
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 from app.ocr.sam_attention import fold_sam_attention
 from rtprune import VisualTokens, prune_batch, text_density
 from training.attention import use_plain_attention
-from training.batches import CLASS_OF, IGNORED, Batch, Targets, batches, patch_grid, targets, to_batch
+from training.batches import CLASS_OF, IGNORED, Batch, Targets, batches, targets, to_batch
 from training.losses import Guide, dense_loss, norm_loss
 from training.model import DenseHead, fresh_network, grow_from
 from training.render import PATCH_PX, PageRenderer
@@ -36,6 +36,8 @@ from training.text import TextSource
 from training.vocabulary import BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer
 
 HELD_OUT_SEED = 1 << 50
+GROUNDED_SHARE = 0.6
+"""Of the steps; the others ask for plain text."""
 CAUSAL = {"full_attention": None, "reference_sliding_attention": None}
 """No mask at all: attention kernels then skip what lies ahead instead of hiding it."""
 
@@ -105,7 +107,9 @@ class Trainer:
         seed = run.seed * 1000 + progress.stage * 100 + self.rank
         tally: dict[str, list[float]] = {}
         began = time.monotonic()
-        stream = batches(self.renderer, self.settings.styles(stage), run.tiles, seed, progress.step)
+        stream = batches(
+            self.renderer, self.settings.styles(stage), run.megapixels * 1e6, seed, progress.step
+        )
         for step, batch in stream:
             if step >= stage.steps:
                 return True
@@ -136,15 +140,14 @@ class Trainer:
         torch.manual_seed(rng.getrandbits(63))  # the losses sample: a resumed run is to sample the same
         losses: dict[str, torch.Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16):
-            patches, view = self.patches(batch)
+            patches = self.patches(batch.views)
             cells = batch.cells.to(self.device)
             losses["dense"], cells_right = dense_loss(self.head(patches), cells)
             losses["norm"] = norm_loss(patches.float(), cells)
             if stage.sequence_weight > 0:
-                is_pruned = view is not None and rng.random() < stage.pruned_share
-                losses |= self._reading_losses(
-                    batch, patches.float(), view, grounded=rng.random() < 0.6, is_pruned=is_pruned
-                )
+                is_pruned = rng.random() < stage.pruned_share
+                grounded = rng.random() < GROUNDED_SHARE
+                losses |= self._reading_losses(batch, patches.float(), grounded=grounded, is_pruned=is_pruned)
         weights = {
             "dense": stage.dense_weight,
             "norm": stage.norm_weight,
@@ -164,71 +167,44 @@ class Trainer:
             tally.setdefault(key, []).append(value)
         return ended
 
-    def patches(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Projected patch tokens, row-major: (B, N, D) of the page, (B, M, D) of its view beside tiles."""
-        tiles, views = batch.tiles, batch.views
-        gray = torch.cat([tiles.flatten(0, 1), views]).to(self.device)
-        pixels = (gray.float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
+    def patches(self, views: torch.Tensor) -> torch.Tensor:
+        """(B, V, V) uint8 gray -> (B, N, D) projected patch tokens, row-major."""
+        pixels = (views.to(self.device).float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
         model = self.network.model
-        features = model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)
-        num_pages, num_tiles = tiles.shape[:2]
-        if num_tiles == 0:
-            return features, None
-        (columns, rows), side = batch.grid, math.isqrt(features.shape[1])
-        of_tiles = features[: num_pages * num_tiles].view(num_pages, rows, columns, side, side, -1)
-        return of_tiles.transpose(2, 3).flatten(1, 4), features[num_pages * num_tiles :]
+        projected: torch.Tensor = model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)
+        return projected
 
-    def visual_tokens(
-        self, patches: torch.Tensor, view: torch.Tensor | None, grid: tuple[int, int]
-    ) -> torch.Tensor:
-        """(B, N, D), (B, M, D) -> (B, L, D): a row break after each row, the view separator last."""
+    def visual_tokens(self, patches: torch.Tensor) -> torch.Tensor:
+        """(B, N, D) -> (B, L, D): a row break after each row, the view separator last."""
         model = self.network.model
-        parts = [self._with_row_breaks(patches, grid)]
-        if view is not None:
-            side = math.isqrt(view.shape[1])
-            parts.append(self._with_row_breaks(view, (side, side)))
-        parts.append(model.view_separator.expand(len(patches), 1, -1))
-        return torch.cat(parts, dim=1)
-
-    def _with_row_breaks(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        rows, columns = grid
-        shaped = patches.view(len(patches), rows, columns, -1)
-        breaks = self.network.model.image_newline.expand(len(patches), rows, 1, -1)
-        return torch.cat([shaped, breaks.to(shaped.dtype)], dim=2).flatten(1, 2)
+        batch, num_patches, width = patches.shape
+        side = math.isqrt(num_patches)
+        breaks = model.image_newline.to(patches.dtype).expand(batch, side, 1, width)
+        grid = torch.cat([patches.view(batch, side, side, width), breaks], dim=2).flatten(1, 2)
+        return torch.cat([grid, model.view_separator.to(patches.dtype).expand(batch, 1, width)], dim=1)
 
     def _reading_losses(
-        self,
-        batch: Batch,
-        patches: torch.Tensor,
-        view: torch.Tensor | None,
-        *,
-        grounded: bool,
-        is_pruned: bool,
+        self, batch: Batch, patches: torch.Tensor, *, grounded: bool, is_pruned: bool
     ) -> dict[str, torch.Tensor]:
         """Of the next token, and of where attention looks, over all pages of the batch."""
-        grid = patch_grid(batch)
-        visual = self.visual_tokens(patches, None if view is None else view.float(), grid)
+        visual = self.visual_tokens(patches)
         everything = torch.arange(visual.shape[1], device=self.device)
         count = sum(len(page.markdown if grounded else page.plain) + 1 for page in batch.pages)
         losses = []
         for group in targets(batch, grounded=grounded):
             if not is_pruned:
-                losses.append(self._read(visual[group.rows], everything, group, grid, grounded=grounded))
+                losses.append(
+                    self._read(visual[group.rows], everything, group, batch.side, grounded=grounded)
+                )
                 continue
             for row, one in zip(group.rows.tolist(), group.one_by_one(), strict=True):
-                kept = prune(visual[row], batch, row, grid)
-                losses.append(self._read(kept.embeds[None], kept.indices, one, grid, grounded=grounded))
+                kept = prune(visual[row], batch.views[row])
+                losses.append(self._read(kept.embeds[None], kept.indices, one, batch.side, grounded=grounded))
         sequence, guide = (torch.stack(one).sum() / count for one in zip(*losses, strict=True))
         return {"sequence": sequence, "guide": guide}
 
     def _read(
-        self,
-        visual: torch.Tensor,
-        indices: torch.Tensor,
-        group: Targets,
-        grid: tuple[int, int],
-        *,
-        grounded: bool,
+        self, visual: torch.Tensor, indices: torch.Tensor, group: Targets, side: int, *, grounded: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both losses, summed over the tokens of these pages."""
         ids = group.ids.to(self.device)
@@ -236,8 +212,11 @@ class Trainer:
         logits = self.logits(visual, indices, ids.clamp(min=0)[:, :-1], grounded=grounded)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
         seen = slice(1, 1 + visual.shape[1])
-        guide = self.guide_next.loss(seen, first, _visual_index(group.patches.to(self.device), grid, indices))
-        guide += self.guide_here.loss(seen, first, _visual_index(group.last_read(), grid, indices))
+        next_one, last_one = (
+            _visual_index(patches.to(self.device), side, indices)
+            for patches in (group.patches, group.last_read())
+        )
+        guide = self.guide_next.loss(seen, first, next_one) + self.guide_here.loss(seen, first, last_one)
         num_tokens = (ids != IGNORED).sum()
         return loss * num_tokens, guide * num_tokens
 
@@ -291,10 +270,9 @@ class Trainer:
         styles = self.settings.styles(stage)
         for index in range(self.settings.run.eval_pages):
             style = styles[index % len(styles)]
-            batch = to_batch([self.unseen.page(HELD_OUT_SEED + index, style)], style)
+            batch = to_batch([self.unseen.page(HELD_OUT_SEED + index, style)])
             with torch.autocast(self.device.type, torch.bfloat16):
-                patches, view = self.patches(batch)
-                visual = self.visual_tokens(patches, view, patch_grid(batch)).float()
+                visual = self.visual_tokens(self.patches(batch.views)).float()
                 everything = torch.arange(visual.shape[1], device=self.device)
                 (group,) = targets(batch, grounded=True)
                 ids = group.ids.to(self.device)
@@ -345,32 +323,27 @@ class Trainer:
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
 
 
-def prune(visual: torch.Tensor, batch: Batch, row: int, grid: tuple[int, int]) -> Kept:
-    """(L, D) visual tokens of one page with tiles -> what RTPrune keeps, with what it folds in added.
+def prune(visual: torch.Tensor, view: torch.Tensor) -> Kept:
+    """(L, D) visual tokens of one page and its (V, V) view -> what RTPrune keeps, what it folds in added.
 
     The fold is a constant to the gradient: the method's answer has none.
     """
-    rows, columns = grid
-    side = batch.views.shape[-1] // PATCH_PX
-    is_patch = torch.tensor(([True] * columns + [False]) * rows + ([True] * side + [False]) * side + [False])
-    pixels = (batch.views[row].float() / 127.5 - 1).expand(3, -1, -1)
-    page = VisualTokens(visual.detach(), is_patch.to(visual.device))
-    (result,) = prune_batch([page], [text_density(pixels, side, side)])
+    side = view.shape[-1] // PATCH_PX
+    is_patch = torch.tensor(([True] * side + [False]) * side + [False], device=visual.device)
+    pixels = (view.float() / 127.5 - 1).expand(3, -1, -1)
+    (result,) = prune_batch([VisualTokens(visual.detach(), is_patch)], [text_density(pixels, side, side)])
     kept = result.kept.to(visual.device)
     return Kept(visual[kept] + (result.embeds - visual.detach()[kept]), kept)
 
 
-def _visual_index(patches: torch.Tensor, grid: tuple[int, int], indices: torch.Tensor) -> torch.Tensor:
+def _visual_index(patches: torch.Tensor, side: int, indices: torch.Tensor) -> torch.Tensor:
     """Row-major patch numbers -> places among the visual tokens at ``indices``; what is not there is
     ``IGNORED``.
     """
-    rows, columns = grid
-    place = torch.full((rows * (columns + 1),), IGNORED, device=patches.device)
-    kept = indices[indices < len(place)]
-    place[kept] = torch.arange(len(kept), device=patches.device)
-    is_known = patches != IGNORED
+    place = torch.full((side * (side + 1) + 1,), IGNORED, device=patches.device)
+    place[indices] = torch.arange(len(indices), device=patches.device)
     number = patches.clamp(min=0)
-    return torch.where(is_known, place[number // columns * (columns + 1) + number % columns], IGNORED)
+    return torch.where(patches != IGNORED, place[number // side * (side + 1) + number % side], IGNORED)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

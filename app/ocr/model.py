@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -20,15 +20,15 @@ class Mode:
     """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: resize to the square."""
     tile_px: int | None = None
     max_tiles: int = 9
-    tiling: Literal["aspect", "size"] = "aspect"
-    """How the grid of tiles is chosen: ``app.ocr.preprocess.tile_grid`` or ``sized_tile_grid``."""
+    fit_px: int | None = None
+    """With it ``view_px`` is the largest side, and an image gets a view of as many such steps as it fills."""
     trained: bool = True
     """False: it works when asked for, but the checkpoint has never seen it; no retry goes there."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageViews:
-    """One preprocessed page. ``view``: (3, V, V) float32 in [-1, 1].
+    """One preprocessed page. ``view``: (3, V, V) float32 in [-1, 1]; V may be below the mode's ``view_px``.
 
     ``tiles``: (T, 3, S, S), row by row, or ``None``.
     """

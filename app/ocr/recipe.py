@@ -2,7 +2,7 @@
 (``rtprune.json``)."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import UnlimitedOcrConfig
@@ -26,15 +26,16 @@ class ModeSpec(_Strict):
     view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     pad: bool
     tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
-    max_tiles: int = Field(default=9, ge=2, le=128)
-    tiling: Literal["aspect", "size"] = "aspect"
+    max_tiles: int = Field(default=9, ge=2, le=64)
+    fit_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     trained: bool = True
 
     @model_validator(mode="after")
     def _tiles_need_a_side(self) -> Self:
-        for name in ("max_tiles", "tiling"):
-            if self.tile_px is None and name in self.model_fields_set:
-                raise ValueError(f"{name} without tile_px")
+        if self.tile_px is None and "max_tiles" in self.model_fields_set:
+            raise ValueError("max_tiles without tile_px")
+        if self.fit_px is not None and self.view_px % self.fit_px:
+            raise ValueError("view_px must be whole steps of fit_px")
         return self
 
 

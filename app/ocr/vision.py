@@ -77,7 +77,7 @@ def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[in
     """Runs in a thread of its own, beside decoding."""
     start = time.monotonic()
     views = model.preprocess(image, rung.mode)
-    side = views.mode.view_px // PATCH_PX
+    side = views.view.shape[-1] // PATCH_PX
     density = text_density(views.view, side, side)
     return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3)
 

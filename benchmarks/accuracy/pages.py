@@ -84,7 +84,7 @@ class RenderedPages:
         }
         self._small = PageRenderer(self._text, self._families[SMALL])
         PageRenderer(self._text, self._families[SEEN_FONTS])  # asks for its fonts
-        self._view_px = settings.model.view_px
+        self._view_px = settings.model.step_px
 
     def kind(self, name: str, count: int) -> Kind:
         """``count`` pages of one of ``RENDERED``, the same ones in every run."""
@@ -114,12 +114,12 @@ class RenderedPages:
         return Sample(f"{kind} {seed - FIRST_SEED}", _upload(image), text, to_markdown(markdown).markdown)
 
     def _small_page(self, seed: int) -> Sample | None:
-        style = PageStyle(self._view_px, (1, 1), SMALL_EM_PX, 0.0, 0.0, SMALL_CHARACTERS)
+        style = PageStyle(self._view_px, SMALL_EM_PX, (1.0, 1.0), 0.0, 0.0, SMALL_CHARACTERS)
         page = self._small.page(seed, style)
         if not page.text:
             return None
         markdown = to_markdown(page.grounded).markdown
-        image = Image.fromarray(page.view).convert("RGB")
+        image = page.native.convert("RGB")
         return Sample(f"small {seed - FIRST_SEED}", image, page.text, markdown)
 
 

@@ -20,7 +20,7 @@ from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.sam_attention import fused
 from training.attention import blocked_causal, plain
-from training.batches import CLASS_OF, IGNORED, Targets, batches, targets, to_batch
+from training.batches import CLASS_OF, IGNORED, Steps, Targets, batches, targets, to_batch
 from training.errors_in_text import character_error_rate, edit_distance
 from training.export import export
 from training.layout import Family
@@ -64,7 +64,14 @@ def small(words: Path) -> Settings:
         | {"decoder_width": 64, "decoder_layers": 2, "decoder_heads": 2, "decoder_ffn": 64, "expert_ffn": 32}
     )
     run = shipped.run.model_copy(
-        update={"megapixels": 0.1, "log_every": 1, "save_every": 2, "eval_every": 3, "eval_pages": 2}
+        update={
+            "megapixels": 0.1,
+            "render_processes": 0,
+            "log_every": 1,
+            "save_every": 2,
+            "eval_every": 3,
+            "eval_pages": 2,
+        }
     )
     pair = (FONT.name, FONT.name)
     render = shipped.render.model_copy(
@@ -199,13 +206,16 @@ def test_a_missing_font_is_named(words: Path) -> None:
 
 @needs_font
 def test_batches_resume_at_any_step(renderer: PageRenderer) -> None:
-    stream = batches(renderer, [SMALL, FULL], 3 * 256**2, 5, 0)
-    straight = [next(stream) for _ in range(6)]
-    assert {len(batch.pages) for _, batch in straight} == {3, 1}
-    for first_step in (2, 5):
-        step, batch = next(batches(renderer, [SMALL, FULL], 3 * 256**2, 5, first_step))
+    steps = Steps(renderer, [SMALL, FULL], 3 * 256**2, 5)
+    straight = list(batches(steps, 0, 6, processes=0))
+    assert {len(batch) for _, batch in straight} == {3, 1}
+    for first_step, processes in ((2, 0), (5, 1)):
+        step, batch = next(batches(steps, first_step, 6, processes))
         assert step == first_step
-        assert [page.text for page in batch.pages] == [page.text for page in straight[first_step][1].pages]
+        assert (batch.views == straight[first_step][1].views).all()
+        assert [len(answer.ids) for answer in batch.plain] == [
+            len(answer.ids) for answer in straight[first_step][1].plain
+        ]
 
 
 @pytest.mark.parametrize("length", [1, 5, 640, 1500])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from training.layout import Piece
 from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of
@@ -19,6 +20,16 @@ _LONGER = 1.3
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What one page is to answer. ``ids``: (T,) tokens, the end token last. ``patches``: (T,) row-major patch
+    each token is printed on, or ``IGNORED``.
+    """
+
+    ids: torch.Tensor
+    patches: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Pages of one view size. ``views``: (B, V, V) uint8 gray. ``cells``: (B, N, 32) classes of the patches,
     row-major.
@@ -26,26 +37,31 @@ class Batch:
 
     views: torch.Tensor
     cells: torch.Tensor
-    pages: tuple[RenderedPage, ...]
+    plain: tuple[Answer, ...]
+    markdown: tuple[Answer, ...]
+
+    def __len__(self) -> int:
+        return len(self.views)
 
     @property
     def side(self) -> int:
         """Patch tokens in a row."""
         return self.views.shape[-1] // PATCH_PX
 
+    def answers(self, *, grounded: bool) -> tuple[Answer, ...]:
+        return self.markdown if grounded else self.plain
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What some pages of a batch are to answer. ``rows``: which. ``ids``: (B', T) tokens with the end token,
-    then ``IGNORED``. ``patches``: (B', T) row-major patch each token is printed on, or ``IGNORED``.
-    """
+    """Answers of the ``rows`` of a batch together: (B', T) each, filled up with ``IGNORED``."""
 
     rows: torch.Tensor
     ids: torch.Tensor
     patches: torch.Tensor
 
     def last_read(self) -> torch.Tensor:
-        """(B, T) patch of the last printed character before each token, or ``IGNORED``."""
+        """(B', T) patch of the last printed character before each token, or ``IGNORED``."""
         before = self.patches.roll(1, dims=1)
         before[:, 0] = IGNORED
         places = torch.arange(before.shape[1]).expand_as(before)
@@ -60,45 +76,65 @@ class Targets:
 def to_batch(pages: Sequence[RenderedPage]) -> Batch:
     views = torch.from_numpy(np.stack([page.pixels for page in pages]))
     cells = torch.from_numpy(np.stack([cell_targets(page, CLASS_OF) for page in pages]))
-    return Batch(views, cells, tuple(pages))
+    plain = tuple(_answer(page, page.plain) for page in pages)
+    return Batch(views, cells, plain, tuple(_answer(page, page.markdown) for page in pages))
 
 
-def batches(
-    renderer: PageRenderer, styles: Sequence[PageStyle], pixels: float, seed: int, first_step: int
-) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) without end: each of one of the styles, with as many pages as ``pixels`` make, or one."""
-    step = first_step
-    while True:
-        rng = random.Random(f"{seed}/{step}")
-        style = rng.choice(styles)
-        size = max(1, int(pixels // style.view_px**2))
-        yield step, to_batch([renderer.page(rng.getrandbits(48), style) for _ in range(size)])
-        step += 1
+def _answer(page: RenderedPage, pieces: Sequence[Piece]) -> Answer:
+    ids = torch.tensor([*(ID_OF[token] for token, _ in pieces), EOS])
+    patches = torch.full((len(ids),), IGNORED)
+    for position, (_, mark) in enumerate(pieces):
+        if mark >= 0:
+            x, y, _ = page.marks[mark]
+            patch = patch_of(x, y, page.pixels.shape[0])
+            patches[position] = patch if patch >= 0 else IGNORED
+    return Answer(ids, patches)
+
+
+class Steps(Dataset[Batch]):
+    """Batch of any step: pages of one of the styles, as many as ``pixels`` make, or one."""
+
+    def __init__(self, renderer: PageRenderer, styles: Sequence[PageStyle], pixels: float, seed: int) -> None:
+        self._renderer, self._styles, self._pixels, self._seed = renderer, styles, pixels, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = random.Random(f"{self._seed}/{step}")
+        style = rng.choice(self._styles)
+        size = max(1, int(self._pixels // style.view_px**2))
+        return to_batch([self._renderer.page(rng.getrandbits(48), style) for _ in range(size)])
+
+
+def batches(steps: Steps, first: int, end: int, processes: int) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from ``first`` to before ``end``, rendered ahead by so many processes; 0: by this one."""
+    loader: DataLoader[Batch] = DataLoader(
+        steps,
+        batch_size=None,
+        sampler=range(first, end),
+        num_workers=processes,
+        prefetch_factor=4 if processes else None,
+    )
+    yield from enumerate(loader, first)
 
 
 def targets(batch: Batch, *, grounded: bool) -> list[Targets]:
     """Pages of similar length together, so that little of a pass is padding."""
-    answers = [page.markdown if grounded else page.plain for page in batch.pages]
-    order = sorted(range(len(answers)), key=lambda index: len(answers[index]))
+    answers = batch.answers(grounded=grounded)
+    order = sorted(range(len(answers)), key=lambda index: len(answers[index].ids))
     groups: list[list[int]] = []
     for index in order:
-        if groups and len(answers[index]) <= len(answers[groups[-1][0]]) * _LONGER + 16:
+        if groups and len(answers[index].ids) <= len(answers[groups[-1][0]].ids) * _LONGER + 16:
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [_targets(batch, answers, group) for group in groups]
+    return [
+        Targets(
+            torch.tensor(group),
+            _filled([answers[row].ids for row in group]),
+            _filled([answers[row].patches for row in group]),
+        )
+        for group in groups
+    ]
 
 
-def _targets(batch: Batch, answers: Sequence[Sequence[Piece]], rows: list[int]) -> Targets:
-    longest = max(len(answers[row]) for row in rows) + 1
-    ids = torch.full((len(rows), longest), IGNORED)
-    patches = torch.full((len(rows), longest), IGNORED)
-    for index, row in enumerate(rows):
-        page, answer = batch.pages[row], answers[row]
-        ids[index, : len(answer) + 1] = torch.tensor([*(ID_OF[token] for token, _ in answer), EOS])
-        for position, (_, mark) in enumerate(answer):
-            if mark >= 0:
-                x, y, _ = page.marks[mark]
-                patch = patch_of(x, y, page.pixels.shape[0])
-                patches[index, position] = patch if patch >= 0 else IGNORED
-    return Targets(torch.tensor(rows), ids, patches)
+def _filled(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=IGNORED)

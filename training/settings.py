@@ -18,6 +18,7 @@ class RunSettings(_Frozen):
     megapixels: float = Field(
         gt=0, description="of views in one optimiser step of one process; a page at least"
     )
+    render_processes: int = Field(ge=0, description="that render pages ahead; 0: the training process itself")
     log_every: int = Field(ge=1)
     save_every: int = Field(ge=1)
     eval_every: int = Field(ge=1)
@@ -116,7 +117,16 @@ class Settings(_Frozen):
         ]
 
 
-def load_settings(path: Path) -> Settings:
-    """Raise pydantic's ``ValidationError``, naming the field that is missing, unknown or out of range."""
+def load_settings(path: Path, root: Path = Path("/")) -> Settings:
+    """Raise pydantic's ``ValidationError``, naming the field that is missing, unknown or out of range.
+
+    ``root``: fonts and words are looked for under it, for machines that bring their own.
+    """
     with path.open("rb") as file:
-        return Settings.model_validate(tomllib.load(file))
+        settings = Settings.model_validate(tomllib.load(file))
+    render = settings.render
+    found = {
+        "folders": tuple(root / folder.relative_to("/") for folder in render.folders),
+        "words": root / render.words.relative_to("/"),
+    }
+    return settings.model_copy(update={"render": render.model_copy(update=found)})

@@ -27,7 +27,7 @@ from torch.nn import functional
 from app.ocr.sam_attention import fold_sam_attention
 from rtprune import VisualTokens, prune_batch, text_density
 from training.attention import use_plain_attention
-from training.batches import CLASS_OF, IGNORED, Batch, Targets, batches, targets, to_batch
+from training.batches import CLASS_OF, IGNORED, Batch, Steps, Targets, batches, targets, to_batch
 from training.losses import Guide, dense_loss, norm_loss
 from training.model import DenseHead, fresh_network, grow_from
 from training.render import PATCH_PX, PageRenderer
@@ -107,14 +107,11 @@ class Trainer:
         seed = run.seed * 1000 + progress.stage * 100 + self.rank
         tally: dict[str, list[float]] = {}
         began = time.monotonic()
-        stream = batches(
-            self.renderer, self.settings.styles(stage), run.megapixels * 1e6, seed, progress.step
-        )
-        for step, batch in stream:
-            if step >= stage.steps:
-                return True
+        pixels = run.megapixels * 1e6
+        steps = Steps(self.renderer, self.settings.styles(stage), pixels, seed)
+        for step, batch in batches(steps, progress.step, stage.steps, run.render_processes):
             ended = self._step(batch, stage, step, tally, ended=time.monotonic() > deadline)
-            progress.step, progress.pages = step + 1, progress.pages + len(batch.pages) * self.world
+            progress.step, progress.pages = step + 1, progress.pages + len(batch) * self.world
             if progress.step % run.log_every == 0:
                 now = time.monotonic()
                 progress.seconds += now - began
@@ -189,7 +186,7 @@ class Trainer:
         """Of the next token, and of where attention looks, over all pages of the batch."""
         visual = self.visual_tokens(patches)
         everything = torch.arange(visual.shape[1], device=self.device)
-        count = sum(len(page.markdown if grounded else page.plain) + 1 for page in batch.pages)
+        count = sum(len(answer.ids) for answer in batch.answers(grounded=grounded))
         losses = []
         for group in targets(batch, grounded=grounded):
             if not is_pruned:
@@ -394,12 +391,15 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"), help="state and log live here")
     parser.add_argument("--start", type=Path, help="checkpoint folder to grow from when the run is new")
     parser.add_argument("--minutes", type=float, default=math.inf, help="wall-clock budget")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that train together")
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), help="fonts and words are looked for under it"
+    )
     arguments = parser.parse_args()
     if arguments.processes > 1 and "RANK" not in os.environ:
         sys.exit(_start_processes(arguments.processes, sys.argv[1:]))
     arguments.run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(load_settings(arguments.settings), arguments.run, arguments.start)
+    trainer = Trainer(load_settings(arguments.settings, arguments.root), arguments.run, arguments.start)
     if (arguments.run / "state.pt").exists():
         trainer.resume()
     done = trainer.train(arguments.minutes)

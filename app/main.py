@@ -13,14 +13,14 @@ from starlette.responses import Response
 from app.edge import Edge, answer_problem, routing_error
 from app.errors import InvalidRequest, ParseError
 from app.guarded import GuardedHttp
-from app.jobs import Jobs
+from app.jobs.jobs import Jobs
+from app.jobs.workers import Supervisor
 from app.routes import health, parse
 from app.routes import jobs as job_routes
 from app.service import Service
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
-from app.workers import Supervisor
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

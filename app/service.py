@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from app.errors import NotReady, Overloaded
 from app.guarded import GuardedHttp
-from app.jobs import Jobs
+from app.jobs.jobs import Jobs
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics

@@ -19,26 +19,26 @@ from pathlib import Path
 
 from dbos import DBOSClient
 
-from app.blobs import Blobs
-from app.caretaker import Caretaker
-from app.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.guarded import GuardedHttp
-from app.journal import Journal
-from app.leases import Leases, WorkerState
-from app.page_log import PageLog
+from app.jobs.blobs import Blobs
+from app.jobs.caretaker import Caretaker
+from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
+from app.jobs.journal import Journal
+from app.jobs.leases import Leases, WorkerState
+from app.jobs.page_log import PageLog
+from app.jobs.queues import APPLICATION, SERIALIZER
+from app.jobs.reading import BatchReader
+from app.jobs.store import Store
+from app.jobs.wakeups import Wakeups, open_wakeups
+from app.jobs.webhooks import Webhooks
+from app.jobs.workers import UNUSABLE_STATUS
+from app.jobs.workflows import Hands, launch, register_queues
 from app.processes import exit_after, when_orphaned
-from app.queues import APPLICATION, SERIALIZER
 from app.rasterizers import Rasterizers
 from app.reader import PageReader
-from app.reading import BatchReader
 from app.settings import Settings
-from app.store import Store
 from app.telemetry import log_to_stderr
-from app.wakeups import Wakeups, open_wakeups
-from app.webhooks import Webhooks
-from app.workers import UNUSABLE_STATUS
-from app.workflows import Hands, launch, register_queues
 
 logger = logging.getLogger("rtprune.worker")
 

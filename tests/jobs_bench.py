@@ -8,18 +8,18 @@ from typing import Any
 
 from PIL import Image
 
-from app.blobs import Blobs
-from app.database import migrate_dbos, open_engine
 from app.document import Page, PageResult, ParseOptions, Reading, ReadOptions
 from app.errors import BadOption, UnreadablePage
 from app.fake import FakeReader
-from app.job import NewJob, encode_page
-from app.journal import Journal
-from app.page_log import Done, PageLog, Started
+from app.jobs.blobs import Blobs
+from app.jobs.database import migrate_dbos, open_engine
+from app.jobs.job import NewJob, encode_page
+from app.jobs.journal import Journal
+from app.jobs.page_log import Done, PageLog, Started
+from app.jobs.reading import BatchReader
+from app.jobs.store import Limits, Store
 from app.reader import PageReader
-from app.reading import BatchReader
 from app.settings import Settings
-from app.store import Limits, Store
 
 LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s=3600)
 

@@ -22,9 +22,9 @@ import sqlalchemy as sa
 from jobs_client import Client, Worker, api, workers
 from service_client import A4, PATIENCE_S, Server, eventually, image_bytes, pdf_bytes
 
-from app.database import open_engine
+from app.jobs.database import open_engine
+from app.jobs.tables import attempts, pages
 from app.settings import Settings
-from app.tables import attempts, pages
 
 NUM_KILLS = int(os.environ.get("RTPRUNE_KILLS", "2"))
 ADOPTED_WITHIN_S = 15.0

@@ -9,8 +9,8 @@ import pytest
 
 from app.errors import UrlFailed, UrlRefused
 from app.guarded import GuardedHttp
+from app.jobs.webhooks import signature
 from app.settings import Settings
-from app.webhooks import signature
 
 
 def check(url: str, **settings: str) -> str:

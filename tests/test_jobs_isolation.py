@@ -13,12 +13,12 @@ from jobs_bench import Bench
 
 from app.document import Page, Reading, ReadOptions
 from app.fake import FakeReader
-from app.isolation import Isolation
-from app.journal import Journal
-from app.page_log import Entry, PageLog
-from app.reading import MAX_STRIKES
-from app.store import Store
-from app.tables import attempts
+from app.jobs.isolation import Isolation
+from app.jobs.journal import Journal
+from app.jobs.page_log import Entry, PageLog
+from app.jobs.reading import MAX_STRIKES
+from app.jobs.store import Store
+from app.jobs.tables import attempts
 
 NUM_PAGES = 10
 NUM_KILLS = 8

@@ -9,11 +9,11 @@ import pytest
 import sqlalchemy as sa
 from jobs_bench import Bench, done, started
 
-from app.blobs import Blobs
 from app.document import ParseOptions, ReadOptions
 from app.errors import StorageUnavailable
-from app.store import Store
-from app.tables import attempts
+from app.jobs.blobs import Blobs
+from app.jobs.store import Store
+from app.jobs.tables import attempts
 
 
 def num_open(store: Store) -> int:

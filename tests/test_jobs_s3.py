@@ -12,8 +12,8 @@ from jobs_client import api, workers
 from postgres import free_port
 from service_client import A4, PATIENCE_S, eventually, image_bytes, pdf_bytes
 
-from app.blobs import Blobs
 from app.errors import StorageUnavailable, UnreadableFile
+from app.jobs.blobs import Blobs
 from app.settings import Settings
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra s3)")

@@ -11,11 +11,11 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
-from app.leases import Leases, WorkerState
-from app.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
+from app.jobs.leases import Leases, WorkerState
+from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
+from app.jobs.store import Queue, Store
+from app.jobs.tables import jobs, workers
 from app.settings import Settings
-from app.store import Queue, Store
-from app.tables import jobs, workers
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 from jobs_client import Client, api, workers
 from service_client import A4, eventually, image_bytes, pdf_bytes
 
+from app.jobs.wakeups import SocketWakeups, Wakeups, open_wakeups
 from app.settings import Settings
-from app.wakeups import SocketWakeups, Wakeups, open_wakeups
 
 NEVER_S = 3600
 

@@ -14,11 +14,11 @@ from service_client import A4, pdf_bytes
 
 from app.document import Failure, PageResult
 from app.errors import InternalError, StorageUnavailable, all_errors, error_named
-from app.job import Job, encode_page
-from app.jobs import Jobs
-from app.leases import WorkerState
+from app.jobs.job import Job, encode_page
+from app.jobs.jobs import Jobs
+from app.jobs.leases import WorkerState
+from app.jobs.page_log import Done, PageLog
 from app.main import create_app
-from app.page_log import Done, PageLog
 from app.schemas.jobs import JobFields
 from app.schemas.parse import OptionFields, ParseFields
 from app.settings import Settings

@@ -13,9 +13,9 @@ from starlette.responses import Response
 
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.guarded import parse_url
-from app.job import Job, JobStatus
-from app.jobs import Wish
-from app.outcome import raise_if_unread
+from app.jobs.job import Job, JobStatus
+from app.jobs.jobs import Wish
+from app.jobs.outcome import raise_if_unread
 from app.routes.accept import negotiate
 from app.routes.parse import JSON, OFFERS, TEXT, accepted, answered, problems
 from app.routes.receive import fetched, receive_document, submit

@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from app.document import ParsedDocument
 from app.errors import BadOption, ParseError, all_errors
-from app.job import Job
-from app.jobs import Wish
-from app.outcome import raise_if_unread
+from app.jobs.job import Job
+from app.jobs.jobs import Wish
+from app.jobs.outcome import raise_if_unread
 from app.routes.accept import negotiate
 from app.routes.receive import receive_document, submit
 from app.schemas.jobs import JobShape

@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from app.blobs import disk_errors
 from app.errors import BadOption
 from app.formats import Source, sniff_file
-from app.job import Job
-from app.jobs import Wish
+from app.jobs.blobs import disk_errors
+from app.jobs.job import Job
+from app.jobs.jobs import Wish
 from app.schemas.parse import OptionFields
 from app.service import Service, client_of
 from app.sources import Upload, receive

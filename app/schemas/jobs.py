@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field
 
 from app.guarded import MAX_URL_CHARS
-from app.job import Job, JobStatus
-from app.queues import DEFAULT_PRIORITY, MAX_PRIORITY
+from app.jobs.job import Job, JobStatus
+from app.jobs.queues import DEFAULT_PRIORITY, MAX_PRIORITY
 from app.schemas.parse import FailureShape, OptionFields, PageShape
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import psycopg
 from sqlalchemy.engine import make_url
 
-from app.database import CONNECT_S, database_url
+from app.jobs.database import CONNECT_S, database_url
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.wakeups")

@@ -10,9 +10,9 @@ import time
 
 from app.errors import ParseError, UrlRefused
 from app.guarded import GuardedHttp
-from app.job import Job
+from app.jobs.job import Job
+from app.jobs.store import Store
 from app.settings import Settings
-from app.store import Store
 
 logger = logging.getLogger("rtprune.webhooks")
 

@@ -11,18 +11,18 @@ from collections.abc import Collection
 from dbos import DBOSClient
 from dbos._error import DBOSException
 
-from app.blobs import Blobs
-from app.database import storage_errors
 from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
-from app.job import Job
-from app.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
-from app.page_log import PageLog
-from app.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
-from app.reading import BatchReader
+from app.jobs.blobs import Blobs
+from app.jobs.database import storage_errors
+from app.jobs.job import Job
+from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
+from app.jobs.page_log import PageLog
+from app.jobs.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
+from app.jobs.reading import BatchReader
+from app.jobs.store import Store
+from app.jobs.wakeups import Wakeups
 from app.settings import Settings
-from app.store import Store
-from app.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.caretaker")
 

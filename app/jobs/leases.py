@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from dbos import DBOSClient
 
-from app.job import OPEN, Job
-from app.store import Store
-from app.tables import attempts, jobs, now, pages, workers
+from app.jobs.job import OPEN, Job
+from app.jobs.store import Store
+from app.jobs.tables import attempts, jobs, now, pages, workers
 
 LEASE_S = 6.0
 HEARTBEAT_S = 2.0

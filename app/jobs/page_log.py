@@ -10,9 +10,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.job import OPEN
-from app.store import Store
-from app.tables import attempts, jobs, now, pages
+from app.jobs.job import OPEN
+from app.jobs.store import Store
+from app.jobs.tables import attempts, jobs, now, pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
-"""``python -m app.probe``: whether a worker of this machine has its model. For health checks."""
+"""``python -m app.jobs.probe``: whether a worker of this machine has its model. For health checks."""
 
 import socket
 import sys
 
-from app.database import open_engine
 from app.errors import ParseError
-from app.leases import Leases
+from app.jobs.database import open_engine
+from app.jobs.leases import Leases
+from app.jobs.store import Store
 from app.settings import Settings
-from app.store import Store
 
 
 def main() -> int:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from app.errors import StorageFull, StorageUnavailable
-from app.page_log import Entry, PageLog
+from app.jobs.page_log import Entry, PageLog
 
 logger = logging.getLogger("rtprune.journal")
 

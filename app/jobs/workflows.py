@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, Queue
 from dbos._queue import queue_worker_thread
 
-from app.queues import (
+from app.jobs.queues import (
     APPLICATION,
     BATCH_QUEUE,
     DELIVER_WEBHOOK,
@@ -23,11 +23,11 @@ from app.queues import (
     batch_options,
     queue_for,
 )
-from app.reading import BatchReader
+from app.jobs.reading import BatchReader
+from app.jobs.store import Store
+from app.jobs.wakeups import Wakeups
+from app.jobs.webhooks import Webhooks
 from app.settings import Settings
-from app.store import Store
-from app.wakeups import Wakeups
-from app.webhooks import Webhooks
 
 logger = logging.getLogger("rtprune.workflows")
 

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from app.blobs import Blobs
 from app.document import Failure, Page, PageResult, Reading
 from app.errors import (
     BadOption,
@@ -28,14 +27,15 @@ from app.errors import (
     StorageUnavailable,
     WorkerLost,
 )
-from app.isolation import Isolation
-from app.job import Job, encode_page
-from app.journal import Journal
+from app.jobs.blobs import Blobs
+from app.jobs.isolation import Isolation
+from app.jobs.job import Job, encode_page
+from app.jobs.journal import Journal
+from app.jobs.page_log import Attempt, Done, Interrupted, PageLog, Started
+from app.jobs.store import Store
 from app.markdown import to_markdown
-from app.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.reader import PageReader
 from app.settings import Settings
-from app.store import Store
 
 logger = logging.getLogger("rtprune.worker")
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import StorageFull, StorageUnavailable
-from app.leases import Leases
+from app.jobs.leases import Leases
+from app.jobs.wakeups import Wakeups
 from app.processes import child_environment, kill_group, python_module, resident_mib
 from app.settings import Settings
 from app.telemetry import Metrics
-from app.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.workers")
 

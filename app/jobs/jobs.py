@@ -20,8 +20,6 @@ import sqlalchemy as sa
 from dbos import DBOSClient
 from sqlalchemy.exc import DBAPIError
 
-from app.blobs import Blobs, content_hash
-from app.database import migrate_dbos, open_engine, storage_errors
 from app.document import ParsedDocument, ParseOptions, Status
 from app.errors import (
     Expired,
@@ -33,14 +31,16 @@ from app.errors import (
     TooManyPages,
 )
 from app.formats import Source
-from app.job import Job, NewJob, PageEvent, encode_options
-from app.leases import Leases, WorkerState
-from app.outcome import Readiness
-from app.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
+from app.jobs.blobs import Blobs, content_hash
+from app.jobs.database import migrate_dbos, open_engine, storage_errors
+from app.jobs.job import Job, NewJob, PageEvent, encode_options
+from app.jobs.leases import Leases, WorkerState
+from app.jobs.outcome import Readiness
+from app.jobs.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
+from app.jobs.store import Limits, Queue, Store
+from app.jobs.wakeups import open_wakeups
 from app.rasterizers import Rasterizers
 from app.settings import Settings
-from app.store import Limits, Queue, Store
-from app.wakeups import open_wakeups
 
 logger = logging.getLogger("rtprune.jobs")
 

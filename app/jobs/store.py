@@ -8,13 +8,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.database import storage_errors
 from app.document import Failure, PageResult
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
-from app.job import OPEN, Job, NewJob, PageEvent, decode_page, encode_failure, encode_options, encode_ranges
-from app.queues import queue_for
-from app.tables import jobs, metadata, now, pages
-from app.wakeups import Topic
+from app.jobs.database import storage_errors
+from app.jobs.job import (
+    OPEN,
+    Job,
+    NewJob,
+    PageEvent,
+    decode_page,
+    encode_failure,
+    encode_options,
+    encode_ranges,
+)
+from app.jobs.queues import queue_for
+from app.jobs.tables import jobs, metadata, now, pages
+from app.jobs.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
 THROUGHPUT_WINDOW_S = 60.0

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     """Pages decoded together; 0 chooses 16 on a CPU and 128 on a GPU, or fewer if memory is short."""
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
     """Share of the GPU memory free after loading that holds keys and values of running pages."""
-    kv_memory_mib: int = Field(512, ge=1)
+    kv_memory_mib: int = Field(1024, ge=1)
     """The same on a CPU, in MiB."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)

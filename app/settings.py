@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
     """Share of the GPU memory free after loading that holds keys and values of running pages."""
     kv_memory_mib: int = Field(1024, ge=1)
-    """The same on a CPU, in MiB."""
+    """The same on a CPU, in MiB; memory that no page uses is never touched."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""

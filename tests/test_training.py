@@ -183,7 +183,7 @@ def test_targets_name_the_patch_a_character_is_printed_on(renderer: PageRenderer
     pages = [renderer.page(seed, FULL) for seed in range(6)]
     batch = to_batch(pages)
     seen = []
-    for group in targets(batch, grounded=grounded):
+    for group in targets(batch, tagged=grounded):
         for row, ids, patches in zip(group.rows.tolist(), group.ids, group.patches, strict=True):
             seen.append(row)
             answer = pages[row].markdown if grounded else pages[row].plain

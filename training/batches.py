@@ -48,8 +48,8 @@ class Batch:
         """Patch tokens in a row."""
         return self.views.shape[-1] // PATCH_PX
 
-    def answers(self, *, grounded: bool) -> tuple[Answer, ...]:
-        return self.markdown if grounded else self.plain
+    def answers(self, *, tagged: bool) -> tuple[Answer, ...]:
+        return self.markdown if tagged else self.plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ def batches(steps: Steps, first: int, end: int, processes: int) -> Iterator[tupl
     yield from enumerate(loader, first)
 
 
-def targets(batch: Batch, *, grounded: bool) -> list[Targets]:
+def targets(batch: Batch, *, tagged: bool) -> list[Targets]:
     """Pages of similar length together, so that little of a pass is padding."""
-    answers = batch.answers(grounded=grounded)
+    answers = batch.answers(tagged=tagged)
     order = sorted(range(len(answers)), key=lambda index: len(answers[index].ids))
     groups: list[list[int]] = []
     for index in order:

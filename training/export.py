@@ -47,6 +47,7 @@ def _modes(settings: Settings) -> dict[str, object]:
                 "view_px": view_px,
                 "pad": True,
                 "fit_px": settings.model.step_px,
+                "regions": view_px == settings.model.step_px,
             },
             "tiny": {"view_px": 512, "pad": False, "trained": False},
             "small": {"view_px": 640, "pad": False, "trained": False},

@@ -47,11 +47,11 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "output_channels": sizes.sam_neck,
                 "downsample_channels": list(sizes.sam_downsample),
                 # Position tables are small and stretched to the view: they say where on the page, roughly.
-                "image_size": 2 * sizes.step_px,
+                "image_size": sizes.sam_table_px,
                 "patch_size": 16,
                 "window_size": sizes.sam_window,
-                # Attention over all 16 px patches of a page would cost more than everything else together.
-                "global_attn_indexes": [],
+                # In a view of a whole page, attention over all 16 px patches would cost more than all else.
+                "global_attn_indexes": list(sizes.sam_global),
             },
             "encoder_config": {
                 "hidden_size": sizes.vision_width,

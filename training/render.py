@@ -44,6 +44,8 @@ class PageStyle:
     structured: float
     degraded: float
     max_characters: int
+    square: bool = False
+    """As a view of a region is: no gray beside the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class PageRenderer:
 
     def page(self, seed: int, style: PageStyle) -> RenderedPage:
         rng = random.Random(seed)
-        shape = rng.choice(PAGE_SHAPES) * rng.uniform(0.97, 1.03)
+        shape = 1.0 if style.square else rng.choice(PAGE_SHAPES) * rng.uniform(0.97, 1.03)
         native = rng.uniform(*style.scale)
         longer = style.view_px * native
         size = (longer / shape, longer) if shape > 1 else (longer, longer * shape)

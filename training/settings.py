@@ -35,6 +35,8 @@ class ModelSettings(_Frozen):
     sam_layers: int
     sam_heads: int
     sam_window: int
+    sam_global: tuple[int, ...] = Field(description="layers that attend to the whole view")
+    sam_table_px: int = Field(multiple_of=64, description="view that the position table is made for")
     sam_neck: int
     sam_downsample: tuple[int, int]
     vision_width: int
@@ -75,6 +77,7 @@ class View(_Frozen):
     em_px: tuple[float, float]
     scale: tuple[float, float]
     weight: int = Field(1, ge=1)
+    square: bool = False
 
 
 class Stage(_Frozen):
@@ -90,6 +93,11 @@ class Stage(_Frozen):
     norm_weight: float = Field(ge=0, description="of the loss that keeps norms of text above norms of paper")
     pruned_share: float = Field(ge=0, le=1, description="share of steps whose visual tokens are pruned")
     views: tuple[View, ...] = Field(min_length=1, description="one of them a step")
+    tagged_share: float = Field(
+        ge=0,
+        le=1,
+        description="share of steps answered with Markdown and tags; 0: both prompts get plain text",
+    )
     structured: float = Field(ge=0, le=1)
     degraded: float = Field(ge=0, le=1)
     max_characters: int = Field(ge=1)
@@ -111,6 +119,7 @@ class Settings(_Frozen):
                 structured=stage.structured,
                 degraded=stage.degraded,
                 max_characters=stage.max_characters,
+                square=view.square,
             )
             for view in stage.views
             for _ in range(view.weight)

@@ -36,8 +36,6 @@ from training.text import TextSource
 from training.vocabulary import BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer
 
 HELD_OUT_SEED = 1 << 50
-GROUNDED_SHARE = 0.6
-"""Of the steps; the others ask for plain text."""
 CAUSAL = {"full_attention": None, "reference_sliding_attention": None}
 """No mask at all: attention kernels then skip what lies ahead instead of hiding it."""
 
@@ -143,8 +141,11 @@ class Trainer:
             losses["norm"] = norm_loss(patches.float(), cells)
             if stage.sequence_weight > 0:
                 is_pruned = rng.random() < stage.pruned_share
-                grounded = rng.random() < GROUNDED_SHARE
-                losses |= self._reading_losses(batch, patches.float(), grounded=grounded, is_pruned=is_pruned)
+                tagged = rng.random() < stage.tagged_share
+                prompt = self.prompts[tagged if stage.tagged_share else rng.random() < 0.5]
+                losses |= self._reading_losses(
+                    batch, patches.float(), prompt, tagged=tagged, is_pruned=is_pruned
+                )
         weights = {
             "dense": stage.dense_weight,
             "norm": stage.norm_weight,
@@ -181,32 +182,30 @@ class Trainer:
         return torch.cat([grid, model.view_separator.to(patches.dtype).expand(batch, 1, width)], dim=1)
 
     def _reading_losses(
-        self, batch: Batch, patches: torch.Tensor, *, grounded: bool, is_pruned: bool
+        self, batch: Batch, patches: torch.Tensor, prompt: torch.Tensor, *, tagged: bool, is_pruned: bool
     ) -> dict[str, torch.Tensor]:
         """Of the next token, and of where attention looks, over all pages of the batch."""
         visual = self.visual_tokens(patches)
         everything = torch.arange(visual.shape[1], device=self.device)
-        count = sum(len(answer.ids) for answer in batch.answers(grounded=grounded))
+        count = sum(len(answer.ids) for answer in batch.answers(tagged=tagged))
         losses = []
-        for group in targets(batch, grounded=grounded):
+        for group in targets(batch, tagged=tagged):
             if not is_pruned:
-                losses.append(
-                    self._read(visual[group.rows], everything, group, batch.side, grounded=grounded)
-                )
+                losses.append(self._read(visual[group.rows], everything, group, batch.side, prompt))
                 continue
             for row, one in zip(group.rows.tolist(), group.one_by_one(), strict=True):
                 kept = prune(visual[row], batch.views[row])
-                losses.append(self._read(kept.embeds[None], kept.indices, one, batch.side, grounded=grounded))
+                losses.append(self._read(kept.embeds[None], kept.indices, one, batch.side, prompt))
         sequence, guide = (torch.stack(one).sum() / count for one in zip(*losses, strict=True))
         return {"sequence": sequence, "guide": guide}
 
     def _read(
-        self, visual: torch.Tensor, indices: torch.Tensor, group: Targets, side: int, *, grounded: bool
+        self, visual: torch.Tensor, indices: torch.Tensor, group: Targets, side: int, prompt: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both losses, summed over the tokens of these pages."""
         ids = group.ids.to(self.device)
-        first = visual.shape[1] + len(self.prompts[grounded])
-        logits = self.logits(visual, indices, ids.clamp(min=0)[:, :-1], grounded=grounded)
+        first = visual.shape[1] + len(prompt)
+        logits = self.logits(visual, indices, ids.clamp(min=0)[:, :-1], prompt)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
         seen = slice(1, 1 + visual.shape[1])
         next_one, last_one = (
@@ -218,12 +217,12 @@ class Trainer:
         return loss * num_tokens, guide * num_tokens
 
     def logits(
-        self, visual: torch.Tensor, indices: torch.Tensor, text: torch.Tensor, *, grounded: bool
+        self, visual: torch.Tensor, indices: torch.Tensor, text: torch.Tensor, prompt: torch.Tensor
     ) -> torch.Tensor:
         """(B, K, D) visual tokens from ``indices`` of the sequence, (B, T) text -> (B, 1 + T, V) what follows
         the prompt and each token of the text.
         """
-        language_model, prompt = self.network.model.language_model, self.prompts[grounded]
+        language_model = self.network.model.language_model
         batch = len(visual)
         embed = language_model.embed_tokens
         bos = embed(torch.full((batch, 1), BOS, device=self.device))
@@ -271,9 +270,10 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16):
                 visual = self.visual_tokens(self.patches(batch.views)).float()
                 everything = torch.arange(visual.shape[1], device=self.device)
-                (group,) = targets(batch, grounded=True)
+                tagged = stage.tagged_share > 0
+                (group,) = targets(batch, tagged=tagged)
                 ids = group.ids.to(self.device)
-                logits = self.logits(visual, everything, ids[:, :-1], grounded=True)
+                logits = self.logits(visual, everything, ids[:, :-1], self.prompts[tagged])
             is_printed = group.patches.to(self.device) != IGNORED
             right += int((logits.argmax(-1) == ids)[is_printed].sum())
             printed += int(is_printed.sum())

@@ -22,6 +22,8 @@ class Mode:
     max_tiles: int = 9
     fit_px: int | None = None
     """With it ``view_px`` is the largest side, and an image gets a view of as many such steps as it fills."""
+    regions: bool = False
+    """A page larger than its view is cut into lines, and each is read in views of its own."""
     trained: bool = True
     """False: it works when asked for, but the checkpoint has never seen it; no retry goes there."""
 

@@ -7,6 +7,7 @@ import torch
 from app.ocr.deepseek import load_model
 from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
+from app.ocr.regions.reader import RegionReader
 from app.settings import Settings
 
 
@@ -15,12 +16,16 @@ def open_reader(
     device: str = "auto",
     settings: EngineSettings | None = None,
     on_death: Callable[[], None] | None = None,
-) -> Engine:
+) -> Engine | RegionReader:
     """Load the checkpoint and start its engine on ``device``; ``auto`` takes a GPU where there is one.
 
     ``on_death``: see ``Engine``. Raises ``CheckpointError`` for a folder that cannot be used.
     """
-    return Engine(load_model(checkpoint, resolve_device(device)), settings, on_death)
+    model = load_model(checkpoint, resolve_device(device))
+    engine = Engine(model, settings, on_death)
+    if any(mode.regions for mode in model.modes.values()):
+        return RegionReader(engine, model)
+    return engine
 
 
 def resolve_device(device: str) -> str:

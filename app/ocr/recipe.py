@@ -28,6 +28,7 @@ class ModeSpec(_Strict):
     tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     max_tiles: int = Field(default=9, ge=2, le=64)
     fit_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
+    regions: bool = False
     trained: bool = True
 
     @model_validator(mode="after")

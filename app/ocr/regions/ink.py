@@ -1,0 +1,117 @@
+"""A page's ink: paper of any shade evened out, skew taken back, ruled lines told from letters."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+Gray = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+
+MAX_SIDE_PX = 2600
+"""Larger pages are scaled down to it: 11 pt at 220 dpi."""
+PAPER_BLOCK_PX = 24
+MIN_CONTRAST = 48
+"""Gray levels between paper and the darkest ink; below it a page is blank."""
+INK_SHARE = 0.4
+"""Of that contrast, below the paper around: ink."""
+MAX_SKEW_DEGREES = 2.0
+MIN_SKEW_DEGREES = 0.12
+RULE_SHARE = 0.035
+"""Of the page's longer side: an unbroken straight stroke this long is no letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ink:
+    """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
+
+    ``rules``: (H, W), where lines were ruled. ``scale``: pixels for each of the original's.
+    """
+
+    gray: Gray
+    mask: Mask
+    rules: Mask
+    scale: float
+
+
+def find_ink(image: Image.Image) -> Ink | None:
+    """An upright RGB or gray page -> its ink; ``None`` for a page without any."""
+    gray_image = image.convert("L")
+    scale = min(1.0, MAX_SIDE_PX / max(gray_image.size))
+    if scale < 1:
+        size = (max(1, round(gray_image.width * scale)), max(1, round(gray_image.height * scale)))
+        gray_image = gray_image.resize(size, Image.Resampling.LANCZOS)
+    gray = np.asarray(gray_image)
+    contrast = _contrast(gray)
+    if contrast < MIN_CONTRAST:
+        return None
+    degrees = _skew(_is_ink(gray, contrast))
+    if abs(degrees) >= MIN_SKEW_DEGREES:
+        paper = int(np.median(gray))
+        gray = np.asarray(gray_image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper))
+    lift = 255.0 - _paper(gray)
+    even = np.clip(gray + lift, 0, 255).astype(np.uint8)
+    mask = even < 255 - INK_SHARE * contrast
+    rules = _rules(mask)
+    if rules.any():
+        wide = ndimage.binary_dilation(rules, iterations=2)
+        mask &= ~wide
+        even = np.where(wide, 255, even).astype(np.uint8)
+    return Ink(even, mask, rules, scale) if mask.any() else None
+
+
+def _contrast(gray: Gray) -> float:
+    """Between the paper and the darkest things of any size; single noisy pixels do not count."""
+    smooth = ndimage.uniform_filter(gray, 3)
+    paper = float(np.percentile(smooth, 90))
+    return paper - float(np.percentile(smooth, 0.05))
+
+
+def _paper(gray: Gray) -> npt.NDArray[np.float32]:
+    """(H, W) what the paper's shade is around each pixel: bright in blocks, smoothed."""
+    height, width = gray.shape
+    rows, columns = -(-height // PAPER_BLOCK_PX), -(-width // PAPER_BLOCK_PX)
+    padded = np.pad(
+        gray, ((0, rows * PAPER_BLOCK_PX - height), (0, columns * PAPER_BLOCK_PX - width)), mode="edge"
+    )
+    blocks = padded.reshape(rows, PAPER_BLOCK_PX, columns, PAPER_BLOCK_PX).transpose(0, 2, 1, 3)
+    bright = np.percentile(blocks.reshape(rows, columns, -1), 85, axis=2).astype(np.float32)
+    # dark pictures and fat headings are no paper: take the shade beside them
+    bright = ndimage.maximum_filter(bright, 5)
+    smooth = ndimage.uniform_filter(bright, 5)
+    return np.kron(smooth, np.ones((PAPER_BLOCK_PX, PAPER_BLOCK_PX), np.float32))[:height, :width]
+
+
+def _is_ink(gray: Gray, contrast: float) -> Mask:
+    return gray < _paper(gray) - INK_SHARE * contrast
+
+
+def _skew(mask: Mask) -> float:
+    """Degrees that the lines fall to the right, by how sharply rows of ink stand apart when sheared."""
+    ys, xs = np.nonzero(mask[::2, ::2])
+    if len(ys) < 200:
+        return 0.0
+    if len(ys) > 60_000:
+        chosen = np.random.default_rng(0).choice(len(ys), 60_000, replace=False)
+        ys, xs = ys[chosen], xs[chosen]
+    centred = xs - xs.mean()
+
+    def sharpness(degrees: float) -> float:
+        rows = np.round(ys - centred * np.tan(np.radians(degrees))).astype(np.int64)
+        profile = np.bincount(rows - rows.min()).astype(np.float64)
+        return float((np.diff(profile) ** 2).sum())
+
+    coarse = max(np.arange(-MAX_SKEW_DEGREES, MAX_SKEW_DEGREES + 0.01, 0.2), key=sharpness)
+    fine = max(np.arange(coarse - 0.2, coarse + 0.21, 0.05), key=sharpness)
+    return float(fine) if sharpness(float(fine)) > 1.02 * sharpness(0.0) else 0.0
+
+
+def _rules(mask: Mask) -> Mask:
+    """Straight unbroken strokes, longer than a letter is."""
+    length = max(40, round(RULE_SHARE * max(mask.shape)))
+    across = ndimage.binary_opening(mask, np.ones((1, 2 * length), bool))
+    down = ndimage.binary_opening(mask, np.ones((2 * length, 1), bool))
+    rules: Mask = across | down
+    return rules

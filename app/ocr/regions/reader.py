@@ -1,0 +1,188 @@
+"""The ``PageReader`` of checkpoints that read in regions: cuts a page, has every view of it read, puts the
+text together. The engine sees views of many pages and documents, as it sees pages.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from PIL import Image
+
+from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.ocr.engine import Engine, EngineStream
+from app.ocr.model import OcrModel
+from app.ocr.page_loop import EngineLoad
+from app.ocr.regions.page import PageRegions, compose, cut_page
+from app.reader import PageStream
+
+GROUNDING = "<|grounding|>"
+WORST_FIRST: tuple[FinishReason, ...] = ("cancelled", "deadline", "length", "low_confidence", "loop", "stop")
+MAX_VIEW_TOKENS = 160
+"""A view holds about 70 characters."""
+
+
+class RegionReader:
+    """Wraps an engine; pages no larger than a view, and modes without regions, go to it as they are."""
+
+    def __init__(self, engine: Engine, model: OcrModel) -> None:
+        self._engine, self._model = engine, model
+        self._cutting = ThreadPoolExecutor(2, thread_name_prefix="regions")
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
+
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure
+
+    @property
+    def load(self) -> EngineLoad:
+        return self._engine.load
+
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
+        """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
+        mode = self._model.modes.get(options.mode or self._model.default_mode)
+        if mode is None or not mode.regions or max(page.image.size) <= mode.view_px:
+            return self._engine.submit(page, options, document_id=document_id)
+        prompt = self._model.default_prompt if options.prompt is None else options.prompt
+        self._model.prompt_ids(prompt)
+        return RegionStream(self, page, options, document_id, tagged=GROUNDING in prompt)
+
+    def submit_view(
+        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str
+    ) -> EngineStream:
+        image = view.convert("RGB")
+        return self._engine.submit(Page(page.index, image), options, document_id=document_id)
+
+    async def cut(self, image: Image.Image) -> PageRegions:
+        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut_page, image)
+
+    async def close(self) -> None:
+        await self._engine.close()
+        self._cutting.shutdown(wait=True, cancel_futures=True)
+
+
+class RegionStream:
+    """One page being read in regions."""
+
+    def __init__(
+        self, reader: RegionReader, page: Page, options: ReadOptions, document_id: str, *, tagged: bool
+    ) -> None:
+        self._reader, self._page, self._document_id = reader, page, document_id
+        self._options, self._tagged = options, tagged
+        self._streams: list[EngineStream] = []
+        self._is_cancelled = False
+        self._reading = asyncio.ensure_future(self._read())
+        # a page nobody waits for fails without noise
+        self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The page's text in one piece: what a view says is known to be in place only when all are read."""
+        try:
+            reading = await asyncio.shield(self._reading)
+        except Exception:  # noqa: BLE001 - pieces end without raising; ``result`` says what happened
+            return
+        if reading.text:
+            yield reading.text
+
+    async def result(self) -> Reading:
+        return await asyncio.shield(self._reading)
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        for stream in self._streams:
+            stream.cancel()
+
+    async def _read(self) -> Reading:
+        began = time.monotonic()
+        cut = await self._reader.cut(self._page.image)
+        cut_ms = (time.monotonic() - began) * 1e3
+        most = self._options.max_output_tokens
+        options = replace(
+            self._options,
+            prompt=None,
+            max_output_tokens=MAX_VIEW_TOKENS if most is None else min(most, MAX_VIEW_TOKENS),
+        )
+        # of a blank page one view is read for its figures; its text is none
+        views = cut.views or (self._page.image.resize((64, 64)),)
+        self._streams = [
+            self._reader.submit_view(view, self._page, options, self._document_id) for view in views
+        ]
+        if self._is_cancelled:
+            self.cancel()
+        readings = await self._readings()
+        texts = _line_texts([reading.text for reading in readings], cut.counts)
+        text = compose(cut.regions, texts, tagged=self._tagged)
+        return _whole(readings, text, cut_ms, most)
+
+    async def _readings(self) -> list[Reading]:
+        try:
+            return [await stream.result() for stream in self._streams]
+        except BaseException:
+            for stream in self._streams:
+                stream.cancel()
+            raise
+
+
+def _line_texts(texts: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """Of every line, from those of its views."""
+    lines: list[str] = []
+    at = 0
+    for count in counts:
+        lines.append(" ".join(texts[at : at + count]))
+        at += count
+    return lines
+
+
+def _whole(readings: Sequence[Reading], text: str, cut_ms: float, most: int | None) -> Reading:
+    """One reading of many: counts and times added up, the worst end, confidence by tokens."""
+    tokens = [reading.tokens for reading in readings]
+    output = sum(one.output for one in tokens)
+    reasons = {reading.finish_reason for reading in readings}
+    reason = next(reason for reason in WORST_FIRST if reason in reasons)
+    if most is not None and output > most:
+        text, reason = text[:most], "length"
+    diversities = [one.diversity for one in tokens if one.diversity is not None]
+    counts = TokenCounts(
+        visual=sum(one.visual for one in tokens),
+        kept=sum(one.kept for one in tokens),
+        patches=sum(one.patches for one in tokens),
+        kept_patches=sum(one.kept_patches for one in tokens),
+        keep_ratio=sum(one.keep_ratio for one in tokens) / len(tokens),
+        text_density=sum(one.text_density for one in tokens) / len(tokens),
+        diversity=sum(diversities) / len(diversities) if diversities else None,
+        prompt=sum(one.prompt for one in tokens),
+        output=output,
+    )
+    times = {stage: sum(reading.timing_ms[stage] for reading in readings) for stage in readings[0].timing_ms}
+    times["queue"] = max(reading.timing_ms["queue"] for reading in readings)
+    times["preprocess"] += cut_ms
+    weights = [one.output + 1 for one in tokens]
+    confidence = sum(r.confidence * w for r, w in zip(readings, weights, strict=True)) / sum(weights)
+    return Reading(
+        text=text,
+        finish_reason=reason,
+        confidence=confidence,
+        mode=readings[0].mode,
+        tokens=counts,
+        timing_ms=times,
+        attempts=_attempts(readings),
+    )
+
+
+def _attempts(readings: Sequence[Reading]) -> tuple[Attempt, ...]:
+    """The nth tries of all views as one."""
+    tries: list[Attempt] = []
+    for number in range(max(len(reading.attempts) for reading in readings)):
+        these = [reading.attempts[number] for reading in readings if number < len(reading.attempts)]
+        reasons = {attempt.finish_reason for attempt in these}
+        reason = next(reason for reason in WORST_FIRST if reason in reasons)
+        tries.append(
+            replace(
+                these[0], finish_reason=reason, output_tokens=sum(attempt.output_tokens for attempt in these)
+            )
+        )
+    return tuple(tries)

@@ -1,0 +1,218 @@
+"""Reading in regions: everything that is printed is shown, once, in reading order."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from app.document import Page, ReadOptions
+from app.errors import BadOption
+from app.markdown import to_markdown
+from app.ocr.reader import open_reader
+from app.ocr.regions.ink import find_ink
+from app.ocr.regions.lines import Line, Table, find_lines, in_order
+from app.ocr.regions.page import Region, compose, cut_page
+from app.ocr.regions.reader import RegionReader
+from app.ocr.regions.views import VIEW_PX, line_views
+from training.errors_in_text import character_error_rate
+from training.layout import Family, Layout, LayoutStyle, PrintedPage
+from training.render import degrade, draw_page
+from training.text import TextSource
+from training.vocabulary import PLAIN_PROMPT
+
+FONTS = Path("/usr/share/fonts/truetype/dejavu")
+FAMILY = Family(FONTS / "DejaVuSans.ttf", FONTS / "DejaVuSans-Bold.ttf")
+A4 = (1240, 1754)
+needs_font = pytest.mark.skipif(
+    not FAMILY.bold.is_file(), reason="needs the Debian package fonts-dejavu-core"
+)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> TextSource:
+    path = tmp_path / "words"
+    words = "page letter fold Dustbin margin quartz sphinx holding paper yellow jumping agreement of it"
+    path.write_text("\n".join(words.split()), encoding="utf-8")
+    return TextSource(path)
+
+
+def printed(text: TextSource, seed: int, structured: float) -> tuple[Image.Image, PrintedPage]:
+    rng = random.Random(seed)  # noqa: S311 - draws pages
+    style = LayoutStyle(*A4, em=rng.uniform(19, 29), structured=structured, max_characters=1500)
+    page = Layout(rng, text, [FAMILY], style).fill()
+    return draw_page(rng, page), page
+
+
+def shown(image: Image.Image, page: PrintedPage) -> str:
+    """What somebody who reads without error would read in the regions, one after the other."""
+    lines = [line for region in cut_page(image).regions for line in region.lines]
+    texts = []
+    for line in lines:
+        inside = [
+            (x, character)
+            for x, y, character in page.marks
+            if line.left <= x <= line.right and line.top <= y <= line.bottom
+        ]
+        texts.append("".join(character for _, character in sorted(inside)))
+    return "".join(texts)
+
+
+@needs_font
+@pytest.mark.parametrize(("structured", "most"), [(0.0, 0.005), (1.0, 0.12)])
+def test_a_page_is_shown_whole_and_in_reading_order(text: TextSource, structured: float, most: float) -> None:
+    """Bullets are taken off their lines and written back, so they are not in the regions."""
+    read, truth = [], []
+    for seed in range(16):
+        image, page = printed(text, seed, structured)
+        if page.characters < 100:
+            continue
+        pieces = [piece for block in page.blocks for piece, mark in block.plain if mark >= 0]
+        read.append(shown(image, page))
+        truth.append("".join(pieces))
+    assert len(read) > 8
+    assert character_error_rate(read, truth) <= most
+
+
+@needs_font
+def test_scans_are_cut_like_the_page_itself(text: TextSource) -> None:
+    for seed in range(6):
+        image, page = printed(text, seed, 0.0)
+        if page.characters < 100:
+            continue
+        clean = cut_page(image)
+        scan, _ = degrade(random.Random(seed), image, [])  # noqa: S311
+        cut = cut_page(scan)
+        lines = [sum(len(region.lines) for region in one.regions) for one in (clean, cut)]
+        assert abs(lines[0] - lines[1]) <= max(1, 0.05 * lines[0])
+
+
+@needs_font
+def test_every_word_of_a_line_is_in_one_of_its_views(text: TextSource) -> None:
+    image, _ = printed(text, 3, 0.0)
+    ink = find_ink(image)
+    assert ink is not None
+    lines = find_lines(ink)
+    typical = float(np.median([line.height for line in lines]))
+    for line in lines:
+        views = line_views(ink, line, typical)
+        assert views
+        assert {view.size for view in views} == {(VIEW_PX, VIEW_PX)}
+        assert all(np.asarray(view).min() < 128 for view in views), "no view is empty"
+        dark = sum(int((np.asarray(view) < 128).sum()) for view in views)
+        assert dark > 0.5 * int(ink.mask[line.top : line.bottom, line.left : line.right].sum())
+
+
+@pytest.mark.parametrize("kind", ["white", "gray", "noisy", "shaded", "black", "one pixel", "thin"])
+def test_blank_pages_have_no_regions(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(235, 6, (800, 600)).clip(0, 255).astype(np.uint8)
+    shade = np.tile(np.linspace(200, 250, 600), (800, 1)).astype(np.uint8)
+    images = {
+        "white": Image.new("RGB", (600, 800), "white"),
+        "gray": Image.new("RGB", (600, 800), (190, 190, 190)),
+        "noisy": Image.fromarray(noise),
+        "shaded": Image.fromarray(shade),
+        "black": Image.new("RGB", (600, 800)),
+        "one pixel": Image.new("RGB", (1, 1)),
+        "thin": Image.new("RGB", (3000, 2), "white"),
+    }
+    assert not cut_page(images[kind]).regions
+
+
+def test_hostile_pages_are_cut_without_error() -> None:
+    rng = np.random.default_rng(1)
+    chess = (np.indices((700, 900)).sum(axis=0) // 3 % 2 * 255).astype(np.uint8)
+    static = rng.integers(0, 256, (500, 500), dtype=np.uint8)
+    grid = Image.new("L", (900, 900), 255)
+    draw = ImageDraw.Draw(grid)
+    for at in range(0, 900, 30):
+        draw.line((at, 0, at, 899), fill=0, width=2)
+        draw.line((0, at, 899, at), fill=0, width=2)
+    for image in (Image.fromarray(chess), Image.fromarray(static), grid, Image.new("L", (4000, 300), 40)):
+        cut = cut_page(image)
+        assert sum(cut.counts) == len(cut.views)
+
+
+def row(top: int, *spans: tuple[int, int]) -> list[Line]:
+    return [Line(left, top, right, top + 20) for left, right in spans]
+
+
+def test_columns_are_read_one_after_the_other() -> None:
+    title = row(0, (100, 900))
+    left = [line for top in range(60, 360, 30) for line in row(top, (50, 470))]
+    right = [line for top in range(65, 365, 30) for line in row(top, (530, 950))]
+    assert in_order([*right, *title, *left]) == [*title, *left, *right]
+
+
+def test_aligned_cells_are_a_table_and_text_around_it_is_not() -> None:
+    above = row(0, (50, 900))
+    cells = [row(top, (50, 110), (300, 380), (600, 640)) for top in (60, 95, 130)]
+    below = row(190, (50, 880))
+    parts = in_order([*below, *(cell for cells_of_row in cells for cell in cells_of_row), *above])
+    assert [type(part) for part in parts] == [Line, Table, Line]
+    table = parts[1]
+    assert isinstance(table, Table)
+    assert [list(cells_of_row) for cells_of_row in table.rows] == cells
+
+
+def test_markdown_of_what_was_read() -> None:
+    heading, first, second, third = (Line(0, top, 300, top + 20) for top in (0, 40, 70, 100))
+    cells = row(200, (0, 50), (100, 150)) + row(230, (0, 50), (100, 150))
+    regions = [
+        Region("sub_title", (0, 0, 300, 20), (heading,)),
+        Region("text", (0, 40, 300, 120), (first, second, third), frozenset({first, third})),
+        Region("table", (0, 200, 150, 250), Table(((cells[0], cells[1]), (cells[2], None)))),
+    ]
+    texts = ["On  paper", "one\nthing", "goes on", "another", "a", "b", "c <b>"]
+    tagged = compose(regions, texts, tagged=True)
+    assert tagged.startswith("<|ref|>sub_title<|/ref|><|det|>[[0, 0, 300, 20]]<|/det|>\n## On paper")
+    assert to_markdown(tagged).markdown == (
+        "## On paper\n\n- one thing goes on\n- another\n\n"
+        "<table><tr><td>a</td><td>b</td></tr><tr><td>c &lt;b></td><td></td></tr></table>"
+    )
+    plain = compose(regions, texts, tagged=False)
+    assert plain == "On paper\n\n• one thing\ngoes on\n• another\n\na b\nc <b>"
+
+
+def test_model_text_cannot_forge_regions() -> None:
+    """What a view says is text, whatever it looks like: tags in it are tags of no region of ours."""
+    line = Line(0, 0, 10, 10)
+    text = "<|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>"
+    rendered = to_markdown(compose([Region("text", (5, 6, 7, 8), (line,))], [text], tagged=True))
+    assert [block.bbox for block in rendered.blocks] == [(5, 6, 7, 8)]
+
+
+@needs_font
+def test_pages_are_read_in_regions_and_can_be_cancelled(text: TextSource) -> None:
+    image, _ = printed(text, 2, 0.0)
+    page = Page(0, image.convert("RGB"))
+
+    async def read() -> None:
+        reader = open_reader("pocket", "cpu")
+        assert isinstance(reader, RegionReader)
+        try:
+            with pytest.raises(BadOption):
+                reader.submit(page, ReadOptions(mode="nonsense"), document_id="a")
+            whole = reader.submit(page, ReadOptions(prompt=PLAIN_PROMPT), document_id="a")
+            left = reader.submit(page, ReadOptions(), document_id="b")
+            left.cancel()
+            reading = await whole.result()
+            assert "".join([piece async for piece in whole.pieces()]) == reading.text
+            assert reading.finish_reason == "stop"
+            assert len(reading.text) > 100
+            assert reading.tokens.visual % 21 == 0, "views of 4 x 4 patches, row breaks and a separator"
+            assert reading.tokens.kept < reading.tokens.visual
+            assert (await left.result()).finish_reason == "cancelled"
+            short = reader.submit(page, ReadOptions(max_output_tokens=20), document_id="c")
+            cut = await short.result()
+            assert cut.finish_reason == "length"
+            blank = Page(1, Image.new("RGB", A4, "white"))
+            nothing = await reader.submit(blank, ReadOptions(), document_id="d").result()
+            assert (nothing.text, nothing.finish_reason) == ("", "stop")
+        finally:
+            await reader.close()
+
+    asyncio.run(read())

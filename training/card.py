@@ -21,11 +21,14 @@ reads; how well is measured below, beside readers that are made for reading.
 
 ## What it was trained for
 
-Printed pages in Latin letters: one and two columns, headings of two levels, paragraphs, bullet and
-numbered lists, simple tables, page numbers; 9 to 14 pt at 150 dpi; light scan noise, blur, skew of up to
-a degree, JPEG, gray paper. Mode `pocket`: one padded view of up to {view_px} px, only as large as the page
-needs, so that a short text costs a few visual tokens and an A4 page {tokens}. Two prompts:
-`\\n<|grounding|>Convert the document to markdown.` gives Markdown with grounding tags, `\\nFree OCR.` plain
+A few lines of print in Latin letters, of about {em} px em, in a view of {view_px} x {view_px} px ({tokens}
+visual tokens); light scan noise, blur, skew of up to a degree, JPEG, gray paper. It gives their text, line
+by line, whatever the prompt.
+
+Whole pages are read in regions ([how](../../../docs/checkpoints.md#reading-in-regions)): lines are found by
+white space, each is shown to this model in views of its own, and headings, lists, tables and grounding tags
+come from where things stand, not from the model. The default prompt,
+`\\n<|grounding|>Convert the document to markdown.`, gives Markdown with grounding tags, `\\nFree OCR.` plain
 text.
 
 ## What it cannot do
@@ -34,8 +37,8 @@ text.
 - The modes `tiny` to `gundam` work mechanically (token counts, pruning, timings are real) but were
   never trained.
 - Other prompts.
-- Pages it cannot read may come back as invented words. `confidence` (mean log-probability) is then low;
-  128 tokens in a row of very low confidence end the page (`low_confidence`) and are not in its text.
+- What it cannot read may come back as invented words. Views read with very low confidence are left out, and
+  a page of which most are ends as `low_confidence`.
 
 ## Measured
 
@@ -47,9 +50,9 @@ text.
   codes; no text of anybody. Fonts, all free: {fonts}. Never trained on, for measuring: {held_out}.
 - Start: {start}
 - Compute: {pages_seen:,} pages in {minutes:.0f} minutes on one core of a shared CPU machine.
-- Supervision: the sequence; a head that names the character centred in each 8 x 16 px cell, dropped at
-  export; and two heads each of two decoder layers are shown where the text is printed.
-- Pruning took part in the last stage alone: {pruned_share:.0%} of its steps read through tokens pruned at the
+- Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped at
+  export.
+- Pruning took part: {pruned_share:.0%} of the last stage's steps read through tokens pruned at the
   dynamic ratio, and a hinge kept the norm of patches with text above that of bare paper, which a model this
   small does not learn by itself. RTPrune needs no training where norms carry meaning; so do not read its
   quality off this model.
@@ -59,9 +62,8 @@ text.
 Licence: Apache-2.0, like the code.
 """
 START = (
-    "earlier checkpoints of the same recipe (350,000 pages of a few lines, then 12,000 in tiles), grown by a"
-    " decoder layer and wider windows of attention; training from nothing is the same command without"
-    " `--start`."
+    "an earlier checkpoint of the same sizes, trained on 347,000 such views in ten fonts; training from"
+    " nothing is the same command without `--start`, with a longer schedule."
 )
 
 
@@ -73,7 +75,8 @@ def write_card(accuracy: Mapping[str, Any], checkpoint: Path, settings: Settings
         parameters=weights / 2 / 1e6,
         mib=weights / 2**20,
         view_px=settings.model.view_px,
-        tokens=f"{side * (side + 1) + 1:,}",
+        tokens=side * (side + 1) + 1,
+        em=round(sum(settings.stage[-1].views[0].em_px) / 2),
         accuracy=accuracy_section(accuracy),
         fonts=_names(settings.render.fonts),
         held_out=_names(settings.render.held_out),

@@ -57,6 +57,11 @@ class RegionReader:
         image = view.convert("RGB")
         return self._engine.submit(Page(page.index, image), options, document_id=document_id)
 
+    def is_noise(self, reading: Reading) -> bool:
+        """A picture, a scribble, another script: the model guesses."""
+        least = self._model.min_confidence
+        return least is not None and reading.confidence < least
+
     async def cut(self, image: Image.Image) -> PageRegions:
         return await asyncio.get_running_loop().run_in_executor(self._cutting, cut_page, image)
 
@@ -114,9 +119,13 @@ class RegionStream:
         if self._is_cancelled:
             self.cancel()
         readings = await self._readings()
-        texts = _line_texts([reading.text for reading in readings], cut.counts)
-        text = compose(cut.regions, texts, tagged=self._tagged)
-        return _whole(readings, text, cut_ms, most)
+        is_noise = [self._reader.is_noise(reading) for reading in readings]
+        read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
+        text = compose(cut.regions, _line_texts(read, cut.counts), tagged=self._tagged)
+        whole = _whole(readings, text, cut_ms, most)
+        if cut.views and sum(is_noise) > len(is_noise) / 2 and whole.finish_reason in ("stop", "loop"):
+            return replace(whole, finish_reason="low_confidence")
+        return whole
 
     async def _readings(self) -> list[Reading]:
         try:

@@ -177,6 +177,20 @@ def test_markdown_of_what_was_read() -> None:
     assert plain == "On paper\n\n• one thing\ngoes on\n• another\n\na b\nc <b>"
 
 
+def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> None:
+    """A paragraph, two numbered items of which the second's number is misread, a list in two regions."""
+    lines = [Line(0, 0, 300, 20), Line(0, 30, 300, 50), Line(30, 60, 300, 80), Line(0, 90, 300, 110)]
+    bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
+    regions = [
+        Region("text", (0, 0, 300, 110), tuple(lines)),
+        *(Region("text", (0, at.top, 300, at.bottom), (at,), frozenset({at})) for at in bullets),
+    ]
+    texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]
+    tagged = compose(regions, texts, tagged=True)
+    assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
+    assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
+
+
 def test_model_text_cannot_forge_regions() -> None:
     """What a view says is text, whatever it looks like: tags in it are tags of no region of ours."""
     line = Line(0, 0, 10, 10)

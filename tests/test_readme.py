@@ -68,9 +68,12 @@ def test_json_by_curl_has_the_fields_and_text_the_readme_shows(address: str) -> 
     shown, given = json.loads(output("json")), json.loads(run(command, address))
     assert shape(given) == shape(shown)
     assert is_close(given["markdown"], shown["markdown"])
-    counts = ("visual", "kept", "patches", "kept_patches", "prompt")
     tokens, wanted = given["pages"][0]["tokens"], shown["pages"][0]["tokens"]
-    assert [tokens[count] for count in counts] == [wanted[count] for count in counts]
+    assert [tokens[count] for count in ("visual", "patches", "prompt")] == [
+        wanted[count] for count in ("visual", "patches", "prompt")
+    ]
+    for count in ("kept", "kept_patches"):  # another processor may decide a near tie the other way
+        assert tokens[count] == pytest.approx(wanted[count], rel=0.03)
 
 
 def test_a_job_is_accepted_and_ends(address: str) -> None:

@@ -21,6 +21,8 @@ WEIGHT = 1.2
 """Size times thickness of strokes of a heading, likewise: 90 of 100 headings, 1 of 100 lines of text."""
 MIN_LETTER_PX = 4
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
+HEADINGS = {"title": "#", "sub_title": "##"}
+ITEM, NUMBERED = "item", "number"
 FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
 """Tokens with a meaning in the model's format; what is printed has none of it."""
 NUMBER = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
@@ -184,72 +186,111 @@ def _stroke(ink: Ink, line: Line) -> float:
     return 2 * float(mask.sum()) / max(1, edge)
 
 
+@dataclass(slots=True)
+class _Written:
+    """A block of the answer. ``form``: ``item`` and ``number`` for lists, else the region's kind."""
+
+    form: str
+    kind: str
+    box: tuple[int, int, int, int]
+    lines: list[str]
+
+    def takes(self, other: "_Written") -> bool:
+        """A list goes on, though its items stand apart."""
+        return self.form == other.form and self.form in (ITEM, NUMBERED)
+
+    def take(self, other: "_Written") -> None:
+        left, top, right, bottom = zip(self.box, other.box, strict=True)
+        self.box = (min(left), min(top), max(right), max(bottom))
+        self.lines += other.lines
+
+
 def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) -> str:
     """``texts``: of every line of every region, in order. ``tagged``: Markdown with grounding tags, else
     plain text.
     """
     at = 0
-    blocks: list[str] = []
+    written: list[_Written] = []
     for region in regions:
         count = len(region.lines)
         read = [" ".join(FORGED.sub(" ", text).split()) for text in texts[at : at + count]]
         at += count
-        body = _markdown(region, read) if tagged else _plain(region, read)
-        if not body:
-            continue
-        if tagged:
-            corners = ", ".join(str(value) for value in region.box)
-            body = f"<|ref|>{region.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
-        blocks.append(body)
-    return "\n\n".join(blocks)
-
-
-def _markdown(region: Region, read: Sequence[str]) -> str:
-    if isinstance(region.part, Table):
         if not any(read):
-            return ""
+            continue
+        for block in _markdown(region, read) if tagged else [_plain(region, read)]:
+            if written and written[-1].takes(block):
+                written[-1].take(block)
+            else:
+                written.append(block)
+    return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in written)
+
+
+def _with_tag(block: _Written) -> str:
+    corners = ", ".join(str(value) for value in block.box)
+    body = "\n".join(block.lines)
+    return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+
+
+def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
+    if isinstance(region.part, Table):
         cells = iter(read)
         rows = (
             "".join(f"<td>{'' if cell is None else next(cells)}</td>" for cell in row)
             for row in region.part.rows
         )
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
-    text = " ".join(filter(None, read))
-    if region.kind == "title":
-        return f"# {text}" if text else ""
-    if region.kind == "sub_title" and not (BULLET.match(text) or NUMBER.match(text)):
-        return f"## {text}" if text else ""
-    return "\n".join(_items(region, read))
+        table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        return [_Written("table", "table", region.box, [table])]
+    if region.kind in HEADINGS:
+        text = " ".join(filter(None, read))
+        return [_Written(region.kind, region.kind, region.box, [f"{HEADINGS[region.kind]} {text}"])]
+    return _paragraphs_and_lists(region, read)
 
 
-def _items(region: Region, read: Sequence[str]) -> list[str]:
-    """Lines of a paragraph together; each item of a list on a line of its own."""
-    items: list[str] = []
-    for where, line in zip(region.lines, read, strict=True):
-        if not line:
+def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:
+    """Lines of a paragraph or an item together; each item of a list on a line of its own."""
+    blocks: list[_Written] = []
+    for line, text in zip(region.lines, read, strict=True):
+        if not text:
             continue
-        bullet, number = BULLET.match(line), NUMBER.match(line)
-        if where in region.bulleted:
-            items.append("- " + line)
-        elif bullet:
-            items.append("- " + line[bullet.end() :])
-        elif number:
-            items.append(f"{number[1]}{number[2]} {line[number.end() :]}")
-        elif items:
-            items[-1] += " " + line
+        form, item = _item(region, line, text, blocks)
+        if form is None:
+            if blocks:
+                blocks[-1].lines[-1] += " " + text
+            else:
+                blocks.append(_Written("text", "text", region.box, [text]))
+        elif blocks and blocks[-1].form == form:
+            blocks[-1].lines.append(item)
         else:
-            items.append(line)
-    return items
+            blocks.append(_Written(form, "text", region.box, [item]))
+    return blocks
 
 
-def _plain(region: Region, read: Sequence[str]) -> str:
+def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:
+    """(form, Markdown) of a line that begins an item of a list; (None, "") of one that goes on."""
+    if line in region.bulleted:
+        return ITEM, f"- {text}"
+    if bullet := BULLET.match(text):
+        return ITEM, f"- {text[bullet.end() :]}"
+    if number := NUMBER.match(text):
+        return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
+    first, *others = region.lines
+    hangs = any(other.left - first.left > 0.8 * first.height for other in others)
+    if blocks and blocks[-1].form == NUMBERED and hangs and abs(line.left - first.left) < 0.5 * line.height:
+        # its number was misread: it stands where numbers stand
+        before = NUMBER.match(blocks[-1].lines[-1])
+        rest = text.split(" ", 1)[-1]
+        return NUMBERED, f"{int(before[1]) + 1}{before[2]} {rest}" if before else text
+    return None, ""
+
+
+def _plain(region: Region, read: Sequence[str]) -> _Written:
     if isinstance(region.part, Table):
         cells = iter(read)
         rows = ([next(cells) for cell in row if cell is not None] for row in region.part.rows)
-        return "\n".join(" ".join(filter(None, row)) for row in rows)
-    marked = (
+        return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
+    lines = [
         f"• {text}" if line in region.bulleted else text
         for line, text in zip(region.lines, read, strict=True)
         if text
-    )
-    return "\n".join(marked)
+    ]
+    return _Written(region.kind, region.kind, region.box, lines)

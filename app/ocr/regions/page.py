@@ -17,9 +17,11 @@ PARAGRAPH_PITCH = 1.22
 """Lines farther apart than this many times the usual pitch begin a paragraph."""
 TITLE_SIZE = 1.33
 """Of a title's capitals, in those of the page's lines: 98 of 100 rendered titles, no rendered text."""
+TITLE_WEIGHT = 1.5
 WEIGHT = 1.2
 """Size times thickness of strokes of a heading, likewise: 90 of 100 headings, 1 of 100 lines of text."""
 MIN_LETTER_PX = 4
+SHORT_EM = 4
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
@@ -142,7 +144,7 @@ def _region(group: list[Line] | Table, ink: Ink, prints: dict[Line, Print], bull
     weight = size * float(np.median([prints[line].stroke for line in lines]))
     kind = "text"
     if len(lines) <= 2 and not bulleted & set(lines):
-        if size >= TITLE_SIZE:
+        if size >= TITLE_SIZE and weight >= TITLE_WEIGHT:
             kind = "title"
         elif len(lines) == 1 and weight >= WEIGHT and size > 0.9:
             kind = "sub_title"
@@ -153,11 +155,13 @@ def _goes_on(above: Line, below: Line, pitch: float, typical: float, prints: dic
     """In the same paragraph."""
     step = below.bottom - above.bottom
     overlap = min(above.right, below.right) - max(above.left, below.left)
-    alike = all(
-        0.84 < getattr(prints[below], name) / getattr(prints[above], name) < 1.19
-        for name in ("size", "stroke")
-    )
-    return 0 < step <= PARAGRAPH_PITCH * pitch + 0.1 * typical and overlap > 0 and alike
+    one, other = prints[above], prints[below]
+    if min(one.size, other.size) >= TITLE_SIZE:
+        return 0 < step <= 1.7 * max(above.height, below.height) and overlap > 0
+    # a few letters say little of how a line is printed
+    is_short = min(above.width, below.width) < SHORT_EM * typical
+    alike = 0.84 < other.size / one.size < 1.19 and 0.84 < other.stroke / one.stroke < 1.19
+    return 0 < step <= PARAGRAPH_PITCH * pitch + 0.1 * typical and overlap > 0 and (alike or is_short)
 
 
 def _usual_pitch(parts: Sequence[Part], typical: float) -> float:

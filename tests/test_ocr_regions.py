@@ -15,7 +15,7 @@ from app.ocr.reader import open_reader
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line, Table, find_lines, in_order
 from app.ocr.regions.page import Region, compose, cut_page
-from app.ocr.regions.reader import RegionReader
+from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
 from training.errors_in_text import character_error_rate
 from training.layout import Family, Layout, LayoutStyle, PrintedPage
@@ -131,7 +131,14 @@ def test_hostile_pages_are_cut_without_error() -> None:
     for at in range(0, 900, 30):
         draw.line((at, 0, at, 899), fill=0, width=2)
         draw.line((0, at, 899, at), fill=0, width=2)
-    for image in (Image.fromarray(chess), Image.fromarray(static), grid, Image.new("L", (4000, 300), 40)):
+    dust = Image.fromarray(np.where(rng.random((2400, 2400)) < 0.02, 0, 255).astype(np.uint8))
+    for image in (
+        dust,
+        Image.fromarray(chess),
+        Image.fromarray(static),
+        grid,
+        Image.new("L", (4000, 300), 40),
+    ):
         cut = cut_page(image)
         assert sum(cut.counts) == len(cut.views)
 
@@ -223,6 +230,10 @@ def test_pages_are_read_in_regions_and_can_be_cancelled(text: TextSource) -> Non
             short = reader.submit(page, ReadOptions(max_output_tokens=20), document_id="c")
             cut = await short.result()
             assert cut.finish_reason == "length"
+            specks = np.random.default_rng(2).integers(0, 40, (1200, 900)) == 0
+            hostile = Page(1, Image.fromarray(np.where(specks, 0, 255).astype(np.uint8)).convert("RGB"))
+            many = await reader.submit(hostile, ReadOptions(max_output_tokens=40), document_id="e").result()
+            assert many.tokens.visual <= MAX_VIEWS * 21
             blank = Page(1, Image.new("RGB", A4, "white"))
             nothing = await reader.submit(blank, ReadOptions(), document_id="d").result()
             assert (nothing.text, nothing.finish_reason) == ("", "stop")

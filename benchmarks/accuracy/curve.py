@@ -2,20 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from statistics import fmean
-from typing import Any, cast
 from unittest.mock import patch
-
-from PIL import Image
 
 from app.document import Reading, ReadOptions
 from app.ocr import vision
-from app.ocr.deepseek import load_model
-from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
-from app.ocr.model import OcrModel, PageViews
-from app.ocr.reader import resolve_device
+from app.ocr.reader import open_reader
 from app.reader import PageReader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.reading import Figures, read_all
@@ -30,40 +23,9 @@ ONE_ATTEMPT = EngineSettings(max_attempts=1)
 """The service reads a page that loops again, unpruned in the end: here that would hide what pruning costs."""
 
 
-class EncodedOnce:
-    """An ``OcrModel`` that encodes an image the first time alone: every point of the curve reads the same
-    pages, and pruning comes after. Images must outlive it.
-    """
-
-    def __init__(self, model: OcrModel) -> None:
-        self._model = model
-        self._views: dict[tuple[int, str], PageViews] = {}
-        self._tokens: dict[int, VisualTokens] = {}  # by the identity of the page's global view
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def preprocess(self, image: Image.Image, mode: str) -> PageViews:
-        key = (id(image), mode)
-        if key not in self._views:
-            self._views[key] = self._model.preprocess(image, mode)
-        return self._views[key]
-
-    def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        new = [page for page in pages if id(page.view) not in self._tokens]
-        if new:
-            encoded = self._model.encode(new)
-            self._tokens |= {id(page.view): tokens for page, tokens in zip(new, encoded, strict=True)}
-            for key, page in list(self._views.items()):
-                if id(page.view) in self._tokens:
-                    self._views[key] = replace(page, tiles=None)  # 55 MB for an A4 page
-        return [self._tokens[id(page.view)] for page in pages]
-
-
-def open_curve_reader(checkpoint: str, device: str) -> Engine:
-    """An engine with ``ONE_ATTEMPT`` that encodes each page once."""
-    model = load_model(checkpoint, resolve_device(device))
-    return Engine(cast("OcrModel", EncodedOnce(model)), ONE_ATTEMPT)
+def open_curve_reader(checkpoint: str, device: str) -> PageReader:
+    """A reader with ``ONE_ATTEMPT``."""
+    return open_reader(checkpoint, device, ONE_ATTEMPT)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from scipy import ndimage
 from app.ocr.regions.ink import Ink, Mask
 
 MIN_LINE_PX = 6
+MAX_LINES, MAX_MARKS = 1000, 2000
+"""Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes."""
 GUTTER_EM = 1.15
 """White between columns, in heights of a line, at least."""
 
@@ -68,9 +70,13 @@ def find_lines(ink: Ink) -> list[Line]:
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
     for rows, columns in ndimage.find_objects(labels):
         found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
-    whole = [line for line in found if line.height >= 0.45 * em]
+    whole = _largest([line for line in found if line.height >= 0.45 * em], MAX_LINES)
     lines = [part for line in whole for part in _split(line, ink.mask, em)]
-    return _with_marks(lines, [line for line in found if line.height < 0.45 * em], em)
+    return _with_marks(lines, _largest([line for line in found if line.height < 0.45 * em], MAX_MARKS), em)
+
+
+def _largest(lines: list[Line], most: int) -> list[Line]:
+    return lines if len(lines) <= most else sorted(lines, key=lambda one: -one.width * one.height)[:most]
 
 
 def _typical_height(mask: Mask) -> int | None:

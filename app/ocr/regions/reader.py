@@ -21,6 +21,10 @@ GROUNDING = "<|grounding|>"
 WORST_FIRST: tuple[FinishReason, ...] = ("cancelled", "deadline", "length", "low_confidence", "loop", "stop")
 MAX_VIEW_TOKENS = 160
 """A view holds about 70 characters."""
+MAX_VIEWS = 500
+"""Of a page; a dense A4 page has 120. What lies beyond is not read: the page ends as ``length``."""
+MAX_WAITING = 64
+"""Views of one page that are with the engine at a time: its queue is for many pages."""
 
 
 class RegionReader:
@@ -112,24 +116,31 @@ class RegionStream:
             max_output_tokens=MAX_VIEW_TOKENS if most is None else min(most, MAX_VIEW_TOKENS),
         )
         # of a blank page one view is read for its figures; its text is none
-        views = cut.views or (self._page.image.resize((64, 64)),)
-        self._streams = [
-            self._reader.submit_view(view, self._page, options, self._document_id) for view in views
-        ]
-        if self._is_cancelled:
-            self.cancel()
-        readings = await self._readings()
+        views = cut.views[:MAX_VIEWS] or (self._page.image.resize((64, 64)),)
+        readings = await self._readings(views, options)
         is_noise = [self._reader.is_noise(reading) for reading in readings]
         read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
+        read += [""] * (len(cut.views) - len(read))
         text = compose(cut.regions, _line_texts(read, cut.counts), tagged=self._tagged)
         whole = _whole(readings, text, cut_ms, most)
+        if len(cut.views) > MAX_VIEWS and whole.finish_reason in ("stop", "loop"):
+            return replace(whole, finish_reason="length")
         if cut.views and sum(is_noise) > len(is_noise) / 2 and whole.finish_reason in ("stop", "loop"):
             return replace(whole, finish_reason="low_confidence")
         return whole
 
-    async def _readings(self) -> list[Reading]:
+    async def _readings(self, views: Sequence[Image.Image], options: ReadOptions) -> list[Reading]:
+        readings: list[Reading] = []
         try:
-            return [await stream.result() for stream in self._streams]
+            for view in views:
+                if len(self._streams) - len(readings) >= MAX_WAITING:
+                    readings.append(await self._streams[len(readings)].result())
+                stream = self._reader.submit_view(view, self._page, options, self._document_id)
+                self._streams.append(stream)
+                if self._is_cancelled:
+                    stream.cancel()
+            readings += [await stream.result() for stream in self._streams[len(readings) :]]
+            return readings
         except BaseException:
             for stream in self._streams:
                 stream.cancel()

@@ -59,7 +59,14 @@ def small(words: Path) -> Settings:
     """The settings file that ships, with everything small."""
     shipped = load_settings(REPOSITORY / "training/pocket.toml")
     sizes = shipped.model.model_copy(
-        update={"sam_width": 32, "sam_layers": 2, "sam_heads": 2, "sam_neck": 16, "sam_downsample": (16, 32)}
+        update={
+            "view_px": 2048,
+            "sam_width": 32,
+            "sam_layers": 2,
+            "sam_heads": 2,
+            "sam_neck": 16,
+            "sam_downsample": (16, 32),
+        }
         | {"vision_width": 32, "vision_layers": 1, "vision_heads": 2}
         | {"decoder_width": 64, "decoder_layers": 2, "decoder_heads": 2, "decoder_ffn": 64, "expert_ffn": 32}
     )

@@ -53,13 +53,13 @@ def test_the_sample_comes_back_within_the_stated_error(prune: Pruning, accuracy:
     blank = Image.new("RGB", (531, 531), "white")
     options = ReadOptions(prune=prune, prompt=PLAIN_PROMPT)
     *read, nothing = asyncio.run(read_pages([*images, blank], options))
-    stated = {
-        row["pruning"]: row["character_error_rate"]
+    # of born-digital pages of others, which it is one of
+    (stated,) = (
+        row["character_error_rate"]
         for row in accuracy["readings"]
-        if (row["kind"], row["prompt"]) == ("clean", "plain")
-    }
-    error = character_error_rate(read, [page.text for page in PAGES])
-    assert error <= max(stated["none" if prune == "none" else "dynamic"], 0.05)
+        if (row["kind"], row["prompt"], row["pruning"]) == ("english", "plain", "dynamic")
+    )
+    assert character_error_rate(read, [page.text for page in PAGES]) <= stated
     assert not nothing.strip(), "a blank page has no text"
 
 

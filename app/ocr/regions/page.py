@@ -16,10 +16,10 @@ from app.ocr.regions.views import find_words, line_views
 PARAGRAPH_PITCH = 1.22
 """Lines farther apart than this many times the usual pitch begin a paragraph."""
 TITLE_SIZE = 1.33
-"""Of a title's capitals, in those of the page's lines: 98 of 100 rendered titles, no rendered text."""
+"""Of a title's capitals, in those of the page's lines."""
 TITLE_WEIGHT = 1.5
 WEIGHT = 1.2
-"""Size times thickness of strokes of a heading, likewise: 90 of 100 headings, 1 of 100 lines of text."""
+"""Size times thickness of strokes of a title and of a heading, likewise."""
 MIN_LETTER_PX = 4
 SHORT_EM = 4
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point

@@ -27,13 +27,12 @@ RULE_SHARE = 0.035
 class Ink:
     """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
 
-    ``rules``: (H, W), where lines were ruled. ``scale``: pixels for each of the original's.
+    ``rules``: (H, W), where lines were ruled.
     """
 
     gray: Gray
     mask: Mask
     rules: Mask
-    scale: float
 
 
 def find_ink(image: Image.Image) -> Ink | None:
@@ -59,7 +58,7 @@ def find_ink(image: Image.Image) -> Ink | None:
         wide = ndimage.binary_dilation(rules, iterations=2)
         mask &= ~wide
         even = np.where(wide, 255, even).astype(np.uint8)
-    return Ink(even, mask, rules, scale) if mask.any() else None
+    return Ink(even, mask, rules) if mask.any() else None
 
 
 def _contrast(gray: Gray) -> float:

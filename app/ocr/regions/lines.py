@@ -189,11 +189,7 @@ class _Order:
         reach = -1.0
         for line in sorted(lines, key=lambda one: one.left):
             if reach >= 0 and line.left > reach:
-                is_ruled = any(
-                    reach - 2 <= rule.left and rule.right <= line.left + 2
-                    and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
-                    for rule in self._uprights
-                )  # fmt: skip
+                is_ruled = self._is_ruled(reach - 2, line.left + 2, top, bottom)
                 if is_ruled or line.left - reach >= GUTTER_EM * self._em:
                     gutters.append((reach, line.left))
             reach = max(reach, line.right)
@@ -284,17 +280,20 @@ class _Order:
         if sum(map(len, columns)) < 0.6 * len(rows) * len(columns) or len(rows) < 2:
             return False
         cells = [cell for column in columns for cell in column]
-        if self._is_ruled(cells):
+        left, right = min(cell.left for cell in cells), max(cell.right for cell in cells)
+        top, bottom = min(cell.top for cell in cells), max(cell.bottom for cell in cells)
+        if self._is_ruled(left, right, top, bottom):
             return True
         if len(rows) < 3:
             return False
         return all(self._is_aligned(column, at_right=column is not columns[-1]) for column in columns)
 
-    def _is_ruled(self, cells: Sequence[Line]) -> bool:
-        top, bottom = min(cell.top for cell in cells), max(cell.bottom for cell in cells)
-        left, right = min(cell.left for cell in cells), max(cell.right for cell in cells)
+    def _is_ruled(self, left: float, right: float, top: int, bottom: int) -> bool:
+        """A vertical line stands between, along most of the height."""
         return any(
-            left < rule.left < right and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
+            left <= rule.left
+            and rule.right <= right
+            and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
             for rule in self._uprights
         )
 

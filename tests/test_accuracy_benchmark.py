@@ -69,7 +69,7 @@ def rendered(settings: Settings) -> RenderedPages:
 
 
 def rng(seed: int) -> random.Random:
-    return random.Random(seed)  # noqa: S311 - draws pages
+    return random.Random(seed)
 
 
 def levenshtein(left: str, right: str) -> int:

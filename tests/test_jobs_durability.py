@@ -42,7 +42,7 @@ def assert_every_page_once(client: Client, job_id: str, num_pages: int) -> None:
 @pytest.mark.parametrize("victim", ["worker", "api"])
 def test_kill_9_at_random_moments(database_url: str, tmp_path: Path, victim: str) -> None:
     """One API with its worker; jobs of 12 pages, two in flight, killed anywhere from accepted to done."""
-    chance = random.Random(f"{database_url == ''} {victim}")  # noqa: S311 - moments, not secrets
+    chance = random.Random(f"{database_url == ''} {victim}")
     settings: dict[str, Any] = {"database_url": database_url, "max_pages_in_flight": 2, "batch_pages": 3}
     settings |= {"num_rasterizers": 1, "max_restart_delay_s": 0.2, "queue_poll_s": 0.05}
     server = Server(tmp_path, **settings).wait_ready()

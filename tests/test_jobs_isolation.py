@@ -122,7 +122,7 @@ async def live(
 @pytest.mark.parametrize("seed", range(8))
 def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(tmp_path: Path, seed: int) -> None:
     """Kills from outside at random moments; pages that kill among the others."""
-    chance = random.Random(seed)  # noqa: S311 - moments, not secrets
+    chance = random.Random(seed)
     killers = set(chance.sample(range(NUM_PAGES), k=seed % 3))
 
     async def run() -> None:
@@ -147,7 +147,7 @@ def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(tmp_pa
 
 
 def test_isolation_admits_one_limit_at_a_time_and_the_smallest_first() -> None:
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)
     present: list[int] = []
     seen: list[list[int]] = []
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -20,22 +21,24 @@ from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.sam_attention import fused
 from training.attention import blocked_causal, plain
-from training.batches import CLASS_OF, IGNORED, Steps, Targets, batches, targets, to_batch
+from training.batches import CLASS_OF, IGNORED, Renderers, Steps, Targets, batches, targets, to_batch
 from training.errors_in_text import character_error_rate, edit_distance
 from training.export import export
 from training.layout import Family
+from training.lines import LineRenderer, LineStyle
 from training.losses import dense_loss
 from training.model import fresh_network, grow_from
 from training.render import CELLS_PER_PATCH, PageRenderer, PageStyle, cell_targets
 from training.settings import Settings, View, load_settings
 from training.text import TextSource
-from training.train import Trainer, learning_rate
-from training.vocabulary import ASCII, EOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer, tokens
+from training.train import Seen, Trainer, attention_masks, learning_rate, prune
+from training.vocabulary import ASCII, BOS, EOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer, tokens
 
 REPOSITORY = Path(__file__).parent.parent
 FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 SMALL = PageStyle(256, (24, 44), (0.8, 1.0), structured=0.0, degraded=0.3, max_characters=300)
 FULL = PageStyle(1280, (20, 30), (0.6, 0.86), structured=1.0, degraded=0.0, max_characters=2000)
+LINES = LineStyle((16, 30), structured=0.3, degraded=0.3, worn=0.2)
 STYLES = pytest.mark.parametrize("style", [SMALL, FULL, replace(FULL, degraded=1.0)])
 TEXT = st.text(alphabet=ASCII, max_size=30)
 
@@ -52,6 +55,11 @@ def words(tmp_path: Path) -> Path:
 @pytest.fixture
 def renderer(words: Path) -> PageRenderer:
     return PageRenderer(TextSource(words), [Family(FONT, FONT)])
+
+
+@pytest.fixture
+def renderers(words: Path, renderer: PageRenderer) -> Renderers:
+    return Renderers(renderer, LineRenderer(TextSource(words), [Family(FONT, FONT)]))
 
 
 @pytest.fixture
@@ -212,8 +220,8 @@ def test_a_missing_font_is_named(words: Path) -> None:
 
 
 @needs_font
-def test_batches_resume_at_any_step(renderer: PageRenderer) -> None:
-    steps = Steps(renderer, [SMALL, FULL], 3 * 256**2, 5)
+def test_batches_resume_at_any_step(renderers: Renderers) -> None:
+    steps = Steps(renderers, [SMALL, FULL, LINES], 3 * 256**2, 5)
     straight = list(batches(steps, 0, 6, processes=0))
     assert {len(batch) for _, batch in straight} == {3, 1}
     for first_step, processes in ((2, 0), (5, 1)):
@@ -232,6 +240,19 @@ def test_blocked_attention_is_causal_attention(length: int) -> None:
     blocked, _ = blocked_causal(nn.Identity(), query, key, value, None, scaling=0.25)
     expected = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     torch.testing.assert_close(blocked.transpose(1, 2), expected)
+
+
+def test_hidden_keys_are_as_if_they_were_not_there() -> None:
+    query, key, value = torch.randn(3, 1, 2, 9, 16)
+    hidden = torch.tensor([[False, True, True, False, False, True, False, False, False]])
+    masked, _ = blocked_causal(
+        nn.Identity(), query, key, value, attention_masks(hidden)["full_attention"], scaling=0.25
+    )
+    seen = (~hidden[0]).nonzero().squeeze(1)
+    without, _ = blocked_causal(
+        nn.Identity(), query[:, :, seen], key[:, :, seen], value[:, :, seen], None, scaling=0.25
+    )
+    torch.testing.assert_close(masked[:, seen], without)
 
 
 def test_plain_attention_is_the_fused_one() -> None:
@@ -357,7 +378,7 @@ def test_the_service_sees_what_training_showed(small: Settings, tmp_path: Path, 
     export(small, tmp_path, tmp_path / "checkpoint")
     model = load_model(tmp_path / "checkpoint")
     for seed in range(3):
-        page = trainer.renderer.page(seed, style)
+        page = trainer.renderers.pages.page(seed, style)
         views = model.preprocess(page.native.convert("RGB"), model.default_mode)
         shown = (views.view[0] * 127.5 + 127.5).round()
         assert (shown == torch.from_numpy(page.pixels.copy())).all()
@@ -370,29 +391,66 @@ def test_the_service_sees_what_training_showed(small: Settings, tmp_path: Path, 
 
 
 @needs_font
-def test_two_processes_train_one_network(tmp_path: Path) -> None:
+def test_training_reads_through_what_the_service_prunes(small: Settings, tmp_path: Path) -> None:
+    """Hidden tokens say the same as left out ones whose neighbours keep their positions."""
+    trainer = _trainer(small, tmp_path)
+    trainer.network.eval()
+    batch = to_batch(trainer.renderers.views(random.Random(1), LINES, 3 * 256**2))
+    text, prompt = torch.tensor([[5, 6, 7]]), trainer.prompts[False]
+    with torch.no_grad():
+        visual = trainer.visual_tokens(trainer.patches(batch.views)).float()
+        seen = prune(visual, batch.views)
+        assert seen.kept is not None
+        together = trainer.logits(seen, text.expand(3, -1), prompt)
+        for row, kept in enumerate(seen.kept):
+            at = kept.nonzero().squeeze(1)
+            assert 0 < len(at) < len(kept)
+            embed = trainer.network.model.language_model.embed_tokens
+            words = embed(torch.cat([prompt, text[0]]))[None]
+            embeds = torch.cat([embed(torch.tensor([[BOS]])), seen.embeds[row, at][None], words], dim=1)
+            after = torch.arange(words.shape[1]) + 1 + len(kept)
+            positions = torch.cat([torch.zeros(1, dtype=torch.long), 1 + at, after])[None]
+            hidden = trainer.network.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=attention_masks(None),
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
+            alone = trainer.network.lm_head(hidden[:, len(at) + len(prompt) :])
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@needs_font
+def test_unpruned_pages_are_seen_whole(small: Settings, tmp_path: Path) -> None:
+    trainer = _trainer(small, tmp_path)
+    visual = torch.randn(1, 21, 64)
+    everything = Seen(visual, torch.ones(1, 21, dtype=torch.bool))
+    prompt, text = trainer.prompts[True], torch.tensor([[5, 6]])
+    torch.testing.assert_close(
+        trainer.logits(Seen(visual), text, prompt), trainer.logits(everything, text, prompt)
+    )
+
+
+@needs_font
+def test_two_processes_train_one_network(small: Settings, tmp_path: Path) -> None:
     """Gradients are averaged: a run of two processes saves one state, and both have come to its end."""
     program = """
 import sys
 from pathlib import Path
 import torch
-from training.settings import load_settings
+from training.settings import Settings
 from training.train import Trainer
-settings = load_settings(Path(sys.argv[1]))
+settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
 trainer = Trainer(settings, Path(sys.argv[2]), None)
 trainer.train(0.0)
 total = sum(float(p.double().abs().sum()) for p in trainer.network.parameters())
 Path(sys.argv[2], f"weights-{trainer.rank}").write_text(f"{total:.12e}")
 """
-    toml = (REPOSITORY / "training/pocket.toml").read_text(encoding="utf-8")
-    toml = toml.replace("megapixels = 1.8", "megapixels = 0.1").replace(
-        "decoder_layers = 4", "decoder_layers = 2"
-    )
-    (tmp_path / "settings.toml").write_text(toml, encoding="utf-8")
+    (tmp_path / "settings.json").write_text(small.model_dump_json(), encoding="utf-8")
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "settings.toml"), str(tmp_path)],
+            [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "settings.json"), str(tmp_path)],
             env={**os.environ, **environment, "RANK": str(rank)},
             cwd=REPOSITORY,
         )

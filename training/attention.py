@@ -17,20 +17,30 @@ _BLOCK = 640
 
 
 def blocked_causal(
-    _module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: None, *,
-    scaling: float, **_: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """(B, heads, T, d) each -> (B, T, heads, d). Causal attention, a block of queries at a time."""
-    if mask is not None:
-        raise ValueError("blocked attention takes no mask")
+    _module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """(B, heads, T, d) each -> (B, T, heads, d). Causal attention, a block of queries at a time.
+
+    ``mask``: (B, 1, T, T) bool, causal itself, where some keys are hidden.
+    """
     length = query.shape[2]
     query, key = (query * scaling).to(value.dtype), key.to(value.dtype)
     mixed = []
     for start in range(0, length, _BLOCK):
         end = min(length, start + _BLOCK)
         scores = query[:, :, start:end] @ key[:, :, :end].transpose(-1, -2)
-        ahead = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu(1)
-        scores[..., start:end].masked_fill_(ahead, -torch.inf)
+        if mask is None:
+            ahead = torch.ones(end - start, end - start, dtype=torch.bool, device=query.device).triu(1)
+            scores[..., start:end].masked_fill_(ahead, -torch.inf)
+        else:
+            scores.masked_fill_(~mask[:, :, start:end, :end], -torch.inf)
         with _as_it_is():
             mixed.append(scores.softmax(-1) @ value[:, :, :end])
     return torch.cat(mixed, dim=2).transpose(1, 2), None

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from app.ocr.regions.views import VIEW_PX
 from training.layout import Piece
+from training.lines import LineRenderer, LineStyle
 from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of
 from training.vocabulary import CHARACTERS, EOS, ID_OF
 
@@ -68,10 +70,6 @@ class Targets:
         latest = torch.where(before != IGNORED, places, 0).cummax(dim=1).values
         return before.gather(1, latest)
 
-    def one_by_one(self) -> list["Targets"]:
-        places = [slice(index, index + 1) for index in range(len(self.rows))]
-        return [Targets(self.rows[at], self.ids[at], self.patches[at]) for at in places]
-
 
 def to_batch(pages: Sequence[RenderedPage]) -> Batch:
     views = torch.from_numpy(np.stack([page.pixels for page in pages]))
@@ -91,17 +89,34 @@ def _answer(page: RenderedPage, pieces: Sequence[Piece]) -> Answer:
     return Answer(ids, patches)
 
 
-class Steps(Dataset[Batch]):
-    """Batch of any step: pages of one of the styles, as many as ``pixels`` make, or one."""
+Style = PageStyle | LineStyle
 
-    def __init__(self, renderer: PageRenderer, styles: Sequence[PageStyle], pixels: float, seed: int) -> None:
-        self._renderer, self._styles, self._pixels, self._seed = renderer, styles, pixels, seed
+
+@dataclass(frozen=True, slots=True)
+class Renderers:
+    """Of whole pages, and of lines as the service shows them."""
+
+    pages: PageRenderer
+    lines: LineRenderer
+
+    def views(self, rng: random.Random, style: Style, pixels: float) -> list[RenderedPage]:
+        """As many of one style as ``pixels`` make, or one."""
+        view_px = VIEW_PX if isinstance(style, LineStyle) else style.view_px
+        count = max(1, int(pixels // view_px**2))
+        if isinstance(style, LineStyle):
+            return self.lines.views(rng, style, count)
+        return [self.pages.page(rng.getrandbits(48), style) for _ in range(count)]
+
+
+class Steps(Dataset[Batch]):
+    """Batch of any step: views of one of the styles."""
+
+    def __init__(self, renderers: Renderers, styles: Sequence[Style], pixels: float, seed: int) -> None:
+        self._renderers, self._styles, self._pixels, self._seed = renderers, styles, pixels, seed
 
     def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self._seed}/{step}")
-        style = rng.choice(self._styles)
-        size = max(1, int(self._pixels // style.view_px**2))
-        return to_batch([self._renderer.page(rng.getrandbits(48), style) for _ in range(size)])
+        return to_batch(self._renderers.views(rng, rng.choice(self._styles), self._pixels))
 
 
 def batches(steps: Steps, first: int, end: int, processes: int) -> Iterator[tuple[int, Batch]]:

@@ -39,8 +39,10 @@ def printable(path: Path) -> frozenset[str]:
 class Face:
     """A font at a size, in drawing pixels, that remembers how wide its characters are."""
 
-    def __init__(self, path: Path, size: float) -> None:
+    def __init__(self, path: Path, size: float, tracking: float = 0.0) -> None:
+        """``tracking``: white added after each character, in sizes."""
         self.path = path
+        self.tracking = tracking * size
         self.font = _loaded(path, round(size, 1))
         self.size = size
         self._has = printable(path)
@@ -51,7 +53,7 @@ class Face:
 
     def advance(self, character: str) -> float:
         if character not in self._advance:
-            self._advance[character] = self.font.getlength(character)
+            self._advance[character] = self.font.getlength(character) + self.tracking
         return self._advance[character]
 
     def fit(self, word: str) -> str:
@@ -92,11 +94,14 @@ class PrintedPage:
     def print_word(self, word: str, x: float, baseline: float, face: Face) -> list[Piece]:
         pieces: list[Piece] = []
         middle = baseline - 0.3 * face.size
-        self.runs.append(Run(word, x, baseline, face))
+        if not face.tracking:
+            self.runs.append(Run(word, x, baseline, face))
         for character in word:
             advance = face.advance(character)
+            if face.tracking:
+                self.runs.append(Run(character, x, baseline, face))
             pieces.append((character, len(self.marks)))
-            self.marks.append((x + advance / 2, middle, character))
+            self.marks.append((x + (advance - face.tracking) / 2, middle, character))
             x += advance
         self.characters += len(word)
         return pieces
@@ -128,7 +133,7 @@ class Family:
 @dataclass(frozen=True, slots=True)
 class LayoutStyle:
     """``em``: of the body text, drawing pixels. ``structured``: chance of headings, lists, tables and
-    columns.
+    columns. ``tracking``: white between letters, in ems.
     """
 
     width: float
@@ -136,6 +141,7 @@ class LayoutStyle:
     em: float
     structured: float
     max_characters: int
+    tracking: float = 0.0
 
 
 class Layout:
@@ -147,7 +153,7 @@ class Layout:
         self._rng, self._text, self._style = rng, text, style
         self.page = PrintedPage(style.width, style.height)
         family = rng.choice(families)
-        self._body = Face(family.bold if rng.random() < 0.06 else family.regular, style.em)
+        self._body = Face(family.bold if rng.random() < 0.06 else family.regular, style.em, style.tracking)
         heading = family if rng.random() < 0.7 else rng.choice(families)
         self._heading_font = heading.bold if rng.random() < 0.8 else heading.regular
         self._strong = Face(family.bold, style.em)
@@ -208,7 +214,7 @@ class Layout:
     def _heading(self, level: int) -> None:
         rng, style = self._rng, self._style
         scale = rng.uniform(1.35, 2.1) if level == 1 else rng.uniform(1.05, 1.35)
-        face = Face(self._heading_font, style.em * scale)
+        face = Face(self._heading_font, style.em * scale, style.tracking)
         left, right = self._column
         words = [fitted for word in self._text.heading(rng) if (fitted := face.fit(word))]
         lines = list(_wrap(words, face, [right - left] * 3))[: 2 if level == 1 else 1]

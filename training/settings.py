@@ -5,7 +5,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.batches import Style
 from training.layout import Family
+from training.lines import LineStyle
 from training.render import PageStyle
 
 
@@ -59,6 +61,9 @@ class RenderSettings(_Frozen):
     fonts: tuple[tuple[str, str], ...] = Field(min_length=1)
     held_out: tuple[tuple[str, str], ...]
     words: Path
+    common: float = Field(
+        0.0, ge=0, le=1, description="share of paragraphs with ordinary English's common words"
+    )
 
     def families(self, *, held_out: bool = False) -> list[Family]:
         """Of the training pages, or of those that only measure."""
@@ -80,6 +85,14 @@ class View(_Frozen):
     square: bool = False
 
 
+class Lines(_Frozen):
+    """Lines of pages, shown as the service shows them. ``em_px``: of body text on the page as uploaded."""
+
+    em_px: tuple[float, float]
+    weight: int = Field(1, ge=1)
+    worn: float = Field(ge=0, le=1, description="share of one-bit and low-resolution copies")
+
+
 class Stage(_Frozen):
     """A stretch of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
 
@@ -89,10 +102,13 @@ class Stage(_Frozen):
     warmup: int = Field(ge=0, description="optimiser steps")
     sequence_weight: float = Field(ge=0)
     dense_weight: float = Field(ge=0)
+    dense_warmup: int = Field(
+        0, ge=0, description="steps in which a fresh dense head learns and the network nothing from it"
+    )
     guide_weight: float = Field(ge=0, description="of the loss that shows attention where it reads")
     norm_weight: float = Field(ge=0, description="of the loss that keeps norms of text above norms of paper")
     pruned_share: float = Field(ge=0, le=1, description="share of steps whose visual tokens are pruned")
-    views: tuple[View, ...] = Field(min_length=1, description="one of them a step")
+    views: tuple[View | Lines, ...] = Field(min_length=1, description="one of them a step")
     tagged_share: float = Field(
         ge=0,
         le=1,
@@ -109,21 +125,23 @@ class Settings(_Frozen):
     render: RenderSettings
     stage: tuple[Stage, ...] = Field(min_length=1)
 
-    def styles(self, stage: Stage) -> list[PageStyle]:
+    def styles(self, stage: Stage) -> list[Style]:
         """Each as often as its weight says."""
-        return [
-            PageStyle(
-                view_px=view.px,
-                em_px=view.em_px,
-                scale=view.scale,
-                structured=stage.structured,
-                degraded=stage.degraded,
-                max_characters=stage.max_characters,
-                square=view.square,
-            )
-            for view in stage.views
-            for _ in range(view.weight)
-        ]
+        return [_style(view, stage) for view in stage.views for _ in range(view.weight)]
+
+
+def _style(view: View | Lines, stage: Stage) -> Style:
+    if isinstance(view, Lines):
+        return LineStyle(view.em_px, stage.structured, stage.degraded, view.worn)
+    return PageStyle(
+        view_px=view.px,
+        em_px=view.em_px,
+        scale=view.scale,
+        structured=stage.structured,
+        degraded=stage.degraded,
+        max_characters=stage.max_characters,
+        square=view.square,
+    )
 
 
 def load_settings(path: Path, root: Path = Path("/")) -> Settings:

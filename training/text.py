@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation
+COMMON_SHARE = 0.5
+"""Of the words of ordinary English text, those in ``_COMMON``."""
 _CONSONANTS = "bcdfghjklmnpqrstvwz"
 _VOWELS = "aeiouy"
 _COMMON = """
@@ -23,16 +25,24 @@ _CURLY = str.maketrans({'"': "“", "'": "’"})  # noqa: RUF001
 
 
 class TextSource:
-    """Words of text, reproducible from the ``random.Random`` passed in."""
+    """Words of text, reproducible from the ``random.Random`` passed in.
 
-    def __init__(self, words: Path) -> None:
+    ``common``: share of paragraphs in which common words are as frequent as in ordinary English.
+    """
+
+    def __init__(self, words: Path, common: float = 0.0) -> None:
         listed = words.read_text(encoding="utf-8").split()
         self._words = [w for w in listed if w.isascii() and len(w) <= 14 and not w.endswith("'s")]
         if not self._words:
             raise ValueError(f"{words} holds no usable word")
+        self._common = common
+        # the nth common word is used about 1/n times as often as the first (Zipf)
+        self._frequencies = [1 / (rank + 2.7) for rank in range(len(_COMMON))]
 
     def paragraph(self, rng: random.Random, num_words: int) -> list[str]:
         """Words with sentence case and punctuation attached, ready to be laid out."""
+        if self._common and rng.random() < self._common:
+            return self._sentences(rng, num_words, common=COMMON_SHARE)
         style = rng.random()
         if style < 0.78:
             return self._sentences(rng, num_words)
@@ -60,12 +70,13 @@ class TextSource:
             return [self._number(rng)]
         return [self._plain_word(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
 
-    def _sentences(self, rng: random.Random, num_words: int) -> list[str]:
+    def _sentences(self, rng: random.Random, num_words: int, common: float = 0.0) -> list[str]:
         words: list[str] = []
         start = True
         accents = rng.random() < 0.08
         for _ in range(num_words):
-            word = self._word(rng)
+            is_common = common > 0 and rng.random() < common
+            word = rng.choices(_COMMON, self._frequencies)[0] if is_common else self._word(rng)
             if accents and rng.random() < 0.2:
                 word = word.translate(_ACCENTED)
             word = word[:1].upper() + word[1:] if start else word

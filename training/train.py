@@ -27,7 +27,8 @@ from torch.nn import functional
 from app.ocr.sam_attention import fold_sam_attention
 from rtprune import VisualTokens, prune_batch, text_density
 from training.attention import use_plain_attention
-from training.batches import CLASS_OF, IGNORED, Batch, Steps, Targets, batches, targets, to_batch
+from training.batches import CLASS_OF, IGNORED, Batch, Renderers, Steps, Targets, batches, targets, to_batch
+from training.lines import LineRenderer
 from training.losses import Guide, dense_loss, norm_loss
 from training.model import DenseHead, fresh_network, grow_from
 from training.render import PATCH_PX, PageRenderer
@@ -36,8 +37,18 @@ from training.text import TextSource
 from training.vocabulary import BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer
 
 HELD_OUT_SEED = 1 << 50
-CAUSAL = {"full_attention": None, "reference_sliding_attention": None}
-"""No mask at all: attention kernels then skip what lies ahead instead of hiding it."""
+
+
+def attention_masks(hidden: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
+    """``hidden``: (B, T) bool keys that nobody may look at. Without any there is no mask at all: attention
+    kernels then skip what lies ahead instead of hiding it.
+    """
+    if hidden is None:
+        return {"full_attention": None, "reference_sliding_attention": None}
+    length = hidden.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
+    mask = causal & ~hidden[:, None, None, :]  # (B, 1, T, T)
+    return {"full_attention": mask, "reference_sliding_attention": mask}
 
 
 @dataclass(slots=True)
@@ -49,11 +60,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the decoder sees of one page: (K, D) embeddings and where they stood in the visual sequence."""
+class Seen:
+    """What the decoder sees of pages: (B, L, D) visual tokens, and (B, L) bool which of them are kept;
+    ``None`` for all.
+    """
 
     embeds: torch.Tensor
-    indices: torch.Tensor
+    kept: torch.Tensor | None = None
+
+    def __getitem__(self, rows: torch.Tensor) -> "Seen":
+        return Seen(self.embeds[rows], None if self.kept is None else self.kept[rows])
 
 
 class Trainer:
@@ -67,6 +83,8 @@ class Trainer:
         if start is not None:
             grow_from(self.network, start)
         self.network.set_experts_implementation("grouped_mm")
+        # a CPU without bfloat16 units computes in it fifty times slower than in float32
+        self.half = self.device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
         fold_sam_attention(self.network)
         self.network.to(self.device).train()
         if self.device.type == "cpu":
@@ -81,9 +99,8 @@ class Trainer:
         )
         self.mean = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.progress = Progress()
-        text = TextSource(settings.render.words)
-        self.renderer = PageRenderer(text, settings.render.families())
-        self.unseen = PageRenderer(text, settings.render.families(held_out=True))
+        self.renderers = renderers(settings)
+        self.unseen = renderers(settings, held_out=True)
         tokenizer = build_tokenizer()
         self.prompts = {
             grounded: torch.tensor(tokenizer.encode(prompt, add_special_tokens=False).ids, device=self.device)
@@ -106,7 +123,7 @@ class Trainer:
         tally: dict[str, list[float]] = {}
         began = time.monotonic()
         pixels = run.megapixels * 1e6
-        steps = Steps(self.renderer, self.settings.styles(stage), pixels, seed)
+        steps = Steps(self.renderers, self.settings.styles(stage), pixels, seed)
         for step, batch in batches(steps, progress.step, stage.steps, run.render_processes):
             ended = self._step(batch, stage, step, tally, ended=time.monotonic() > deadline)
             progress.step, progress.pages = step + 1, progress.pages + len(batch) * self.world
@@ -134,10 +151,11 @@ class Trainer:
         rng = random.Random(f"{stage.name}{step}/{self.rank}")
         torch.manual_seed(rng.getrandbits(63))  # the losses sample: a resumed run is to sample the same
         losses: dict[str, torch.Tensor] = {}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             patches = self.patches(batch.views)
             cells = batch.cells.to(self.device)
-            losses["dense"], cells_right = dense_loss(self.head(patches), cells)
+            shown = patches.detach() if step < stage.dense_warmup else patches
+            losses["dense"], cells_right = dense_loss(self.head(shown), cells)
             losses["norm"] = norm_loss(patches.float(), cells)
             if stage.sequence_weight > 0:
                 is_pruned = rng.random() < stage.pruned_share
@@ -186,54 +204,57 @@ class Trainer:
     ) -> dict[str, torch.Tensor]:
         """Of the next token, and of where attention looks, over all pages of the batch."""
         visual = self.visual_tokens(patches)
-        everything = torch.arange(visual.shape[1], device=self.device)
+        seen = prune(visual, batch.views) if is_pruned else Seen(visual)
         count = sum(len(answer.ids) for answer in batch.answers(tagged=tagged))
-        losses = []
-        for group in targets(batch, tagged=tagged):
-            if not is_pruned:
-                losses.append(self._read(visual[group.rows], everything, group, batch.side, prompt))
-                continue
-            for row, one in zip(group.rows.tolist(), group.one_by_one(), strict=True):
-                kept = prune(visual[row], batch.views[row])
-                losses.append(self._read(kept.embeds[None], kept.indices, one, batch.side, prompt))
+        losses = [
+            self._read(seen[group.rows], group, batch.side, prompt) for group in targets(batch, tagged=tagged)
+        ]
         sequence, guide = (torch.stack(one).sum() / count for one in zip(*losses, strict=True))
         return {"sequence": sequence, "guide": guide}
 
     def _read(
-        self, visual: torch.Tensor, indices: torch.Tensor, group: Targets, side: int, prompt: torch.Tensor
+        self, seen: Seen, group: Targets, side: int, prompt: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both losses, summed over the tokens of these pages."""
         ids = group.ids.to(self.device)
-        first = visual.shape[1] + len(prompt)
-        logits = self.logits(visual, indices, ids.clamp(min=0)[:, :-1], prompt)
+        logits = self.logits(seen, ids.clamp(min=0)[:, :-1], prompt)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
-        seen = slice(1, 1 + visual.shape[1])
+        num_tokens = (ids != IGNORED).sum()
+        return loss * num_tokens, self._guide_loss(seen, group, side, prompt) * num_tokens
+
+    def _guide_loss(self, seen: Seen, group: Targets, side: int, prompt: torch.Tensor) -> torch.Tensor:
+        if self.settings.stage[self.progress.stage].guide_weight == 0:
+            return torch.zeros((), device=self.device)
+        num_visual = seen.embeds.shape[1]
+        first, where = num_visual + len(prompt), slice(1, 1 + num_visual)
         next_one, last_one = (
-            _visual_index(patches.to(self.device), side, indices)
+            _visual_index(patches.to(self.device), side, seen.kept)
             for patches in (group.patches, group.last_read())
         )
-        guide = self.guide_next.loss(seen, first, next_one) + self.guide_here.loss(seen, first, last_one)
-        num_tokens = (ids != IGNORED).sum()
-        return loss * num_tokens, guide * num_tokens
+        return self.guide_next.loss(where, first, next_one) + self.guide_here.loss(where, first, last_one)
 
-    def logits(
-        self, visual: torch.Tensor, indices: torch.Tensor, text: torch.Tensor, prompt: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, K, D) visual tokens from ``indices`` of the sequence, (B, T) text -> (B, 1 + T, V) what follows
-        the prompt and each token of the text.
+    def logits(self, seen: Seen, text: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        """Pages and (B, T) text -> (B, 1 + T, V) what follows the prompt and each token of the text.
+
+        A pruned token stays in the sequence, where nobody sees it: positions are those of the whole one.
         """
         language_model = self.network.model.language_model
-        batch = len(visual)
+        batch, num_visual, _ = seen.embeds.shape
         embed = language_model.embed_tokens
         bos = embed(torch.full((batch, 1), BOS, device=self.device))
-        embeds = torch.cat([bos, visual, embed(prompt).expand(batch, -1, -1), embed(text)], dim=1)
-        after = 2 + int(indices[-1])  # the separator is the last of the sequence and is always kept
-        rest = torch.arange(after, after + len(prompt) + text.shape[1], device=self.device)
-        positions = torch.cat([indices.new_zeros(1), 1 + indices, rest])[None].expand(batch, -1)
+        embeds = torch.cat([bos, seen.embeds, embed(prompt).expand(batch, -1, -1), embed(text)], dim=1)
+        hidden_keys = None
+        if seen.kept is not None:
+            after = embeds.shape[1] - 1 - num_visual
+            hidden_keys = functional.pad(~seen.kept, (1, after), value=False)
+        positions = torch.arange(embeds.shape[1], device=self.device)[None].expand(batch, -1)
         hidden = language_model(
-            inputs_embeds=embeds, attention_mask=CAUSAL, position_ids=positions, use_cache=False
+            inputs_embeds=embeds,
+            attention_mask=attention_masks(hidden_keys),
+            position_ids=positions,
+            use_cache=False,
         ).last_hidden_state
-        logits: torch.Tensor = self.network.lm_head(hidden[:, visual.shape[1] + len(prompt) :]).float()
+        logits: torch.Tensor = self.network.lm_head(hidden[:, num_visual + len(prompt) :]).float()
         return logits
 
     def _average_gradients(self, *, ended: bool) -> bool:
@@ -265,15 +286,14 @@ class Trainer:
         right = printed = 0
         styles = self.settings.styles(stage)
         for index in range(self.settings.run.eval_pages):
-            style = styles[index % len(styles)]
-            batch = to_batch([self.unseen.page(HELD_OUT_SEED + index, style)])
-            with torch.autocast(self.device.type, torch.bfloat16):
-                visual = self.visual_tokens(self.patches(batch.views)).float()
-                everything = torch.arange(visual.shape[1], device=self.device)
+            rng = random.Random(HELD_OUT_SEED + index)
+            batch = to_batch(self.unseen.views(rng, styles[index % len(styles)], 1.0))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                seen = Seen(self.visual_tokens(self.patches(batch.views)).float())
                 tagged = stage.tagged_share > 0
                 (group,) = targets(batch, tagged=tagged)
                 ids = group.ids.to(self.device)
-                logits = self.logits(visual, everything, ids[:, :-1], self.prompts[tagged])
+                logits = self.logits(seen, ids[:, :-1], self.prompts[tagged])
             is_printed = group.patches.to(self.device) != IGNORED
             right += int((logits.argmax(-1) == ids)[is_printed].sum())
             printed += int(is_printed.sum())
@@ -320,27 +340,42 @@ class Trainer:
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
 
 
-def prune(visual: torch.Tensor, view: torch.Tensor) -> Kept:
-    """(L, D) visual tokens of one page and its (V, V) view -> what RTPrune keeps, what it folds in added.
+def renderers(settings: Settings, *, held_out: bool = False) -> Renderers:
+    text = TextSource(settings.render.words, settings.render.common)
+    families = settings.render.families(held_out=held_out)
+    return Renderers(PageRenderer(text, families), LineRenderer(text, families))
+
+
+def prune(visual: torch.Tensor, views: torch.Tensor) -> Seen:
+    """(B, L, D) visual tokens of pages and their (B, V, V) views -> what RTPrune keeps, what it folds in
+    added.
 
     The fold is a constant to the gradient: the method's answer has none.
     """
-    side = view.shape[-1] // PATCH_PX
+    side = views.shape[-1] // PATCH_PX
     is_patch = torch.tensor(([True] * side + [False]) * side + [False], device=visual.device)
-    pixels = (view.float() / 127.5 - 1).expand(3, -1, -1)
-    (result,) = prune_batch([VisualTokens(visual.detach(), is_patch)], [text_density(pixels, side, side)])
-    kept = result.kept.to(visual.device)
-    return Kept(visual[kept] + (result.embeds - visual.detach()[kept]), kept)
+    pixels = (views.float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
+    pruned = prune_batch(
+        [VisualTokens(one, is_patch) for one in visual.detach()],
+        [text_density(one, side, side) for one in pixels],
+    )
+    kept = torch.zeros(visual.shape[:2], dtype=torch.bool, device=visual.device)
+    folded = torch.zeros_like(visual)
+    for row, one in enumerate(pruned):
+        at = one.kept.to(visual.device)
+        kept[row, at] = True
+        folded[row, at] = one.embeds - visual.detach()[row, at]
+    return Seen(visual + folded, kept)
 
 
-def _visual_index(patches: torch.Tensor, side: int, indices: torch.Tensor) -> torch.Tensor:
-    """Row-major patch numbers -> places among the visual tokens at ``indices``; what is not there is
-    ``IGNORED``.
-    """
-    place = torch.full((side * (side + 1) + 1,), IGNORED, device=patches.device)
-    place[indices] = torch.arange(len(indices), device=patches.device)
+def _visual_index(patches: torch.Tensor, side: int, kept: torch.Tensor | None) -> torch.Tensor:
+    """(B, T) row-major patch numbers -> places among the visual tokens; ``IGNORED`` where pruned."""
     number = patches.clamp(min=0)
-    return torch.where(patches != IGNORED, place[number // side * (side + 1) + number % side], IGNORED)
+    place = number // side * (side + 1) + number % side
+    is_there = patches != IGNORED
+    if kept is not None:
+        is_there &= kept.gather(1, place)
+    return torch.where(is_there, place, IGNORED)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -1,5 +1,6 @@
 """A page's ink: paper of any shade evened out, skew taken back, ruled lines told from letters."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +28,22 @@ RULE_SHARE = 0.035
 class Ink:
     """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
 
-    ``rules``: (H, W), where lines were ruled.
+    ``rules``: (H, W), where lines were ruled. The page was scaled by ``scale``, then turned by ``degrees``
+    counter-clockwise around its middle.
     """
 
     gray: Gray
     mask: Mask
     rules: Mask
+    scale: float = 1.0
+    degrees: float = 0.0
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the page as it was uploaded, in pixels, has come to stand."""
+        height, width = self.gray.shape
+        cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+        across, down = x * self.scale - width / 2, y * self.scale - height / 2
+        return width / 2 + across * cosine + down * sine, height / 2 + down * cosine - across * sine
 
 
 def find_ink(image: Image.Image) -> Ink | None:
@@ -47,7 +58,8 @@ def find_ink(image: Image.Image) -> Ink | None:
     if contrast < MIN_CONTRAST:
         return None
     degrees = _skew(_is_ink(gray, contrast))
-    if abs(degrees) >= MIN_SKEW_DEGREES:
+    degrees = degrees if abs(degrees) >= MIN_SKEW_DEGREES else 0.0
+    if degrees:
         paper = int(np.median(gray))
         gray = np.asarray(gray_image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper))
     lift = 255.0 - _paper(gray)
@@ -58,7 +70,7 @@ def find_ink(image: Image.Image) -> Ink | None:
         wide = ndimage.binary_dilation(rules, iterations=2)
         mask &= ~wide
         even = np.where(wide, 255, even).astype(np.uint8)
-    return Ink(even, mask, rules) if mask.any() else None
+    return Ink(even, mask, rules, scale, degrees) if mask.any() else None
 
 
 def _contrast(gray: Gray) -> float:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, Table, find_lines, find_uprights, in_order
-from app.ocr.regions.views import find_words, line_views
+from app.ocr.regions.views import LineView, find_words, line_views
 
 PARAGRAPH_PITCH = 1.22
 """Lines farther apart than this many times the usual pitch begin a paragraph."""
@@ -55,10 +55,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class PageRegions:
-    """``views``: gray images, for every line of every region in order. ``counts``: of views, a line."""
+    """``views``: for every line of every region in order. ``counts``: of views, a line."""
 
     regions: tuple[Region, ...]
-    views: tuple[Image.Image, ...]
+    views: tuple[LineView, ...]
     counts: tuple[int, ...]
 
 
@@ -70,7 +70,7 @@ def cut_page(image: Image.Image) -> PageRegions:
         return PageRegions((), (), ())
     typical = float(np.median([line.height for part in parts for line in _lines_of(part)]))
     regions = tuple(_regions(parts, ink, typical))
-    views: list[Image.Image] = []
+    views: list[LineView] = []
     counts: list[int] = []
     for region in regions:
         for line in region.lines:

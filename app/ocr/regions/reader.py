@@ -15,12 +15,13 @@ from app.ocr.engine import Engine, EngineStream
 from app.ocr.model import OcrModel
 from app.ocr.page_loop import EngineLoad
 from app.ocr.regions.page import PageRegions, compose, cut_page
+from app.ocr.regions.views import line_text
 from app.reader import PageStream
 
 GROUNDING = "<|grounding|>"
 WORST_FIRST: tuple[FinishReason, ...] = ("cancelled", "deadline", "length", "low_confidence", "loop", "stop")
 MAX_VIEW_TOKENS = 160
-"""A view holds about 70 characters."""
+"""A view holds about 50 characters."""
 MAX_VIEWS = 500
 """Of a page; a dense A4 page has 120. What lies beyond is not read: the page ends as ``length``."""
 MAX_WAITING = 64
@@ -116,12 +117,12 @@ class RegionStream:
             max_output_tokens=MAX_VIEW_TOKENS if most is None else min(most, MAX_VIEW_TOKENS),
         )
         # of a blank page one view is read for its figures; its text is none
-        views = cut.views[:MAX_VIEWS] or (self._page.image.resize((64, 64)),)
+        views = [view.image for view in cut.views[:MAX_VIEWS]] or [self._page.image.resize((64, 64))]
         readings = await self._readings(views, options)
         is_noise = [self._reader.is_noise(reading) for reading in readings]
         read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
         read += [""] * (len(cut.views) - len(read))
-        text = compose(cut.regions, _line_texts(read, cut.counts), tagged=self._tagged)
+        text = compose(cut.regions, _line_texts(cut, read), tagged=self._tagged)
         whole = _whole(readings, text, cut_ms, most)
         if len(cut.views) > MAX_VIEWS and whole.finish_reason in ("stop", "loop"):
             return replace(whole, finish_reason="length")
@@ -147,12 +148,12 @@ class RegionStream:
             raise
 
 
-def _line_texts(texts: Sequence[str], counts: Sequence[int]) -> list[str]:
+def _line_texts(cut: PageRegions, read: Sequence[str]) -> list[str]:
     """Of every line, from those of its views."""
     lines: list[str] = []
     at = 0
-    for count in counts:
-        lines.append(" ".join(texts[at : at + count]))
+    for count in cut.counts:
+        lines.append(line_text(cut.views[at : at + count], read[at : at + count]))
         at += count
     return lines
 

@@ -2,65 +2,177 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
-from app.ocr.regions.ink import Ink
+from app.ocr.regions.ink import Gray, Ink
 from app.ocr.regions.lines import Line
 
 VIEW_PX = 256
-EM_PX = 34.0
+ROW_PX = 64
+"""One row of patch tokens: a letter that two of them share is read by neither."""
+EM_PX = 44.0
 """Size of the letters in a view."""
-ROW_PX = 47
-MARGIN_PX = 9
-ROWS = (VIEW_PX - 2 * MARGIN_PX) // ROW_PX
+MARGIN_PX = 8
+ROWS = VIEW_PX // ROW_PX
+ROOM_PX = VIEW_PX - 2 * MARGIN_PX
 LINE_OF_EM = 0.9
 """Height of a line's print, from ascender to descender, in ems."""
 WORD_GAP_EM = 0.16
+SPACE_SHARE = 0.5
+"""Of a line's wide gaps: narrower ones are between letters that are set far apart."""
+LETTER_EM = 0.9
+"""A line of stretches no wider has white around every letter."""
+SPACED = 1.7
+"""Times the white between such letters: between words."""
+MOST_SQUEEZED = 1.25
+"""A word wider than a row by more is cut, others are made narrower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
+    """Ink from ``left`` to before ``right``. ``is_cut``: no space was seen before it."""
+
     left: int
     right: int
+    is_cut: bool = False
 
 
-def line_views(ink: Ink, line: Line, typical_px: float) -> list[Image.Image]:
-    """Views of one line, gray, in order. ``typical_px``: height of the page's lines; a line without tall
-    letters is lower, and its letters are no larger for it.
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row of a view shows: the page's pixels from (left, top) to before (right, bottom), drawn
+    ``size`` = (width, height) pixels large at ``place`` = (x, y) of the view.
+    """
+
+    source: tuple[int, int, int, int]
+    place: tuple[int, int]
+    size: tuple[int, int]
+    is_cut: bool
+    """In the middle of a word: no space belongs before its first letter."""
+
+    def in_view(self, x: float, y: float) -> tuple[float, float] | None:
+        """Where a point of the page is shown; ``None`` where it is not."""
+        left, top, right, bottom = self.source
+        if not (left <= x < right and top <= y < bottom):
+            return None
+        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
+        return self.place[0] + across * self.size[0], self.place[1] + down * self.size[1]
+
+
+@dataclass(frozen=True, slots=True)
+class LineView:
+    """``image``: gray. ``cuts``: of each row, whether it goes on with the word before."""
+
+    image: Image.Image
+    cuts: tuple[bool, ...]
+
+
+def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
+    """The rows of each view of one line, in order. ``typical_px``: height of the page's lines; a line
+    without tall letters is lower, and its letters are no larger for it.
     """
     height = max(line.height, typical_px) if line.height < 1.2 * typical_px else line.height
     em = height / LINE_OF_EM
     pad = round(0.1 * em)
     top, bottom = max(0, line.top - pad), min(ink.gray.shape[0], line.bottom + pad)
     scale = min(EM_PX / em, (ROW_PX - 2) / (bottom - top))
-    rows = _rows(find_words(ink, line, em), scale)
-    views: list[Image.Image] = []
-    for first in range(0, len(rows), ROWS):
-        view = Image.new("L", (VIEW_PX, VIEW_PX), 255)
-        for number, words in enumerate(rows[first : first + ROWS]):
-            _paste(view, ink, words, (top, bottom), scale, number)
-        views.append(view)
+    words = _fitted(find_words(ink, line, em), ink, line, ROOM_PX / scale)
+    filled = _filled(words, ROOM_PX / scale)
+    views: list[list[Row]] = []
+    for number, row_words in enumerate(filled):
+        if number % ROWS == 0:
+            views.append([])
+        views[-1].append(_row(ink, row_words, (top, bottom), scale, number % ROWS))
     return views
+
+
+def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
+    """Views of one line, in order."""
+    return [
+        LineView(draw_view(ink.gray, rows), tuple(row.is_cut for row in rows))
+        for rows in line_rows(ink, line, typical_px)
+    ]
+
+
+def line_text(views: Sequence[LineView], read: Sequence[str]) -> str:
+    """What was read in each view of a line -> the line's text."""
+    text = ""
+    for view, answer in zip(views, read, strict=True):
+        rows = answer.split("\n")
+        # an answer of more or fewer rows than were shown says not where it left one out
+        cuts = view.cuts if len(rows) == len(view.cuts) else (False,) * len(rows)
+        for row, is_cut in zip(rows, cuts, strict=True):
+            text += row if is_cut or not (text and row) else f" {row}"
+    return text
+
+
+def draw_view(gray: Gray, rows: Sequence[Row]) -> Image.Image:
+    view = Image.new("L", (VIEW_PX, VIEW_PX), 255)
+    for row in rows:
+        left, top, right, bottom = row.source
+        piece = Image.fromarray(np.ascontiguousarray(gray[top:bottom, left:right]))
+        view.paste(piece.resize(row.size, Image.Resampling.BICUBIC), row.place)
+    return view
 
 
 def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
     """Stretches of ink along the line with no more than a letter's space in them."""
+    stretches = _merged(_stretches(ink, line), WORD_GAP_EM * em)
+    return [Word(*stretch) for stretch in _merged(stretches, _least_space(stretches, em))]
+
+
+def _merged(stretches: Sequence[tuple[int, int]], least: float) -> list[tuple[int, int]]:
+    """Those with less than ``least`` pixels between them as one."""
+    merged: list[tuple[int, int]] = []
+    for left, right in stretches:
+        if merged and left - merged[-1][1] < least:
+            merged[-1] = merged[-1][0], right
+        else:
+            merged.append((left, right))
+    return merged
+
+
+def _stretches(ink: Ink, line: Line) -> list[tuple[int, int]]:
+    """(left, right) of what no white column cuts."""
     columns = ink.mask[line.top : line.bottom, line.left : line.right].any(axis=0)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], columns, [False])).astype(np.int8)))
-    words: list[Word] = []
-    for start, end in edges.reshape(-1, 2).tolist():
-        if words and start + line.left - words[-1].right < WORD_GAP_EM * em:
-            words[-1] = Word(words[-1].left, end + line.left)
-        else:
-            words.append(Word(start + line.left, end + line.left))
-    return words
+    return [(line.left + start, line.left + end) for start, end in edges.reshape(-1, 2).tolist()]
 
 
-def _rows(words: Sequence[Word], scale: float) -> list[list[Word]]:
-    """As many words a row as fit; white between two of them counts as it stands, but at most a wide space."""
-    room = (VIEW_PX - 2 * MARGIN_PX) / scale
+def _least_space(stretches: Sequence[tuple[int, int]], em: float) -> float:
+    """Pixels of the narrowest gap between two words. Letters of a typewriter, or of a spaced heading, stand
+    as far apart as words of a narrow font do: the line's own gaps tell which it is.
+    """
+    gaps = np.array([after[0] - before[1] for before, after in pairwise(stretches)])
+    if len(gaps) == 0:
+        return 0.0
+    if np.median([right - left for left, right in stretches]) < LETTER_EM * em:
+        return SPACED * float(np.median(gaps))
+    # a column's white within the line says nothing about its spaces
+    return SPACE_SHARE * min(float(np.percentile(gaps, 80)), 0.8 * em)
+
+
+def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Word]:
+    """Words too wide for a row cut in two until they fit, where the fewest ink is cut through."""
+    fitted: list[Word] = []
+    for word in words:
+        width = word.right - word.left
+        if width <= MOST_SQUEEZED * room:
+            fitted.append(word)
+            continue
+        parts = -(-width // int(room))
+        near, reach = word.left + width // parts, max(1, round(0.25 * width / parts))
+        ink_of = ink.mask[line.top : line.bottom, near - reach : near + reach].sum(axis=0)
+        cut = near - reach + int(np.argmin(ink_of))
+        fitted.append(Word(word.left, cut, word.is_cut))
+        fitted += _fitted([Word(cut, word.right, is_cut=True)], ink, line, room)
+    return fitted
+
+
+def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
+    """As many words a row as fit."""
     rows: list[list[Word]] = []
     for word in words:
         if rows and word.right - rows[-1][0].left <= room:
@@ -70,14 +182,11 @@ def _rows(words: Sequence[Word], scale: float) -> list[list[Word]]:
     return rows
 
 
-def _paste(
-    view: Image.Image, ink: Ink, words: Sequence[Word], span: tuple[int, int], scale: float, number: int
-) -> None:
-    """One row of words; a word wider than the view is made narrower."""
+def _row(ink: Ink, words: Sequence[Word], span: tuple[int, int], scale: float, number: int) -> Row:
+    """A word wider than the view is made narrower."""
     top, bottom = span
     left, right = max(0, words[0].left - 1), min(ink.gray.shape[1], words[-1].right + 1)
-    piece = Image.fromarray(np.ascontiguousarray(ink.gray[top:bottom, left:right]))
-    width = min(VIEW_PX - 2 * MARGIN_PX, max(1, round((right - left) * scale)))
+    width = min(ROOM_PX, max(1, round((right - left) * scale)))
     height = max(1, round((bottom - top) * scale))
-    row = piece.resize((width, height), Image.Resampling.BICUBIC)
-    view.paste(row, (MARGIN_PX, MARGIN_PX + number * ROW_PX + (ROW_PX - height) // 2))
+    place = MARGIN_PX, number * ROW_PX + (ROW_PX - height) // 2
+    return Row((left, top, right, bottom), place, (width, height), words[0].is_cut)

@@ -1,0 +1,170 @@
+"""Lines of print as the service shows them: pages drawn, worn, and cut by the service's own code.
+
+What a view is to be read as follows from which marks lie in its rows.
+"""
+
+import io
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+from scipy import ndimage
+
+from app.ocr.regions.ink import Ink, find_ink
+from app.ocr.regions.lines import Line, find_lines
+from app.ocr.regions.views import Row, draw_view, line_rows
+from training.layout import Family, Layout, LayoutStyle, Mark, Piece, PrintedPage
+from training.render import BICUBIC, RenderedPage, degrade, draw_page
+from training.text import TextSource
+
+WIDTH_EM, HEIGHT_EM = (14.0, 44.0), (5.0, 13.0)
+VIEWS_A_PAGE = 5
+"""At most, so that a batch has prints of several kinds."""
+TRACKED_SHARE, TRACKING_EM = 0.2, (-0.03, 0.14)
+
+
+@dataclass(frozen=True, slots=True)
+class LineStyle:
+    """``em_px``: of the body text on the page as uploaded. ``degraded`` and ``worn``: chances of scan damage
+    and of one-bit or low-resolution copies. ``structured``: as a page's.
+    """
+
+    em_px: tuple[float, float]
+    structured: float
+    degraded: float
+    worn: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """A character on the evened page: its centre, and whether a space or the line's begin is before it."""
+
+    x: float
+    y: float
+    character: str
+    begins_word: bool
+
+
+class LineRenderer:
+    """The same ``rng`` and style give the same views."""
+
+    def __init__(self, text: TextSource, families: Sequence[Family]) -> None:
+        self._text, self._families = text, families
+
+    def views(self, rng: random.Random, style: LineStyle, count: int) -> list[RenderedPage]:
+        made: list[RenderedPage] = []
+        while len(made) < count:
+            page = self._page_views(rng, style)
+            made += _drawn(rng, page, min(VIEWS_A_PAGE, count - len(made)))
+        return made
+
+    def _page_views(self, rng: random.Random, style: LineStyle) -> list[RenderedPage]:
+        em = style.em_px[0] * (style.em_px[1] / style.em_px[0]) ** rng.random()
+        drawn = rng.choice([1.0, 1.5, 2.0])
+        width, height = (em * rng.uniform(*sides) for sides in (WIDTH_EM, HEIGHT_EM))
+        tracking = rng.uniform(*TRACKING_EM) if rng.random() < TRACKED_SHARE else 0.0
+        layout = LayoutStyle(
+            width * drawn,
+            height * drawn,
+            em * drawn,
+            style.structured,
+            max_characters=1000,
+            tracking=tracking,
+        )
+        page = Layout(rng, self._text, self._families, layout).fill()
+        image = draw_page(rng, page).resize((round(width), round(height)), BICUBIC)
+        shares = [(x / page.width, y / page.height, character) for x, y, character in page.marks]
+        if rng.random() < style.worn:
+            image = worn(rng, image, em)
+        if rng.random() < style.degraded:
+            image, shares = degrade(rng, image, shares)
+        ink = find_ink(image)
+        return [] if ink is None else list(_shown(ink, _placed(ink, page, image.size, shares)))
+
+
+def _drawn(rng: random.Random, views: Sequence[RenderedPage], most: int) -> list[RenderedPage]:
+    """At random, and fuller views rather than those with a word or two, which cost as much to read."""
+    order = sorted(views, key=lambda view: rng.random() ** (1 / (3 + len(view.marks))))
+    return order[-most:]
+
+
+def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
+    """A copy of a copy: strokes thicker or thinner, coarse pixels, one bit."""
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(em * rng.uniform(0.01, 0.035)))
+    if rng.random() < 0.3:  # printed or scanned coarsely
+        share = max(0.35, min(1.0, rng.uniform(11, 20) / em))
+        size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+        image = image.resize(size, BICUBIC).resize(image.size, BICUBIC)
+    pixels = np.asarray(image, dtype=np.float32)
+    grain = np.random.default_rng(rng.getrandbits(32)).standard_normal(pixels.shape, dtype=np.float32)
+    if rng.random() < 0.5:
+        grain = ndimage.gaussian_filter(grain, rng.uniform(0.5, 1.2))
+    pixels = pixels + grain * rng.uniform(0, 35)
+    if rng.random() < 0.7:
+        paper, black = float(np.percentile(pixels, 90)), float(np.percentile(pixels, 0.5))
+        pixels = np.where(pixels > black + rng.uniform(0.35, 0.75) * (paper - black), 255.0, 0.0)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    if rng.random() < 0.2:
+        coded = io.BytesIO()
+        image.save(coded, "JPEG", quality=rng.randint(40, 90))
+        image = Image.open(coded).convert("L")
+    return image
+
+
+def _placed(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Sequence[Mark]) -> list[_Placed]:
+    begins = _word_begins(page)
+    placed = []
+    for number, (x, y, character) in enumerate(shares):
+        across, down = ink.place(x * size[0], y * size[1])
+        placed.append(_Placed(across, down, character, begins[number]))
+    return placed
+
+
+def _word_begins(page: PrintedPage) -> list[bool]:
+    """For each mark, whether a space stands before it."""
+    begins = [True] * len(page.marks)
+    for block in page.blocks:
+        before = -1
+        for _, mark in block.plain:
+            if mark >= 0:
+                begins[mark] = before < 0
+            before = mark
+    return begins
+
+
+def _shown(ink: Ink, placed: Sequence[_Placed]) -> Iterator[RenderedPage]:
+    lines = find_lines(ink)
+    typical = float(np.median([line.height for line in lines])) if lines else 0.0
+    for line in lines:
+        printed = [one for one in placed if _is_on(one, line, lines)]
+        for rows in line_rows(ink, line, typical):
+            yield _view(ink, rows, printed)
+
+
+def _is_on(one: _Placed, line: Line, lines: Sequence[Line]) -> bool:
+    """In its box, and in no other whose middle is nearer."""
+
+    def reach(other: Line) -> float:
+        inside = other.left <= one.x < other.right and other.top <= one.y < other.bottom
+        return abs(other.middle - one.y) if inside else np.inf
+
+    own = reach(line)
+    return own < np.inf and own == min(reach(other) for other in lines)
+
+
+def _view(ink: Ink, rows: Sequence[Row], printed: Sequence[_Placed]) -> RenderedPage:
+    image = draw_view(ink.gray, rows)
+    marks: list[Mark] = []
+    pieces: list[Piece] = []
+    for row in rows:
+        pieces += [("\n", -1)] if pieces else []
+        shown = [(row.in_view(one.x, one.y), one) for one in printed]
+        inside = sorted(((at, one) for at, one in shown if at is not None), key=lambda pair: pair[0])
+        for number, (at, one) in enumerate(inside):
+            pieces += [(" ", -1)] if number and one.begins_word else []
+            pieces.append((one.character, len(marks)))
+            marks.append((*at, one.character))
+    return RenderedPage(image, np.asarray(image), tuple(marks), tuple(pieces), tuple(pieces))

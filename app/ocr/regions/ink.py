@@ -1,6 +1,7 @@
 """A page's ink: paper of any shade evened out, skew taken back, ruled lines told from letters."""
 
 from dataclasses import dataclass
+from math import cos, radians, sin
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +28,22 @@ RULE_SHARE = 0.035
 class Ink:
     """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
 
-    ``rules``: (H, W), where lines were ruled.
+    ``rules``: (H, W), where lines were ruled. ``scale``, ``degrees``: how the page was made smaller, and then
+    turned counter-clockwise around its middle.
     """
 
     gray: Gray
     mask: Mask
     rules: Mask
+    scale: float = 1.0
+    degrees: float = 0.0
+
+    def placed(self, x: float, y: float) -> tuple[float, float]:
+        """A point of the page -> where its ink is, both in their own pixels."""
+        height, width = self.mask.shape
+        dx, dy = x * self.scale - width / 2, y * self.scale - height / 2
+        cosine, sine = cos(radians(self.degrees)), sin(radians(self.degrees))
+        return width / 2 + dx * cosine + dy * sine, height / 2 + dy * cosine - dx * sine
 
 
 def find_ink(image: Image.Image) -> Ink | None:
@@ -47,7 +58,9 @@ def find_ink(image: Image.Image) -> Ink | None:
     if contrast < MIN_CONTRAST:
         return None
     degrees = _skew(_is_ink(gray, contrast))
-    if abs(degrees) >= MIN_SKEW_DEGREES:
+    if abs(degrees) < MIN_SKEW_DEGREES:
+        degrees = 0.0
+    else:
         paper = int(np.median(gray))
         gray = np.asarray(gray_image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper))
     lift = 255.0 - _paper(gray)
@@ -58,7 +71,7 @@ def find_ink(image: Image.Image) -> Ink | None:
         wide = ndimage.binary_dilation(rules, iterations=2)
         mask &= ~wide
         even = np.where(wide, 255, even).astype(np.uint8)
-    return Ink(even, mask, rules) if mask.any() else None
+    return Ink(even, mask, rules, scale, degrees) if mask.any() else None
 
 
 def _contrast(gray: Gray) -> float:

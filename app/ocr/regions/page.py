@@ -65,11 +65,10 @@ class PageRegions:
 def cut_page(image: Image.Image) -> PageRegions:
     """Everything printed on an upright page. A blank one has no regions."""
     ink = find_ink(image)
-    parts = [] if ink is None else in_order(find_lines(ink), find_uprights(ink))
-    if ink is None or not parts:
+    regions = [] if ink is None else find_regions(ink)
+    if ink is None or not regions:
         return PageRegions((), (), ())
-    typical = float(np.median([line.height for part in parts for line in _lines_of(part)]))
-    regions = tuple(_regions(parts, ink, typical))
+    typical = _typical_px([line for region in regions for line in region.lines])
     views: list[Image.Image] = []
     counts: list[int] = []
     for region in regions:
@@ -77,7 +76,18 @@ def cut_page(image: Image.Image) -> PageRegions:
             made = line_views(ink, line, typical)
             views += made
             counts.append(len(made))
-    return PageRegions(regions, tuple(views), tuple(counts))
+    return PageRegions(tuple(regions), tuple(views), tuple(counts))
+
+
+def find_regions(ink: Ink) -> list[Region]:
+    """In reading order."""
+    parts = in_order(find_lines(ink), find_uprights(ink))
+    lines = [line for part in parts for line in _lines_of(part)]
+    return _regions(parts, ink, _typical_px(lines)) if lines else []
+
+
+def _typical_px(lines: Sequence[Line]) -> float:
+    return float(np.median([line.height for line in lines]))
 
 
 def _lines_of(part: Part) -> list[Line]:

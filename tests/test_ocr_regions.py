@@ -13,7 +13,8 @@ from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
 from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line, Table, find_lines, in_order
+from app.ocr.regions.lines import Line, Table, find_lines
+from app.ocr.regions.order import in_order
 from app.ocr.regions.page import Region, compose, cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views

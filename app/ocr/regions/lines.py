@@ -11,7 +11,7 @@ from app.ocr.regions.ink import Ink, Mask, long_runs
 MIN_LINE_PX = 6
 MAX_LINES, MAX_MARKS = 1000, 2000
 """Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes."""
-MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.18, 0.42, 1.2
+MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
 """White inside a line, in heights of a line: between letters at most; between stretches at least, as cells of
 a table may stand; between words at most, which those of a typewriter or of justified text reach."""
 CELL_GAP_SPACES = 1.5
@@ -105,11 +105,21 @@ def _split(line: Line, mask: Mask, em: int) -> list[Line]:
     if last <= first:
         return [line]
     cut = first + int(np.argmin(smooth[first:last]))
-    if smooth[cut] > 0.35 * smooth.max():
+    if smooth[cut] > 0.35 * smooth.max() or _is_crossed(
+        mask[line.top : line.bottom, line.left : line.right], cut
+    ):
         return [line]
     upper = Line(line.left, line.top, line.right, line.top + cut)
     lower = Line(line.left, line.top + cut, line.right, line.bottom)
     return [*_split(upper, mask, em), *_split(lower, mask, em)]
+
+
+def _is_crossed(mask: Mask, row: int) -> bool:
+    """Most letters reach over the row, as those of a large heading do; of touching lines a few."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())
+    across = np.intersect1d(labels[row - 2], labels[row + 2])
+    return bool(areas[across[across > 0]].sum() > 0.5 * areas[1:].sum())
 
 
 def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
@@ -151,7 +161,7 @@ def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     for line, inner in zip(lines, gaps, strict=True):
         own = [end - start for start, end in inner]
         # few gaps may all be between cells; justified lines have spaces of their own
-        space = float(np.percentile(own, 40)) if len(own) >= 5 else usual
+        space = float(np.median(own)) if len(own) >= 5 else usual
         least.append(max(CELL_GAP_EM * max(em, line.height), CELL_GAP_SPACES * space))
         first.append(len(groups))
         groups += [[piece] for piece in _cut_at(line, [gap for gap in inner if gap[1] - gap[0] >= least[-1]])]

@@ -17,7 +17,7 @@ from app.ocr.regions.views import line_views
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
 """Lines farther apart than this many times the usual pitch begin a paragraph; those of an item, that stand
 under its text, go on longer."""
-TITLE_SIZE, TOP_TITLE_SIZE, HEADING_SIZE = 1.42, 1.29, 1.12
+TITLE_SIZE, TOP_TITLE_SIZE, HEADING_SIZE = 1.4, 1.24, 1.12
 """Of a title's capitals, in those of the page's lines: anywhere, and where nothing stands above it; and of
 what cannot be running text."""
 TITLE_WEIGHT, WEIGHT = 1.5, 1.2
@@ -160,28 +160,32 @@ class _Print:
         return line
 
     def goes_on(self, group: Sequence[Line], below: Line) -> bool:
-        """In the same paragraph or item."""
+        """In the same heading, paragraph or item."""
         first, above = group[0], group[-1]
-        one, other = self.prints[above], self.prints[below]
-        step = other.base - one.base
+        step = self.prints[below].base - self.prints[above].base
         overlap = min(above.right, below.right) - max(above.left, below.left)
         if self.is_bulleted(below) or step <= 0 or overlap <= 0:
             return False
-        alike = 0.84 < other.size / one.size < 1.19 and 0.84 < other.stroke / one.stroke < 1.19
         # a few letters say little of how a line is printed
         is_short = min(above.width, below.width) < SHORT_EM * self.em
-        if not (alike or is_short):
+        are_heavy = [self.prints[line].weight >= WEIGHT for line in (above, below)]
+        if all(are_heavy):
+            return self._heading_goes_on(above, below, step)
+        if any(are_heavy) and not is_short:
             return False
-        if min(one.size, other.size) >= HEADING_SIZE:
-            return step <= 1.7 * max(above.height, below.height)
-        lead = self.leads.get(first)
+        lead = next((self.leads[line] for line in reversed(group) if line in self.leads), None)
         if lead is not None and abs(below.left - lead.text_left) < 0.5 * self.em:
             return step <= HANGING_PITCH * self.pitch
-        if self.is_bulleted(first) and (below.left < first.left or above.right < below.right - 3 * self.em):
-            return False
-        if self._is_indented(above, below):
-            return False
-        return step <= PARAGRAPH_PITCH * self.pitch
+        ends = self.is_bulleted(first) and (
+            below.left < first.left or above.right < below.right - 3 * self.em
+        )
+        return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * self.pitch
+
+    def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
+        one, other = self.prints[above], self.prints[below]
+        alike = 0.88 < other.size / one.size < 1.14 or below.width < 2 * SHORT_EM * self.em
+        leading = 1.45 * self.em * one.size if one.size >= HEADING_SIZE else PARAGRAPH_PITCH * self.pitch
+        return alike and 0.8 < other.stroke / one.stroke < 1.25 and step <= leading
 
     def _is_indented(self, above: Line, below: Line) -> bool:
         """As the first line of a paragraph is; centred lines are not."""

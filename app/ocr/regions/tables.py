@@ -82,6 +82,8 @@ class _Grid:
             left = self._still_white(strips, rows[start : at + 1])
             if gap > MAX_ROW_GAP_EM * self._em or not self._may_lose(strips, left, rows[at], at - start):
                 return
+            if len(left) > len(strips) and at - start > 1 and not self._has_rules(rows[start : at + 1]):
+                return  # words of a spread line
             strips = left
             if len(rows[at]) > 1 or self._is_ruled_in(rows[start : at + 1]):
                 # text under a table may be too short to cross its strips
@@ -122,7 +124,7 @@ class _Grid:
             return False
         if sum(map(len, found)) < 0.55 * len(self.cells) * len(columns) or not all(found):
             return False
-        if self._is_ruled(found):
+        if self._has_rules(found):
             return True
         if self._is_list(found):
             return False
@@ -141,8 +143,8 @@ class _Grid:
         left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
         return max(max(left) - min(left), max(right) - min(right)) <= ALIGNED_EM * self._em
 
-    def _is_ruled(self, columns: Sequence[Sequence[Line]]) -> bool:
-        box = joined([cell for column in columns for cell in column])
+    def _has_rules(self, rows: Sequence[Row]) -> bool:
+        box = joined([cell for row in rows for cell in row])
         if self._rules.has_upright(box.left, box.right, box.top, box.bottom):
             return True
         around = 1.3 * self._em

@@ -190,7 +190,7 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     lines = [Line(0, 0, 300, 20), Line(0, 30, 300, 50), Line(30, 60, 300, 80), Line(0, 90, 300, 110)]
     bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
     regions = [
-        Region("text", (0, 0, 300, 110), tuple(lines)),
+        Region("text", (0, 0, 300, 110), tuple(lines), led=frozenset({lines[1], lines[3]})),
         *(Region("text", (0, at.top, 300, at.bottom), (at,), frozenset({at})) for at in bullets),
     ]
     texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]

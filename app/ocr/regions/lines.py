@@ -130,12 +130,13 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
         area = mark.height * mark.width / em**2
         if area < 0.005:
             continue
+        # a large letter's dot stands farther above it
         near = [
-            (max(line.left - mark.right, mark.left - line.right, 0), index)
+            (max(line.left - mark.right, mark.left - line.right, 0), abs(line.middle - mark.middle), index)
             for index, line in grown.items()
-            if line.top - 0.35 * em <= mark.middle <= line.bottom + 0.25 * em
+            if line.top - max(0.35 * em, 0.5 * line.height) <= mark.middle <= line.bottom + 0.25 * em
         ]
-        gap, index = min(near, default=(em * 9, -1))
+        gap, _, index = min(near, default=(em * 9, 0.0, -1))
         if gap <= 0.4 * em:
             line = grown[index]
             grown[index] = Line(

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.ocr.regions.lines import Line, Part, bands_of, extent
+from app.ocr.regions.lines import Line, Part, bands_of, extent, joined
 from app.ocr.regions.tables import Row, Rules, parts_of_rows
 
 GUTTER_EM = 1.15
 """White between columns, in heights of a line, at least."""
 MAX_BREAK_EM = 6.0
 """White across all columns at which they still go on."""
-MIN_COLUMN_EM = 8.0
+MIN_COLUMN_EM, MAX_CELL_EM = 8.0, 9.0
 FULL = 0.8
 """Of a column's width, that lines of running text fill."""
 
@@ -99,11 +99,30 @@ class _Order:
             return False
         if max(len(bands_of(side)) for side in sides) < 3:
             return False
-        top, bottom = min(line.top for line in (*left, *right)), max(line.bottom for line in (*left, *right))
-        reach = self._em
-        if self._rules.count_levels(edge - reach, edge + reach, top + reach / 2, bottom - reach / 2) >= 2:
+        if self._are_ruled_together(left, right, edge):
             return False
-        return any(self._is_running(side) for side in sides) or not self._in_step(left, right)
+        if any(map(self._is_running, sides)) or all(map(self._is_wide, sides)):
+            return True
+        return self._is_ruled_alone(left) or self._is_ruled_alone(right) or not self._in_step(left, right)
+
+    def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
+        """Horizontal lines cross the gutter between rows."""
+        box = joined([*left, *right])
+        reach = self._em
+        top, bottom = box.top + reach / 2, box.bottom - reach / 2
+        return self._rules.count_levels(edge - reach, edge + reach, top, bottom) >= 2
+
+    def _is_ruled_alone(self, side: Sequence[Line]) -> bool:
+        """A table stands on this side, and ends there."""
+        box = joined(side)
+        return self._rules.count_levels(box.left, box.right, box.top, box.bottom) >= 2
+
+    def _is_wide(self, side: Sequence[Line]) -> bool:
+        """Lines longer than cells of a table are."""
+        bands = bands_of(side)
+        return not any(self._gutters(band) for band in bands) and (
+            float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
+        )
 
     def _is_running(self, side: Sequence[Line]) -> bool:
         """Lines of text under each other, from edge to edge."""

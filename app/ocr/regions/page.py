@@ -43,6 +43,8 @@ class Region:
     part: tuple[Line, ...] | Table
     bulleted: frozenset[Line] = frozenset()
     """Lines with a bullet before them, which is not part of the line."""
+    led: frozenset[Line] = frozenset()
+    """Lines that begin with what may be a number, as white after it says."""
 
     @property
     def lines(self) -> list[Line]:
@@ -110,6 +112,7 @@ def _regions(parts: Sequence[Part], ink: Ink, typical: float) -> list[Region]:
             _box(group.lines if isinstance(group, Table) else group, ink),
             group if isinstance(group, Table) else tuple(group),
             frozenset() if isinstance(group, Table) else frozenset(filter(page.is_bulleted, group)),
+            frozenset() if isinstance(group, Table) else frozenset(group) & page.leads.keys(),
         )
         for group in groups
     ]
@@ -176,10 +179,18 @@ class _Print:
         lead = next((self.leads[line] for line in reversed(group) if line in self.leads), None)
         if lead is not None and abs(below.left - lead.text_left) < 0.5 * self.em:
             return step <= HANGING_PITCH * self.pitch
+        if self._is_list(group) and below not in self.leads and lead and below.left < lead.text_left:
+            return False
         ends = self.is_bulleted(first) and (
             below.left < first.left or above.right < below.right - 3 * self.em
         )
         return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * self.pitch
+
+    def _is_list(self, group: Sequence[Line]) -> bool:
+        """Lines of the group hang under the text of others."""
+        edges = [self.leads[line].text_left for line in group if line in self.leads]
+        hanging = [line for line in group if line not in self.leads]
+        return any(abs(line.left - edge) < 0.3 * self.em for line in hanging for edge in edges)
 
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
         one, other = self.prints[above], self.prints[below]
@@ -297,13 +308,15 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
     """(form, Markdown) of a line that begins an item of a list; (None, "") of one that goes on."""
     if line in region.bulleted:
         return ITEM, f"- {text}"
-    if bullet := BULLET.match(text):
+    bullet = BULLET.match(text)
+    if bullet and (line is region.lines[0] or (blocks and blocks[-1].form == ITEM)):
         return ITEM, f"- {text[bullet.end() :]}"
     if number := NUMBER.match(text):
         return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
     first, *others = region.lines
     hangs = any(other.left - first.left > 0.8 * first.height for other in others)
-    if blocks and blocks[-1].form == NUMBERED and hangs and abs(line.left - first.left) < 0.5 * line.height:
+    may_lead = line in region.led and blocks and blocks[-1].form == NUMBERED
+    if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height:
         # its number was misread: it stands where numbers stand
         before = NUMBER.match(blocks[-1].lines[-1])
         rest = text.split(" ", 1)[-1]

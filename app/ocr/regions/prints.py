@@ -10,11 +10,13 @@ from app.ocr.regions.ink import Ink, Mask
 from app.ocr.regions.lines import MIN_SPACE_EM, Line, gaps_of
 
 MIN_LETTER_PX = 4
-ON_LINE = 0.14
+ON_LINE = 0.09
 """Of a letter's height, that it may end above or below the line the letters stand on."""
 TALL = 92
 """Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
-LEAD_GAP_EM, MAX_BULLET_EM, MAX_NUMBER_EM = 0.3, 0.85, 1.9
+FEW_LETTERS = 8
+"""Of which one may be the only tall one."""
+LEAD_GAP_EM, BULLET_GAP_EM, MAX_BULLET_EM, MAX_NUMBER_EM = 0.3, 0.4, 0.85, 1.9
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 
@@ -63,9 +65,9 @@ def _measured(mask: Mask) -> tuple[float, float]:
     bottoms = np.array([rows.stop for rows in letters], float)
     heights = bottoms - np.array([rows.start for rows in letters])
     base = float(np.median(bottoms[heights >= np.median(heights)]))
-    standing = heights[np.abs(bottoms - base) <= ON_LINE * heights + 1]
-    tall = np.percentile(standing if len(standing) else heights, TALL, method="lower")
-    return base, float(tall)
+    standing = heights[np.abs(bottoms - base) <= ON_LINE * heights + 0.8]
+    tall = np.sort(standing if len(standing) else heights)
+    return base, float(tall[-1] if len(tall) <= FEW_LETTERS else np.percentile(tall, TALL, method="lower"))
 
 
 def _stroke(ink: Ink, line: Line) -> float:
@@ -82,7 +84,9 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     if not gaps or gaps[0][0] - line.left > MAX_NUMBER_EM * em:
         return None
     mark = ink.mask[line.top : line.bottom, line.left : gaps[0][0]]
-    return Lead(_is_bullet(mark, base - line.top, em), gaps[0][1])
+    # a dash in running text has a mere space after it
+    is_apart = gaps[0][1] - gaps[0][0] >= BULLET_GAP_EM * em
+    return Lead(is_apart and _is_bullet(mark, base - line.top, em), gaps[0][1])
 
 
 def _is_bullet(mark: Mask, base: float, em: float) -> bool:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Table, joined
 
 MAX_ROW_GAP_EM = 2.2
@@ -80,7 +82,9 @@ class _Grid:
         for at in range(start + 1, len(rows)):
             gap = min(cell.top for cell in rows[at]) - max(cell.bottom for cell in rows[at - 1])
             left = self._still_white(strips, rows[start : at + 1])
-            if gap > MAX_ROW_GAP_EM * self._em or not self._may_lose(strips, left, rows[at], at - start):
+            if self._is_break(rows[start : at + 1]) or gap > MAX_ROW_GAP_EM * self._em:
+                return
+            if not self._may_lose(strips, left, rows[at], at - start):
                 return
             if len(left) > len(strips) and at - start > 1 and not self._has_rules(rows[start : at + 1]):
                 return  # words of a spread line
@@ -88,6 +92,12 @@ class _Grid:
             if len(rows[at]) > 1 or self._is_ruled_in(rows[start : at + 1]):
                 # text under a table may be too short to cross its strips
                 self._strips, self._taken, self.end = strips, list(rows[start : at + 1]), at + 1
+
+    def _is_break(self, rows: Sequence[Row]) -> bool:
+        """The last row stands farther below than those before it below each other."""
+        middles = [float(np.median([cell.middle for cell in row])) for row in rows]
+        *before, last = np.diff(middles)
+        return len(before) > 1 and bool(last > 1.45 * np.median(before) + 0.2 * self._em)
 
     def _still_white(self, strips: Sequence[Strip], rows: Sequence[Row]) -> list[Strip]:
         """What the last row leaves of the strips."""
@@ -129,19 +139,18 @@ class _Grid:
         if self._is_list(found):
             return False
         whole = sum(None not in row for row in self.cells)
-        if whole < 2 or (self._is_narrow() and self._may_be_justified(len(columns), whole)):
+        if whole < 2 or self._may_be_justified(whole):
             return False
         return all(self._is_aligned(column, at_right=column is not found[-1]) for column in found)
 
-    def _is_narrow(self) -> bool:
-        return min(b - a for a, b in self._strips) < SURE_STRIP_EM * self._em
-
-    def _may_be_justified(self, num_columns: int, num_whole: int) -> bool:
+    def _may_be_justified(self, num_whole: int) -> bool:
         """Spread words of a few lines may stand under each other by chance."""
-        if num_whole < 3 and num_columns < 3:
-            return True
+        narrowest = min(b - a for a, b in self._strips) / self._em
         left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
-        return max(max(left) - min(left), max(right) - min(right)) <= ALIGNED_EM * self._em
+        is_flush = max(max(left) - min(left), max(right) - min(right)) <= ALIGNED_EM * self._em
+        if num_whole < 3 and len(self._strips) == 1 and narrowest < SURE_STRIP_EM:
+            return True
+        return is_flush and (narrowest < SURE_STRIP_EM or num_whole < 3)
 
     def _has_rules(self, rows: Sequence[Row]) -> bool:
         box = joined([cell for row in rows for cell in row])

@@ -176,7 +176,7 @@ class _Print:
             return self._heading_goes_on(above, below, step)
         if any(are_heavy) and not is_short:
             return False
-        lead = next((self.leads[line] for line in reversed(group) if line in self.leads), None)
+        lead = self._last_lead(group)
         if lead is not None and abs(below.left - lead.text_left) < 0.5 * self.em:
             return step <= HANGING_PITCH * self.pitch
         if self._is_list(group) and below not in self.leads and lead and below.left < lead.text_left:
@@ -185,6 +185,14 @@ class _Print:
             below.left < first.left or above.right < below.right - 3 * self.em
         )
         return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * self.pitch
+
+    def _last_lead(self, group: Sequence[Line]) -> Lead | None:
+        """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""
+        last: Lead | None = None
+        for line in group:
+            if line in self.leads and (last is None or abs(line.left - last.text_left) >= 0.5 * self.em):
+                last = self.leads[line]
+        return last
 
     def _is_list(self, group: Sequence[Line]) -> bool:
         """Lines of the group hang under the text of others."""
@@ -297,7 +305,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
                 blocks[-1].lines[-1] += " " + text
             else:
                 blocks.append(_Written("text", "text", region.box, [text]))
-        elif blocks and blocks[-1].form == form:
+        elif blocks and blocks[-1].form == form and not (form == NUMBERED and _number(item) == 1):
             blocks[-1].lines.append(item)
         else:
             blocks.append(_Written(form, "text", region.box, [item]))

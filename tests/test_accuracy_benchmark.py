@@ -192,7 +192,8 @@ def test_a4_pages_are_a4_and_the_same_in_every_run(rendered: RenderedPages) -> N
 def test_a_degraded_page_is_never_the_clean_one() -> None:
     page = Image.fromarray(np.where(np.indices((64, 64)).sum(0) % 7 < 3, 0, 255).astype(np.uint8))
     for seed in range(40):
-        assert (np.asarray(damaged(rng(seed), page)) != np.asarray(page)).any()
+        image, _ = damaged(rng(seed), page)
+        assert (np.asarray(image) != np.asarray(page)).any()
 
 
 def test_blank_pages_have_no_print() -> None:

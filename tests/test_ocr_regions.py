@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line, Table, find_lines, in_order
+from app.ocr.regions.ink import find_ink, long_runs
+from app.ocr.regions.lines import Line, Table, find_lines
+from app.ocr.regions.order import in_order
 from app.ocr.regions.page import Region, compose, cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
@@ -165,6 +167,73 @@ def test_aligned_cells_are_a_table_and_text_around_it_is_not() -> None:
     assert [list(cells_of_row) for cells_of_row in table.rows] == cells
 
 
+def test_cells_with_little_white_between_are_a_table_and_spread_words_are_not() -> None:
+    cells = [row(top, (50, 200), (212, 300 + top), (420, 470 + top)) for top in (0, 30, 60)]
+    (table,) = in_order([cell for cells_of_row in cells for cell in cells_of_row])
+    assert isinstance(table, Table)
+    assert [list(cells_of_row) for cells_of_row in table.rows] == cells
+    spread = [row(top, (50, 250 + top), (265 + top, 500)) for top in (0, 8)]
+    spread[1] = row(30, (50, 251), (266, 500))
+    parts = in_order([stretch for stretches in spread for stretch in stretches])
+    assert [type(part) for part in parts] == [Line, Line]
+
+
+def test_tables_under_each_other_are_apart_and_rules_end_with_their_column() -> None:
+    tops = (0, 30, 60, 120, 150, 180)
+    cells = [cell for top in tops for cell in row(top, (50, 120), (200, 260))]
+    assert [len(part.rows) for part in in_order(cells) if isinstance(part, Table)] == [3, 3]
+    beside = [line for top in tops for line in row(top, (500, 720))]
+    parts = in_order([*cells, *beside])
+    assert [type(part) for part in parts] == [Table, Table, *[Line] * 6]
+
+
+def test_a_numbered_list_begins_anew() -> None:
+    lines = tuple(Line(0, top, 300, top + 20) for top in (0, 30, 60, 90))
+    region = Region("text", (0, 0, 300, 110), lines, led=frozenset(lines))
+    tagged = compose([region], ["1. one", "2. two", "1. other", "2. more"], tagged=True)
+    assert to_markdown(tagged).markdown == "1. one\n2. two\n\n1. other\n2. more"
+
+
+@needs_font
+@pytest.mark.parametrize("degrees", [0.0, 0.8])
+def test_structure_of_a_printed_page(degrees: float) -> None:
+    """A title of two lines, a bold heading, items that hang, a table whose cells are ruled on all sides."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    large, bold, body = (
+        ImageFont.truetype(path, size)
+        for path, size in ((FAMILY.bold, 44), (FAMILY.bold, 26), (FAMILY.regular, 24))
+    )
+    for top, line in ((100, "Rivers of the northern plains"), (155, "and what they carry")):
+        draw.text((100, top), line, font=large)
+    draw.text((100, 250), "Gravel", font=bold)
+    prose = "The quick brown fox jumps over the lazy dog and then it rests for a while"
+    for top in (300, 334, 368):
+        draw.text((100, top), prose, font=body)
+    for top in (430, 500):
+        draw.text((120, top), "•", font=body)
+        draw.text((160, top), "Pebbles of quartz lie", font=body)
+        draw.text((160, top + 34), "beside the old bridge", font=body)
+    for at, words in enumerate((("Sand", "12"), ("Clay", "7"))):
+        for number, word in enumerate(words):
+            box = (100 + 130 * number, 600 + 40 * at, 230 + 130 * number, 640 + 40 * at)
+            draw.rectangle(box, outline=0, width=2)
+            draw.text((box[0] + 10, box[1] + 5), word, font=body)
+    for top in (720, 754, 788):
+        draw.text((100, top), prose, font=body)
+    regions = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).regions
+    kinds = [region.kind for region in regions]
+    assert kinds == ["title", "sub_title", "text", "text", "text", "table", "text"]
+    assert [len(region.lines) for region in regions] == [2, 1, 3, 2, 2, 4, 3]
+    assert [len(region.bulleted) for region in regions] == [0, 0, 0, 1, 1, 0, 0]
+
+
+def test_runs_are_what_an_opening_keeps() -> None:
+    mask = np.random.default_rng(3).random((40, 300)) < 0.85
+    for length in (2, 9):
+        assert (long_runs(mask, length) == ndimage.binary_opening(mask, np.ones((1, length)))).all()
+
+
 def test_markdown_of_what_was_read() -> None:
     heading, first, second, third = (Line(0, top, 300, top + 20) for top in (0, 40, 70, 100))
     cells = row(200, (0, 50), (100, 150)) + row(230, (0, 50), (100, 150))
@@ -189,7 +258,7 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     lines = [Line(0, 0, 300, 20), Line(0, 30, 300, 50), Line(30, 60, 300, 80), Line(0, 90, 300, 110)]
     bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
     regions = [
-        Region("text", (0, 0, 300, 110), tuple(lines)),
+        Region("text", (0, 0, 300, 110), tuple(lines), led=frozenset({lines[1], lines[3]})),
         *(Region("text", (0, at.top, 300, at.bottom), (at,), frozenset({at})) for at in bullets),
     ]
     texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]

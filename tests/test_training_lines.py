@@ -143,6 +143,11 @@ def test_points_of_the_page_are_found_again_after_it_is_straightened() -> None:
     angle = np.radians(-1.0)
     x, y = here.left - 450, here.middle - 300
     on_turned = 450 + x * np.cos(angle) + y * np.sin(angle), 300 + y * np.cos(angle) - x * np.sin(angle)
-    found = ink.place(*on_turned)
+    found = ink.placed(*on_turned)
     assert found[0] == pytest.approx(there.left, abs=4)
     assert found[1] == pytest.approx(there.middle, abs=4)
+
+
+def test_a_cropped_line_is_print() -> None:
+    image = drawn("one line cut out of a page", FONT, 30).crop((0, 105, 1400, 170))
+    assert len(words_of(image)) == 7

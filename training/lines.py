@@ -118,7 +118,7 @@ def _placed(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Sequence
     begins = _word_begins(page)
     placed = []
     for number, (x, y, character) in enumerate(shares):
-        across, down = ink.place(x * size[0], y * size[1])
+        across, down = ink.placed(x * size[0], y * size[1])
         placed.append(_Placed(across, down, character, begins[number]))
     return placed
 

@@ -7,13 +7,14 @@ import io
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from app.markdown import to_markdown
-from training.layout import Layout, LayoutStyle, Piece
+from training.layout import Layout, LayoutStyle, Mark, Piece, PrintedPage
 from training.render import PageRenderer, PageStyle, degrade, draw_page
 from training.settings import Settings
 from training.text import TextSource
@@ -74,6 +75,15 @@ class Kind:
         return all(sample.markdown is not None for sample in self.samples)
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnPage:
+    """``marks``: centre in pixels of the image and character, of every mark of ``printed``."""
+
+    sample: Sample
+    printed: PrintedPage
+    marks: tuple[Mark, ...]
+
+
 class RenderedPages:
     """Raises ``FileNotFoundError`` that names the fonts which are not installed."""
 
@@ -88,30 +98,35 @@ class RenderedPages:
 
     def kind(self, name: str, count: int) -> Kind:
         """``count`` pages of one of ``RENDERED``, the same ones in every run."""
+        if name != SMALL:
+            return Kind(name, tuple(page.sample for page in self.drawn_pages(name, count)))
         first = FIRST_SEED + RENDERED.index(name) * SEEDS_A_KIND
-        samples: list[Sample] = []
-        for seed in range(first, first + SEEDS_A_KIND):
-            if len(samples) == count:
-                break
-            sample = self._small_page(seed) if name == SMALL else self._a4_page(seed, name)
-            if sample is not None:
-                samples.append(sample)
-        return Kind(name, tuple(samples))
+        pages = (self._small_page(seed) for seed in range(first, first + SEEDS_A_KIND))
+        return Kind(name, tuple(islice((page for page in pages if page is not None), count)))
 
-    def _a4_page(self, seed: int, kind: str) -> Sample | None:
+    def drawn(self, seed: int, kind: str) -> "DrawnPage | None":
+        """The A4 page of a seed; ``None`` where its text is too short or too long."""
         rng = random.Random(seed)  # noqa: S311 - draws pages, not secrets
         em = rng.uniform(*BODY_PT) * DPI / 72
         style = LayoutStyle(*A4_PX, em=em, structured=1.0, max_characters=FILLED)
         page = Layout(rng, self._text, self._families[kind], style).fill()
-        text, markdown = (
-            _joined([block.plain for block in page.blocks]),
-            _joined([block.markdown for block in page.blocks]),
-        )
+        text = _joined([block.plain for block in page.blocks])
         if not FEWEST <= len(text) <= MOST:
             return None
-        image = draw_page(rng, page)
-        image = damaged(rng, image) if kind == DEGRADED else ImageOps.autocontrast(image)  # white paper
-        return Sample(f"{kind} {seed - FIRST_SEED}", _upload(image), text, to_markdown(markdown).markdown)
+        image, marks = draw_page(rng, page), page.marks
+        if kind == DEGRADED:
+            image, marks = damaged(rng, image, marks)
+        else:
+            image = ImageOps.autocontrast(image)  # white paper
+        markdown = to_markdown(_joined([block.markdown for block in page.blocks])).markdown
+        sample = Sample(f"{kind} {seed - FIRST_SEED}", _upload(image), text, markdown)
+        return DrawnPage(sample, page, tuple(marks))
+
+    def drawn_pages(self, kind: str, count: int, skip: int = 0) -> list["DrawnPage"]:
+        """``count`` A4 pages, the same ones in every run; ``skip``: so many seeds, for other pages."""
+        first = FIRST_SEED + RENDERED.index(kind) * SEEDS_A_KIND + skip
+        pages = (self.drawn(seed, kind) for seed in range(first, first + SEEDS_A_KIND - skip))
+        return list(islice((page for page in pages if page is not None), count))
 
     def _small_page(self, seed: int) -> Sample | None:
         style = PageStyle(self._view_px, SMALL_EM_PX, (1.0, 1.0), 0.0, 0.0, SMALL_CHARACTERS)
@@ -134,12 +149,18 @@ def _upload(image: Image.Image) -> Image.Image:
     return image
 
 
-def damaged(rng: random.Random, image: Image.Image) -> Image.Image:
-    """Degraded for certain: ``degrade`` leaves one page in ten as it is: that very object."""
-    result = image
+def damaged(
+    rng: random.Random, image: Image.Image, marks: Sequence[Mark] = ()
+) -> tuple[Image.Image, list[Mark]]:
+    """Degraded for certain: ``degrade`` leaves one page in ten as it is: that very object. ``marks`` in
+    pixels, moved with the page.
+    """
+    width, height = image.size
+    shares = [(x / width, y / height, character) for x, y, character in marks]
+    result, moved = image, shares
     while result is image:
-        result, _ = degrade(rng, image, [])
-    return result
+        result, moved = degrade(rng, image, shares)
+    return result, [(x * width, y * height, character) for x, y, character in moved]
 
 
 def documents(folder: Path, most: int | None) -> list[Kind]:

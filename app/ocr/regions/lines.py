@@ -1,4 +1,4 @@
-"""Lines of print on a page, and the order they are read in."""
+"""Lines of print on a page, and what is ruled between them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from app.ocr.regions.ink import Ink, Mask
+from app.ocr.regions.ink import Ink, Mask, long_runs
 
 MIN_LINE_PX = 6
 MAX_LINES, MAX_MARKS = 1000, 2000
 """Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes."""
-GUTTER_EM = 1.15
-"""White between columns, in heights of a line, at least."""
+MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
+"""White inside a line, in heights of a line: between letters at most; between stretches at least, as cells of
+a table may stand; between words at most, which those of a typewriter or of justified text reach."""
+CELL_GAP_SPACES = 1.5
+"""Likewise between stretches, in spaces of that line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,7 @@ def find_lines(ink: Ink) -> list[Line]:
     if em is None:
         return []
     # letters and words of a line run together, lines and columns do not
-    smeared = ndimage.binary_closing(
-        np.pad(ink.mask, ((0, 0), (2 * em, 2 * em))), np.ones((1, max(3, round(0.75 * em))), bool)
-    )[:, 2 * em : -2 * em]
+    smeared = ~long_runs(~ink.mask, max(3, round(0.75 * em)))
     smeared &= ~ink.rules  # nor what a ruled line stands between
     found: list[Line] = []
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
@@ -72,7 +73,8 @@ def find_lines(ink: Ink) -> list[Line]:
         found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
     whole = _largest([line for line in found if line.height >= 0.45 * em], MAX_LINES)
     lines = [part for line in whole for part in _split(line, ink.mask, em)]
-    return _with_marks(lines, _largest([line for line in found if line.height < 0.45 * em], MAX_MARKS), em)
+    marks = _largest([line for line in found if line.height < 0.45 * em], MAX_MARKS)
+    return _stretches(_with_marks(lines, marks, em), ink, em)
 
 
 def _largest(lines: list[Line], most: int) -> list[Line]:
@@ -87,7 +89,7 @@ def _typical_height(mask: Mask) -> int | None:
     boxes = ndimage.find_objects(labels)
     heights = np.array([rows.stop - rows.start for rows, _ in boxes])
     widths = np.array([columns.stop - columns.start for _, columns in boxes])
-    letters = heights[(heights >= MIN_LINE_PX) & (heights < 0.1 * mask.shape[0]) & (widths < 4 * heights)]
+    letters = heights[(heights >= MIN_LINE_PX) & (heights < 0.1 * max(mask.shape)) & (widths < 4 * heights)]
     if len(letters) == 0:
         return None
     return max(MIN_LINE_PX + 2, round(1.75 * float(np.median(letters))))
@@ -103,11 +105,21 @@ def _split(line: Line, mask: Mask, em: int) -> list[Line]:
     if last <= first:
         return [line]
     cut = first + int(np.argmin(smooth[first:last]))
-    if smooth[cut] > 0.35 * smooth.max():
+    if smooth[cut] > 0.35 * smooth.max() or _is_crossed(
+        mask[line.top : line.bottom, line.left : line.right], cut
+    ):
         return [line]
     upper = Line(line.left, line.top, line.right, line.top + cut)
     lower = Line(line.left, line.top + cut, line.right, line.bottom)
     return [*_split(upper, mask, em), *_split(lower, mask, em)]
+
+
+def _is_crossed(mask: Mask, row: int) -> bool:
+    """Most letters reach over the row, as those of a large heading do; of touching lines a few."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel())
+    across = np.intersect1d(labels[row - 2], labels[row + 2])
+    return bool(areas[across[across > 0]].sum() > 0.5 * areas[1:].sum())
 
 
 def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
@@ -115,24 +127,91 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
     grown = dict(enumerate(lines))
     alone: list[Line] = []
     for mark in marks:
-        if mark.height * mark.width < 0.012 * em * em:
+        area = mark.height * mark.width / em**2
+        if area < 0.005:
             continue
+        # a large letter's dot stands farther above it
         near = [
-            (max(line.left - mark.right, mark.left - line.right, 0), index)
+            (max(line.left - mark.right, mark.left - line.right, 0), abs(line.middle - mark.middle), index)
             for index, line in grown.items()
-            if line.top - 0.35 * em <= mark.middle <= line.bottom + 0.25 * em
+            if line.top - max(0.35 * em, 0.5 * line.height) <= mark.middle <= line.bottom + 0.25 * em
         ]
-        gap, index = min(near, default=(em * 9, -1))
+        gap, _, index = min(near, default=(em * 9, 0.0, -1))
         if gap <= 0.4 * em:
             line = grown[index]
             grown[index] = Line(
                 min(line.left, mark.left), min(line.top, mark.top),
                 max(line.right, mark.right), max(line.bottom, mark.bottom),
             )  # fmt: skip
-        elif gap <= 3 * em:  # a bullet, a dash in a table
+        elif gap <= 3 * em and area >= 0.012:  # a bullet, a dash in a table
             pad = round(0.3 * em)
             alone.append(Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad))
     return [*grown.values(), *alone]
+
+
+def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
+    """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
+    gaps = [gaps_of(line, ink.mask, MIN_SPACE_EM * em) for line in lines]
+    neighbours = _neighbours(lines, WORD_GAP_EM * em)
+    spaces = [end - start for inner in gaps for start, end in inner]
+    spaces += [lines[right].left - lines[left].right for left, right in neighbours]
+    usual = float(np.median(spaces)) if spaces else 0.0
+    least: list[float] = []
+    groups: list[list[Line]] = []
+    first: list[int] = []  # number of the first piece of each line
+    for line, inner in zip(lines, gaps, strict=True):
+        own = [end - start for start, end in inner]
+        # few gaps may all be between cells; justified lines have spaces of their own
+        space = float(np.median(own)) if len(own) >= 5 else usual
+        least.append(max(CELL_GAP_EM * max(em, line.height), CELL_GAP_SPACES * space))
+        first.append(len(groups))
+        groups += [[piece] for piece in _cut_at(line, [gap for gap in inner if gap[1] - gap[0] >= least[-1]])]
+    first.append(len(groups))
+    for left, right in neighbours:
+        one, other = groups[first[left + 1] - 1], groups[first[right]]
+        gap = lines[right].left - lines[left].right
+        if (
+            one is not other
+            and gap < min(least[left], least[right])
+            and not _is_ruled_off(lines[left], lines[right], ink.rules)
+        ):
+            one += other
+            groups = [one if group is other else group for group in groups]
+    return [joined(group) for group in {id(group): group for group in groups}.values()]
+
+
+def gaps_of(line: Line, mask: Mask, least: float) -> list[tuple[int, int]]:
+    """(start, end) of white in the line, in pixels of the page."""
+    columns = mask[line.top : line.bottom, line.left : line.right].any(axis=0)
+    edges = np.flatnonzero(np.diff(np.concatenate(([True], columns, [True])).astype(np.int8)))
+    return [
+        (line.left + start, line.left + end)
+        for start, end in edges.reshape(-1, 2).tolist()
+        if end - start >= least
+    ]
+
+
+def _neighbours(lines: Sequence[Line], most: float) -> list[tuple[int, int]]:
+    """(left, right) numbers of lines that stand beside each other with so little white between them."""
+    if not lines:
+        return []
+    left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T
+    height = bottom - top
+    shared = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)  # (L, L)
+    gap = left - right[:, None]
+    beside = (shared > 0.6 * np.maximum(height[:, None], height)) & (gap >= 0) & (gap < most)
+    return [(int(one), int(other)) for one, other in np.argwhere(beside)]
+
+
+def _is_ruled_off(left: Line, right: Line, rules: Mask) -> bool:
+    between = rules[max(left.top, right.top) : min(left.bottom, right.bottom), left.right : right.left]
+    return bool(between.any())
+
+
+def _cut_at(line: Line, gaps: Sequence[tuple[int, int]]) -> list[Line]:
+    starts = [line.left, *(end for _, end in gaps)]
+    ends = [*(start for start, _ in gaps), line.right]
+    return [Line(start, line.top, end, line.bottom) for start, end in zip(starts, ends, strict=True)]
 
 
 def find_uprights(ink: Ink) -> list[Line]:
@@ -150,15 +229,27 @@ def find_uprights(ink: Ink) -> list[Line]:
     return uprights
 
 
-def in_order(lines: Sequence[Line], uprights: Sequence[Line] = ()) -> list[Part]:
-    """Lines and tables as they are read: columns one after the other, each from top to bottom."""
-    if not lines:
-        return []
-    order = _Order(float(np.median([line.height for line in lines])), uprights)
-    return order.parts(lines)
+def find_levels(ink: Ink) -> list[Line]:
+    """Horizontal ruled lines, those of a grid each for itself."""
+    length = max(40, ink.rules.shape[1] // 40)
+    labels, _ = ndimage.label(long_runs(ink.rules, length))
+    found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
+    return [line for line in found if line.width > 3 * line.height]
 
 
-def _bands(lines: Sequence[Line]) -> list[list[Line]]:
+def joined(lines: Sequence[Line]) -> Line:
+    return Line(
+        min(line.left for line in lines), min(line.top for line in lines),
+        max(line.right for line in lines), max(line.bottom for line in lines),
+    )  # fmt: skip
+
+
+def extent(lines: Sequence[Line]) -> int:
+    """Width of them together."""
+    return max(line.right for line in lines) - min(line.left for line in lines)
+
+
+def bands_of(lines: Sequence[Line]) -> list[list[Line]]:
     """Lines that share a height, from top to bottom, each band from left to right."""
     bands: list[list[Line]] = []
     bottom = -1.0
@@ -171,181 +262,3 @@ def _bands(lines: Sequence[Line]) -> list[list[Line]]:
             bands.append([line])
             bottom = core_bottom
     return [sorted(band, key=lambda one: one.left) for band in bands]
-
-
-class _Order:
-    """``em``: height of a line. ``uprights``: vertical ruled lines."""
-
-    def __init__(self, em: float, uprights: Sequence[Line]) -> None:
-        self._em, self._uprights = em, uprights
-
-    def parts(self, lines: Sequence[Line]) -> list[Part]:
-        return [part for group in self._groups(_bands(lines)) for part in self._read(group)]
-
-    def _gutters(self, lines: Sequence[Line]) -> list[tuple[float, float]]:
-        """Strips that no line of these crosses: white and wide, or with a ruled line in them."""
-        gutters: list[tuple[float, float]] = []
-        top, bottom = min(line.top for line in lines), max(line.bottom for line in lines)
-        reach = -1.0
-        for line in sorted(lines, key=lambda one: one.left):
-            if reach >= 0 and line.left > reach:
-                is_ruled = self._is_ruled(reach - 2, line.left + 2, top, bottom)
-                if is_ruled or line.left - reach >= GUTTER_EM * self._em:
-                    gutters.append((reach, line.left))
-            reach = max(reach, line.right)
-        return gutters
-
-    def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
-        """Bands under each other that keep a gutter in common; others alone."""
-        groups: list[list[Line]] = []
-        open_group: list[Line] = []
-        for band in bands:
-            joined = [*open_group, *band]
-            # a short last line above a table is none of its rows
-            if open_group and self._gutters(open_group) and self._gutters(joined):
-                gap = min(line.top for line in band) - max(line.bottom for line in open_group)
-                if gap < 2.5 * self._em:
-                    open_group = joined
-                    continue
-            if open_group:
-                groups.append(open_group)
-            open_group = list(band)
-        if open_group:
-            groups.append(open_group)
-        return groups
-
-    def _read(self, group: list[Line]) -> list[Part]:
-        gutters = self._gutters(group)
-        if not gutters:
-            return [_joined(band) for band in _bands(group)]
-        split = self._text_columns(group, gutters)
-        if split is not None:
-            return [part for column in split for part in self.parts(column)]
-        columns = _cut(group, gutters)
-        rows = _rows(columns)
-        if len(rows) == 1 or self._is_list(columns):
-            return [_across(row) for row in rows]
-        end = len(rows)
-        while end > 1 and sum(cell is not None for cell in rows[end - 1]) < 2:
-            end -= 1  # text under a table, too short to cross its columns
-        after = [
-            part for row in rows[end:] for part in self.parts([cell for cell in row if cell is not None])
-        ]
-        if not self._is_table(rows[:end]):  # words of spread lines, under each other by chance
-            return [*(_across(row) for row in rows[:end]), *after]
-        return [Table(tuple(tuple(row) for row in rows[:end])), *after]
-
-    def _text_columns(
-        self, group: Sequence[Line], gutters: Sequence[tuple[float, float]]
-    ) -> list[list[Line]] | None:
-        """Both sides of the gutter nearest the middle that has running text on one side at least; ``None``
-        for a table.
-        """
-        middle = (min(line.left for line in group) + max(line.right for line in group)) / 2
-        for gutter in sorted(gutters, key=lambda strip: abs((strip[0] + strip[1]) / 2 - middle)):
-            sides = _cut(group, [gutter])
-            if min(_extent(side) for side in sides) < 8 * self._em:
-                continue
-            if max(len(_bands(side)) for side in sides) < 3:
-                continue
-            if not all(self._is_narrow(side) for side in sides) or not self._in_step(*sides):
-                return sides
-        return None
-
-    def _in_step(self, left: Sequence[Line], right: Sequence[Line]) -> bool:
-        """Rows on both sides lie at the same heights, as those of a table do."""
-        heights = [float(np.median([line.bottom for line in band])) for band in _bands(left)]
-        bands = _bands(right)
-        beside = [
-            min(abs(height - float(np.median([line.bottom for line in band]))) for height in heights)
-            for band in bands
-        ]
-        return sum(gap < 0.3 * self._em for gap in beside) >= 0.6 * len(bands)
-
-    def _is_narrow(self, side: Sequence[Line]) -> bool:
-        """Cells rather than text."""
-        gutters = self._gutters(side)
-        if gutters and not self._is_list(_cut(side, gutters)):
-            return True
-        return float(np.median([_extent(band) for band in _bands(side)])) < 8 * self._em
-
-    def _is_list(self, columns: Sequence[Sequence[Line]]) -> bool:
-        """Bullets or numbers beside what they point at."""
-        widest = max(line.width for line in columns[0])
-        text = max(line.width for line in columns[-1])
-        return len(columns) == 2 and widest < 1.6 * self._em and text > 4 * self._em
-
-    def _is_table(self, rows: Sequence[Sequence[Line | None]]) -> bool:
-        columns = [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
-        if sum(map(len, columns)) < 0.6 * len(rows) * len(columns) or len(rows) < 2:
-            return False
-        cells = [cell for column in columns for cell in column]
-        left, right = min(cell.left for cell in cells), max(cell.right for cell in cells)
-        top, bottom = min(cell.top for cell in cells), max(cell.bottom for cell in cells)
-        if self._is_ruled(left, right, top, bottom):
-            return True
-        if len(rows) < 3:
-            return False
-        return all(self._is_aligned(column, at_right=column is not columns[-1]) for column in columns)
-
-    def _is_ruled(self, left: float, right: float, top: int, bottom: int) -> bool:
-        """A vertical line stands between, along most of the height."""
-        return any(
-            left <= rule.left
-            and rule.right <= right
-            and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
-            for rule in self._uprights
-        )
-
-    def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
-        """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
-        of its last column, too.
-        """
-        cells = [_joined(band) for band in _bands(column)]
-        edges: list[list[float]] = [
-            [cell.left for cell in cells],
-            [(cell.left + cell.right) / 2 for cell in cells],
-        ]
-        if at_right or len(cells) > 3:
-            edges.append([cell.right for cell in cells])
-        return any(max(edge) - min(edge) <= 0.4 * self._em for edge in edges)
-
-
-def _cut(group: Sequence[Line], gutters: Sequence[tuple[float, float]]) -> list[list[Line]]:
-    edges = [(start + end) / 2 for start, end in gutters]
-    columns: list[list[Line]] = [[] for _ in range(len(edges) + 1)]
-    for line in group:
-        columns[sum(line.left > edge for edge in edges)].append(line)
-    return columns
-
-
-def _across(row: Sequence[Line | None]) -> Line:
-    return _joined([cell for cell in row if cell is not None])
-
-
-def _extent(lines: Sequence[Line]) -> int:
-    return max(line.right for line in lines) - min(line.left for line in lines)
-
-
-def _rows(columns: Sequence[Sequence[Line]]) -> list[list[Line | None]]:
-    """Cells beside each other; of two lines in one cell the second makes a row of its own."""
-    rows: list[list[Line | None]] = []
-    for number, column in enumerate(columns):
-        for line in (_joined(band) for band in _bands(column)):
-            for row in rows:
-                beside = next((cell for cell in row if cell is not None), None)
-                if row[number] is None and beside is not None and line.is_beside(beside):
-                    row[number] = line
-                    break
-            else:
-                fresh: list[Line | None] = [None] * len(columns)
-                fresh[number] = line
-                rows.append(fresh)
-    return sorted(rows, key=lambda row: min(cell.middle for cell in row if cell is not None))
-
-
-def _joined(lines: Sequence[Line]) -> Line:
-    return Line(
-        min(line.left for line in lines), min(line.top for line in lines),
-        max(line.right for line in lines), max(line.bottom for line in lines),
-    )  # fmt: skip

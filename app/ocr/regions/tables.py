@@ -1,0 +1,186 @@
+"""Rows of print -> lines of text and tables: rows in a table keep the same strips white."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Table, joined
+
+MAX_ROW_GAP_EM = 2.2
+"""White between rows of a table, in heights of a line."""
+MAX_NUMBER_EM = 1.7
+"""Width of a bullet or a number before an item of a list."""
+MIN_ITEM_EM = 4.0
+ALIGNED_EM = 0.4
+SURE_STRIP_EM = 0.9
+"""White between cells that spread words never have."""
+Row = list[Line]
+"""Stretches beside each other, from left to right."""
+Strip = tuple[float, float]
+ENDLESS = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Vertical and horizontal ruled lines."""
+
+    uprights: tuple[Line, ...] = ()
+    levels: tuple[Line, ...] = ()
+
+    def has_upright(self, left: float, right: float, top: float, bottom: float) -> bool:
+        """A vertical line stands between, along most of the height."""
+        return any(
+            left <= rule.left
+            and rule.right <= right
+            and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
+            for rule in self.uprights
+        )
+
+    def count_levels(self, left: float, right: float, top: float, bottom: float) -> int:
+        """Horizontal lines between, along most of the width."""
+        heights = sorted(
+            rule.top
+            for rule in self.levels
+            if top <= rule.top <= bottom
+            and min(right, rule.right) - max(left, rule.left) > 0.7 * (right - left)
+        )
+        return sum(after - before > 4 for before, after in zip([-9, *heights], heights, strict=False))
+
+
+def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
+    """Rows from top to bottom -> tables, and the others as lines. ``em``: height of a line."""
+    parts: list[Part] = []
+    at = 0
+    while at < len(rows):
+        grid = _Grid(rows, at, em, rules)
+        if grid.is_table():
+            parts.append(Table(tuple(tuple(row) for row in grid.cells)))
+            at = grid.end
+        else:
+            parts.append(joined(rows[at]))
+            at += 1
+    return parts
+
+
+class _Grid:
+    """The most rows, from one on, that have strips in common: ``rows[start:end]``."""
+
+    def __init__(self, rows: Sequence[Row], start: int, em: float, rules: Rules) -> None:
+        self._em, self._rules = em, rules
+        self.end = start + 1
+        self._taken = [rows[start]]
+        self._strips: list[Strip] = [
+            (left.right, right.left) for left, right in zip(rows[start], rows[start][1:], strict=False)
+        ]
+        if self._strips:
+            self._grow(rows, start)
+        self.cells = [_in_columns(row, self._strips) for row in self._taken]
+
+    def _grow(self, rows: Sequence[Row], start: int) -> None:
+        strips = self._strips
+        for at in range(start + 1, len(rows)):
+            gap = min(cell.top for cell in rows[at]) - max(cell.bottom for cell in rows[at - 1])
+            left = self._still_white(strips, rows[start : at + 1])
+            if self._is_break(rows[start : at + 1]) or gap > MAX_ROW_GAP_EM * self._em:
+                return
+            if not self._may_lose(strips, left, rows[at], at - start):
+                return
+            if len(left) > len(strips) and at - start > 1 and not self._has_rules(rows[start : at + 1]):
+                return  # words of a spread line
+            strips = left
+            if len(rows[at]) > 1 or self._is_ruled_in(rows[start : at + 1]):
+                # text under a table may be too short to cross its strips
+                self._strips, self._taken, self.end = strips, list(rows[start : at + 1]), at + 1
+
+    def _is_break(self, rows: Sequence[Row]) -> bool:
+        """The last row stands farther below than those before it below each other."""
+        middles = [float(np.median([cell.middle for cell in row])) for row in rows]
+        *before, last = np.diff(middles)
+        return len(before) > 1 and bool(last > 1.45 * np.median(before) + 0.2 * self._em)
+
+    def _still_white(self, strips: Sequence[Strip], rows: Sequence[Row]) -> list[Strip]:
+        """What the last row leaves of the strips."""
+        last = rows[-1]
+        edges = [-ENDLESS, *(side for cell in last for side in (cell.left, cell.right)), ENDLESS]
+        white = list(zip(edges[::2], edges[1::2], strict=True))
+        common = ((max(a, c), min(b, d)) for a, b in strips for c, d in white)
+        top, bottom = min(cell.top for cell in rows[0]), max(cell.bottom for cell in last)
+        return [
+            (a, b)
+            for a, b in common
+            if b - a >= 0.9 * CELL_GAP_EM * self._em
+            or (b > a and self._rules.has_upright(a - 2, b + 2, top, bottom))
+        ]
+
+    def _may_lose(self, strips: Sequence[Strip], left: Sequence[Strip], row: Row, num_before: int) -> bool:
+        """A first row may have gaps by chance; after two, a row that closes many is none of the table."""
+        alive = sum(any(a <= c and d <= b for c, d in left) for a, b in strips)
+        if alive == len(strips) or (alive and num_before == 1 and len(row) > 1):
+            return True
+        return len(row) > 1 and alive > 0.5 * len(strips)
+
+    def _is_ruled_in(self, rows: Sequence[Row]) -> bool:
+        """A line is ruled under the last row, as wide as those before it."""
+        lines = [cell for row in rows for cell in row]
+        left, right = min(line.left for line in lines), max(line.right for line in lines)
+        bottom = max(line.bottom for line in rows[-1])
+        return self._rules.count_levels(left, right, bottom - 0.2 * self._em, bottom + self._em) > 0
+
+    def is_table(self) -> bool:
+        columns = [[row[at] for row in self.cells if row[at] is not None] for at in range(len(self.cells[0]))]
+        found = [[cell for cell in column if cell is not None] for column in columns]
+        if len(self.cells) < 2 or len(columns) < 2:
+            return False
+        if sum(map(len, found)) < 0.55 * len(self.cells) * len(columns) or not all(found):
+            return False
+        if self._has_rules(found):
+            return True
+        if self._is_list(found):
+            return False
+        whole = sum(None not in row for row in self.cells)
+        if whole < 2 or self._may_be_justified(whole):
+            return False
+        return all(self._is_aligned(column, at_right=column is not found[-1]) for column in found)
+
+    def _may_be_justified(self, num_whole: int) -> bool:
+        """Spread words of a few lines may stand under each other by chance."""
+        narrowest = min(b - a for a, b in self._strips) / self._em
+        left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
+        is_flush = max(max(left) - min(left), max(right) - min(right)) <= ALIGNED_EM * self._em
+        if num_whole < 3 and len(self._strips) == 1 and narrowest < SURE_STRIP_EM:
+            return True
+        return is_flush and (narrowest < SURE_STRIP_EM or num_whole < 3)
+
+    def _has_rules(self, rows: Sequence[Row]) -> bool:
+        box = joined([cell for row in rows for cell in row])
+        if self._rules.has_upright(box.left, box.right, box.top, box.bottom):
+            return True
+        around = 1.3 * self._em
+        return self._rules.count_levels(box.left, box.right, box.top - around, box.bottom + around) >= 3
+
+    def _is_list(self, columns: Sequence[Sequence[Line]]) -> bool:
+        """Bullets or numbers beside what they point at."""
+        widest = max(line.width for line in columns[0])
+        text = max(line.width for line in columns[-1])
+        return len(columns) == 2 and widest < MAX_NUMBER_EM * self._em and text > MIN_ITEM_EM * self._em
+
+    def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
+        """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
+        of its last column, too.
+        """
+        edges: list[list[float]] = [
+            [cell.left for cell in column],
+            [(cell.left + cell.right) / 2 for cell in column],
+        ]
+        if at_right or len(column) > 3:
+            edges.append([cell.right for cell in column])
+        return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
+
+
+def _in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:
+    """One cell a column, ``None`` where there is none."""
+    columns: list[list[Line]] = [[] for _ in range(len(strips) + 1)]
+    for line in row:
+        columns[sum(line.left >= (a + b) / 2 for a, b in strips)].append(line)
+    return [joined(column) if column else None for column in columns]

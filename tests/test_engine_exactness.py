@@ -19,6 +19,7 @@ from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
 )
 
 from app.document import Page, Pruning, Reading, ReadOptions
+from app.ocr import attention
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.page_loop import PageLoop
@@ -147,6 +148,29 @@ def test_thirty_two_pages_at_once_are_those_of_generate(prune: Pruning) -> None:
     for wish, answer in zip(wishes, run_schedule(model, wishes, TIGHT_BAN, 32), strict=True):
         assert ids_of(answer.text) == expected(reference, page(wish.number), wish.options, TIGHT_BAN)
         assert (answer.tokens.kept < answer.tokens.visual) == (prune == "rtprune")
+
+
+@pytest.mark.parametrize("call_tokens", [0, 40, 10**9], ids=["row by row", "in runs", "all in one"])
+@pytest.mark.parametrize("kind", ["full", "sliding", "grouped"])
+def test_rows_read_together_are_rows_read_alone(
+    kind: str, call_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDPA by runs of like length is what cards without the packed kernel run."""
+    text: dict[str, Any] = {
+        "full": {},
+        "sliding": {"layer_types": ["reference_sliding_attention"] * 3, "sliding_window": 5},
+        "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},
+    }[kind]
+    monkeypatch.setitem(attention.CALL_TOKENS, "cpu", call_tokens)
+    model = FakeOcr(random_network(0, **text))
+    reference = FakeOcr(reference_network(0, torch.float32, **text))
+    wishes = [
+        Wish(i, ReadOptions(mode=mode, prune=prune, keep_ratio=ratio, max_output_tokens=8 + 5 * i), i, None)
+        for i, (prune, ratio) in enumerate([*PRUNINGS, *PRUNINGS])
+        for mode in ("tiny", "small")
+    ]
+    for wish, reading in zip(wishes, run_schedule(model, wishes, NO_BAN, 8), strict=True):
+        assert ids_of(reading.text) == expected(reference, page(wish.number), wish.options, NO_BAN)
 
 
 def test_grouped_query_heads_are_those_of_generate() -> None:

@@ -2,8 +2,10 @@
 on.
 """
 
+import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from app.document import ReadOptions
 from app.errors import BadOption, Overloaded, PageFailed, PageTooLong
-from app.ocr import device
+from app.ocr import device, page_loop, vision
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import Mode, PageViews
@@ -111,6 +113,29 @@ def test_a_cancelled_page_frees_its_slot_within_one_step_and_keeps_what_it_read(
     bench.loop.end(first, "cancelled")  # idempotent
 
 
+def test_a_page_cancelled_between_encoding_and_prefill_is_let_go_at_once() -> None:
+    """Encoded pages wait where a prefill takes few tokens; one that is over must not keep the loop awake."""
+    bench = Bench(hostile(), limits(max_prefill_tokens=1))
+    first, second = bench.read(0, ReadOptions(max_output_tokens=2)), bench.read(1)
+    bench.turns(2)
+    assert (first.row, second.row, bench.loop.load.encoding) == (0, None, 1)
+    bench.loop.end(second, "cancelled")
+    assert bench.loop.load.encoding == 0
+    bench.finish(first, second)
+    bench.turns(3)
+    assert not bench.loop.turn(), "nothing to do until woken"
+
+
+def test_a_page_cancelled_before_its_encoding_makes_room_for_another() -> None:
+    bench = Bench(hostile(), limits(max_running_pages=1, prefetch_pages=1))
+    running, ahead, behind = bench.read(0), bench.read(1), bench.read(2)
+    bench.turns(4)
+    assert (bench.loop.load.preparing, bench.loop.load.queued) == (1, 1)
+    bench.loop.end(ahead, "cancelled")
+    assert bench.loop.load.preparing == 0
+    bench.finish(running, behind)
+
+
 @pytest.mark.parametrize("turns", range(5))
 def test_a_page_can_be_cancelled_wherever_it_is(turns: int) -> None:
     bench = Bench(hostile(), limits(max_running_pages=1, prefetch_pages=1))
@@ -159,6 +184,19 @@ def test_a_slot_that_held_poison_serves_the_next_page() -> None:
     bad, good = bench.read(POISON), bench.read(5)
     bench.finish(bad, good)
     assert good.done.result().text == bench.alone(5)
+
+
+def test_a_short_page_beside_a_long_one_never_reads_what_poison_left() -> None:
+    """Rows are read as far as the longest of a run, and zero times NaN is NaN."""
+    bench = Bench(hostile(), limits(max_running_pages=2))
+    poisoned = [bench.read(POISON), bench.read(POISON)]
+    bench.finish(*poisoned)
+    long = bench.read(5)
+    bench.turns(30)
+    short = bench.read(6, ReadOptions(prune="none", max_output_tokens=9))
+    bench.finish(long, short)
+    assert long.done.result().text == bench.alone(5)
+    assert short.done.result().text == bench.alone(6, ReadOptions(prune="none", max_output_tokens=9))
 
 
 def test_a_page_that_cannot_be_pruned_fails_alone() -> None:
@@ -275,13 +313,75 @@ def test_the_cache_never_grows() -> None:
 
 
 def test_a_budget_decides_how_many_pages_run() -> None:
+    """What pages may grow to is reserved: many that are short run together, and few that may be long."""
     network = random_network(0)  # 3 layers, 60 wide, float32: 1440 bytes a token
     one_mib = limits(kv_memory_mib=1, max_page_tokens=240, max_running_pages=100)
-    bench = Bench(FakeOcr(network), one_mib)
-    assert bench.loop.load.slots == 2**20 // (1440 * 240)
+    bench = Bench(FakeOcr(network, eos_id=-1), one_mib)
     assert bench.loop.load.kv_bytes <= 2**20
+    longest = ReadOptions(prune="none", max_output_tokens=1000)
+    long = [bench.read(i, longest) for i in range(5)]
+    bench.turns(10)
+    assert [task.row is None for task in long] == [False, False, False, True, True], "3 * 240 of 728 tokens"
+    bench.loop.end(long[0], "cancelled")
+    bench.turns(1)
+    assert long[3].row is not None, "what one gives back is the next one's"
+    bench.finish(*long)
+    short = [bench.read(i, ReadOptions(prune="none", max_output_tokens=4)) for i in range(40)]
+    bench.turns(20)
+    bench.finish(*short)
+    assert bench.loop._reserved.taken == 0
     with pytest.raises(ValueError, match="does not hold one page of 1000 tokens"):
         Bench(FakeOcr(network), limits(kv_memory_mib=1, max_page_tokens=1000))
+
+
+def test_a_page_that_waits_for_memory_is_not_passed_by_smaller_ones() -> None:
+    bench = Bench(hostile(), limits(kv_memory_mib=1, max_page_tokens=500, max_running_pages=100))
+    first = bench.read(0, ReadOptions(prune="none", max_output_tokens=400))
+    bench.turns(3)
+    large = bench.read(1, ReadOptions(prune="none", max_output_tokens=400))
+    small = [bench.read(i, ReadOptions(prune="none", max_output_tokens=3)) for i in range(2, 9)]
+    bench.finish(first)
+    assert not any(task.done.done() for task in small)
+    bench.finish(large, *small)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 40), st.booleans()), min_size=1, max_size=12))
+def test_what_is_reserved_never_exceeds_the_budget_and_is_given_back(
+    pages: list[tuple[int, int, bool]],
+) -> None:
+    """Pages of any length join at any turn, some are cancelled."""
+    bench = Bench(hostile(), limits(kv_memory_mib=1, max_page_tokens=300, max_running_pages=6))
+    most = bench.loop._decoder.cache.plan.num_tokens
+    tasks: list[PageTask] = []
+    for turn in range(60):
+        for number, (length, at, cancelled) in enumerate(pages):
+            if at == turn:
+                tasks.append(bench.read(number, ReadOptions(prune="none", max_output_tokens=length)))
+                if cancelled:
+                    bench.loop.end(tasks[turn % len(tasks)], "cancelled")
+        bench.turns(1)
+        assert sum(bench.loop._decoder.cache.host_lengths) <= bench.loop._reserved.taken <= most
+    bench.finish(*tasks)
+    assert bench.loop._reserved.taken == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")
+def test_memory_is_taken_when_written_and_given_back_when_a_page_ends() -> None:
+    bench = Bench(hostile(), limits(max_running_pages=200, max_page_tokens=1000, kv_memory_mib=200))
+    storage = bench.loop._decoder.cache._storage
+    assert storage.nbytes > 250 * 2**20
+
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE / 2**20
+
+    before = resident_mib()
+    storage[:, :100] = 1.0
+    assert resident_mib() - before > 100
+    for row in range(100):
+        bench.loop._decoder.cache.wipe(row, 1000)
+    assert resident_mib() - before < 20
+    assert not storage[:, :100].any()
 
 
 def test_a_one_page_document_is_not_kept_waiting_by_a_long_one() -> None:
@@ -351,6 +451,41 @@ def test_the_ladder_is_climbed_and_told() -> None:
     assert {attempt.finish_reason for attempt in reading.attempts} == {"loop"}
     assert len(ids_of(reading.text)) == 40
     assert reading.finish_reason == "loop"
+
+
+def test_a_retry_in_the_same_mode_encodes_nothing_again() -> None:
+    """Neither for a stricter ban nor without pruning: the unpruned tokens are still there."""
+    model = Hostile(permutation_network(40), eos_id=-1)
+    settings = limits(
+        loops=LoopRule(), strict_ngram=NgramRule(900, 950), max_attempts=4, max_page_tokens=1000
+    )
+    bench = Bench(model, settings)
+    task = bench.read(0, ReadOptions(keep_ratio=0.5))
+    bench.finish(task)
+    attempts = task.done.result().attempts
+    assert [attempt.mode for attempt in attempts] == ["tiny", "tiny", "tiny", "small"]
+    assert model.encoded == [1, 1], "once for each mode"
+    assert task.encoded is None, "let go with the page"
+
+
+def test_a_retry_reads_what_it_would_read_as_a_first_attempt() -> None:
+    """Pruned, then not: the second attempt starts from the tokens that the first one pruned."""
+    model = FakeOcr(random_network(), eos_id=-1)
+    model.min_confidence = -1e-9
+    bench = Bench(model, limits(max_page_tokens=400, max_output_tokens=300, max_attempts=4))
+    prompts: list[torch.Tensor] = []
+    first_logits = bench.loop._decoder._first_logits
+
+    def recorded(some: Any, lengths: Any) -> torch.Tensor:
+        prompts.extend(prompt.embeds for prompt in some)
+        return first_logits(some, lengths)
+
+    bench.loop._decoder._first_logits = recorded  # type: ignore[method-assign]
+    bench.finish(bench.read(0, ReadOptions(keep_ratio=0.5)))
+    bench.finish(bench.read(0, ReadOptions(prune="none", max_output_tokens=1)))
+    pruned, again, unpruned = prompts
+    assert len(pruned) < len(again)
+    torch.testing.assert_close(again, unpruned, rtol=0, atol=0)
 
 
 def test_no_retry_goes_to_a_mode_the_model_was_not_trained_for() -> None:
@@ -446,3 +581,30 @@ def test_confidence_and_timing_are_told() -> None:
     assert reading.timing_ms["decode"] > 0
     assert reading.tokens.prompt == 2
     assert (reading.tokens.visual, reading.tokens.kept, reading.tokens.patches) == (7, 7, 4)
+
+
+def test_decoding_time_is_shared_among_the_pages_it_was_spent_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that goes on by one second whenever it is read: the shares add up to all of it."""
+    bench = Bench(hostile())
+    tasks = [bench.read(i, ReadOptions(prune="none", max_output_tokens=3 + 4 * i)) for i in range(6)]
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(page_loop.time, "perf_counter", lambda: float(next(seconds)))
+    bench.finish(*tasks)
+    spent = sum(task.done.result().timing_ms["decode"] for task in tasks)
+    steps_for_somebody = bench.loop.load.steps - 1  # the last one was for a page that had ended
+    assert spent == pytest.approx(1e3 * steps_for_somebody)
+
+
+def test_an_error_of_one_page_is_not_taken_for_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost device fails every page that follows: the loop ends instead, and its process is started anew."""
+    for module in (page_loop, vision):
+        monkeypatch.setattr(module, "is_lost", lambda _: True)
+    bench = Bench(hostile())
+    bench.read(RAISES)
+    with pytest.raises(IndexError):
+        bench.turns(3)
+    bench = Bench(hostile())
+    monkeypatch.setattr(bench.loop._decoder, "_first_logits", failing(lambda *_: None, lambda *_: True))
+    bench.read(0)
+    with pytest.raises(RuntimeError):
+        bench.turns(3)

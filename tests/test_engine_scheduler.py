@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Overloaded
-from app.ocr.scheduler import BatchLimit, Deadlines, FairQueue, Turn, chunks_within
+from app.ocr.scheduler import (
+    BatchLimit,
+    Deadlines,
+    FairQueue,
+    Reserved,
+    Turn,
+    chunks_within,
+    runs_of_like_length,
+)  # fmt: skip
 
 documents = st.sampled_from("abcde")
 arrivals = st.lists(documents | st.none(), max_size=60)
@@ -161,6 +169,32 @@ def test_chunks_keep_order_and_the_budget(sizes: list[int], budget: int) -> None
         assert len(chunk) == 1 or sum(sizes[i] for i in chunk) <= budget
     for left, right in pairwise(chunks):
         assert sum(sizes[i] for i in left) + sizes[right[0]] > budget, "no chunk is smaller than it must be"
+
+
+@given(st.lists(st.integers(1, 500), max_size=40), st.integers(0, 600), st.integers(1, 32))
+def test_runs_are_all_rows_in_order_and_waste_less_than_the_calls_they_save(
+    lengths: list[int], call: int, round_to: int
+) -> None:
+    runs = runs_of_like_length(lengths, call, round_to)
+    assert [i for run in runs for i in run] == list(range(len(lengths)))
+    rounded = [-(-length // round_to) * round_to for length in lengths]
+    wasted = sum(max(rounded[i] for i in run) - rounded[j] for run in runs for j in run)
+    assert wasted <= call * (len(lengths) - len(runs))
+    if call == 0:
+        assert all(len(run) == 1 for run in runs)
+
+
+@given(st.lists(st.integers(0, 30), max_size=20), st.integers(0, 100), st.integers(0, 100))
+def test_no_more_is_promised_than_there_is(amounts: list[int], most: int, taken: int) -> None:
+    reserved = Reserved(most)
+    reserved.take(min(taken, most))
+    fitting = reserved.how_many(amounts)
+    for amount in amounts[:fitting]:
+        reserved.take(amount)
+    assert reserved.taken <= most
+    if fitting < len(amounts):
+        with pytest.raises(ValueError, match="beyond"):
+            reserved.take(amounts[fitting])
 
 
 @given(st.integers(1, 64), st.lists(st.integers(1, 64), max_size=10))

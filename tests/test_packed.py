@@ -61,6 +61,15 @@ def test_the_packed_decoder_is_the_librarys(text: dict[str, Any], rows: tuple[in
     torch.testing.assert_close(packed, native, rtol=1e-4, atol=2e-4)
 
 
+HAS_BFLOAT16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@pytest.mark.skipif(HAS_BFLOAT16, reason="this processor computes in bfloat16")
+def test_bfloat16_is_left_to_the_library_where_onednn_refuses_it() -> None:
+    assert not is_worth_packing(random_network(0, dtype=torch.bfloat16).model.language_model)
+
+
+@pytest.mark.skipif(not HAS_BFLOAT16, reason="oneDNN has no bfloat16 on this processor")
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_library_is() -> None:
     exact, _ = hidden_of(random_network(4), 5, 1)
     native, packed = hidden_of(random_network(4, dtype=torch.bfloat16), 5, 1)

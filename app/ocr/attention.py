@@ -1,20 +1,20 @@
 """Attention over the slots, plugged into the unmodified decoder through transformers' attention interface.
 
 The decoder calls ``attend_pages`` in each layer; the forward call's ``step`` argument says what this pass is:
-a packed prefill or one decode step. No mask is built by the model and none is passed to it.
+a packed prefill or one decode step. No mask is built by the model and none is passed to it. The steps of
+CUDA's flash kernel are in ``packed_attention``.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from app.ocr.config import FULL, SLIDING
 from app.ocr.kv_cache import KvCache
+from app.ocr.scheduler import runs_of_like_length
 
 NAME = "rtprune_pages"
 NO_MASK: dict[str, None] = {FULL: None, SLIDING: None}
@@ -73,127 +73,64 @@ def experts_for(network: Any) -> str:
     return "grouped_mm" if is_aligned and dtype.itemsize <= 4 else "eager"
 
 
-class PackedPrefill:
+class EachPrefill:
     """Pages one after the other in a single row of tokens; page i goes to cache row ``first_row + i``.
 
-    Nothing is padded. ``fused``: all pages in one variable-length kernel (CUDA); else one SDPA call a page.
+    Nothing is padded: one SDPA call a page.
     """
 
-    def __init__(self, cache: KvCache, lengths: Sequence[int], *, fused: bool) -> None:
+    def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
         self._cache = cache
         self._first_row = cache.num_rows
         self._lengths = lengths
-        self._starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(cache.lengths.device)
-        self._fused = fused
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # (T, H, D)
-        start = 0
-        for row, length in enumerate(self._lengths, start=self._first_row):
-            end = start + length
-            self._cache.write(layer, row, keys[start:end], values[start:end])
-            start = end
-        if self._fused:
-            return self._attend_fused(query[0].transpose(0, 1), keys, values, scale)
-        return self._attend_each(query, key, value, scale)
-
-    def _attend_each(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
         grouped = query.shape[1] != key.shape[1]
         outs, start = [], 0
-        for length in self._lengths:
+        for row, length in enumerate(self._lengths, start=self._first_row):
             q, k, v = (states[:, :, start : start + length] for states in (query, key, value))
+            self._cache.write(layer, row, k[0].transpose(0, 1), v[0].transpose(0, 1))
             outs.append(
                 scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
             )
             start += length
         return torch.cat(outs, dim=2).transpose(1, 2)  # (1, T, H, D)
 
-    def _attend_fused(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        longest = max(self._lengths)
-        out = varlen_attn(
-            query, key, value, self._starts, self._starts, longest, longest,
-            scale=scale, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
-        return cast("torch.Tensor", out).unsqueeze(0)
+
+CALL_TOKENS = {"cpu": 256, "cuda": 4096}
+"""How many keys of one row a call costs. CPU: 58 us for a row by itself, 0.16 us for each key of a row (4
+heads of 64, float32, AVX2). CUDA: some 20 us of launches at 5 ns a key (10 heads of 128, bfloat16)."""
+ROUND_TO = 16
+"""Keys are read in multiples of it: masks stay aligned, and runs the same for as many steps."""
 
 
-class SlotDecode:
-    """One token for each of the first n rows on CPU: one row after the other, on exactly its own keys.
+class RunsDecode:
+    """One token for each of the first n rows, in SDPA calls for runs of neighbouring rows of like length.
 
-    A masked call for all rows reads every row as far as the longest, and reading is what attention costs
-    here. 16 rows of 84 to 384 keys (4 heads of 64, float32, one core): 0.42 ms as two matrix products a row,
-    0.63 ms as 16 SDPA calls, 0.93 ms as one. SDPA is for bfloat16, whose scores must not be rounded before
-    the softmax.
+    A run is read as far as its longest row, the rest masked. Where calls cost little beside reading, runs are
+    short; with ``call_tokens`` 0 each row is read by itself, exactly as far as it goes. Not for CUDA graphs:
+    the runs follow the lengths, so two steps seldom have the same shapes.
+
+    16 us a row for 16 to 32 rows of 20 to 80 keys, against 58 each by itself (4 heads of 64, float32, AVX2).
     """
 
-    def __init__(self, cache: KvCache) -> None:
+    def __init__(self, cache: KvCache, call_tokens: int | None = None) -> None:
+        device = cache.lengths.device
         self._cache = cache
-        self._rows = torch.arange(cache.num_rows)
+        self._call_tokens = CALL_TOKENS[device.type] if call_tokens is None else call_tokens
+        self._rows = torch.arange(cache.num_rows, device=device)
+        self._columns = torch.arange(cache.plan.slot_tokens, device=device)
         self._at = self._rows
-        self._attend_row = sdpa_row if cache.shape.dtype.itemsize < 4 else exact_row
-        self._keys: list[tuple[torch.Tensor, ...]] = []
-        self._values: list[tuple[torch.Tensor, ...]] = []
+        self._runs: list[tuple[slice, int, torch.Tensor | None]] = []
 
-    def begin(self) -> "SlotDecode":
-        """Before each step: the places that all layers share, and each layer's keys and values by row."""
-        self._at, _ = self._cache.next_places(len(self._rows))
-        held = enumerate(self._cache.host_held(more=1))  # the token of this step included
-        keys, values = zip(*(self._cache.held_of(row, num_tokens) for row, num_tokens in held), strict=True)
-        self._keys, self._values = list(zip(*keys, strict=True)), list(zip(*values, strict=True))
-        return self
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        cache, attend_row = self._cache, self._attend_row
-        cache.keys[layer].index_put_((self._rows, self._at), key[:, :, 0])
-        cache.values[layer].index_put_((self._rows, self._at), value[:, :, 0])
-        num_groups = key.shape[1]
-        scaled = (query * scale).reshape(len(query), num_groups, -1, query.shape[3])  # (n, Hkv, G, D)
-        rows = zip(scaled.unbind(0), self._keys[layer], self._values[layer], strict=True)
-        outs = [attend_row(q, k, v) for q, k, v in rows]
-        return torch.cat(outs).view(len(query), 1, -1, query.shape[3])  # (n, 1, H, D)
-
-
-def exact_row(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """(Hkv, G, D) scaled queries, (Hkv, T, D) keys and values -> (Hkv, G, D).
-
-    Keys come first in their product: it then reads memory half again as fast as the other way around.
-    """
-    scores = torch.bmm(keys, query.transpose(1, 2)).transpose(1, 2)  # (Hkv, G, T)
-    return torch.bmm(scores.softmax(dim=2), values)
-
-
-def sdpa_row(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The same; scores stay in float32 whatever the dtype. A group's queries attend as its tokens would."""
-    return scaled_dot_product_attention(query, keys, values, scale=1.0)
-
-
-class PackedDecode:
-    """One token for each of the first n rows on CUDA, by torch's own variable-length flash kernel.
-
-    It reads exactly the keys each row holds and takes lengths from the device, so a step can be captured
-    in a CUDA graph and replayed. bfloat16 or float16, compute capability 8.0 and later.
-    """
-
-    def __init__(self, cache: KvCache, num_rows: int) -> None:
-        device, slot_tokens = cache.lengths.device, cache.plan.slot_tokens
-        self._cache = cache
-        self._num_rows = num_rows
-        self._rows = torch.arange(num_rows, device=device)
-        self._query_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=device)
-        self._key_starts = self._query_starts * slot_tokens
-        self._at = cache.lengths[:0]
-        self._held = cache.lengths[:0]
-
-    def begin(self) -> "PackedDecode":
-        self._at, self._held = self._cache.next_places(self._num_rows)
+    def begin(self) -> "RunsDecode":
+        """Before each step: what all layers share."""
+        self._at, held = self._cache.next_places(len(self._rows))
+        lengths = self._cache.host_held(more=1)  # the token of this step included
+        runs = runs_of_like_length(lengths, self._call_tokens, ROUND_TO)
+        self._runs = [self._run(slice(rows.start, rows.stop), lengths, held) for rows in runs]
         return self
 
     def attend(
@@ -202,16 +139,29 @@ class PackedDecode:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys.index_put_((self._rows, self._at), key[:, :, 0])
         values.index_put_((self._rows, self._at), value[:, :, 0])
-        out = varlen_attn(
-            query[:, :, 0],  # (n, H, D)
-            keys[: self._num_rows].flatten(0, 1),  # (n * T, H, D)
-            values[: self._num_rows].flatten(0, 1),
-            self._query_starts,
-            self._key_starts,
-            1,
-            self._cache.plan.slot_tokens,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-            seqused_k=self._held,
-        )
-        return cast("torch.Tensor", out).unsqueeze(1)  # (n, 1, H, D)
+        # the queries of a group attend as its tokens would: (n, Hkv, G, D)
+        grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+        outs = [
+            scaled_dot_product_attention(
+                grouped[rows],
+                keys[rows, :most].transpose(1, 2),
+                values[rows, :most].transpose(1, 2),
+                attn_mask=mask,
+                scale=scale,
+            )
+            for rows, most, mask in self._runs
+        ]
+        mixed = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return mixed.reshape(len(query), 1, -1, query.shape[3])  # (n, 1, H, D)
+
+    def _run(
+        self, rows: slice, lengths: Sequence[int], held: torch.Tensor
+    ) -> tuple[slice, int, torch.Tensor | None]:
+        """The rows, how far they are read, and (rows, 1, 1, most) to add to their scores."""
+        longest = max(lengths[rows])
+        if min(lengths[rows]) == longest:
+            return rows, longest, None
+        most = min(-(-longest // ROUND_TO) * ROUND_TO, self._cache.plan.slot_tokens)
+        beyond = self._columns[:most] >= held[rows, None]
+        mask = torch.zeros(beyond.shape, dtype=self._cache.shape.dtype, device=beyond.device)
+        return rows, most, mask.masked_fill_(beyond, -torch.inf)[:, None, None]

@@ -4,13 +4,15 @@ here.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from app.ocr.attention import NO_MASK, PackedPrefill, SlotDecode, Step, install
-from app.ocr.device import adopt, runner_for
-from app.ocr.kv_cache import KvCache, KvPlan, KvShape
+from app.ocr import packed_attention
+from app.ocr.attention import NO_MASK, EachPrefill, RunsDecode, Step, install
+from app.ocr.device import adopt, reader_for, runner_for
+from app.ocr.kv_cache import KvCache, KvPlan, KvShape, to_device
 from app.ocr.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.model import OcrModel
 from app.ocr.packed import PackedDecoder, is_worth_packing
@@ -60,6 +62,11 @@ class Layers(Protocol):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V)."""
+
+
+class StepAttention(Step, Protocol):
+    def begin(self) -> Step:
+        """Before each step: what all layers share."""
 
 
 class NativeDecoder:
@@ -115,11 +122,12 @@ class Decoder:
             if is_worth_packing(language_model)
             else NativeDecoder(language_model, network.lm_head)
         )
-        self.is_fused = model.device.type == "cuda"
-        if self.is_fused and model.dtype not in (torch.bfloat16, torch.float16):
-            raise ValueError(f"CUDA decodes bfloat16 or float16, the model is {model.dtype}")
         device = model.device
-        self.cache = KvCache(limits.plan, kv_shape(model), device, window)
+        num_heads = network.config.text_config.num_attention_heads
+        self.is_packed = packed_attention.works(kv_shape(model), num_heads, device)
+        """Attention in one length-aware call, its steps fit for CUDA graphs; else in runs of rows."""
+        # what reads each row by itself never sees what an earlier page left
+        self.cache = KvCache(limits.plan, kv_shape(model), device, window, wipes=not self.is_packed)
         vocab_size = network.config.text_config.vocab_size
         self._repeats = RepeatState(
             num_slots, limits.loops, limits.max_distance, model.ngram_exempt_ids, vocab_size, device
@@ -129,8 +137,9 @@ class Decoder:
         self._logprob_sums = torch.zeros(num_slots, dtype=torch.float32, device=device)
         self._is_running = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self._rules: list[NgramRule] = []
-        self._slot_decode: SlotDecode | None = None
-        self._runner = runner_for(self, model.device)
+        self._attention: StepAttention | None = None
+        self._runner = runner_for(self, device, captures=self.is_packed)
+        self._read_later = reader_for(device)
 
     @property
     def num_rows(self) -> int:
@@ -140,26 +149,33 @@ class Decoder:
     def prefill(self, prompts: Sequence[Prompt], rules: Sequence[NgramRule]) -> Choices:
         """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
         lengths = [len(prompt) for prompt in prompts]
-        logits = self._first_logits(prompts, lengths)
-        tokens = logits.argmax(dim=-1)
-        logprobs = chosen_logprobs(logits, tokens)
+        try:
+            logits = self._first_logits(prompts, lengths)
+            tokens = logits.argmax(dim=-1)
+            logprobs = chosen_logprobs(logits, tokens)
+            positions = to_device([p.next_position for p in prompts], torch.int64, self._positions.device)
+            nothing = torch.zeros_like(logprobs)
+            choices = torch.stack((tokens.double(), nothing, nothing, logprobs))
+        except Exception:
+            for row, length in enumerate(lengths[: self.cache.num_free], start=self.num_rows):
+                self.cache.wipe(row, min(length, self.cache.plan.slot_tokens))
+            raise
         first = self.cache.admit(lengths)
         rows = slice(first, self.num_rows)
         self._tokens[rows], self._logprob_sums[rows], self._is_running[rows] = tokens, logprobs, 1
-        self._positions[rows] = torch.tensor([prompt.next_position for prompt in prompts]).to(tokens.device)
+        self._positions[rows] = positions
         for i, rule in enumerate(rules):
             self._repeats.start(first + i, rule, tokens[i])
         self._rules.extend(rules)
         self._rows_changed()
-        nothing = torch.zeros_like(logprobs)
-        return self._read_later(torch.stack((tokens.double(), nothing, nothing, logprobs)))
+        return Choices(self._read_later(choices))
 
     @torch.inference_mode()
     def step(self) -> Choices:
         """One token for every row. Returns without waiting for the device."""
         chosen = self._runner.step(self.num_rows)
         self.cache.advance()
-        return self._read_later(chosen)
+        return Choices(self._read_later(chosen))
 
     @torch.inference_mode()
     def release(self, row: int) -> int:
@@ -201,10 +217,17 @@ class Decoder:
         self._logprob_sums[:num_rows] = sums
         return choices
 
-    def slot_decode(self) -> Step:
-        if self._slot_decode is None:
-            self._slot_decode = SlotDecode(self.cache)
-        return self._slot_decode.begin()
+    def attention(self, num_rows: int | None = None) -> StepAttention:
+        """For steps of ``num_rows`` rows, which may be more than are running where it is packed."""
+        if num_rows is not None:
+            return packed_attention.PackedDecode(self.cache, num_rows)
+        if self._attention is None:
+            self._attention = (
+                packed_attention.PackedDecode(self.cache, self.num_rows)
+                if self.is_packed
+                else RunsDecode(self.cache)
+            )
+        return self._attention
 
     def warm_up(self) -> None:
         """Before the first page: whatever the device needs only once."""
@@ -216,16 +239,14 @@ class Decoder:
         """
         embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
         positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
-        hidden = self._layers(embeds, positions, PackedPrefill(self.cache, lengths, fused=self.is_fused))
-        ends = torch.tensor(lengths).cumsum(0) - 1
-        return self._layers.head(hidden[0, ends.to(hidden.device)]).float()
-
-    def _read_later(self, choices: torch.Tensor) -> Choices:
-        return Choices(self._runner.read_later(choices))
+        prefill = packed_attention.PackedPrefill if self.is_packed else EachPrefill
+        hidden = self._layers(embeds, positions, prefill(self.cache, lengths))
+        ends = to_device([end - 1 for end in accumulate(lengths)], torch.int64, hidden.device)
+        return self._layers.head(hidden[0, ends]).float()
 
     def _rows_changed(self) -> None:
-        self._slot_decode = None
-        if not self.is_fused:  # a captured step looks as far back as any rule may
+        self._attention = None
+        if not self.is_packed:  # a captured step looks as far back as any rule may
             self._repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
 
 

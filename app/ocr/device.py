@@ -5,18 +5,29 @@ CPU: plain calls. CUDA: steps are captured once for each batch bucket and replay
 pinned memory, vision runs on a stream of its own beside decoding.
 """
 
+import logging
+import warnings
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
 
-from app.ocr.attention import PackedDecode, Step
+from app.ocr.attention import Step
 from app.ocr.kv_cache import MIB, KvCache
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Rows = list[list[float]]
+
+
+class Begun(Protocol):
+    """Attention of decode steps."""
+
+    def begin(self) -> Step: ...
 
 
 class Steps(Protocol):
@@ -26,7 +37,7 @@ class Steps(Protocol):
 
     def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor: ...
 
-    def slot_decode(self) -> Step: ...
+    def attention(self, num_rows: int | None = None) -> Begun: ...
 
 
 class Runner(Protocol):
@@ -36,84 +47,137 @@ class Runner(Protocol):
     def step(self, num_rows: int) -> torch.Tensor:
         """Run one decode step; the answer may be overwritten by the next one unless read back first."""
 
-    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
-        """Start bringing ``choices`` to the host; calling the answer waits for it."""
+
+def runner_for(steps: Steps, device: torch.device, *, captures: bool) -> Runner:
+    return GraphRunner(steps) if captures and device.type == "cuda" else PlainRunner(steps)
 
 
-def runner_for(steps: Steps, device: torch.device) -> Runner:
-    return CudaRunner(steps) if device.type == "cuda" else CpuRunner(steps)
+class PlainRunner:
+    """Operations one by one, as they come."""
 
-
-class CpuRunner:
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
 
-    def warm_up(self, num_slots: int) -> None:
-        """Nothing to capture."""
+    def warm_up(self, num_slots: int) -> None:  # noqa: ARG002 - there is nothing to capture
+        device = self._steps.cache.lengths.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread, which will run every step
 
     def step(self, num_rows: int) -> torch.Tensor:
-        return self._steps.run_rows(num_rows, self._steps.slot_decode())
-
-    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
-        rows: Callable[[], Rows] = choices.tolist
-        return rows
+        return self._steps.run_rows(num_rows, self._steps.attention().begin())
 
 
-class CudaRunner:
+@dataclass(frozen=True, slots=True, eq=False)
+class Captured:
+    """``attention``: the graph reads its tensors by address, and nothing else would keep them alive."""
+
+    graph: torch.cuda.CUDAGraph
+    choices: torch.Tensor
+    attention: Begun
+
+
+class GraphRunner(PlainRunner):
     """Replays a CUDA graph for the smallest bucket that holds the running rows; rows beyond them do no harm.
 
     Such a row writes one key at the start of a free slot, which the next prefill overwrites, and its length
-    stays 0.
+    stays 0. Where steps cannot be captured they run one operation at a time: experts that are not bfloat16 or
+    not on Hopper go through a loop that asks the device how many tokens each of them got.
     """
 
     def __init__(self, steps: Steps) -> None:
-        self._steps = steps
+        super().__init__(steps)
         self._buckets: list[int] = []
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[int, Captured] = {}
 
     def warm_up(self, num_slots: int) -> None:
         """Capture every bucket, largest first so that the smaller ones reuse its memory."""
-        torch.cuda.set_device(self._steps.cache.lengths.device)  # of this thread, which will run every step
-        self._buckets = buckets_up_to(num_slots)
-        pool = torch.cuda.graph_pool_handle()
-        for bucket in reversed(self._buckets):
-            attention = PackedDecode(self._steps.cache, bucket)
-            self._graphs[bucket] = self._capture(bucket, attention, pool)
+        super().warm_up(num_slots)
+        buckets = buckets_up_to(num_slots)
+        try:
+            self._rehearse(buckets[-1])
+            pool = torch.cuda.graph_pool_handle()
+            for bucket in reversed(buckets):
+                self._graphs[bucket] = self._capture(bucket, pool)
+        except RuntimeError as error:
+            if is_lost(self._steps.cache.lengths.device):
+                raise
+            logger.warning("decode steps run without CUDA graphs: %s", error)
+            self._graphs.clear()
+            return
+        self._buckets = buckets
 
     def step(self, num_rows: int) -> torch.Tensor:
-        graph, choices = self._graphs[self._buckets[bisect_left(self._buckets, num_rows)]]
-        graph.replay()
-        return choices[:, :num_rows]
+        if not self._buckets:
+            return super().step(num_rows)
+        captured = self._graphs[self._buckets[bisect_left(self._buckets, num_rows)]]
+        captured.graph.replay()
+        return captured.choices[:, :num_rows]
 
-    def read_later(self, choices: torch.Tensor) -> Callable[[], Rows]:
-        host = torch.empty(choices.shape, dtype=choices.dtype, pin_memory=True)
-        host.copy_(choices, non_blocking=True)
-        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        copied.record()
+    def _rehearse(self, bucket: int) -> None:
+        """Raise for a step that waits for the device, before a capture: one that fails half way leaves the
+        allocator thinking that it still goes on.
+        """
+        attention = self._steps.attention(bucket)
+        with torch.inference_mode(), on_side_stream():
+            self._steps.run_rows(bucket, attention.begin())  # kernels choose and load themselves
+            with refusing_syncs():
+                self._steps.run_rows(bucket, attention.begin())
 
-        def read() -> Rows:
-            copied.synchronize()
-            rows: Rows = host.tolist()
-            return rows
-
-        return read
-
-    def _capture(
-        self,
-        bucket: int,
-        attention: PackedDecode,
-        pool: Any,
-    ) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.inference_mode(), torch.cuda.stream(side):
+    def _capture(self, bucket: int, pool: Any) -> Captured:
+        attention = self._steps.attention(bucket)
+        with torch.inference_mode(), on_side_stream():
             for _ in range(2):  # kernels choose and load themselves outside the capture
                 self._steps.run_rows(bucket, attention.begin())
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             choices = self._steps.run_rows(bucket, attention.begin())
-        return graph, choices
+        return Captured(graph, choices, attention)
+
+
+@contextmanager
+def on_side_stream() -> Iterator[None]:
+    """What precedes a capture must not run on the default stream."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@contextmanager
+def refusing_syncs() -> Iterator[None]:
+    """RuntimeError for an operation that waits for the device, as far as torch knows of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says of itself that it does not know of all
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def reader_for(device: torch.device) -> Callable[[torch.Tensor], Callable[[], Rows]]:
+    """How choices come to the host: starts bringing them; calling the answer waits for it."""
+    return pinned if device.type == "cuda" else at_once
+
+
+def at_once(choices: torch.Tensor) -> Callable[[], Rows]:
+    rows: Callable[[], Rows] = choices.tolist
+    return rows
+
+
+def pinned(choices: torch.Tensor) -> Callable[[], Rows]:
+    host = torch.empty(choices.shape, dtype=choices.dtype, pin_memory=True)
+    host.copy_(choices, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+
+    def read() -> Rows:
+        copied.synchronize()
+        rows: Rows = host.tolist()
+        return rows
+
+    return read
 
 
 def buckets_up_to(most: int) -> list[int]:
@@ -135,9 +199,12 @@ class VisionLane:
     decoding.
 
     ``max_pixels``: of pages encoded together, beyond the first; on CPU running pages wait for them.
+    ``shares``: pages are encoded when one of so many shares of the rows is free, if as many pages wait. On
+    CPU rows become free one by one, and a view encoded and prefilled alone takes twice its share of eight.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.shares: int = 8 if device.type == "cpu" else 2**31
         self.max_pixels = CPU_PIXELS_AT_ONCE if device.type == "cpu" else None
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -178,7 +245,9 @@ def adopt(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-OUT_OF_MEMORY = ("not enough memory", "bad_alloc", "can't allocate memory", "out of memory")
+OUT_OF_MEMORY = (
+    "not enough memory", "bad_alloc", "can't allocate memory", "out of memory", "cublas_status_alloc_failed",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -186,6 +255,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+def is_lost(device: torch.device) -> bool:
+    """Asked after an error: some of CUDA's (an illegal address, a card fallen off the bus) fail everything
+    that follows in this process, which is no fault of the pages that follow.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1).tolist()
+    except RuntimeError as error:
+        return not is_out_of_memory(error)
+    return False
+
+
+def wait_for(device: torch.device) -> None:
+    """Until this thread's stream is empty, so that a clock read now is of work done, not of work launched."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def give_back_memory(device: torch.device) -> None:

@@ -13,6 +13,7 @@ from typing import Protocol
 from app.errors import PageTooLong, ParseError
 from app.ocr.device import VisionLane
 from app.ocr.engine_settings import EngineSettings
+from app.ocr.kv_cache import KvPlan
 from app.ocr.model import OcrModel
 from app.ocr.scheduler import BatchLimit, FairQueue, Turn
 from app.ocr.task import PageTask
@@ -37,11 +38,11 @@ class Intake:
     """All but ``put`` runs in the loop's thread. ``encoded``: pages ready for prefill, in turn."""
 
     def __init__(
-        self, model: OcrModel, settings: EngineSettings, pool: Executor, slot_tokens: int, owner: Owner
+        self, model: OcrModel, settings: EngineSettings, pool: Executor, plan: KvPlan, owner: Owner
     ) -> None:
         self._model, self._pool, self._owner = model, pool, owner
         self._max_ahead = settings.prefetch_pages
-        self._slot_tokens = slot_tokens
+        self._slot_tokens = plan.slot_tokens
         self._lock = threading.Lock()
         self._queue: FairQueue[PageTask] = FairQueue(settings.max_queued_pages)
         self._limit = BatchLimit(settings.max_encode_pages)
@@ -73,10 +74,14 @@ class Intake:
             task.turn = self._queue.put(task, task.document_id, priority)
 
     def withdraw(self, task: PageTask) -> None:
-        """Out of the queue; what is already being done for it is dropped when it is done."""
+        """Out of wherever it waits; what is already being done for it is dropped when it is done."""
         if task.turn is not None:
             with self._lock:
                 self._queue.remove(task.turn)
+        self.encoded = [pair for pair in self.encoded if pair[0] is not task]
+        if any(entry[2] is task for entry in self._ready):
+            self._ready = [entry for entry in self._ready if entry[2] is not task]
+            heapq.heapify(self._ready)
 
     def begin(self, task: PageTask) -> None:
         """Preprocess a page now. One that is read again keeps its turn, so it is next."""
@@ -85,8 +90,8 @@ class Intake:
         future = self._pool.submit(self._prepare, task)
         future.add_done_callback(lambda done: self._owner.post(partial(self._prepared, task, life, done)))
 
-    def advance(self, num_rows: int) -> None:
-        """Preprocess ahead, and encode as many pages as there are rows free for."""
+    def advance(self, num_rows: int, most_rows: int) -> None:
+        """Preprocess ahead, and encode as many pages as there are rows free for, of ``most_rows``."""
         while self.num_preparing < self._max_ahead:
             with self._lock:
                 popped = self._queue.pop()
@@ -94,15 +99,36 @@ class Intake:
                 break
             self.begin(popped[1])
         self._collect()
-        if self._encoding is None:
-            self._encode(num_rows - len(self.encoded))
+        num_rows -= len(self.encoded)
+        least = min(most_rows // self._lane.shares, self._num_coming)
+        if self._encoding is None and num_rows >= max(1, least):
+            self._encode(num_rows)
             self._collect()
+
+    @property
+    def _num_coming(self) -> int:
+        """Pages that could be encoded together if one waited for them."""
+        return self.num_queued + self.num_preparing
+
+    def take_up(self, task: PageTask, encoded: Encoded) -> None:
+        """Another attempt at a page in the same mode: nothing is preprocessed or encoded again."""
+        try:
+            again = self._vision.again(encoded, task.rung)
+        except Exception as error:
+            logger.warning("a page could not be read again", exc_info=error)
+            self._owner.fail(task, failure_of(error))
+            return
+        self._take_in([(task, again)], in_front=True)
 
     def room(self, task: PageTask, encoded: Encoded) -> int:
         """Output tokens that the request, the page's slot and the model's positions leave."""
         slot = self._slot_tokens - len(encoded.prompt)
         positions = self._model.max_positions - encoded.prompt.next_position
         return min(task.max_output_tokens, slot, positions)
+
+    def size(self, task: PageTask, encoded: Encoded) -> int:
+        """KV tokens that the page may come to hold."""
+        return len(encoded.prompt) + self.room(task, encoded)
 
     def close(self) -> None:
         self._lane.close()
@@ -175,8 +201,14 @@ class Intake:
             task.times_ms["encode"] += result.encode_ms
             task.times_ms["prune"] += result.prune_ms
             task.waits(now)
-            if self.room(task, result) < 1:
-                before = f"{len(result.prompt)} tokens before any output"
-                self._owner.fail(task, PageTooLong(f"{before}, {self._slot_tokens} is the most for a page"))
-            else:
-                self.encoded.append((task, result))
+            self._take_in([(task, result)])
+
+    def _take_in(self, pages: list[tuple[PageTask, Encoded]], *, in_front: bool = False) -> None:
+        fitting = []
+        for task, encoded in pages:
+            if self.room(task, encoded) >= 1:
+                fitting.append((task, encoded))
+                continue
+            before = f"{len(encoded.prompt)} tokens before any output"
+            self._owner.fail(task, PageTooLong(f"{before}, {self._slot_tokens} is the most for a page"))
+        self.encoded = fitting + self.encoded if in_front else self.encoded + fitting

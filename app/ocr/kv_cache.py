@@ -4,8 +4,11 @@ Why slots and not blocks. A block table lets pages of different length share mem
 must then be reserved at admission (which holds as much memory as slots do) or pages must be thrown out half
 read when blocks run out. And on CPU a block table means copying every key and value of every page at every
 step, while rows of one tensor are read where they lie. Page lengths here differ by the output alone and are
-capped by ``max_page_tokens``; untouched memory of a slot is not even committed by the operating system on
-CPU. On an H200, 256 slots of 4,096 tokens of the full-size model are 64 GB.
+capped by ``max_page_tokens``. On an H200, 256 slots of 4,096 tokens of the full-size model are 64 GB.
+
+On CPU a slot is address space, not memory: pages of it are committed when first written, and given back when
+the slot is freed. So there may be more slots than the budget fills, and what a page may grow to is reserved
+when it is admitted: 64 views of 200 tokens, or 16 pages of 8,192, in the same gigabyte.
 
 Running pages are rows 0 to n - 1, always: a page that ends is replaced by the last row (one copy of what
 that page holds), so a decode step works on slices and never on an index.
@@ -13,16 +16,18 @@ that page holds), so a decode step works on slices and never on an index.
 With a sliding window (Unlimited-OCR), a row keeps its whole prompt and the last ``window`` tokens of its
 output: the output is a ring behind the prompt. Keys carry their rotation, so their order does not matter.
 
-Nothing ever reads a slot beyond its row's length, so what earlier pages left there, NaN included, does no
-harm.
+Beyond what a row holds its slot is zero where ``wipes`` says so: what reads several rows as far as the
+longest of them multiplies what lies there by a weight of zero, and a NaN left by an earlier page stays one.
 """
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 MIB = 1024 * 1024
+PAGE_BYTES = mmap.PAGESIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +48,29 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """``num_slots`` pages of at most ``slot_tokens`` tokens (kept visual tokens, prompt and output) each."""
+    """``num_slots`` pages of at most ``slot_tokens`` tokens (kept visual tokens, prompt and output) each.
+
+    ``budget_tokens``: of all pages together; ``None``: as many as the slots hold.
+    """
 
     num_slots: int
     slot_tokens: int
+    budget_tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """What all running pages together may grow to."""
+        whole = self.num_slots * self.slot_tokens
+        return whole if self.budget_tokens is None else min(whole, self.budget_tokens)
 
     @classmethod
-    def within(cls, budget_bytes: int, shape: KvShape, *, max_pages: int, max_page_tokens: int) -> "KvPlan":
-        """As many slots as the budget pays, at most ``max_pages``. ValueError if it does not pay for one."""
+    def within(
+        cls, budget_bytes: int, shape: KvShape, *, max_pages: int, max_page_tokens: int, lazy: bool = False
+    ) -> "KvPlan":
+        """As many slots as the budget pays, at most ``max_pages``. ValueError if it does not pay for one.
+
+        ``lazy``: slots cost what is written to them, so there are ``max_pages`` and a budget of tokens.
+        """
         slot_bytes = shape.bytes_per_token * max_page_tokens
         num_slots = min(max_pages, budget_bytes // slot_bytes)
         if num_slots < 1:
@@ -58,6 +78,8 @@ class KvPlan:
                 f"a KV budget of {budget_bytes / MIB:.0f} MiB does not hold one page "
                 f"of {max_page_tokens} tokens, {slot_bytes / MIB:.0f} MiB"
             )
+        if lazy:
+            return cls(max_pages, max_page_tokens, budget_bytes // shape.bytes_per_token)
         return cls(num_slots, max_page_tokens)
 
 
@@ -67,17 +89,26 @@ class KvCache:
 
     ``lengths``: (S,) int32 on the device, tokens each row has taken, 0 for a free one; ``prompts``: (S,)
     int32, how many of them were its prompt. ``host_lengths`` and ``host_prompts`` mirror the first n of them
-    so that no step has to ask the device.
+    so that no step has to ask the device. ``wipes``: a slot is made zero when it is freed.
     """
 
-    def __init__(self, plan: KvPlan, shape: KvShape, device: torch.device, window: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: KvPlan,
+        shape: KvShape,
+        device: torch.device,
+        window: int | None = None,
+        *,
+        wipes: bool = True,
+    ) -> None:
         self.plan = plan
         self.shape = shape
         self.window = window
-        self._storage = _zeros(plan, shape, device)  # (2 L, S, T, H, D)
-        layers = self._storage.unbind(0)
+        self._wipes = wipes
+        self._lazy = LazySlots(plan, shape) if device.type == "cpu" else None
+        self._storage = _zeros(plan, shape, device) if self._lazy is None else self._lazy.storage
+        layers = self._storage.unbind(0)  # of (2 L, S, T, H, D)
         self.keys, self.values = layers[0::2], layers[1::2]
-        self._rows = self._storage.permute(1, 0, 3, 2, 4).unbind(0)  # S of (2 L, H, T, D)
         self.lengths = torch.zeros(plan.num_slots, dtype=torch.int32, device=device)
         self.prompts = torch.zeros_like(self.lengths)
         self.host_lengths: list[int] = []
@@ -93,7 +124,8 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        return self._storage.nbytes
+        """What running pages may take in all, planned at start."""
+        return self.plan.num_tokens * self.shape.bytes_per_token
 
     def next_places(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """For the next token of the first n rows: (n,) int64 its place, (n,) int32 tokens held with it."""
@@ -111,15 +143,24 @@ class KvCache:
         rows = zip(self.host_lengths, self.host_prompts, strict=True)
         return [min(length + more, prompt + self.window) for length, prompt in rows]
 
-    def held_of(self, row: int, num_tokens: int) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """The first tokens of a row: (H, T, D) keys of every layer, and values."""
-        layers = self._rows[row].narrow(2, 0, num_tokens).unbind(0)
-        return layers[0::2], layers[1::2]
-
     def write(self, layer: int, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """The first tokens of a row: (T, H, D) each."""
         self.keys[layer][row, : len(keys)] = keys
         self.values[layer][row, : len(values)] = values
+
+    def write_packed(
+        self, layer: int, rows: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """Tokens of any rows, (T,) int64 each and (T, H, D) each, in two launches however many pages."""
+        self.keys[layer].index_put_((rows, places), keys)
+        self.values[layer].index_put_((rows, places), values)
+
+    def wipe(self, row: int, num_tokens: int) -> None:
+        """Make a row that held ``num_tokens`` zero again."""
+        if self._lazy is not None:
+            self._lazy.wipe(row, num_tokens)
+        elif self._wipes:
+            self._storage[:, row, :num_tokens].zero_()
 
     def admit(self, lengths: Sequence[int]) -> int:
         """Rows n, n + 1, ... now hold ``lengths`` tokens, already written. Returns n."""
@@ -130,8 +171,9 @@ class KvCache:
             )
         self.host_lengths.extend(lengths)
         self.host_prompts.extend(lengths)
-        self.lengths[first : self.num_rows] = torch.tensor(lengths, dtype=torch.int32)
-        self.prompts[first : self.num_rows] = self.lengths[first : self.num_rows]
+        held = to_device(lengths, torch.int32, self.lengths.device)
+        self.lengths[first : self.num_rows] = held
+        self.prompts[first : self.num_rows] = held
         return first
 
     def advance(self) -> None:
@@ -141,9 +183,12 @@ class KvCache:
     def release(self, row: int) -> int:
         """Free a row; the last row takes its place. Returns that row's old index."""
         last = self.num_rows - 1
-        held = self.host_held()[last]
+        lengths = self.host_held()
+        self.wipe(row, lengths[row])
         if row != last:
+            held = lengths[last]
             self._storage[:, row, :held] = self._storage[:, last, :held]
+            self.wipe(last, held)
         for counts in (self.lengths, self.prompts):
             counts[row] = counts[last]
             counts[last] = 0
@@ -153,15 +198,40 @@ class KvCache:
         return last
 
 
-def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
-    """(2 L, S, T, H, D): keys and values of each layer in turn. On CPU those of a row lie together, and in
-    them those of a head, so memory is read in order, 20 % faster at 300 keys.
+class LazySlots:
+    """Slots on CPU. ``storage``: (2 L, S, T, H, D), zero, and not committed before it is written.
 
-    The packed kernels of CUDA want a layer's tokens together instead.
+    torch's own zeros are written at once: 3.7 GiB resident for 64 slots that held 10 MiB. All of a row lies
+    together, and in it those of a head, so memory is read in order, 20 % faster at 300 keys.
     """
-    layers, slots, tokens = shape.num_layers, plan.num_slots, plan.slot_tokens
-    heads, dim = shape.num_heads, shape.head_dim
-    if device.type == "cpu":
-        rows = torch.zeros(slots, 2 * layers, heads, tokens, dim, dtype=shape.dtype, device=device)
-        return rows.permute(1, 0, 3, 2, 4)
-    return torch.zeros(2 * layers, slots, tokens, heads, dim, dtype=shape.dtype, device=device)
+
+    def __init__(self, plan: KvPlan, shape: KvShape) -> None:
+        sizes = (2 * shape.num_layers, shape.num_heads, plan.slot_tokens, shape.head_dim)
+        needed = plan.slot_tokens * shape.bytes_per_token
+        self._slot_bytes = -(-needed // PAGE_BYTES) * PAGE_BYTES  # whole pages, or none could be given back
+        self._memory = mmap.mmap(
+            -1, plan.num_slots * self._slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        )
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # 2 MiB for each head of each layer, however short the page
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)
+        flat = torch.frombuffer(self._memory, dtype=shape.dtype)
+        rows = flat.view(plan.num_slots, -1)[:, : needed // shape.dtype.itemsize].view(-1, *sizes)
+        self.storage = rows.permute(1, 0, 3, 2, 4)
+
+    def wipe(self, row: int, num_tokens: int) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, row * self._slot_bytes, self._slot_bytes)
+        else:
+            self.storage[:, row, :num_tokens].zero_()
+
+
+def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
+    """(2 L, S, T, H, D): the packed kernels of CUDA want the heads of a token together."""
+    sizes = (2 * shape.num_layers, plan.num_slots, plan.slot_tokens, shape.num_heads, shape.head_dim)
+    return torch.zeros(sizes, dtype=shape.dtype, device=device)
+
+
+def to_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(n,) without waiting: a copy from ordinary memory would stop the host until the stream is empty."""
+    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)

@@ -179,7 +179,7 @@ class PackedDecoder:
 def is_worth_packing(language_model: Any) -> bool:
     """On CPU, for a checkpoint of pocket size and of the kind above, where this build of torch has oneDNN."""
     weights = list(language_model.layers.parameters())
-    is_known = all(weight.dtype in (torch.float32, torch.bfloat16) for weight in weights) and not any(
+    is_known = all(_is_laid_out(weight.dtype) for weight in weights) and not any(
         isinstance(module, nn.Linear) and module.bias is not None for module in language_model.modules()
     )
     is_tabled = language_model.rotary_emb.rope_type == "default"  # others change with the length
@@ -203,6 +203,13 @@ def _with_packed_linears(module: Any) -> Any:
     clone = copy.copy(module)
     clone._modules = {name: _with_packed_linears(child) for name, child in module.named_children()}
     return clone
+
+
+def _is_laid_out(dtype: torch.dtype) -> bool:
+    """Without AVX-512 (or AVX-NE-CONVERT) oneDNN refuses bfloat16."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 def _is_small_on_cpu(weights: Sequence[torch.Tensor]) -> bool:

@@ -12,17 +12,18 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from app.document import FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
-from app.ocr.device import give_back_memory, is_out_of_memory, kv_budget_bytes
+from app.ocr.device import give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.intake import Intake
 from app.ocr.kv_cache import KvPlan
 from app.ocr.loops import find_loop, loop_before_ban, without_repeats
 from app.ocr.model import OcrModel
-from app.ocr.scheduler import BatchLimit, Deadlines, chunks_within
+from app.ocr.scheduler import BatchLimit, Deadlines, Reserved, chunks_within
 from app.ocr.task import PageTask, Stretches
 from app.ocr.vision import Encoded, failure_of
 
@@ -45,8 +46,9 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Tokens on their way to the host, and whose they are: page and life."""
+    """Tokens on their way to the host, and whose they are: page and life. ``stage``: of what they came."""
 
+    stage: Literal["prefill", "decode"]
     owners: list[tuple[PageTask, int]]
     choices: Choices
 
@@ -64,19 +66,23 @@ class PageLoop:
         budget = kv_budget_bytes(model.device, settings.kv_memory_mib, settings.kv_memory_share)
         max_page_tokens = min(settings.max_page_tokens, model.max_positions)
         plan = KvPlan.within(
-            budget, kv_shape(model), max_pages=settings.max_running_pages, max_page_tokens=max_page_tokens
-        )
+            budget, kv_shape(model), max_pages=settings.max_running_pages, max_page_tokens=max_page_tokens,
+            lazy=model.device.type == "cpu",
+        )  # fmt: skip
         self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance))
+        self._reserved = Reserved(plan.num_tokens)
+        self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
         self._prefill_limit = BatchLimit(plan.num_slots)
         self._row_limit = BatchLimit(plan.num_slots, patience=256)
         self._commands: deque[Callable[[], None]] = deque()
         self._woken = threading.Event()
-        self._intake = Intake(model, settings, preparing, plan.slot_tokens, self)
+        self._intake = Intake(model, settings, preparing, plan, self)
         self._deadlines: Deadlines[PageTask] = Deadlines()
         self._num_alone = 0
         self._running: list[PageTask] = []
         self._pending: deque[_Pass] = deque()
         self._decode_clock_ms = 0.0
+        self._clock_s = 0.0
         self._steps = 0
 
     # any thread
@@ -118,15 +124,11 @@ class PageLoop:
             self._commands.popleft()()
         for task in self._deadlines.expired(time.monotonic()):
             self.end(task, "deadline")
-        most = min(self._decoder.cache.plan.num_slots, self._row_limit.value)
-        self._intake.advance(most - len(self._running))
+        self._intake.advance(0 if self._is_full else self._num_free, self._most_rows)
         self._prefill()
-        start = time.perf_counter()
-        num_rows = len(self._running)
+        self._clock_s = time.perf_counter()
         self._decode()
         self._settle(leave=1 if self._running else 0)
-        if num_rows:
-            self._decode_clock_ms += (time.perf_counter() - start) * 1e3 / num_rows
         return bool(self._running or self._pending or self._intake.encoded or self._commands)
 
     def wait(self) -> None:
@@ -158,6 +160,15 @@ class PageLoop:
     def close(self) -> None:
         self._intake.close()
 
+    @property
+    def _most_rows(self) -> int:
+        return min(self._decoder.cache.plan.num_slots, self._row_limit.value)
+
+    @property
+    def _num_free(self) -> int:
+        """Rows that a page may take now."""
+        return max(0, self._most_rows - len(self._running))
+
     def _watch(self, task: PageTask) -> None:
         if not task.is_over:
             self._deadlines.add(task, task.deadline_s)
@@ -166,14 +177,11 @@ class PageLoop:
         """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens``
         take.
         """
-        waiting = [pair for pair in self._intake.encoded if not pair[0].is_over]
-        if not waiting:
+        size = self._num_fitting()
+        if not size:
             return
-        lengths = [len(encoded.prompt) for _, encoded in waiting]
-        most = 1 if self._num_alone else self._prefill_limit.value
-        size = min(most, len(chunks_within(lengths, self._settings.max_prefill_tokens)[0]))
-        batch = waiting[:size]
-        self._intake.encoded = waiting[size:]
+        batch = self._intake.encoded[:size]
+        del self._intake.encoded[:size]
         self._num_alone = max(0, self._num_alone - size)
         start = time.perf_counter()
         try:
@@ -181,11 +189,27 @@ class PageLoop:
                 [encoded.prompt for _, encoded in batch], [task.rung.ngram for task, _ in batch]
             )
         except Exception as error:
+            if is_lost(self._model.device):
+                raise
             logger.warning("a prefill of %d pages failed", size, exc_info=error)
             self._prefill_failed(batch, error)
             return
         self._prefill_limit.succeeded()
         self._admitted(batch, choices, (time.perf_counter() - start) * 1e3 / size)
+
+    def _num_fitting(self) -> int:
+        """How many of the encoded pages, in turn, one prefill takes. The first that does not fit waits, and
+        all behind it wait with it, or pages that need less would pass it for ever.
+        """
+        waiting = self._intake.encoded[: self._num_free]
+        if not waiting:
+            return 0
+        lengths = [len(encoded.prompt) for _, encoded in waiting]
+        size = len(chunks_within(lengths, self._settings.max_prefill_tokens)[0])
+        size = min(1 if self._num_alone else self._prefill_limit.value, size)
+        num_fitting = self._reserved.how_many([self._intake.size(*pair) for pair in waiting[:size]])
+        self._is_full = num_fitting < size
+        return num_fitting
 
     def _admitted(self, batch: PrefillBatch, choices: Choices, prefill_ms: float) -> None:
         now = time.monotonic()
@@ -193,9 +217,11 @@ class PageLoop:
             task.stops_waiting(now)
             task.times_ms["prefill"] += prefill_ms
             task.starts(len(self._running), encoded, self._intake.room(task, encoded), self._settings.loops)
+            task.reserved = self._intake.size(task, encoded)
+            self._reserved.take(task.reserved)
             task.decode_clock_ms = self._decode_clock_ms
             self._running.append(task)
-        self._pending.append(_Pass([(task, task.life) for task, _ in batch], choices))
+        self._pending.append(_Pass("prefill", [(task, task.life) for task, _ in batch], choices))
 
     def _prefill_failed(self, batch: PrefillBatch, error: Exception) -> None:
         """Alone: the page fails. Together: smaller if memory ran out, else each alone to find whose fault it
@@ -224,7 +250,7 @@ class PageLoop:
             return
         self._steps += 1
         self._row_limit.succeeded()
-        self._pending.append(_Pass(owners, choices))
+        self._pending.append(_Pass("decode", owners, choices))
 
     def _step_out_of_memory(self) -> None:
         """Fewer pages at once from now on: the half that came last starts over when there is room."""
@@ -234,17 +260,36 @@ class PageLoop:
         if num_rows == 1:
             self.fail(self._running[0], PageFailed("the page alone does not fit the device's memory"))
             return
-        for task in self._running[num_rows // 2 :]:
+        for task in reversed(self._running[num_rows // 2 :]):
             self._again(task, task.attempt)
 
     def _settle(self, leave: int) -> None:
         """Read passes back, all but the last ``leave``: the device works on those while the host thinks."""
         while len(self._pending) > leave:
             settled = self._pending.popleft()
-            for (task, life), choice in zip(settled.owners, settled.choices.read(), strict=True):
+            choices = settled.choices.read()
+            self._charge(settled)
+            for (task, life), choice in zip(settled.owners, choices, strict=True):
                 # a page that ended, or started over, since this pass was launched ran it for nothing
                 if not task.is_over and task.life == life:
                     self._take(task, choice)
+
+    def _charge(self, settled: _Pass) -> None:
+        """What went by since the clock was read was spent on this pass: launching the next one and waiting
+        for this one, which on CUDA is where the device's time shows.
+        """
+        now = time.perf_counter()
+        spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now
+        # a page that left ran this pass for nothing, and its time belongs to those that made it run
+        alive = [task for task, life in settled.owners if not task.is_over and task.life == life]
+        if not alive:
+            return
+        if settled.stage == "decode":
+            self._decode_clock_ms += spent_ms / len(alive)
+            return
+        for task in alive:
+            task.times_ms["prefill"] += spent_ms / len(alive)
+            task.decode_clock_ms = self._decode_clock_ms  # the step in flight when it joined was not its own
 
     def _take(self, task: PageTask, choice: Choice) -> None:
         if not math.isfinite(choice.logprob_sum):
@@ -303,10 +348,14 @@ class PageLoop:
 
     def _again(self, task: PageTask, attempt: int) -> None:
         """Read the page from the start. It keeps its turn, so it is next."""
+        mode, encoded = task.rung.mode, task.encoded
         self._leave(task)
         task.restarts(attempt)
         task.waits(time.monotonic())
-        self._intake.begin(task)
+        if encoded is not None and task.rung.mode == mode:
+            self._intake.take_up(task, encoded)
+        else:
+            self._intake.begin(task)
 
     def _finish(self, task: PageTask) -> None:
         """Its outcomes are complete: free its memory, make its text."""
@@ -324,6 +373,8 @@ class PageLoop:
         task.times_ms["decode"] += self._decode_clock_ms - task.decode_clock_ms
         row, task.row = task.row, None
         self._decoder.release(row)
+        self._reserved.give_back(task.reserved)
+        self._is_full = False
         moved = self._running.pop()
         if moved is not task:
             self._running[row] = moved

@@ -5,6 +5,7 @@ clocks.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from app.errors import Overloaded
@@ -196,3 +197,47 @@ def chunks_within(sizes: Sequence[int], budget: int) -> list[range]:
     if start < len(sizes):
         chunks.append(range(start, len(sizes)))
     return chunks
+
+
+def runs_of_like_length(lengths: Sequence[int], call: int, round_to: int) -> list[range]:
+    """Neighbours that are read together, each as far as the longest: a row joins the run before it unless
+    that reads more in vain than a ``call`` of its own costs. Lengths count in multiples of ``round_to``.
+
+    >>> runs_of_like_length([3, 4, 4, 90, 91], call=10, round_to=4)
+    [range(0, 3), range(3, 5)]
+    >>> runs_of_like_length([4, 4], call=0, round_to=1)
+    [range(0, 1), range(1, 2)]
+    """
+    runs: list[range] = []
+    start, longest = 0, 0
+    for i, length in enumerate(-(-length // round_to) * round_to for length in lengths):
+        most = max(longest, length)
+        in_vain = (most - longest) * (i - start) + most - length
+        if i > start and in_vain >= call:
+            runs.append(range(start, i))
+            start, most = i, length
+        longest = most
+    if start < len(lengths):
+        runs.append(range(start, len(lengths)))
+    return runs
+
+
+class Reserved:
+    """How much of ``most`` is promised. Never more than that, so what was promised is always there."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+
+    def how_many(self, amounts: Sequence[int]) -> int:
+        """How many of the first ``amounts`` fit together."""
+        left = self._most - self.taken
+        return sum(1 for total in accumulate(amounts) if total <= left)
+
+    def take(self, amount: int) -> None:
+        if self.taken + amount > self._most:
+            raise ValueError(f"{amount} more than {self.taken} is beyond {self._most}")
+        self.taken += amount
+
+    def give_back(self, amount: int) -> None:
+        self.taken -= amount

@@ -78,6 +78,10 @@ class PageTask:
     row: int | None = None
     room: int = 0
     """Output tokens this attempt may still have in all."""
+    reserved: int = 0
+    """KV tokens promised to it while it is in a row."""
+    encoded: Encoded | None = None
+    """What it was last prefilled from, unpruned tokens too: another attempt in its mode needs no more."""
     ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0
     num_scored: int = 0
@@ -104,7 +108,7 @@ class PageTask:
 
     def starts(self, row: int, encoded: Encoded, room: int, loops: LoopRule) -> None:
         """Prefill put it in ``row``."""
-        self.row, self.room, self.counts = row, room, encoded.counts
+        self.row, self.room, self.counts, self.encoded = row, room, encoded.counts, encoded
         self.ids, self.logprob_sum, self.num_scored = [], 0.0, 0
         self.stretches = Stretches()
         self.bans = BanCount(self.rung.ngram, loops)
@@ -152,7 +156,7 @@ class PageTask:
 
     def settle(self, result: Reading | ParseError) -> None:
         """Tell whoever waits. The first answer stands."""
-        self.is_over = True
+        self.is_over, self.encoded = True, None
         try:
             if isinstance(result, Reading):
                 self.done.set_result(result)

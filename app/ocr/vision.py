@@ -5,7 +5,7 @@ assemble.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 
 from app.errors import PageFailed, ParseError
 from app.ocr.decoder import Prompt
-from app.ocr.device import give_back_memory, is_out_of_memory
+from app.ocr.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
 from app.ocr.ladder import Rung
 from app.ocr.model import OcrModel, PageViews
 from app.ocr.scheduler import BatchLimit, chunks_within
@@ -58,12 +58,17 @@ class VisualCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A page ready for prefill. Times are its share of what it was encoded and pruned with."""
+    """A page ready for prefill. Times are its share of what it was encoded and pruned with.
+
+    ``tokens``: before pruning, for an attempt without it.
+    """
 
     prompt: Prompt
     counts: VisualCounts
     encode_ms: float
     prune_ms: float
+    page: Prepared
+    tokens: VisualTokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +76,10 @@ class _Kept:
     embeds: torch.Tensor
     positions: torch.Tensor
     counts: VisualCounts
+
+
+NOT_PRUNED = PageFailed("the page was not pruned")
+"""Stands where every page will have its answer."""
 
 
 def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int]) -> Prepared:
@@ -94,21 +103,48 @@ class Vision:
         """One answer a page, in order."""
         start = time.perf_counter()
         tokens = self._each(pages, self._encode_views)
+        wait_for(self._model.device)
         encode_ms = (time.perf_counter() - start) * 1e3 / len(pages)
         start = time.perf_counter()
         kept = self._prune_all(pages, tokens)
+        wait_for(self._model.device)
         prune_ms = (time.perf_counter() - start) * 1e3 / len(pages)
         self._limit.succeeded()
-        return [self._encoded(page, one, encode_ms, prune_ms) for page, one in zip(pages, kept, strict=True)]
+        return [
+            self._encoded(page, one, whole, encode_ms, prune_ms)
+            for page, one, whole in zip(pages, kept, tokens, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def again(self, encoded: Encoded, rung: Rung) -> Encoded:
+        """The same page for another rung of the same mode, from what was encoded."""
+        page = replace(encoded.page, rung=rung)
+        same = (encoded.page.rung.prune, encoded.page.rung.keep_ratio) == (rung.prune, rung.keep_ratio)
+        if same:
+            return replace(encoded, page=page)
+        adopt(encoded.tokens.embeds)
+        kept = self._prune_all([page], [encoded.tokens])[0]
+        if isinstance(kept, ParseError):
+            raise kept
+        return replace(encoded, page=page, prompt=self._prompt(page, kept), counts=kept.counts)
 
     def _encoded(
-        self, page: Prepared, kept: _Kept | ParseError, encode_ms: float, prune_ms: float
+        self,
+        page: Prepared,
+        kept: _Kept | ParseError,
+        tokens: VisualTokens | ParseError,
+        encode_ms: float,
+        prune_ms: float,
     ) -> Encoded | ParseError:
+        if isinstance(tokens, ParseError):
+            return tokens
         if isinstance(kept, ParseError):
             return kept
         try:
-            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms)
+            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms, page, tokens)
         except Exception as error:
+            if is_lost(self._model.device):
+                raise
             logger.exception("a page's visual tokens do not fit the decoder")
             return failure_of(error)
 
@@ -122,12 +158,15 @@ class Vision:
         self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens | ParseError]
     ) -> list[_Kept | ParseError]:
         """Pages that are pruned the same way in one call."""
-        results: list[_Kept | ParseError] = [t if isinstance(t, ParseError) else keep_all(t, p.density)
-                                             for p, t in zip(pages, tokens, strict=True)]  # fmt: skip
+        results: list[_Kept | ParseError] = [NOT_PRUNED] * len(pages)
         by_ratio: dict[float | None, list[int]] = {}
-        for i, page in enumerate(pages):
-            if page.rung.prune == "rtprune" and not isinstance(tokens[i], ParseError):
+        for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
+            if isinstance(one, ParseError):
+                results[i] = one
+            elif page.rung.prune == "rtprune":
                 by_ratio.setdefault(page.rung.keep_ratio, []).append(i)
+            else:
+                results[i] = keep_all(one, page.density)
         for ratio, members in by_ratio.items():
             pairs = [(t, pages[i].density) for i in members if isinstance(t := tokens[i], VisualTokens)]
             pruned = self._each(pairs, lambda some, ratio=ratio: prune_some(some, ratio))  # type: ignore[misc]
@@ -165,6 +204,8 @@ class Vision:
         try:
             return [*work(items)]
         except Exception as error:
+            if is_lost(self._model.device):
+                raise
             no_memory = is_out_of_memory(error)
             if no_memory:
                 self._limit.shrink(len(items))

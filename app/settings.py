@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     wait_s: float = Field(120.0, gt=0, le=3600)
     """How long ``/v1/parse`` waits unless the client says otherwise; then 202."""
     queue_poll_s: float = Field(0.02, ge=0.001, le=3600)
-    """How often to look for work, results and cancellations while nobody tells of them; else every 0.25 s."""
+    """How often to look for work, results and cancellations while nobody tells of them; else every second."""
     batch_pages: int = Field(8, ge=1, le=1000)
     """Pages of a document that one worker claims together."""
     max_pages_in_flight: int = Field(64, ge=1)

@@ -27,7 +27,7 @@ Handler = Callable[[Collection[str]], None]
 Message = tuple[str, str]
 
 TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel")
-RELAXED_POLL_S = 0.25
+RELAXED_POLL_S = 1.0
 """How often to look, at least, while wake-ups arrive."""
 ECHO_S = 10.0
 """How often a listener sends itself a message, to know that others' would arrive."""

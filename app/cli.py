@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from app.document import ParseOptions
 from app.errors import ParseError
 from app.formats import sniff_file
-from app.jobs.jobs import Jobs, Wish
+from app.jobs.jobs import Jobs
 from app.jobs.outcome import raise_if_unread
+from app.jobs.wish import Wish
 from app.main import create_app, embedded
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings

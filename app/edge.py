@@ -51,6 +51,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # HEAD is GET without a body, which the server leaves out by its own, unchanged scope
+        scope = {**scope, "method": "GET", "head": True} if scope["method"] == "HEAD" else scope
         exchange = _Exchange(scope, receive, send)
         token = request_id.set(exchange.id)
         try:
@@ -72,7 +74,8 @@ class Edge:
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         route = scope.get("route")
         path = getattr(route, "path", "other")
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = "HEAD" if "head" in scope else scope["method"]
+        method = method if method in METHODS else "other"
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
         logger.info(
             "request",

@@ -8,6 +8,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -21,8 +22,12 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_REDIRECTS = 5
 MAX_URL_CHARS = 2000
 CONNECT_S = 10.0
-TRANSLATED = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/16"))
-"""IPv6 networks that carry an IPv4 address to somewhere we cannot see."""
+RESOLVE_S = 10.0
+NUM_RESOLVERS = 8
+PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+"""All that was ever given out. The rest is local, or carries an IPv4 address, in ways that come and go."""
+NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("2002::/16", "192.0.0.0/24", "192.88.99.0/24")))
+"""What ``is_global`` of this Python takes for public: IPv4 in IPv6, protocol assignments, relays."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -33,8 +38,11 @@ class GuardedHttp:
         self._settings = settings
         self._allowed = allowed_networks(settings.url_allow)
         self._client = httpx.AsyncClient(trust_env=False, timeout=CONNECT_S, follow_redirects=False)
+        # threads of their own: strangers' name servers that hang must not keep others from the database
+        self._resolvers = ThreadPoolExecutor(NUM_RESOLVERS, "resolve")
 
     async def close(self) -> None:
+        self._resolvers.shutdown(wait=False, cancel_futures=True)
         await self._client.aclose()
 
     async def check(self, url: str) -> tuple[httpx.URL, str]:
@@ -42,8 +50,11 @@ class GuardedHttp:
         parsed = parse_url(url)
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+            async with asyncio.timeout(RESOLVE_S):
+                found = await asyncio.get_running_loop().run_in_executor(
+                    self._resolvers, lambda: socket.getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
+                )
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name may have
             raise UrlFailed("the host of the address cannot be found") from error
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
         if not addresses or not all(self._may_reach(address) for address in addresses):
@@ -55,7 +66,9 @@ class GuardedHttp:
             address = address.ipv4_mapped
         if any(address in network for network in self._allowed if network.version == address.version):
             return True
-        if any(address in network for network in TRANSLATED if network.version == address.version):
+        if any(address in network for network in NOT_PUBLIC if network.version == address.version):
+            return False
+        if address.version == 6 and address not in PUBLIC_IPV6:
             return False
         return address.is_global and not address.is_multicast
 

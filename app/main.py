@@ -1,14 +1,18 @@
 """The HTTP application: wiring only."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app.edge import Edge, answer_problem, routing_error
 from app.errors import InvalidRequest, ParseError
@@ -22,6 +26,9 @@ from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
 
+SPARE_THREADS = 16
+ROUTERS = (parse.router, job_routes.router, health.router)
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Its worker starts and ends with it."""
@@ -30,6 +37,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # each document may wait for a disk or a blob store; who asks for a job must not wait behind them
+        threads = ThreadPoolExecutor(settings.max_documents + SPARE_THREADS, "io")
+        asyncio.get_running_loop().set_default_executor(threads)
         spool = Spool.open(settings.data_dir)
         jobs = Jobs(settings, spool.tmp_dir)
         http = GuardedHttp(settings)
@@ -54,9 +64,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(parse.router)
-    app.include_router(job_routes.router)
-    app.include_router(health.router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ParseError, _parse_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -82,9 +91,21 @@ async def _parse_error(request: Request, error: Exception) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    response = answer_problem(request, routing_error(getattr(error, "status_code", 500)))
+    status = getattr(error, "status_code", 500)
+    response = answer_problem(request, routing_error(status))
     response.headers.update(getattr(error, "headers", None) or {})
+    if status == 405:
+        response.headers["Allow"] = ", ".join(_methods_at(request))
     return response
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes of an address: the router names those of the first alone."""
+    methods: set[str] = set()
+    for route in chain.from_iterable(router.routes for router in ROUTERS):
+        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+            methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

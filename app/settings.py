@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     """Largest file, in MiB."""
     max_form_kib: int = Field(64, ge=1, le=1024)
     """Largest request body besides the file: option fields, part headers, JSON around the file."""
-    max_pages: int = Field(200, ge=1, le=10_000)
+    max_pages: int = Field(2000, ge=1, le=10_000)
     """Most pages read of one document."""
     max_dpi: int = Field(600, ge=72, le=2400)
     """Highest ``dpi`` a client may ask for."""
@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     max_output_tokens: int = Field(8192, ge=1)
     """Highest ``max_output_tokens`` a client may ask for."""
 
-    max_documents: int = Field(32, ge=1)
+    max_documents: int = Field(128, ge=1)
     """Requests with a document served at a time, from first byte to answer; more are refused with 503."""
     max_queued_pages: int = Field(10_000, ge=1)
     """Accepted pages that wait, over all clients; more are refused with 429."""
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     wait_s: float = Field(120.0, gt=0, le=3600)
     """How long ``/v1/parse`` waits unless the client says otherwise; then 202."""
     queue_poll_s: float = Field(0.02, ge=0.001, le=3600)
-    """How often to look for work, results and cancellations while nobody tells of them; else every 0.25 s."""
+    """How often to look for work, results and cancellations while nobody tells of them; else every second."""
     batch_pages: int = Field(8, ge=1, le=1000)
     """Pages of a document that one worker claims together."""
     max_pages_in_flight: int = Field(64, ge=1)
@@ -98,8 +98,8 @@ class Settings(BaseSettings):
     """Longest time to turn one page into pixels."""
     page_deadline_s: float = Field(180.0, gt=0)
     """Longest time to read one page, waiting for the model included."""
-    document_deadline_s: float = Field(3600.0, gt=0)
-    """Longest time to read a document once it is begun; pages that are ready by then are answered."""
+    document_deadline_s: float = Field(86_400.0, gt=0)
+    """Longest time to read a document, from its or its worker's start; what is ready by then is answered."""
     shutdown_grace_s: float = Field(20.0, ge=0)
     """Time for what is in flight after SIGTERM, before it is left to the next start or another worker."""
     retry_after_s: int = Field(2, ge=1)
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     """Resident memory at which the worker is restarted."""
     worker_check_s: float = Field(1.0, gt=0)
     """How often the worker's memory and pulse are looked at."""
-    worker_silence_s: float = Field(120.0, gt=0)
+    worker_silence_s: float = Field(10.0, gt=0)
     """Longest silence of a worker that has loaded its model, before it is restarted."""
     worker_load_s: float = Field(900.0, gt=0)
     """Longest time to load the model, before the worker is restarted."""

@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,7 @@ ORPHAN_GRACE_S = 3.0
 EMBEDDED_GRACE_S = 1.0
 """The API has given those who wait their grace before it ends its worker."""
 STORAGE_RETRY_S = 1.0
+SPARE_THREADS = 16
 SWITCH_S = 0.001
 """The engine gives up the interpreter's lock at every operation of the model, and gets it back from a thread
 that writes to the database when that one's time is over: at Python's 5 ms, decoding is a quarter slower."""
@@ -185,6 +187,8 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    # documents that are fetched, at most one a page, must not keep the lease from being renewed
+    loop.set_default_executor(ThreadPoolExecutor(settings.max_pages_in_flight + SPARE_THREADS, "io"))
     wakeups = open_wakeups(settings)
     carrying = asyncio.create_task(_carry(wakeups, parent, stop), name="parent")
     status = await work(settings, worker_id, stop, wakeups)

@@ -1,10 +1,14 @@
 """What the service costs beside the reader: overhead of one request, pages per second through the queue.
 
-    python -m benchmarks.service [--reader fake|model] [--database-url postgresql://...] [--pages 400]
+    python -m benchmarks.service [--reader fake|model] [--database-url postgresql://...] [--pages 400] [--a4]
 
 ``overhead_ms``: a request's time less what its page says it took to render and read. ``queue``: documents of
-many tiny frames (TIFF, so that poppler is not measured) through ``POST /v1/jobs``; ``alone``: the same frames
-through rasterizers and reader in one process, without database and HTTP. The last line is one JSON document.
+many frames (TIFF, so that poppler is not measured) through ``POST /v1/jobs``, from the acceptance of the
+first to the end of the last as the jobs tell, so that asking costs next to nothing; ``alone``: the same
+frames through rasterizers and reader in one process, without database and HTTP. Both in turn, ``--rounds``
+times, because a machine's speed drifts; of rates, the median counts. ``cpu_ms``: processor time of a page
+over all processes but the client's, which says what the queue costs on a busy machine, too.
+The last line is one JSON document.
 """
 
 import argparse
@@ -19,14 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from app.document import ReadOptions
 from app.rasterizers import Rasterizers
@@ -34,15 +41,69 @@ from app.settings import Settings
 from app.worker import open_reader
 
 START_S = 300.0
-POLL_S = 0.02
+POLL_S = 0.25
 CONCURRENCY = 8
 
 
-def tiff(num_pages: int, side_px: int, seed: int) -> bytes:
-    """A document whose bytes differ with ``seed``, or the service would take it for one it knows."""
-    frames = [Image.new("RGB", (side_px, side_px), (255, 255, seed % 256)) for _ in range(num_pages)]
+def cpu_s(pid: int) -> float:
+    """Processor time of a process and all that it started, as far as they live or were waited for."""
+    ticks: dict[int, int] = {}
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended while we looked
+        parents[int(path.parent.name)] = int(fields[1])
+        ticks[int(path.parent.name)] = sum(map(int, fields[11:15]))
+    family = {pid}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return sum(ticks.get(member, 0) for member in family) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Of one round."""
+
+    pages_per_s: float
+    cpu_ms: float
+
+    @classmethod
+    def of(cls, num_pages: int, seconds: float, cpu_seconds: float) -> "Rate":
+        return cls(round(num_pages / seconds, 2), round(1000 * cpu_seconds / num_pages, 2))
+
+
+Frames = Callable[[int, int], bytes]
+"""A document of so many pages. Its bytes differ with the seed, or it would be one that the service knows."""
+
+
+def blank_frames(num_pages: int, seed: int, side_px: int) -> bytes:
+    """Pages of one view and no text."""
+    return _tiff([Image.new("RGB", (side_px, side_px), (255, 255, seed % 256))] * num_pages, seed)
+
+
+def a4_frames(num_pages: int, seed: int) -> bytes:
+    """Pages of some 2,000 characters at 150 dpi, black on white."""
+    return _tiff([_a4(number) for number in range(num_pages)], seed, compression="group4")
+
+
+def _a4(number: int) -> Image.Image:
+    page = Image.new("1", (1240, 1754), 1)
+    words = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
+    lines = [
+        " ".join(words[(number + line * 7 + word * (1 + line % 3)) % len(words)] for word in range(12))
+        for line in range(40)
+    ]
+    ImageDraw.Draw(page).multiline_text(
+        (110, 110), "\n".join(lines), 0, ImageFont.load_default(24), spacing=10
+    )
+    return page
+
+
+def _tiff(frames: list[Image.Image], seed: int, **save: Any) -> bytes:
     buffer = io.BytesIO()
-    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:], software=str(seed))
+    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:], software=str(seed), **save)
     return buffer.getvalue()
 
 
@@ -53,8 +114,8 @@ def png(side_px: int, seed: int) -> bytes:
 
 
 @contextmanager
-def serving(settings: dict[str, str]) -> Iterator[httpx.Client]:
-    """``rtprune serve`` with its worker, ready."""
+def serving(settings: dict[str, str]) -> Iterator[tuple[httpx.Client, int]]:
+    """``rtprune serve`` with its worker, ready, and its process id."""
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         variables = {"RTPRUNE_DATA_DIR": folder, "RTPRUNE_PORT": str(port), "RTPRUNE_LOG_LEVEL": "WARNING"}
@@ -66,7 +127,7 @@ def serving(settings: dict[str, str]) -> Iterator[httpx.Client]:
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False) as http:
                 _wait_ready(http)
-                yield http
+                yield http, process.pid
         finally:
             process.terminate()
             process.wait(60)
@@ -126,58 +187,94 @@ def requests_per_s(http: httpx.Client, num_requests: int, side_px: int) -> float
     return round(num_requests / (time.perf_counter() - started), 2)
 
 
-def queue_pages_per_s(http: httpx.Client, num_documents: int, num_pages: int, side_px: int) -> float:
-    """Documents of many pages, from the first POST to the end of the last."""
-    documents = [tiff(num_pages, side_px, seed) for seed in range(num_documents)]
-    started = time.perf_counter()
-    left = {http.post("/v1/jobs", files={"file": data}).raise_for_status().json()["id"] for data in documents}
-    while left:
-        left = {job_id for job_id in left if http.get(f"/v1/jobs/{job_id}").json()["status"] in OPEN}
+def queue_rate(http: httpx.Client, pid: int, documents: list[bytes], num_pages: int) -> Rate:
+    """Documents of so many pages together."""
+    cpu_before = cpu_s(pid)
+    ids = [http.post("/v1/jobs", files={"file": data}).raise_for_status().json()["id"] for data in documents]
+    jobs = [_ended(http, job_id) for job_id in ids]
+    begun = min(datetime.fromisoformat(job["created_at"]) for job in jobs)
+    ended = max(datetime.fromisoformat(job["finished_at"]) for job in jobs)
+    return Rate.of(num_pages, (ended - begun).total_seconds(), cpu_s(pid) - cpu_before)
+
+
+def _ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
+    while True:
+        job: dict[str, Any] = http.get(f"/v1/jobs/{job_id}").json()
+        if job["status"] == "succeeded":
+            return job
+        if job["status"] not in {"queued", "running"}:
+            raise SystemExit(f"a job ended as {job['status']}")
         time.sleep(POLL_S)
-    return round(num_documents * num_pages / (time.perf_counter() - started), 2)
 
 
-OPEN = {"queued", "running"}
-
-
-async def alone_pages_per_s(settings: Settings, num_pages: int, side_px: int) -> float:
+async def alone_rate(settings: Settings, documents: list[bytes], num_pages: int) -> Rate:
     """The same frames through rasterizers and reader of one process."""
+    per_document = num_pages // len(documents)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "document"
-        path.write_bytes(tiff(num_pages, side_px, 0))
+        paths = [Path(folder) / f"document {number}" for number in range(len(documents))]
+        for path, data in zip(paths, documents, strict=True):
+            path.write_bytes(data)
         rasterizers = Rasterizers(settings, Path(folder))
         await rasterizers.start()
         reader = open_reader(settings)
         slots = asyncio.Semaphore(settings.max_pages_in_flight)
 
-        async def read(index: int) -> None:
+        async def read(path: Path, index: int) -> None:
             async with slots:
                 page = await rasterizers.page(path, "TIFF", index, 150)
-                await reader.submit(page, ReadOptions(), document_id="x").result()
+                await reader.submit(page, ReadOptions(), document_id=str(path)).result()
 
-        await asyncio.gather(*(read(index) for index in range(8)))  # warm
-        started = time.perf_counter()
-        await asyncio.gather(*(read(index) for index in range(num_pages)))
-        seconds = time.perf_counter() - started
+        await asyncio.gather(*(read(paths[0], index) for index in range(min(8, per_document))))  # warm
+        started, cpu_before = time.perf_counter(), cpu_s(os.getpid())
+        await asyncio.gather(*(read(path, index) for path in paths for index in range(per_document)))
+        rate = Rate.of(num_pages, time.perf_counter() - started, cpu_s(os.getpid()) - cpu_before)
         await reader.close()
         await rasterizers.close()
-    return round(num_pages / seconds, 2)
+    return rate
 
 
-def measured(arguments: argparse.Namespace, database_url: str) -> dict[str, Any]:
+@dataclass
+class Measured:
+    """Of one database, in one entry a round."""
+
+    overhead_ms: dict[str, float] = field(default_factory=dict)
+    one_page_requests_per_s: float = 0.0
+    queue: list[Rate] = field(default_factory=list)
+
+
+def measure(
+    arguments: argparse.Namespace, database_url: str, frames: Frames, number: int, of: Measured
+) -> None:
+    """Round ``number``: pages through the queue; requests in the first round alone."""
     settings = {"RTPRUNE_READER": arguments.reader, "RTPRUNE_DATABASE_URL": database_url}
     settings |= {"RTPRUNE_MAX_PAGES": "10000", "RTPRUNE_MAX_QUEUED_PAGES": "100000"}
-    num_documents = max(1, arguments.pages // arguments.pages_per_document)
-    with serving(settings) as http:
-        overhead = overheads_ms(http, arguments.requests, arguments.side_px)
-        print(f"{database_url.partition(':')[0] or 'sqlite'}: overhead {overhead}", flush=True)
-        parallel = requests_per_s(http, arguments.requests, arguments.side_px)
-        queue = queue_pages_per_s(http, num_documents, arguments.pages_per_document, arguments.side_px)
-        print(f"one-page requests/s {parallel}, queue pages/s {queue}", flush=True)
+    per_document = arguments.pages_per_document
+    with serving(settings) as (http, pid):
+        queue_rate(http, pid, [frames(min(8, per_document), 1000 + number)], 1)  # warm
+        if number == 0:
+            of.overhead_ms = overheads_ms(http, arguments.requests, arguments.side_px)
+            of.one_page_requests_per_s = requests_per_s(http, arguments.requests, arguments.side_px)
+        seeds = range(number * 100, number * 100 + arguments.pages // per_document)
+        documents = [frames(per_document, seed) for seed in seeds]
+        of.queue.append(queue_rate(http, pid, documents, len(documents) * per_document))
+    print(f"{database_url.partition(':')[0] or 'sqlite'}: {of}", flush=True)
+
+
+def summary(measured: Measured, alone: list[Rate]) -> dict[str, Any]:
+    """``queue_costs``: share of the reader's speed that is lost, each round beside its own.
+
+    ``cpu_costs``: share of processor time that is added.
+    """
+    pairs = list(zip(measured.queue, alone, strict=True))
+    slower = statistics.median(1 - queue.pages_per_s / reader.pages_per_s for queue, reader in pairs)
+    dearer = statistics.median(queue.cpu_ms / reader.cpu_ms - 1 for queue, reader in pairs)
     return {
-        "overhead_ms": overhead,
-        "one_page_requests_per_s": parallel,
-        "queue_pages_per_s": queue,
+        "overhead_ms": measured.overhead_ms,
+        "one_page_requests_per_s": measured.one_page_requests_per_s,
+        "queue_pages_per_s": statistics.median(rate.pages_per_s for rate in measured.queue),
+        "queue_costs": round(slower, 3),
+        "cpu_costs": round(dearer, 3),
+        "queue_rounds": list(map(asdict, measured.queue)),
     }
 
 
@@ -188,25 +285,40 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=400)
     parser.add_argument("--pages-per-document", type=int, default=50)
     parser.add_argument("--requests", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side-px", type=int, default=64)
+    parser.add_argument("--a4", action="store_true", help="pages of text in the queue, instead of blank ones")
     arguments = parser.parse_args()
     settings = Settings.model_validate({"reader": arguments.reader})
-    alone = asyncio.run(alone_pages_per_s(settings, arguments.pages, arguments.side_px))
-    print(f"rasterizers and reader alone: {alone} pages/s", flush=True)
+    frames: Frames = a4_frames if arguments.a4 else partial(blank_frames, side_px=arguments.side_px)
+    per_document = arguments.pages_per_document
+    documents = [frames(per_document, seed) for seed in range(arguments.pages // per_document)]
+    load_before = os.getloadavg()[0]
+    alone: list[Rate] = []
+    databases = {"sqlite": ""}
+    if arguments.database_url:
+        databases["postgresql"] = arguments.database_url
+    measured = {name: Measured() for name in databases}
+    for number in range(arguments.rounds):
+        reading = alone_rate(settings, documents, len(documents) * per_document)
+        alone.append(asyncio.run(reading))
+        print(f"rasterizers and reader alone: {alone[-1]}", flush=True)
+        for name, url in databases.items():
+            measure(arguments, url, frames, number, measured[name])
     report: dict[str, Any] = {
         "benchmark": "service",
         "reader": arguments.reader,
-        "cpus": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
+        "page": "a4" if arguments.a4 else f"blank, {arguments.side_px} px",
+        "cpus": len(os.sched_getaffinity(0)),
+        "load_before": load_before,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "commit": _commit(),
         "pages": arguments.pages,
-        "alone_pages_per_s": alone,
-        "sqlite": measured(arguments, ""),
+        "alone_pages_per_s": statistics.median(rate.pages_per_s for rate in alone),
+        "alone_rounds": list(map(asdict, alone)),
+        **{name: summary(of, alone) for name, of in measured.items()},
     }
-    if arguments.database_url:
-        report["postgresql"] = measured(arguments, arguments.database_url)
     print(json.dumps(report))
 
 

@@ -111,6 +111,13 @@ class Postgres:
             self._process.wait(START_S)
             self._process = None
 
+    def signal(self, number: int) -> None:
+        """To all its processes, of which each connection has one."""
+        if self._process is not None:
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+            for pid in (self._process.pid, *map(int, children.split())):
+                os.kill(pid, number)
+
     def close(self) -> None:
         self.stop()
         shutil.rmtree(self._folder, ignore_errors=True)

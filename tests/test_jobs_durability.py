@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections import Counter
@@ -156,6 +157,31 @@ def test_a_page_that_kills_its_workers_twice_is_an_error(
         assert [page.get("error", {}).get("code") for page in read] == [None, "worker_lost", None]
 
 
+def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """The API's own, and there is no other one."""
+    with api(tmp_path, embedded_worker=True, max_pages_in_flight=2, worker_silence_s=4) as client:
+        client.server.wait_ready()
+        job_id = client.accepted(pdf_bytes(*[A4] * 8), dpi=36, prompt={"delay_s": 0.3})
+        eventually(lambda: client.done(job_id) >= 2)
+        os.kill(client.server.worker_pid(), signal.SIGSTOP)
+        assert client.ended(job_id)["status"] == "succeeded"
+        assert_every_page_once(client, job_id, 8)
+
+
+def test_a_worker_is_not_killed_for_what_its_database_does(tmp_path: Path) -> None:
+    with api(tmp_path, embedded_worker=True, worker_silence_s=8) as client:
+        client.server.wait_ready()
+        worker = client.server.worker_pid()
+        lock = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")  # others read, but nobody renews a lease
+        eventually(lambda: client.http.get("/readyz").status_code == 503)
+        time.sleep(8)
+        lock.execute("ROLLBACK")
+        lock.close()
+        client.server.wait_ready()
+        assert client.server.worker_pid() == worker
+
+
 def test_a_page_is_not_blamed_for_the_death_of_the_api(tmp_path: Path) -> None:
     """Its worker ends with the API and takes the page, which is alone there, from the model first."""
     settings: dict[str, Any] = {"num_rasterizers": 1, "max_restart_delay_s": 0.2}
@@ -223,9 +249,36 @@ def test_a_database_that_is_away_is_said_and_waited_for(tmp_path: Path) -> None:
         database.close()
 
 
-def test_a_locked_sqlite_is_said_and_waited_for(tmp_path: Path) -> None:
-    import sqlite3
+def test_a_database_that_hangs_is_said_and_nobody_is_blamed(tmp_path: Path) -> None:
+    """Connections stay open and nothing answers, for longer than a lease."""
+    if (reason := postgres.missing()) is not None:
+        pytest.skip(reason)
+    database = postgres.Postgres().start()
+    url = database.create("hangs")
+    settings = {"max_pages_in_flight": 1, "batch_pages": 2}
+    try:
+        with api(tmp_path, url) as client, workers(2, tmp_path, url, **settings):
+            client.server.wait_ready()
+            job_id = client.accepted(pdf_bytes(*[A4] * 16), dpi=36, prompt={"delay_s": 1})
+            eventually(lambda: client.done(job_id) >= 2)
+            database.signal(signal.SIGSTOP)
+            back_at = time.monotonic() + 10
+            answers = [client.http.get(f"/v1/jobs/{job_id}"), client.submit(image_bytes())]
+            assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [
+                (503, "storage_unavailable")
+            ] * 2
+            assert client.http.get("/livez").status_code == 200
+            time.sleep(max(0.0, back_at - time.monotonic()))
+            database.signal(signal.SIGCONT)
+            job = client.ended(job_id)
+            assert (job["status"], job["retries"]["pages"]) == ("succeeded", 0)
+            assert_every_page_once(client, job_id, 16)
+    finally:
+        database.signal(signal.SIGCONT)
+        database.close()
 
+
+def test_a_locked_sqlite_is_said_and_waited_for(tmp_path: Path) -> None:
     with api(tmp_path, embedded_worker=True) as client:
         client.server.wait_ready()
         job_id = client.accepted(pdf_bytes(*[A4] * 4), dpi=36, prompt={"delay_s": 1})

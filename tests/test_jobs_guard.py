@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def check(url: str, **settings: str) -> str:
         *("127.0.0.1", "localhost", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"),  # noqa: S104
         *("100.64.0.1", "224.0.0.1", "255.255.255.255", "192.0.2.1", "2130706433", "0x7f.1", "127.1"),
         *("[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[ff02::1]"),
-        *("[64:ff9b::7f00:1]", "[2002:7f00:1::]"),
+        *("[64:ff9b::7f00:1]", "[64:ff9b:1::a00:1]", "[2002:7f00:1::]", "[::7f00:1]", "[::ffff:0:7f00:1]"),
+        *("[fec0::1]", "192.0.0.192", "192.88.99.1", "a" * 70, "a..b"),
     ],
 )
 def test_networks_that_are_not_public_are_refused(host: str) -> None:
@@ -56,6 +58,27 @@ def test_public_and_allowed_addresses_are_reached() -> None:
     assert check("http://10.1.2.3/", url_allow="10.1.0.0/16, fd00::/8") == "10.1.2.3"
     with pytest.raises(UrlRefused):
         check("http://10.2.2.3/", url_allow="10.1.0.0/16")
+
+
+def test_name_servers_that_hang_keep_nobody_from_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def resolve(*_: Any, **__: Any) -> list[Any]:
+        released.wait()
+        raise OSError("no answer")
+
+    async def run() -> None:
+        http = GuardedHttp(Settings())
+        waiting = [asyncio.create_task(http.check(f"http://{n}.example/")) for n in range(100)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(lambda: None)  # every thread would be taken
+        released.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(answer, UrlFailed) for answer in answers)
+        await http.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    asyncio.run(run())
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -14,7 +15,7 @@ import httpx
 import postgres
 import pytest
 from jobs_client import Client, api
-from service_client import A4, ENCRYPTED, eventually, image_bytes, pdf_bytes
+from service_client import A4, ENCRYPTED, PATIENCE_S, eventually, image_bytes, pdf_bytes
 
 SECRET = "whsec-a-long-enough-test-secret"  # noqa: S105
 
@@ -116,6 +117,9 @@ def test_events_come_as_pages_do_and_replay(client: Client) -> None:
     assert everything[-1][2]["status"] == "partial"
     assert client.events(job_id, after=4) == everything[4:]
     assert client.events(job_id, after=7) == everything[6:]
+    assert client.events(job_id, after=99) == everything[6:]
+    empty = client.http.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": ""})
+    assert empty.text.count("event: page") == 6
     headers = {"Last-Event-ID": "x"}
     assert client.http.get(f"/v1/jobs/{job_id}/events", headers=headers).status_code == 400
 
@@ -190,8 +194,22 @@ def test_jobs_are_listed_by_pages(client: Client) -> None:
         seen += [job["id"] for job in page["jobs"]]
         address = page.get("next")
     assert seen == ids[::-1]
-    assert client.http.get("/v1/jobs?after=nonsense").status_code == 400
+    for cursor in (b"nonsense", b"1 \0", b"\xff"):
+        after = base64.urlsafe_b64encode(cursor).decode()
+        assert client.http.get("/v1/jobs", params={"after": after}).status_code == 400
     assert client.http.get("/v1/jobs?limit=1000").status_code == 422
+
+
+@pytest.mark.parametrize("name", ["%00", "a%00b", "%ff", "%ed%a0%80", "..", "x" * 5000])
+def test_what_is_no_id_is_not_found(client: Client, name: str) -> None:
+    for address in (name, f"{name}/events", f"{name}/result"):
+        assert client.http.get(f"/v1/jobs/{address}").json()["code"] == "not_found"
+
+
+def test_who_will_not_wait_at_all_gets_a_job(client: Client) -> None:
+    at_once = client.server.parse(image_bytes(size=(78, 40)), wait_seconds=0, prompt={"delay_s": 0.5})
+    assert at_once.status_code == 202
+    assert client.ended(at_once.json()["id"])["status"] == "succeeded"
 
 
 def test_parse_gives_a_job_to_who_has_waited_enough(client: Client) -> None:
@@ -223,6 +241,26 @@ def test_a_client_that_leaves_cancels_unless_it_asked_otherwise(client: Client) 
     left, kept = leave(client), leave(client, on_disconnect="continue")
     assert client.ended(left)["status"] == "cancelled"
     assert client.ended(kept)["status"] == "succeeded"
+
+
+def test_a_request_that_is_sent_again_keeps_its_job(client: Client) -> None:
+    """Its first sender leaves while the second one waits."""
+
+    def send(timeout_s: float) -> httpx.Response:
+        return client.http.post(
+            "/v1/parse",
+            files={"file": image_bytes(size=(79, 40))},
+            data={"prompt": '{"delay_s": 3}'},
+            headers={"Idempotency-Key": "sent twice"},
+            timeout=timeout_s,
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(send, 1.5)
+        time.sleep(0.5)
+        second = pool.submit(send, PATIENCE_S)
+        assert isinstance(first.exception(), httpx.ReadTimeout)
+        assert second.result().status_code == 200
 
 
 def test_a_large_document_does_not_starve_a_single_page(client: Client) -> None:

@@ -446,6 +446,16 @@ def test_one_document_too_many_is_refused_at_once(tight: Server) -> None:
     eventually(lambda: tight.metric("rtprune_documents_in_flight") == 0)
 
 
+def test_head_is_get_without_a_body(server: Server) -> None:
+    for address in ("/livez", "/readyz", "/metrics", "/v1/jobs", "/docs", "/v1/jobs/none"):
+        head, got = server.http.head(address), server.http.get(address)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+    refused = server.http.options("/v1/jobs")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
+    assert server.http.head("/v1/parse").headers["allow"] == "POST"
+
+
 def test_the_document_deadline_keeps_what_is_ready(tight: Server) -> None:
     document = tight.parse(pdf_bytes(*[A4] * 4), prompt={"delay_s": 1.2}, dpi=72).json()
     codes = [page.get("error", {}).get("code") for page in document["pages"]]

@@ -92,10 +92,12 @@ class Caretaker:
 
     async def _beat(self) -> None:
         while True:
+            self._wakeups.beat()
             try:
                 await asyncio.to_thread(self._leases.renew, self._worker)
             except (StorageUnavailable, StorageFull):
                 logger.warning("the lease cannot be renewed")
+            self._wakeups.beat()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _take_care(self) -> None:
@@ -104,8 +106,7 @@ class Caretaker:
                 await asyncio.to_thread(self.take_care)
             except (StorageUnavailable, StorageFull):
                 logger.warning("the database is away")
-                # the others could not renew their leases either
-                self._adopting_from = time.monotonic() + LEASE_S
+                self._wait_for_the_others()
             except DBOSException:  # such as a workflow that was removed meanwhile
                 logger.exception("work was left for the next turn")
             await asyncio.sleep(HEARTBEAT_S)
@@ -115,12 +116,21 @@ class Caretaker:
         with storage_errors():
             self._care()
 
+    def _wait_for_the_others(self) -> None:
+        """They could not renew their leases either: nobody is taken over from until they have."""
+        self._adopting_from = time.monotonic() + LEASE_S
+
     def _care(self) -> None:
+        asked_at = time.monotonic()
+        self._leases.alive()
+        if time.monotonic() - asked_at > HEARTBEAT_S:
+            logger.warning("the database hung")
+            self._wait_for_the_others()
         if time.monotonic() >= self._adopting_from:
             while (worker_id := self._leases.claim_expired(self._worker.id)) is not None:
                 self._adopt(worker_id)
-        for job in self._leases.stranded(STRANDED_S):
-            self._rescue(job)
+            for job in self._leases.stranded(STRANDED_S):
+                self._rescue(job)
         for job in self._store.unswept():
             self._sweep(job)
         now = time.monotonic()

@@ -24,6 +24,13 @@ BUSY_MS = 4000
 """Longest wait for SQLite's write lock in our own transactions; a client is told 503 after it."""
 DBOS_BUSY_MS = 30_000
 CONNECT_S = 3
+KEEPALIVES = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""A machine that went away says nothing; the system's own patience is hours."""
 POOL_SIZE = 10
 FULL_MESSAGES = ("disk is full", "disk full", "No space left", "could not extend file", "disk I/O error")
 
@@ -90,7 +97,7 @@ def _postgres_engine(url: str) -> sa.Engine:
         max_overflow=POOL_SIZE,
         pool_pre_ping=True,
         pool_timeout=CONNECT_S,
-        connect_args={"connect_timeout": CONNECT_S, "application_name": "rtprune"},
+        connect_args={"connect_timeout": CONNECT_S, "application_name": "rtprune", **KEEPALIVES},
     )
 
 

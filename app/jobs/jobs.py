@@ -6,15 +6,15 @@ Nothing here imports torch. Every call that reaches the database raises ``Storag
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import aclosing
 from pathlib import Path
-from typing import Self
+from typing import ParamSpec, Self, TypeVar
 
 import sqlalchemy as sa
 from dbos import DBOSClient
@@ -25,6 +25,7 @@ from app.errors import (
     Expired,
     JobCancelled,
     NotFinished,
+    NotFound,
     ParseError,
     StorageFull,
     StorageUnavailable,
@@ -33,35 +34,30 @@ from app.errors import (
 from app.formats import Source
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, storage_errors
-from app.jobs.job import Job, NewJob, PageEvent, encode_options
+from app.jobs.job import Job, NewJob, PageEvent
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.outcome import Readiness
-from app.jobs.queues import APPLICATION, DEFAULT_PRIORITY, SERIALIZER, batch_arguments, batch_options
+from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
 from app.jobs.store import Limits, Queue, Store
 from app.jobs.wakeups import open_wakeups
+from app.jobs.wish import Wish
 from app.rasterizers import Rasterizers
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.jobs")
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 READINESS_EVERY_S = 0.25
+JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
 FIRST_CONNECT_S = 5.0
 STORAGE_RETRY_S = 0.5
+ANSWER_S = 8.0
+"""Over what a lock or a new connection may take, so that those have their own say first."""
 READINESS_TOLERANCE_S = 5.0
 """How long what was last known of the workers holds while the database does not answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How a client wants a job to be run."""
-
-    client: str
-    priority: int = DEFAULT_PRIORITY
-    webhook: str | None = None
-    idempotency_key: str | None = None
-    repeatable: bool = False
-    """Whether a job with the same document and options will do."""
 
 
 class Jobs:
@@ -85,6 +81,7 @@ class Jobs:
         self._looked_at = 0.0
         self._watched: dict[str, list[asyncio.Event]] = {}
         self._seen: dict[str, tuple[str, int]] = {}
+        self._waited_for: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.look_again = self._changed.set
@@ -127,7 +124,7 @@ class Jobs:
 
     async def check_room(self) -> None:
         """Refuse early. Raise ``QueueFull`` or ``StorageUnavailable``."""
-        await asyncio.to_thread(self.store.check_room, self._limits)
+        await self._ask(self.store.check_room, self._limits)
 
     async def submit(self, source: Source, options: ParseOptions, wish: Wish) -> tuple[Job, bool]:
         """Accept a document: it and its job are on disk when this returns. False with it: it was known.
@@ -151,12 +148,12 @@ class Jobs:
         self, source: Source, options: ParseOptions, pages: tuple[range, ...], wish: Wish
     ) -> tuple[Job, bool]:
         client = self._connected()
-        request_hash = _request_hash(content_hash(source.path), options, wish)
+        request_hash = wish.request_hash(content_hash(source.path), options)
         blob = self._blobs.put(source.path)
         job = NewJob(
             id=uuid.uuid4().hex,
             client=wish.client,
-            dedupe=_dedupe(request_hash, wish),
+            dedupe=wish.dedupe(request_hash),
             request_hash=request_hash,
             options=options,
             format=source.format,
@@ -197,7 +194,9 @@ class Jobs:
 
     async def job(self, job_id: str) -> Job:
         """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime."""
-        job = await asyncio.to_thread(self.store.job, job_id)
+        if JOB_ID.fullmatch(job_id) is None:  # nor is every text one that a database takes
+            raise NotFound("there is no such job")
+        job = await self._ask(self.store.job, job_id)
         if job.finished_at is not None and job.finished_at + self._settings.result_lifetime_s < time.time():
             raise Expired("the job ended longer ago than results are kept")
         return job
@@ -206,41 +205,51 @@ class Jobs:
         self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
         """Jobs of a client whose results are kept, newest first, after a cursor."""
-        return await asyncio.to_thread(self.store.listed, client, status, before, limit)
+        return await self._ask(self.store.listed, client, status, before, limit)
 
     async def queue(self) -> Queue:
-        return await asyncio.to_thread(self.store.queue)
+        return await self._ask(self.store.queue)
 
     async def position(self, job: Job) -> int | None:
-        return await asyncio.to_thread(self.store.position, job)
+        return await self._ask(self.store.position, job)
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job within one decode step; one that has ended stays as it is."""
         await self.job(job_id)
-        await asyncio.to_thread(self.store.cancel, job_id)
+        await self._ask(self.store.cancel, job_id)
         return await self.job(job_id)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job:
         """The job when it has ended, or as it is after ``timeout_s``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                async for _ in self._changes(job_id):
+        self._waited_for[job_id] += 1
+        try:
+            async with asyncio.timeout(timeout_s), aclosing(self._changes(job_id)) as changes:
+                async for _ in changes:
                     job = await self._patiently(job_id)
                     if not job.is_open:
                         return job
-        return await self._patiently(job_id)
+        except TimeoutError:
+            pass
+        finally:
+            self._waited_for -= Counter([job_id])
+        return await self.job(job_id)
+
+    def is_waited_for(self, job_id: str) -> bool:
+        """Whether somebody is in ``wait`` for a job: the same request may have been sent twice."""
+        return self._waited_for[job_id] > 0
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:
         """Finished pages after that one, as they come, each once; then the ended job."""
-        async for _ in self._changes(job_id):
-            job = await self._patiently(job_id)
-            while pages := await asyncio.to_thread(self.store.events, job_id, after):
-                for event in pages:
-                    after = event.seq
-                    yield event
-            if not job.is_open:
-                yield job
-                return
+        async with aclosing(self._changes(job_id)) as changes:
+            async for _ in changes:
+                job = await self._patiently(job_id)
+                while pages := await asyncio.to_thread(self.store.events, job_id, after):
+                    for event in pages:
+                        after = event.seq
+                        yield event
+                if not job.is_open:
+                    yield job
+                    return
 
     async def document(self, job: Job) -> ParsedDocument:
         """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
@@ -262,9 +271,17 @@ class Jobs:
             except (StorageUnavailable, StorageFull):
                 await asyncio.sleep(STORAGE_RETRY_S)
 
+    async def _ask(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A database that hangs is one that is away. For what takes milliseconds else."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await asyncio.to_thread(read, *args, **kwargs)
+        except TimeoutError as error:
+            raise StorageUnavailable("the database of jobs does not answer") from error
+
     # --- watching
 
-    async def _changes(self, job_id: str) -> AsyncIterator[None]:
+    async def _changes(self, job_id: str) -> AsyncGenerator[None, None]:
         """At once, and then whenever status or pages of a job may have changed."""
         event = asyncio.Event()
         self._watched.setdefault(job_id, []).append(event)
@@ -309,7 +326,7 @@ class Jobs:
             raise StorageUnavailable("the database of jobs does not answer")
         if self._watched and time.monotonic() - self._looked_at >= self._pause_s():
             self._looked_at = time.monotonic()
-            progress = await asyncio.to_thread(self.store.progress, list(self._watched))
+            progress = await self._ask(self.store.progress, list(self._watched))
             for job_id, state in progress.items():
                 if job_id in self._watched and self._seen.get(job_id) != state:
                     self._seen[job_id] = state
@@ -321,7 +338,7 @@ class Jobs:
         return self.wakeups.pause_s(self._settings.queue_poll_s)
 
     async def look_at_workers(self) -> None:
-        workers = await asyncio.to_thread(self.leases.alive)
+        workers = await self._ask(self.leases.alive)
         self._heard_at = time.monotonic()
         self._readiness = self._readiness_of(workers)
         async with self._decided:
@@ -373,14 +390,3 @@ def _status(job: Job) -> Status:
     if job.status == "succeeded":
         return "succeeded"
     return "partial" if job.status == "partial" else "failed"
-
-
-def _request_hash(content: str, options: ParseOptions, wish: Wish) -> str:
-    parts = json.dumps([content, encode_options(options), wish.webhook, wish.priority])
-    return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _dedupe(request_hash: str, wish: Wish) -> str | None:
-    if wish.idempotency_key is not None:
-        return f"key:{wish.client}:{hashlib.sha256(wish.idempotency_key.encode()).hexdigest()}"
-    return f"content:{wish.client}:{request_hash}" if wish.repeatable else None

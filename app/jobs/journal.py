@@ -4,12 +4,14 @@ import asyncio
 import logging
 
 from app.errors import StorageFull, StorageUnavailable
-from app.jobs.page_log import Entry, PageLog
+from app.jobs.page_log import Entry, PageLog, Started
 
 logger = logging.getLogger("rtprune.journal")
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 2.0
+GATHER_S = 0.015
+"""How long a group gathers while more than one page is open. A transaction costs much more than its rows."""
 
 
 class Journal:
@@ -20,11 +22,15 @@ class Journal:
         self._worker_id = worker_id
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
+        self._open: set[tuple[str, int]] = set()
+        self._wrote_at = 0.0
 
     async def write(self, entry: Entry) -> None:
         """Return when the entry is in the database."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, written))
+        if isinstance(entry, Started):
+            self._open.add((entry.job_id, entry.page))
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain(), name="journal")
         # shielded: a page that is cancelled now must not cancel the others' write
@@ -32,11 +38,21 @@ class Journal:
 
     async def _drain(self) -> None:
         while self._waiting:
+            await self._gather()
             group, self._waiting = self._waiting, []
             await self._persist([entry for entry, _ in group])
-            for _, written in group:
+            for entry, written in group:
+                if not isinstance(entry, Started):
+                    self._open.discard((entry.job_id, entry.page))
                 if not written.done():
                     written.set_result(None)
+
+    async def _gather(self) -> None:
+        """Let what comes in quick succession be one group; a page that is alone is not kept waiting."""
+        now = asyncio.get_running_loop().time()
+        if len(self._open) > 1:
+            await asyncio.sleep(self._wrote_at + GATHER_S - now)
+        self._wrote_at = asyncio.get_running_loop().time()
 
     async def _persist(self, entries: list[Entry]) -> None:
         delay_s = FIRST_RETRY_S

@@ -5,7 +5,7 @@ transaction, under the lock of the job's row. It does not matter how many worker
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -60,12 +60,39 @@ class Interrupted:
 
 Entry = Started | Done | Interrupted
 
+# Made once: they run for every page, and making one takes longer than running it.
+_JOB: sa.BindParameter[str] = sa.bindparam("id_")
+_PAGE: sa.BindParameter[int] = sa.bindparam("page_")
+_PAGES: sa.BindParameter[int] = sa.bindparam("pages_", expanding=True)
+_TAKE_BACK = (
+    sa.update(attempts)
+    .where(attempts.c.job_id == _JOB, attempts.c.page == _PAGE, attempts.c.worker == sa.bindparam("worker_"))
+    .values(worker=None)
+)
+_NUM_AGAIN = (
+    sa.select(sa.func.count())
+    .select_from(attempts)
+    .where(attempts.c.job_id == _JOB, attempts.c.page.in_(_PAGES), attempts.c.together > 0)
+)
+_TOUCH = (
+    sa.update(jobs)
+    .where(jobs.c.id == _JOB, jobs.c.status.in_(OPEN))
+    .values(touched_at=sa.bindparam("at_"), model=sa.bindparam("model_"))
+    .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
+)
+_END_ATTEMPTS = sa.delete(attempts).where(attempts.c.job_id == _JOB, attempts.c.page.in_(_PAGES))
+_THERE = sa.select(pages.c.page).where(pages.c.job_id == _JOB, pages.c.page.in_(_PAGES))
+_INSERT = sa.insert(pages)
+
 
 class PageLog:
     """Attempts and results. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        insert = store.insert(attempts)
+        changes = {name: insert.excluded[name] for name in ("worker", "width", "height")}
+        self._start = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
 
     def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
         """Which of these pages are not finished, in that order, and what became of them so far."""
@@ -90,47 +117,42 @@ class PageLog:
                 self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
                 for entry in of_job:
                     if isinstance(entry, Interrupted):
-                        page = (attempts.c.job_id == job_id, attempts.c.page == entry.page)
-                        mine = sa.update(attempts).where(*page, attempts.c.worker == worker_id)
-                        c.execute(mine.values(worker=None))
+                        c.execute(_TAKE_BACK, {"id_": job_id, "page_": entry.page, "worker_": worker_id})
         if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
             self._store.tell("pages", changed)
 
     def _write_started(self, c: sa.Connection, worker_id: str, entries: Sequence[Started]) -> None:
         if not entries:
             return
-        # no page twice: one statement cannot change a row two times
-        rows = {entry.page: asdict(entry) | {"worker": worker_id} for entry in entries}
-        insert = self._store.insert(attempts).values([rows[page] for page in sorted(rows)])
-        changes = {
-            "worker": worker_id,
-            "width": insert.excluded.width,
-            "height": insert.excluded.height,
-        }
-        again = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
-        deaths = c.execute(again.returning(attempts.c.together)).scalars()
-        if num_retries := sum(together > 0 for together in deaths):
-            more = {"num_retries": jobs.c.num_retries + num_retries}
+        rows = [
+            {
+                "job_id": entry.job_id,
+                "page": entry.page,
+                "worker": worker_id,
+                "together": 0,
+                "strikes": 0,
+                "width": entry.width,
+                "height": entry.height,
+            }
+            for entry in sorted(entries, key=lambda entry: entry.page)
+        ]
+        c.execute(self._start, rows)
+        begun = {"id_": entries[0].job_id, "pages_": [entry.page for entry in entries]}
+        if num_again := c.execute(_NUM_AGAIN, begun).scalar_one():
+            more = {"num_retries": jobs.c.num_retries + num_again}
             c.execute(sa.update(jobs).where(jobs.c.id == entries[0].job_id).values(**more))
 
     def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
         """Insert the pages of one job that are not there yet, and count them."""
         if not entries:
             return
-        mine = jobs.c.id == entries[0].job_id
-        over = (
-            attempts.c.job_id == entries[0].job_id,
-            attempts.c.page.in_([entry.page for entry in entries]),
-        )
+        job_id = entries[0].job_id
+        over = {"id_": job_id, "pages_": [entry.page for entry in entries]}
         # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
         # events sees n + 1 before n; and what is not there under it, nobody else inserts.
-        counted = c.execute(
-            sa.update(jobs)
-            .where(mine, jobs.c.status.in_(OPEN))
-            .values(touched_at=at, model=entries[0].model)
-            .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
-        ).first()
-        c.execute(sa.delete(attempts).where(*over))
+        row = {"id_": job_id, "at_": at, "model_": entries[0].model}
+        counted = c.execute(_TOUCH, row).first()
+        c.execute(_END_ATTEMPTS, over)
         if counted is None:
             return  # cancelled meanwhile, or ended
         new = self._not_there(c, entries)
@@ -147,21 +169,18 @@ class PageLog:
         ]
         if not rows:
             return  # another worker was faster
-        c.execute(sa.insert(pages), rows)
+        c.execute(_INSERT, rows)
         num_done = counted.num_done + len(new)
         num_failed = counted.num_failed + sum(entry.failed for entry in new)
         changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}
         if num_done == counted.num_pages:
             status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
             changes |= {"status": status, "finished_at": at}
-        c.execute(sa.update(jobs).where(mine).values(**changes))
+        c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**changes))
 
     def _not_there(self, c: sa.Connection, entries: Sequence[Done]) -> list[Done]:
         by_page = {entry.page: entry for entry in reversed(entries)}
-        query = sa.select(pages.c.page).where(
-            pages.c.job_id == entries[0].job_id, pages.c.page.in_(list(by_page))
-        )
-        there = set(c.execute(query).scalars())
+        there = set(c.execute(_THERE, {"id_": entries[0].job_id, "pages_": list(by_page)}).scalars())
         return [entry for page, entry in reversed(by_page.items()) if page not in there]
 
     def bury(self, worker_id: str) -> None:

@@ -79,6 +79,7 @@ class BatchReader:
         self._batches: dict[str, set[asyncio.Task[None]]] = {}
         self._reading_now: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._began_at = time.time()
 
     @property
     def job_ids(self) -> set[str]:
@@ -204,7 +205,9 @@ class BatchReader:
             self._reading_now.discard(task)
 
     async def _timely(self, job: Job, path: Path, index: int) -> PageResult:
-        left_s = self._settings.document_deadline_s - (time.time() - (job.started_at or time.time()))
+        # time in which nobody could read is not held against the document
+        begun_at = max(job.started_at or 0.0, self._began_at)
+        left_s = self._settings.document_deadline_s - (time.time() - begun_at)
         late = DocumentDeadline(f"not read within {self._settings.document_deadline_s:g} s")
         if left_s <= 0:
             return _failed(index, late)

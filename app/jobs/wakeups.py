@@ -16,7 +16,7 @@ from typing import Literal
 import psycopg
 from sqlalchemy.engine import make_url
 
-from app.jobs.database import CONNECT_S, database_url
+from app.jobs.database import CONNECT_S, KEEPALIVES, database_url
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.wakeups")
@@ -27,7 +27,7 @@ Handler = Callable[[Collection[str]], None]
 Message = tuple[str, str]
 
 TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel")
-RELAXED_POLL_S = 0.25
+RELAXED_POLL_S = 1.0
 """How often to look, at least, while wake-ups arrive."""
 ECHO_S = 10.0
 """How often a listener sends itself a message, to know that others' would arrive."""
@@ -43,8 +43,11 @@ class Wakeups:
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[Topic, list[Handler]] = {}
         self._unsent: dict[Message, None] = {}
+        self._end: socket.socket | None = None
         self.arriving = False
         """Whether what others tell is known to arrive."""
+        self.heard_at = 0.0
+        """When anything came over the socket that is carried, on the loop's clock."""
 
     def on(self, topic: Topic, handler: Handler) -> None:
         """Call ``handler`` with names, on the event loop. No names: it may have missed some."""
@@ -68,9 +71,17 @@ class Wakeups:
     async def carry(self, end: socket.socket) -> None:
         """Use the socket between an API and its worker, until its other end is gone."""
         end.setblocking(False)
+        self._end = end
         with contextlib.suppress(OSError):
             while await self._loop.sock_recv(end, 1024):
-                pass  # these go another way
+                self.heard_at = self._loop.time()  # beats alone: wake-ups go another way
+        self._end = None
+
+    def beat(self) -> None:
+        """Let the other end of the socket hear that this process is alive, whatever the database does."""
+        if self._end is not None:
+            with contextlib.suppress(OSError):  # full: the other end does not read
+                self._end.send(b"\n")
 
     def _tell(self, topic: Topic, names: list[str]) -> None:
         self._hear(topic, names)
@@ -108,6 +119,7 @@ class SocketWakeups(Wakeups):
         self._hear_all()
         try:
             while line := await reader.readline():
+                self.heard_at = self._loop.time()
                 topic, _, name = line.decode().strip().partition(" ")
                 for known in TOPICS:
                     if topic == known:
@@ -118,11 +130,16 @@ class SocketWakeups(Wakeups):
             self._writer, self.arriving = None, False
             writer.close()
 
+    def beat(self) -> None:
+        self._write("\n")
+
     def _send(self, messages: list[Message]) -> None:
+        self._write("".join(f"{topic} {name}\n" for topic, name in messages))
+
+    def _write(self, text: str) -> None:
         # who does not read, as a process that hangs, is not to fill our memory
-        if self._writer is None or self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            return
-        self._writer.write("".join(f"{topic} {name}\n" for topic, name in messages).encode())
+        if self._writer is not None and self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES:
+            self._writer.write(text.encode())
 
 
 class PostgresWakeups(Wakeups):
@@ -134,7 +151,9 @@ class PostgresWakeups(Wakeups):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self._conninfo = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        address = make_url(url).set(drivername="postgresql")
+        address = address.update_query_dict({name: str(value) for name, value in KEEPALIVES.items()})
+        self._conninfo = address.render_as_string(hide_password=False)
         self._echo = f"rtprune_echo_{uuid.uuid4().hex}"
         self._outbox: dict[Message, None] = {}
         self._posted = asyncio.Event()

@@ -125,23 +125,23 @@ class Supervisor:
 
     async def _check(self, process: asyncio.subprocess.Process, started_at: float) -> None:
         """Kill a worker that outgrew its memory, fell silent, or never finishes loading."""
-        heard_at = started_at
         was_ready = False
         while True:
             await asyncio.sleep(self._settings.worker_check_s)
+            with contextlib.suppress(StorageUnavailable, StorageFull):
+                was_ready = was_ready or await self._is_ready()
             now = asyncio.get_running_loop().time()
-            try:
-                state = await asyncio.to_thread(self._leases.state, self._worker_id)
-            except (StorageUnavailable, StorageFull):
-                heard_at = now  # nobody can be heard
-            else:
-                was_ready = was_ready or (state is not None and state.ready)
-                heard_at = now if state is not None and was_ready else heard_at
+            # beats, not the lease: a disk that is full keeps that from being renewed, and no restart helps
+            heard_at = max(started_at, self._wakeups.heard_at) if was_ready else started_at
             complaint = self._complaint(process.pid, now - heard_at, was_ready=was_ready)
             if complaint is not None:
                 logger.error("killing the worker", extra={"reason": complaint})
                 kill_group(process.pid)
                 return
+
+    async def _is_ready(self) -> bool:
+        state = await asyncio.to_thread(self._leases.state, self._worker_id)
+        return state is not None and state.ready
 
     def _complaint(self, pid: int, silent_s: float, *, was_ready: bool) -> str | None:
         rss_mib = resident_mib(pid)

@@ -11,11 +11,12 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.errors import BadOption, MethodNotAllowed, ParseError, StorageFull, StorageUnavailable
 from app.guarded import parse_url
 from app.jobs.job import Job, JobStatus
-from app.jobs.jobs import Wish
+from app.jobs.jobs import JOB_ID
 from app.jobs.outcome import raise_if_unread
+from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.parse import JSON, OFFERS, TEXT, accepted, answered, problems
 from app.routes.receive import fetched, receive_document, submit
@@ -97,9 +98,12 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
         return None
     try:
         at, _, job_id = urlsafe_b64decode(text).decode().partition(" ")
-        return float(at), job_id
+        cursor = float(at), job_id
     except (binascii.Error, ValueError) as error:
         raise BadOption("after must be taken from next") from error
+    if JOB_ID.fullmatch(job_id) is None:
+        raise BadOption("after must be taken from next")
+    return cursor
 
 
 @router.get("/v1/jobs/{job_id}", summary="How far a job is", response_model=JobShape, responses=problems())
@@ -144,7 +148,9 @@ async def result(request: Request, job_id: str) -> Response:
 async def events(request: Request, job_id: str) -> EventSourceResponse:
     """``page`` for every page, with its number of arrival as id; ``end`` with the job when it has ended."""
     service = service_of(request)
-    after = _last_event_id(request.headers.get("last-event-id", "0"))
+    if "head" in request.scope:
+        raise MethodNotAllowed("events have no end that HEAD could wait for")
+    after = _last_event_id(request.headers.get("last-event-id") or "0")
     await service.jobs.job(job_id)
     return EventSourceResponse(_events(service, job_id, after), ping=PING_S)
 

@@ -1,6 +1,7 @@
 """``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine
@@ -11,10 +12,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.document import ParsedDocument
-from app.errors import BadOption, ParseError, all_errors
+from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable, all_errors
 from app.jobs.job import Job
-from app.jobs.jobs import Wish
 from app.jobs.outcome import raise_if_unread
+from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.receive import receive_document, submit
 from app.schemas.jobs import JobShape
@@ -94,7 +95,9 @@ def answered(document: ParsedDocument, media_type: str) -> Response:
 
 async def accepted(service: Service, job: Job) -> Response:
     """202: the document and its job are on disk."""
-    position = await service.jobs.position(job)
+    position = None
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # it is accepted all the same
+        position = await service.jobs.position(job)
     shape = JobShape.of(job, position, service.settings.result_lifetime_s, time.time())
     body = shape.model_dump_json(exclude_none=True)
     return Response(body, 202, {"Location": shape.links.self}, media_type=JSON)
@@ -111,10 +114,10 @@ async def _parse(request: Request, service: Service) -> Job:
             submitting = submit(request, service, upload.source, fields, Wish(""))
             job, is_new = await submitting
         try:
-            wait_s = fields.wait_seconds or service.settings.wait_s
+            wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
             return await _while_connected(request, service.jobs.wait(job.id, wait_s))
         except ClientDisconnect:
-            if is_new and fields.on_disconnect == "cancel":
+            if is_new and fields.on_disconnect == "cancel" and not service.jobs.is_waited_for(job.id):
                 await service.jobs.cancel(job.id)
             raise
 

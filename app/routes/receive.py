@@ -10,7 +10,7 @@ from app.errors import BadOption
 from app.formats import Source, sniff_file
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
-from app.jobs.jobs import Wish
+from app.jobs.wish import Wish
 from app.schemas.parse import OptionFields
 from app.service import Service, client_of
 from app.sources import Upload, receive

@@ -89,7 +89,7 @@ class ParseFields(OptionFields):
 
     wait_seconds: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         le=3600,
         allow_inf_nan=False,
         description="How long to wait for the result; then 202 with the job's address, and work goes on.",

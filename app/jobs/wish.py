@@ -1,0 +1,32 @@
+"""How a client wants a job to be run, and which requests are the same."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from app.document import ParseOptions
+from app.jobs.job import encode_options
+from app.jobs.queues import DEFAULT_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What goes with a document and its options."""
+
+    client: str
+    priority: int = DEFAULT_PRIORITY
+    webhook: str | None = None
+    idempotency_key: str | None = None
+    repeatable: bool = False
+    """Whether a job with the same document and options will do."""
+
+    def request_hash(self, content: str, options: ParseOptions) -> str:
+        """Of everything that a job with the same key must have in common."""
+        parts = json.dumps([content, encode_options(options), self.webhook, self.priority])
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def dedupe(self, request_hash: str) -> str | None:
+        """What no two kept jobs have in common; ``None``: nothing."""
+        if self.idempotency_key is not None:
+            return f"key:{self.client}:{hashlib.sha256(self.idempotency_key.encode()).hexdigest()}"
+        return f"content:{self.client}:{request_hash}" if self.repeatable else None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.ocr.regions.views import EM_PX
 from benchmarks.accuracy.report import accuracy_section
 from training.settings import Settings, load_settings
 
@@ -21,9 +22,9 @@ reads; how well is measured below, beside readers that are made for reading.
 
 ## What it was trained for
 
-A few lines of print in Latin letters, of about {em} px em, in a view of {view_px} x {view_px} px ({tokens}
-visual tokens); light scan noise, blur, skew of up to a degree, JPEG, gray paper. It gives their text, line
-by line, whatever the prompt.
+Rows of print in Latin letters, of {em:.0f} px em, each in a row of patch tokens of its own, in a view of
+{view_px} x {view_px} px ({tokens} visual tokens); scan noise, blur, skew of up to a degree, JPEG, gray paper, one-bit
+and coarse copies. It gives their text, row by row, whatever the prompt.
 
 Whole pages are read in regions ([how](../../../docs/checkpoints.md#reading-in-regions)): lines are found by
 white space, each is shown to this model in views of its own, and headings, lists, tables and grounding tags
@@ -46,10 +47,11 @@ text.
 
 ## Training
 
-- Data: pages rendered by `training/`: words of the SCOWL list (public domain), invented words, numbers,
-  codes; no text of anybody. Fonts, all free: {fonts}. Never trained on, for measuring: {held_out}.
+- Data: pages rendered by `training/` and cut by the service's own code: words of the SCOWL list (public
+  domain), English's common words as often as they are used, invented words, numbers, codes; no text of
+  anybody. Fonts, all free: {fonts}. Never trained on, for measuring: {held_out}.
 - Start: {start}
-- Compute: {pages_seen:,} pages in {minutes:.0f} minutes on one core of a shared CPU machine.
+- Compute: {pages_seen:,} views in {minutes:.0f} minutes on one core of a shared CPU machine.
 - Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped at
   export.
 - Pruning took part: {pruned_share:.0%} of the last stage's steps read through tokens pruned at the
@@ -62,8 +64,8 @@ text.
 Licence: Apache-2.0, like the code.
 """
 START = (
-    "an earlier checkpoint of the same sizes, trained on 347,000 such views in ten fonts; training from"
-    " nothing is the same command without `--start`, with a longer schedule."
+    "the checkpoint before it, of the same sizes, trained on 396,000 views of smaller letters, the last 49,000"
+    " in these fonts; training from nothing is the same command without `--start`, with a longer schedule."
 )
 
 
@@ -76,7 +78,7 @@ def write_card(accuracy: Mapping[str, Any], checkpoint: Path, settings: Settings
         mib=weights / 2**20,
         view_px=settings.model.view_px,
         tokens=side * (side + 1) + 1,
-        em=round(sum(settings.stage[-1].views[0].em_px) / 2),
+        em=EM_PX,
         accuracy=accuracy_section(accuracy),
         fonts=_names(settings.render.fonts),
         held_out=_names(settings.render.held_out),

@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
     max_running_pages: int = Field(0, ge=0, le=1024)
-    """Pages decoded together; 0 chooses 16 on a CPU and 128 on a GPU, or fewer if memory is short."""
+    """Pages decoded together; 0 chooses 64 on a CPU and 128 on a GPU, or fewer if memory is short."""
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
     """Share of the GPU memory free after loading that holds keys and values of running pages."""
     kv_memory_mib: int = Field(1024, ge=1)

@@ -33,7 +33,8 @@ from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.scheduler import BatchLimit
 from app.ocr.task import new_task
 from app.ocr.vision import Encoded, Vision, prepare
-from benchmarks.full_size import full_size
+from benchmarks import measuring
+from benchmarks.isolated import measure
 from benchmarks.report import ROOT, publish
 from benchmarks.synthetic import SyntheticOcr, pocket_network, random_pocket
 
@@ -175,7 +176,9 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[measuring.options()],
     )
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the packaged one)")
     parser.add_argument("--random", action="store_true", help="random weights of the pocket size")
@@ -187,14 +190,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     full = parser.add_argument_group("full size")
     full.add_argument("--full-size", action="store_true", help="the full architecture with random weights")
-    full.add_argument(
-        "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"
-    )
-    full.add_argument("--device", default="cuda")
     full.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 100, 256], help="pages at once")
-    full.add_argument("--output-tokens", type=int, default=1000)
-    full.add_argument("--encode-pages", type=int, default=8, help="pages encoded at once")
-    full.add_argument("--prefill-tokens", type=int, default=32768, help="tokens prefilled at once")
     return parser.parse_args(words)
 
 
@@ -205,12 +201,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not args.full_size:
         publish(compare(args), torch.device("cpu"), args.out)
         return
-    device = torch.device(args.device)
-    figures = full_size(
-        device, tiny=args.tiny_sizes, pages=args.batches, output_tokens=args.output_tokens,
-        encode_pages=args.encode_pages, prefill_tokens=args.prefill_tokens,
-    )  # fmt: skip
-    publish(figures, device, args.out or FULL_SIZE_OUT)
+    publish(measure(args), torch.device(args.device), args.out or FULL_SIZE_OUT)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
 from app.ocr.decoder import Decoder, DecoderLimits, Prompt, kv_shape
+from app.ocr.deepseek import DeepSeekOcr
 from app.ocr.kv_cache import KvPlan
 from app.ocr.ladder import Rung
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import Mode, PageViews
+from app.ocr.recipe import ModeSpec, Recipe
+from app.ocr.sam_attention import fold_sam_attention
 from app.ocr.scheduler import BatchLimit, chunks_within
 from app.ocr.vision import Encoded, Prepared, Vision
 from benchmarks.synthetic import SyntheticOcr
@@ -118,11 +121,30 @@ def build(device: torch.device, *, tiny: bool) -> Any:
         for weights in network.model.vision_tower.sam_encoder.parameters():
             if weights.ndim > 1:
                 weights.normal_(0, 0.02)
+    if device.type == "cuda":
+        fold_sam_attention(network)  # as load_model does: without it SAM holds 1.6 GB a page
     return network
 
 
+class NoTokenizer:
+    """Pages are noise, and nobody reads what comes out."""
+
+    def token_id(self, token: str) -> int | None:  # noqa: ARG002
+        return None
+
+
 class FullSizeOcr(SyntheticOcr):
-    """Encodes with the network's own vision tower; pages are noise."""
+    """Encodes as the service does; pages are noise."""
+
+    def __init__(self, network: Any, name: str) -> None:
+        super().__init__(network, name)
+        recipe = Recipe(
+            name=name,
+            modes={"base": ModeSpec(view_px=1024, pad=True)},
+            default_mode="base",
+            default_prompt="",
+        )
+        self._encoder = DeepSeekOcr(network, NoTokenizer(), recipe)  # type: ignore[arg-type]
 
     def page(self, case: Case, seed: int) -> PageViews:
         generator = torch.Generator().manual_seed(seed)
@@ -135,16 +157,7 @@ class FullSizeOcr(SyntheticOcr):
 
     @torch.inference_mode()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        views = torch.stack([page.view for page in pages]).to(self.device, self.dtype)
-        tiles = [page.tiles for page in pages if page.tiles is not None]
-        features = self._network.get_image_features(
-            pixel_values=views,
-            pixel_values_local=torch.cat(tiles).to(self.device, self.dtype) if tiles else None,
-            num_local_patches=[len(some) for some in tiles] or None,
-            patches_grid=[[page.tile_columns, page.tile_rows] for page in pages],
-            return_dict=True,
-        ).pooler_output
-        return [VisualTokens(embeds, patch_mask(page)) for page, embeds in zip(pages, features, strict=True)]
+        return self._encoder.encode(pages)
 
 
 def patch_mask(page: PageViews) -> torch.Tensor:
@@ -234,10 +247,12 @@ class FullSize:
         pages = [pages[i % len(pages)] for i in range(num_pages)]
         tokens, vision_s = self.watch(lambda: self._encode(pages, encode_pages))
         (prompts, kept), prune_s = self.watch(lambda: self._prompts(pages, tokens))
-        _, prefill_s = self.watch(lambda: self._prefill(prompts, prefill_tokens))
-        _, decode_s = self.watch(self._decode)
-        while self.decoder.num_rows:
-            self.decoder.release(self.decoder.num_rows - 1)
+        try:
+            _, prefill_s = self.watch(lambda: self._prefill(prompts, prefill_tokens))
+            _, decode_s = self.watch(self._decode)
+        finally:  # the next configuration starts from an empty cache, whatever became of this one
+            while self.decoder.num_rows:
+                self.decoder.release(self.decoder.num_rows - 1)
         seconds = {"vision": vision_s, "prune": prune_s, "prefill": prefill_s, "decode": decode_s}
         limits = self._limits(case, num_pages, prompts, len(tokens[0].embeds))
         total = sum(seconds.values())
@@ -324,35 +339,3 @@ class Recorded(FullSizeOcr):
 
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
         return self._recorded[: len(pages)]
-
-
-def full_size(
-    device: torch.device,
-    *,
-    tiny: bool,
-    pages: Sequence[int],
-    output_tokens: int,
-    encode_pages: int,
-    prefill_tokens: int,
-) -> dict[str, object]:
-    """Every case at every number of pages, smallest first; one line printed for each as it is done."""
-    bench = FullSize(device, tiny=tiny, most_pages=max(pages), output_tokens=output_tokens)
-    rows = []
-    for case in cases(tiny=tiny):
-        bench.measure(case, 1, encode_pages, prefill_tokens)  # kernels load and choose themselves
-        for num_pages in pages:
-            row = bench.measure(case, num_pages, encode_pages, prefill_tokens)
-            print(row, flush=True)
-            rows.append(row)
-    parameters = sum(weights.numel() for weights in bench.model.network.parameters())
-    return {
-        "rows": rows,
-        "parameters": parameters,
-        "output_tokens": output_tokens,
-        "dtype": str(bench.model.dtype),
-        "flops_limit": FLOPS,
-        "bytes_per_s_limit": BYTES_PER_S,
-        "slots": bench.decoder.cache.plan.num_slots,
-        "slot_tokens": bench.decoder.cache.plan.slot_tokens,
-        "kv_gib": round(bench.decoder.cache.num_bytes / 2**30, 2),
-    }

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def hardware(device: torch.device) -> str:
     """One line, such as "NVIDIA H200, 139 GiB" or "AMD EPYC, 2 cores, 2 threads"."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"{_processor()}, no CUDA device"
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

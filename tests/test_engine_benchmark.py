@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+from benchmarks.isolated import configurations, summary
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +52,41 @@ def test_the_full_size_run_at_tiny_sizes(tmp_path: Path) -> None:
         for stage in ("vision", "prune", "prefill", "decode"):
             assert row[f"{stage}_ms"] > 0
         assert {"decode_share", "prefill_share", "vision_share", "memory_gib", "pages_per_s"} <= row.keys()
+    assert figures["tok_per_s_1"] == rows[0]["decode_tok_per_s"]
+    assert figures["tok_per_s_100"] is figures["pages_per_s_base_64"] is None, "not asked for"
+
+
+def test_a_configuration_that_fails_or_dies_is_a_row_and_the_others_are_measured(tmp_path: Path) -> None:
+    words = ("--full-size", "--tiny-sizes", "--device", "cpu", "--output-tokens", "3", "--batches", "1", "2")
+    faults = ("--raise-at", "base:2", "--die-at", "large:1", "--out", str(tmp_path / "full.json"))
+    figures = run(*words, *faults)
+    rows = figures["rows"]
+    assert isinstance(rows, list)
+    errors = {(row["mode"], row["pages"]): row["error"] for row in rows if "error" in row}
+    assert errors == {
+        ("base", 2): "RuntimeError: as asked",
+        ("large", 1): "its process ended while it was measured",
+    }
+    assert len(rows) == 8
+    assert figures["num_failed"] == 2
+
+
+def test_the_full_size_run_without_a_gpu_still_prints_its_document(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    figures = run("--full-size", "--tiny-sizes", "--batches", "1", "--out", str(tmp_path / "full.json"))
+    assert figures["num_failed"] == 4
+    assert figures["tok_per_s_1"] is None
+
+
+def test_the_aims_are_read_off_the_rows_they_are_stated_for() -> None:
+    todo = configurations([1, 16, 64, 100, 256], tiny=False)
+    assert ("large pruned", 32) in todo
+    figures = {"decode_tok_per_s": 1.0, "pages_per_s": 2.0, "prune_ms_a_page": 3.0}
+    rows = {one: {"mode": one[0], "pages": one[1], **figures} for one in todo}
+    told = summary(rows)
+    assert (told["tok_per_s_1"], told["tok_per_s_100"]) == (1.0, 1.0)
+    assert (told["pages_per_s_base_64"], told["prune_ms_a_page_32"]) == (2.0, 3.0)
 
 
 def test_the_full_size_is_the_one_the_arithmetic_speaks_of() -> None:

@@ -156,11 +156,12 @@ def test_rows_read_together_are_rows_read_alone(
     kind: str, call_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SDPA by runs of like length is what cards without the packed kernel run."""
-    text: dict[str, Any] = {
+    kinds: dict[str, dict[str, Any]] = {
         "full": {},
         "sliding": {"layer_types": ["reference_sliding_attention"] * 3, "sliding_window": 5},
         "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},
-    }[kind]
+    }
+    text = kinds[kind]
     monkeypatch.setitem(attention.CALL_TOKENS, "cpu", call_tokens)
     model = FakeOcr(random_network(0, **text))
     reference = FakeOcr(reference_network(0, torch.float32, **text))

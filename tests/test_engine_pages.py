@@ -3,6 +3,7 @@ on.
 """
 
 import mmap
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -468,7 +469,7 @@ def test_a_retry_in_the_same_mode_encodes_nothing_again() -> None:
     assert task.encoded is None, "let go with the page"
 
 
-def test_a_retry_reads_what_it_would_read_as_a_first_attempt() -> None:
+def test_a_retry_reads_what_it_would_read_as_a_first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruned, then not: the second attempt starts from the tokens that the first one pruned."""
     model = FakeOcr(random_network(), eos_id=-1)
     model.min_confidence = -1e-9
@@ -480,7 +481,7 @@ def test_a_retry_reads_what_it_would_read_as_a_first_attempt() -> None:
         prompts.extend(prompt.embeds for prompt in some)
         return first_logits(some, lengths)
 
-    bench.loop._decoder._first_logits = recorded  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.loop._decoder, "_first_logits", recorded)
     bench.finish(bench.read(0, ReadOptions(keep_ratio=0.5)))
     bench.finish(bench.read(0, ReadOptions(prune="none", max_output_tokens=1)))
     pruned, again, unpruned = prompts
@@ -588,7 +589,7 @@ def test_decoding_time_is_shared_among_the_pages_it_was_spent_on(monkeypatch: py
     bench = Bench(hostile())
     tasks = [bench.read(i, ReadOptions(prune="none", max_output_tokens=3 + 4 * i)) for i in range(6)]
     seconds = iter(range(10**6))
-    monkeypatch.setattr(page_loop.time, "perf_counter", lambda: float(next(seconds)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
     bench.finish(*tasks)
     spent = sum(task.done.result().timing_ms["decode"] for task in tasks)
     steps_for_somebody = bench.loop.load.steps - 1  # the last one was for a page that had ended

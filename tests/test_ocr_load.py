@@ -27,7 +27,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from app.ocr import checkpoint
+from app.ocr import checkpoint, deepseek
 from app.ocr.checkpoint import CheckpointError
 from app.ocr.config import read_config
 from app.ocr.deepseek import UNUSED_KEYS, load_model
@@ -121,11 +121,20 @@ def test_a_loaded_model_keeps_the_protocol(folder: Path) -> None:
     assert model.embed(torch.tensor([1])).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("has_bfloat16", "wanted"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_card_without_bfloat16_computes_in_float32(
+    has_bfloat16: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
+    assert deepseek._supported_dtype(torch.device("cuda"), None) is wanted
+    assert deepseek._supported_dtype(torch.device("cpu"), None) is torch.float32
+
+
 def test_dtypes_and_devices_that_cannot_serve_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="dtype on cpu"):
         load_model(folder, dtype=torch.float16)
     with pytest.raises(ValueError, match="dtype on cuda"):
-        load_model(folder, device="cuda", dtype=torch.float32)
+        load_model(folder, device="cuda", dtype=torch.float64)
     with pytest.raises(ValueError, match="device must be"):
         load_model(folder, device="meta")
 

@@ -46,12 +46,12 @@ def test_the_kernel_is_asked_for_what_it_takes(monkeypatch: pytest.MonkeyPatch) 
     cache = KvCache(KvPlan(4, 32), SHAPE, cpu)
     PackedPrefill(cache, [5, 9])
     cache.admit([5, 9])
-    drawn = [torch.randn(2, 3, 1, 16).bfloat16() for _ in range(3)]
-    PackedDecode(cache, 2).begin().attend(1, *drawn, 0.25)
+    query, key, value = torch.randn(3, 2, 3, 1, 16).bfloat16()
+    PackedDecode(cache, 2).begin().attend(1, query, key, value, 0.25)
     assert seen["held"].tolist() == [6, 10]
     assert [part.tolist() for part in seen["starts"]] == [[0, 1, 2], [0, 32, 64]]
     assert all(part.dtype == torch.int32 for part in (*seen["starts"], seen["held"]))
-    torch.testing.assert_close(seen["key"][[5, 32 + 9]], drawn[1][:, :, 0])
+    torch.testing.assert_close(seen["key"][[5, 32 + 9]], key[:, :, 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -88,9 +88,9 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("on_side_stream", "refusing_syncs"):
         monkeypatch.setattr(device, name, nullcontext)
-    monkeypatch.setattr(device.torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(device.torch.cuda, "graph_pool_handle", object)
-    monkeypatch.setattr(device.torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
 
 
 @pytest.mark.usefixtures("without_cuda")

@@ -31,8 +31,14 @@ embedding."""
 
 EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.bfloat16,)}
-"""What each device type computes in, default first."""
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.bfloat16, torch.float32, torch.float16),
+}
+"""What each device type computes in, default first; on cards that have no bfloat16, float32.
+
+On CPU bfloat16 is only ever chosen by the caller: without AVX-512 its products take 50 times as long.
+"""
 
 EXPERTS = "grouped_mm"
 """One way on every device. On CPU it agrees with the eager loop to 3e-7 (float32) and was never slower: 1 to
@@ -212,10 +218,10 @@ def load_model(
     """``"pocket"``, a folder or a hub id -> a model ready to serve, or ``CheckpointError``; nothing in
     between.
 
-    ``dtype``: float32 (default) or bfloat16 on CPU, bfloat16 on CUDA. ``fold_sam`` chooses SAM's attention;
-    by default folded on CUDA, where it needs no bias in memory and can use flash kernels, and native on CPU,
-    where it is the faster one (one thread, 1024 px, one layer: 1.40 s against 1.73 s in float32, 1.03 s
-    against 1.52 s in bfloat16).
+    ``dtype``: one of ``DTYPES``, by default float32 on CPU, bfloat16 on CUDA. ``fold_sam`` chooses SAM's
+    attention; by default folded on CUDA, where it needs no bias in memory and can use flash kernels, and
+    native on CPU, where it is the faster one (one thread, 1024 px, one layer: 1.40 s against 1.73 s in
+    float32, 1.03 s against 1.52 s in bfloat16).
     """
     device = torch.device(device)
     dtype = _supported_dtype(device, dtype)
@@ -237,7 +243,11 @@ def _supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.d
         raise ValueError(f"device must be cpu or cuda, got {device}")
     if dtype is not None and dtype not in choices:
         raise ValueError(f"dtype on {device.type} must be {' or '.join(map(str, choices))}, got {dtype}")
-    return dtype or choices[0]
+    if dtype is not None:
+        return dtype
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return choices[0]
 
 
 def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, recipe: Recipe) -> OcrTokenizer:

@@ -38,7 +38,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
     """What the service's settings say about the engine, for the device they name."""
     if resolve_device(settings.device) == "cpu":
         return EngineSettings(
-            max_running_pages=settings.max_running_pages or 16,
+            max_running_pages=settings.max_running_pages or 64,
             kv_memory_mib=settings.kv_memory_mib,
             max_page_tokens=8192,  # small checkpoints write a token for each character
             max_output_tokens=8192,

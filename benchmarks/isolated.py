@@ -1,0 +1,78 @@
+"""The full-size figures, each configuration where it can do the others no harm.
+
+A configuration that raises is a row with its error. One that takes its process with it (an illegal address,
+the kernel's memory killer) is one as well, and the rest goes on in a new process: the document is always
+printed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.full_size import PAPER_KEEP_RATIO, cases
+from benchmarks.measuring import failed
+from benchmarks.report import ROOT
+
+Configuration = tuple[str, int]
+PRUNED = "large pruned"
+PRUNE_PAGES = 32
+"""Where the aim for pruning is stated."""
+PASSED_ON = ("device", "output_tokens", "encode_pages", "prefill_tokens", "raise_at", "die_at")
+
+
+def configurations(batches: Sequence[int], *, tiny: bool) -> list[Configuration]:
+    """Every case at every number of pages, smallest first, and pruning at 32."""
+    names = [case.name for case in cases(tiny=tiny)]
+    pruned = {*batches, PRUNE_PAGES} if max(batches) >= PRUNE_PAGES else {*batches}
+    return [(name, pages) for name in names for pages in sorted(pruned if name == PRUNED else {*batches})]
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    todo = configurations(args.batches, tiny=args.tiny_sizes)
+    rows: dict[Configuration, dict[str, Any]] = {}
+    about: dict[str, object] = {}
+    while left := [one for one in todo if one not in rows]:
+        begun = left[0]
+        for what, value in told(args, left):
+            if what == "begun":
+                begun = (value[0], value[1])
+            elif what == "about":
+                about = about or value
+            else:
+                print(value, flush=True)
+                rows[value["mode"], value["pages"]] = value
+        if all(one not in rows for one in left):
+            rows[begun] = failed(*begun, "its process ended")
+        elif begun not in rows:
+            rows[begun] = failed(*begun, "its process ended while it was measured")
+    return {**summary(rows), **about, "keep_ratio": PAPER_KEEP_RATIO, "rows": [rows[one] for one in todo]}
+
+
+def told(args: argparse.Namespace, todo: list[Configuration]) -> Iterator[tuple[str, Any]]:
+    """What a process of its own has to say while it measures ``todo``."""
+    words = [sys.executable, "-m", "benchmarks.measuring", "--configurations", json.dumps(todo)]
+    for name in PASSED_ON:
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    words += ["--tiny-sizes"] if args.tiny_sizes else []
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout or ():
+            if line.startswith("{"):
+                yield from json.loads(line).items()
+
+
+def summary(rows: dict[Configuration, dict[str, Any]]) -> dict[str, object]:
+    """The figures that aims are stated for; ``None`` where there is none."""
+
+    def figure(name: str, pages: int, key: str) -> object:
+        return rows.get((name, pages), {}).get(key)
+
+    return {
+        "tok_per_s_1": figure("base", 1, "decode_tok_per_s"),
+        "tok_per_s_100": figure("base", 100, "decode_tok_per_s"),
+        "pages_per_s_base_64": figure("base", 64, "pages_per_s"),
+        "prune_ms_a_page_32": figure(PRUNED, PRUNE_PAGES, "prune_ms_a_page"),
+        "num_failed": sum("error" in row for row in rows.values()),
+    }

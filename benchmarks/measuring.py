@@ -1,0 +1,124 @@
+"""The process in which full-size configurations are measured: ``isolated`` starts it, reads what it tells,
+and starts another when it dies.
+
+    python -m benchmarks.measuring --device cuda --configurations '[["base", 1], ["base", 16]]'
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+
+from app.ocr.device import give_back_memory, is_lost, is_out_of_memory
+from benchmarks.full_size import BYTES_PER_S, FLOPS, Case, FullSize, cases
+
+
+def describe(bench: FullSize) -> dict[str, object]:
+    plan = bench.decoder.cache.plan
+    return {
+        "parameters": sum(weights.numel() for weights in bench.model.network.parameters()),
+        "output_tokens": bench.output_tokens,
+        "dtype": str(bench.model.dtype),
+        "attention": "packed" if bench.decoder.is_packed else "runs of rows",
+        "flops_limit": FLOPS,
+        "bytes_per_s_limit": BYTES_PER_S,
+        "slots": plan.num_slots,
+        "slot_tokens": plan.slot_tokens,
+        "kv_gib": round(bench.decoder.cache.num_bytes / 2**30, 2),
+    }
+
+
+class Measuring:
+    """Configurations one by one. What fails is a row of its own; ``SystemExit`` if nothing can follow."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._device = torch.device(args.device)
+        self._warm: set[str] = set()
+
+    def run(self, todo: list[tuple[str, int]]) -> None:
+        bench, todo = self._built(todo)
+        if bench is None:
+            return
+        tell("about", describe(bench))
+        by_name = {case.name: case for case in cases(tiny=self._args.tiny_sizes)}
+        for name, num_pages in todo:
+            tell("begun", [name, num_pages])
+            try:
+                tell("row", self._measured(bench, by_name[name], num_pages))
+            except Exception as error:  # noqa: BLE001 - it is told, and the others go on
+                tell("row", failed(name, num_pages, f"{type(error).__name__}: {error}"))
+                if is_lost(self._device):
+                    sys.exit("the device is lost")
+            give_back_memory(self._device)
+
+    def _built(self, todo: list[tuple[str, int]]) -> tuple[FullSize | None, list[tuple[str, int]]]:
+        """With slots for the most pages that memory holds; configurations of more fail."""
+        while todo:
+            most = max(num_pages for _, num_pages in todo)
+            try:
+                bench = FullSize(
+                    self._device, tiny=self._args.tiny_sizes, most_pages=most,
+                    output_tokens=self._args.output_tokens,
+                )  # fmt: skip
+                return bench, todo
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            for name, num_pages in todo:
+                if num_pages == most:
+                    tell("row", failed(name, num_pages, f"no memory for {most} slots"))
+            todo = [one for one in todo if one[1] < most]
+            give_back_memory(self._device)
+        return None, []
+
+    def _measured(self, bench: FullSize, case: Case, num_pages: int) -> dict[str, Any]:
+        if f"{case.name}:{num_pages}" == self._args.raise_at:
+            raise RuntimeError("as asked")
+        if f"{case.name}:{num_pages}" == self._args.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        at_once = self._args.encode_pages, self._args.prefill_tokens
+        if case.name not in self._warm:
+            bench.measure(case, 1, *at_once)  # kernels load and choose themselves
+            self._warm.add(case.name)
+        return bench.measure(case, num_pages, *at_once)
+
+
+def failed(name: str, num_pages: int, why: str) -> dict[str, Any]:
+    return {"mode": name, "pages": num_pages, "error": why[:500]}
+
+
+def tell(what: str, value: object) -> None:
+    """To the parent, a line each."""
+    print(json.dumps({what: value}), flush=True)
+
+
+def options() -> argparse.ArgumentParser:
+    """What parent and child are both told."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output-tokens", type=int, default=1000)
+    parser.add_argument("--encode-pages", type=int, default=8, help="pages encoded at once")
+    parser.add_argument("--prefill-tokens", type=int, default=32768, help="tokens prefilled at once")
+    parser.add_argument(
+        "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"
+    )
+    # for tests: a configuration, "base:16", that fails or takes its process with it
+    parser.add_argument("--raise-at", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--die-at", default="", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, parents=[options()])
+    parser.add_argument("--configurations", type=json.loads, required=True)
+    args = parser.parse_args()
+    Measuring(args).run([(name, num_pages) for name, num_pages in args.configurations])
+
+
+if __name__ == "__main__":
+    main()

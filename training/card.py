@@ -23,8 +23,8 @@ reads; how well is measured below, beside readers that are made for reading.
 ## What it was trained for
 
 Rows of print in Latin letters, of {em:.0f} px em, each in a row of patch tokens of its own, in a view of
-{view_px} x {view_px} px ({tokens} visual tokens); scan noise, blur, skew of up to a degree, JPEG, gray paper, one-bit
-and coarse copies. It gives their text, row by row, whatever the prompt.
+{view_px} x {view_px} px ({tokens} visual tokens); scan noise, blur, skew of up to a degree, JPEG, gray paper,
+one-bit and coarse copies. It gives their text, row by row, whatever the prompt.
 
 Whole pages are read in regions ([how](../../../docs/checkpoints.md#reading-in-regions)): lines are found by
 white space, each is shown to this model in views of its own, and headings, lists, tables and grounding tags
@@ -64,8 +64,8 @@ text.
 Licence: Apache-2.0, like the code.
 """
 START = (
-    "the checkpoint before it, of the same sizes, trained on 396,000 views of smaller letters, the last 49,000"
-    " in these fonts; training from nothing is the same command without `--start`, with a longer schedule."
+    "the checkpoint before it, of the same sizes, trained on 396,000 views of smaller letters, the last"
+    " 49,000 in these fonts; training from nothing is the same command without `--start`, with a longer schedule."
 )
 
 

@@ -65,7 +65,8 @@ Licence: Apache-2.0, like the code.
 """
 START = (
     "the checkpoint before it, of the same sizes, trained on 396,000 views of smaller letters, the last"
-    " 49,000 in these fonts; training from nothing is the same command without `--start`, with a longer schedule."
+    " 49,000 in these fonts; training from nothing is the same command without `--start`, with a longer"
+    " schedule."
 )
 
 

@@ -29,7 +29,7 @@ MAX_WAITING = 64
 
 
 class RegionReader:
-    """Wraps an engine; pages no larger than a view, and modes without regions, go to it as they are."""
+    """Wraps an engine; pages of modes without regions go to it as they are."""
 
     def __init__(self, engine: Engine, model: OcrModel) -> None:
         self._engine, self._model = engine, model
@@ -50,7 +50,7 @@ class RegionReader:
     def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
         """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
         mode = self._model.modes.get(options.mode or self._model.default_mode)
-        if mode is None or not mode.regions or max(page.image.size) <= mode.view_px:
+        if mode is None or not mode.regions:
             return self._engine.submit(page, options, document_id=document_id)
         prompt = self._model.default_prompt if options.prompt is None else options.prompt
         self._model.prompt_ids(prompt)

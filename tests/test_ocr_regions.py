@@ -20,7 +20,8 @@ from app.ocr.regions.page import Region, compose, cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
 from training.errors_in_text import character_error_rate
-from training.layout import Family, Layout, LayoutStyle, PrintedPage
+from training.layout import Family, Layout, LayoutStyle
+from training.printed import PrintedPage
 from training.render import degrade, draw_page
 from training.text import TextSource
 from training.vocabulary import PLAIN_PROMPT

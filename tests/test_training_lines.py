@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from training_pages import FAMILY, FONT, needs_font
 
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line, find_lines
@@ -21,24 +22,22 @@ from app.ocr.regions.views import (
     line_rows,
     line_text,
 )
-from training.layout import Family
 from training.lines import LineRenderer, LineStyle
 from training.render import PATCH_PX
 from training.text import TextSource
 
-FONT = Path("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")
 MONO = FONT.with_name("DejaVuSansMono.ttf")
 CLEAN = LineStyle((16, 36), structured=0.0, degraded=0.0, worn=0.0)
 WORN = LineStyle((16, 36), structured=0.5, degraded=1.0, worn=1.0)
 
-pytestmark = pytest.mark.skipif(not FONT.is_file(), reason="needs the Debian package fonts-dejavu-core")
+pytestmark = needs_font
 
 
 @pytest.fixture
 def renderer(tmp_path: Path) -> LineRenderer:
     path = tmp_path / "words"
     path.write_text("\n".join("page letter fold Dustbin margin quartz sphinx of it a".split()), "utf-8")
-    return LineRenderer(TextSource(path, common=0.5), [Family(FONT, FONT)])
+    return LineRenderer(TextSource(path, common=0.5), [FAMILY])
 
 
 @pytest.mark.parametrize("style", [CLEAN, WORN])

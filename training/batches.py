@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from app.ocr.regions.views import VIEW_PX
-from training.layout import Piece
 from training.lines import LineRenderer, LineStyle
+from training.printed import Piece
 from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of
 from training.vocabulary import CHARACTERS, EOS, ID_OF
 

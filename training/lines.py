@@ -15,7 +15,8 @@ from scipy import ndimage
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, find_lines
 from app.ocr.regions.views import Row, draw_view, line_rows
-from training.layout import Family, Layout, LayoutStyle, Mark, Piece, PrintedPage
+from training.layout import Family, Layout, LayoutStyle
+from training.printed import Mark, Piece, PrintedPage
 from training.render import BICUBIC, RenderedPage, degrade, draw_page
 from training.text import TextSource
 

@@ -78,14 +78,8 @@ class Guide:
         chosen = torch.randperm(target.shape[1], device=target.device)[:GUIDED_POSITIONS]
         target, text = target[:, chosen], first_text + chosen
         attention = self._attention
-        width = GUIDED_HEADS * attention.head_dim
-        shape = (hidden.shape[0], -1, GUIDED_HEADS, attention.head_dim)
-        query = (
-            functional.linear(hidden[:, text], attention.q_proj.weight[:width]).view(shape).transpose(1, 2)
-        )
-        key = (
-            functional.linear(hidden[:, visual], attention.k_proj.weight[:width]).view(shape).transpose(1, 2)
-        )
+        query = self._heads(hidden[:, text], attention.q_proj.weight)
+        key = self._heads(hidden[:, visual], attention.k_proj.weight)
         query, _ = apply_rotary_pos_emb(query, query, cos[:, text], sin[:, text])
         key, _ = apply_rotary_pos_emb(key, key, cos[:, visual], sin[:, visual])
         scores: torch.Tensor = (

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from training.layout import Box, Family, Layout, LayoutStyle, Mark, Piece, PrintedPage
+from training.layout import Family, Layout, LayoutStyle
+from training.printed import Box, Mark, Piece, PrintedPage
 from training.text import TextSource
 
 PATCH_PX = 64

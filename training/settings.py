@@ -5,10 +5,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from training.batches import Style
+from training.batches import Renderers, Style
 from training.layout import Family
-from training.lines import LineStyle
-from training.render import PageStyle
+from training.lines import LineRenderer, LineStyle
+from training.render import PageRenderer, PageStyle
+from training.text import TextSource
 
 
 class _Frozen(BaseModel):
@@ -124,6 +125,12 @@ class Settings(_Frozen):
     model: ModelSettings
     render: RenderSettings
     stage: tuple[Stage, ...] = Field(min_length=1)
+
+    def renderers(self, *, held_out: bool = False) -> Renderers:
+        """Raise ``FileNotFoundError`` that names the fonts which are not installed."""
+        text = TextSource(self.render.words, self.render.common)
+        families = self.render.families(held_out=held_out)
+        return Renderers(PageRenderer(text, families), LineRenderer(text, families))
 
     def styles(self, stage: Stage) -> list[Style]:
         """Each as often as its weight says."""

@@ -25,30 +25,15 @@ from torch import distributed, nn
 from torch.nn import functional
 
 from app.ocr.sam_attention import fold_sam_attention
-from rtprune import VisualTokens, prune_batch, text_density
 from training.attention import use_plain_attention
-from training.batches import CLASS_OF, IGNORED, Batch, Renderers, Steps, Targets, batches, targets, to_batch
-from training.lines import LineRenderer
+from training.batches import CLASS_OF, IGNORED, Batch, Steps, Targets, batches, targets, to_batch
 from training.losses import Guide, dense_loss, norm_loss
 from training.model import DenseHead, fresh_network, grow_from
-from training.render import PATCH_PX, PageRenderer
+from training.seen import Seen, attention_masks, prune, visual_index
 from training.settings import Settings, Stage, load_settings
-from training.text import TextSource
 from training.vocabulary import BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer
 
 HELD_OUT_SEED = 1 << 50
-
-
-def attention_masks(hidden: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
-    """``hidden``: (B, T) bool keys that nobody may look at. Without any there is no mask at all: attention
-    kernels then skip what lies ahead instead of hiding it.
-    """
-    if hidden is None:
-        return {"full_attention": None, "reference_sliding_attention": None}
-    length = hidden.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()
-    mask = causal & ~hidden[:, None, None, :]  # (B, 1, T, T)
-    return {"full_attention": mask, "reference_sliding_attention": mask}
 
 
 @dataclass(slots=True)
@@ -57,19 +42,6 @@ class Progress:
     step: int = 0
     pages: int = 0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the decoder sees of pages: (B, L, D) visual tokens, and (B, L) bool which of them are kept;
-    ``None`` for all.
-    """
-
-    embeds: torch.Tensor
-    kept: torch.Tensor | None = None
-
-    def __getitem__(self, rows: torch.Tensor) -> "Seen":
-        return Seen(self.embeds[rows], None if self.kept is None else self.kept[rows])
 
 
 class Trainer:
@@ -99,8 +71,8 @@ class Trainer:
         )
         self.mean = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.progress = Progress()
-        self.renderers = renderers(settings)
-        self.unseen = renderers(settings, held_out=True)
+        self.renderers = settings.renderers()
+        self.unseen = settings.renderers(held_out=True)
         tokenizer = build_tokenizer()
         self.prompts = {
             grounded: torch.tensor(tokenizer.encode(prompt, add_special_tokens=False).ids, device=self.device)
@@ -228,7 +200,7 @@ class Trainer:
         num_visual = seen.embeds.shape[1]
         first, where = num_visual + len(prompt), slice(1, 1 + num_visual)
         next_one, last_one = (
-            _visual_index(patches.to(self.device), side, seen.kept)
+            visual_index(patches.to(self.device), side, seen.kept)
             for patches in (group.patches, group.last_read())
         )
         return self.guide_next.loss(where, first, next_one) + self.guide_here.loss(where, first, last_one)
@@ -338,44 +310,6 @@ class Trainer:
         self.mean = state["mean"]
         stage, step, pages, seconds = state["progress"]
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
-
-
-def renderers(settings: Settings, *, held_out: bool = False) -> Renderers:
-    text = TextSource(settings.render.words, settings.render.common)
-    families = settings.render.families(held_out=held_out)
-    return Renderers(PageRenderer(text, families), LineRenderer(text, families))
-
-
-def prune(visual: torch.Tensor, views: torch.Tensor) -> Seen:
-    """(B, L, D) visual tokens of pages and their (B, V, V) views -> what RTPrune keeps, what it folds in
-    added.
-
-    The fold is a constant to the gradient: the method's answer has none.
-    """
-    side = views.shape[-1] // PATCH_PX
-    is_patch = torch.tensor(([True] * side + [False]) * side + [False], device=visual.device)
-    pixels = (views.float() / 127.5 - 1)[:, None].expand(-1, 3, -1, -1)
-    pruned = prune_batch(
-        [VisualTokens(one, is_patch) for one in visual.detach()],
-        [text_density(one, side, side) for one in pixels],
-    )
-    kept = torch.zeros(visual.shape[:2], dtype=torch.bool, device=visual.device)
-    folded = torch.zeros_like(visual)
-    for row, one in enumerate(pruned):
-        at = one.kept.to(visual.device)
-        kept[row, at] = True
-        folded[row, at] = one.embeds - visual.detach()[row, at]
-    return Seen(visual + folded, kept)
-
-
-def _visual_index(patches: torch.Tensor, side: int, kept: torch.Tensor | None) -> torch.Tensor:
-    """(B, T) row-major patch numbers -> places among the visual tokens; ``IGNORED`` where pruned."""
-    number = patches.clamp(min=0)
-    place = number // side * (side + 1) + number % side
-    is_there = patches != IGNORED
-    if kept is not None:
-        is_there &= kept.gather(1, place)
-    return torch.where(is_there, place, IGNORED)
 
 
 def learning_rate(stage: Stage, step: int) -> float:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from app.markdown import to_markdown
-from training.layout import Layout, LayoutStyle, Mark, Piece, PrintedPage
+from training.layout import Layout, LayoutStyle
+from training.printed import Mark, Piece, PrintedPage
 from training.render import PageRenderer, PageStyle, degrade, draw_page
 from training.settings import Settings
 from training.text import TextSource

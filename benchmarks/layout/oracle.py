@@ -11,7 +11,8 @@ import numpy as np
 from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import Line
 from benchmarks.accuracy.pages import DPI, DrawnPage
-from training.layout import BULLETS, Piece
+from training.layout import BULLETS
+from training.printed import Piece
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 POINTS = 72

@@ -165,7 +165,7 @@ def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
         space = float(np.median(own)) if len(own) >= 5 else usual
         least.append(max(CELL_GAP_EM * max(em, line.height), CELL_GAP_SPACES * space))
         first.append(len(groups))
-        groups += [[piece] for piece in _cut_at(line, [gap for gap in inner if gap[1] - gap[0] >= least[-1]])]
+        groups += [[piece] for piece in cut_at(line, [gap for gap in inner if gap[1] - gap[0] >= least[-1]])]
     first.append(len(groups))
     for left, right in neighbours:
         one, other = groups[first[left + 1] - 1], groups[first[right]]
@@ -208,7 +208,8 @@ def _is_ruled_off(left: Line, right: Line, rules: Mask) -> bool:
     return bool(between.any())
 
 
-def _cut_at(line: Line, gaps: Sequence[tuple[int, int]]) -> list[Line]:
+def cut_at(line: Line, gaps: Sequence[tuple[int, int]]) -> list[Line]:
+    """What is left and right of each gap; nothing, of no width, where one is at the line's end."""
     starts = [line.left, *(end for _, end in gaps)]
     ends = [*(start for start, _ in gaps), line.right]
     return [Line(start, line.top, end, line.bottom) for start, end in zip(starts, ends, strict=True)]

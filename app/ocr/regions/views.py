@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
 from app.ocr.regions.ink import Gray, Ink
-from app.ocr.regions.lines import Line
+from app.ocr.regions.lines import Line, cut_at, gaps_of
 
 VIEW_PX = 256
 ROW_PX = 64
@@ -119,36 +118,21 @@ def draw_view(gray: Gray, rows: Sequence[Row]) -> Image.Image:
 
 def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
     """Stretches of ink along the line with no more than a letter's space in them."""
-    stretches = _merged(_stretches(ink, line), WORD_GAP_EM * em)
-    return [Word(*stretch) for stretch in _merged(stretches, _least_space(stretches, em))]
+    gaps = gaps_of(line, ink.mask, WORD_GAP_EM * em)
+    stretches = [stretch for stretch in cut_at(line, gaps) if stretch.width]
+    least = _least_space([stretch.width for stretch in stretches], [end - start for start, end in gaps], em)
+    words = cut_at(line, [(start, end) for start, end in gaps if end - start >= least])
+    return [Word(word.left, word.right) for word in words if word.width]
 
 
-def _merged(stretches: Sequence[tuple[int, int]], least: float) -> list[tuple[int, int]]:
-    """Those with less than ``least`` pixels between them as one."""
-    merged: list[tuple[int, int]] = []
-    for left, right in stretches:
-        if merged and left - merged[-1][1] < least:
-            merged[-1] = merged[-1][0], right
-        else:
-            merged.append((left, right))
-    return merged
-
-
-def _stretches(ink: Ink, line: Line) -> list[tuple[int, int]]:
-    """(left, right) of what no white column cuts."""
-    columns = ink.mask[line.top : line.bottom, line.left : line.right].any(axis=0)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], columns, [False])).astype(np.int8)))
-    return [(line.left + start, line.left + end) for start, end in edges.reshape(-1, 2).tolist()]
-
-
-def _least_space(stretches: Sequence[tuple[int, int]], em: float) -> float:
-    """Pixels of the narrowest gap between two words. Letters of a typewriter, or of a spaced heading, stand
-    as far apart as words of a narrow font do: the line's own gaps tell which it is.
+def _least_space(stretches: Sequence[int], gaps: Sequence[int], em: float) -> float:
+    """Widths in pixels of what stands in the line and of the white between -> the narrowest white between two
+    words. Letters of a typewriter, or of a spaced heading, stand as far apart as words of a narrow font do:
+    the line's own gaps tell which it is.
     """
-    gaps = np.array([after[0] - before[1] for before, after in pairwise(stretches)])
-    if len(gaps) == 0:
+    if not gaps:
         return 0.0
-    if np.median([right - left for left, right in stretches]) < LETTER_EM * em:
+    if np.median(stretches) < LETTER_EM * em:
         return SPACED * float(np.median(gaps))
     # a column's white within the line says nothing about its spaces
     return SPACE_SHARE * min(float(np.percentile(gaps, 80)), 0.8 * em)

@@ -1,0 +1,115 @@
+"""A page as it is printed: what is drawn where, where each character's centre is, and how it is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+from training.vocabulary import CHARACTERS
+
+Mark = tuple[float, float, str]
+"""(x, y, character): its centre in pixels."""
+Piece = tuple[str, int]
+"""A character or special token to be read, and the number of its mark; -1 where nothing is printed for it."""
+Box = tuple[float, float, float, float]
+
+
+@cache
+def _loaded(path: Path, size: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def printable(path: Path) -> frozenset[str]:
+    """Characters of the vocabulary that the font has; one it lacks is drawn as the same box as any other."""
+    font = _loaded(path, 32)
+    missing = bytes(font.getmask("\U000f1234"))
+    return frozenset(c for c in CHARACTERS if c.isascii() or bytes(font.getmask(c)) != missing)
+
+
+class Face:
+    """A font at a size, in drawing pixels, that remembers how wide its characters are."""
+
+    def __init__(self, path: Path, size: float, tracking: float = 0.0) -> None:
+        """``tracking``: white added after each character, in sizes."""
+        self.path = path
+        self.tracking = tracking * size
+        self.font = _loaded(path, round(size, 1))
+        self.size = size
+        self._has = printable(path)
+        self._advance: dict[str, float] = {}
+
+    def width(self, text: str) -> float:
+        return sum(self.advance(character) for character in text)
+
+    def advance(self, character: str) -> float:
+        if character not in self._advance:
+            self._advance[character] = self.font.getlength(character) + self.tracking
+        return self._advance[character]
+
+    def fit(self, word: str) -> str:
+        """The word without characters the font lacks."""
+        return "".join(character for character in word if character in self._has)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Text drawn in one go: (x, baseline) of its left end."""
+
+    text: str
+    x: float
+    baseline: float
+    face: Face
+
+
+@dataclass(slots=True)
+class PrintedBlock:
+    """A region of the page. ``markdown`` and ``plain``: how it is to be read."""
+
+    kind: str
+    box: Box
+    markdown: list[Piece]
+    plain: list[Piece]
+
+
+@dataclass(slots=True)
+class PrintedPage:
+    width: float
+    height: float
+    runs: list[Run] = field(default_factory=list)
+    rules: list[Box] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+    blocks: list[PrintedBlock] = field(default_factory=list)
+    characters: int = 0
+
+    def print_word(self, word: str, x: float, baseline: float, face: Face) -> list[Piece]:
+        pieces: list[Piece] = []
+        middle = baseline - 0.3 * face.size
+        if not face.tracking:
+            self.runs.append(Run(word, x, baseline, face))
+        for character in word:
+            advance = face.advance(character)
+            if face.tracking:
+                self.runs.append(Run(character, x, baseline, face))
+            pieces.append((character, len(self.marks)))
+            self.marks.append((x + (advance - face.tracking) / 2, middle, character))
+            x += advance
+        self.characters += len(word)
+        return pieces
+
+    def print_line(
+        self, words: Sequence[str], x: float, baseline: float, face: Face, width: float | None = None
+    ) -> list[Piece]:
+        """Words beside each other; spread to ``width`` when given."""
+        space = face.advance(" ")
+        if width is not None and len(words) > 1:
+            space = (width - sum(face.width(word) for word in words)) / (len(words) - 1)
+        pieces: list[Piece] = []
+        for index, word in enumerate(words):
+            if index:
+                pieces.append((" ", -1))
+            pieces += self.print_word(word, x, baseline, face)
+            x += face.width(word) + space
+        return pieces

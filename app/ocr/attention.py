@@ -112,8 +112,6 @@ class RunsDecode:
     A run is read as far as its longest row, the rest masked. Where calls cost little beside reading, runs are
     short; with ``call_tokens`` 0 each row is read by itself, exactly as far as it goes. Not for CUDA graphs:
     the runs follow the lengths, so two steps seldom have the same shapes.
-
-    16 us a row for 16 to 32 rows of 20 to 80 keys, against 58 each by itself (4 heads of 64, float32, AVX2).
     """
 
     def __init__(self, cache: KvCache, call_tokens: int | None = None) -> None:

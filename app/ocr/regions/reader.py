@@ -23,7 +23,7 @@ WORST_FIRST: tuple[FinishReason, ...] = ("cancelled", "deadline", "length", "low
 MAX_VIEW_TOKENS = 160
 """A view holds about 50 characters."""
 MAX_VIEWS = 500
-"""Of a page; a dense A4 page has 120. What lies beyond is not read: the page ends as ``length``."""
+"""Of a page; a dense A4 page has some 200. What lies beyond is not read: the page ends as ``length``."""
 MAX_WAITING = 64
 """Views of one page that are with the engine at a time: its queue is for many pages."""
 

@@ -23,12 +23,13 @@ from app.ocr.regions.views import (
     line_text,
 )
 from training.lines import LineRenderer, LineStyle
+from training.printed import Face, PrintedPage
 from training.render import PATCH_PX
 from training.text import TextSource
 
 MONO = FONT.with_name("DejaVuSansMono.ttf")
 CLEAN = LineStyle((16, 36), structured=0.0, degraded=0.0, worn=0.0)
-WORN = LineStyle((16, 36), structured=0.5, degraded=1.0, worn=1.0)
+WORN = LineStyle((16, 36), structured=0.5, degraded=1.0, worn=1.0, stretched=0.7)
 
 pytestmark = needs_font
 
@@ -36,8 +37,10 @@ pytestmark = needs_font
 @pytest.fixture
 def renderer(tmp_path: Path) -> LineRenderer:
     path = tmp_path / "words"
-    path.write_text("\n".join("page letter fold Dustbin margin quartz sphinx of it a".split()), "utf-8")
-    return LineRenderer(TextSource(path, common=0.5), [FAMILY])
+    path.write_text(
+        "\n".join("page letter fold Dustbin margin quartz sphinx of it a office".split()), "utf-8"
+    )
+    return LineRenderer(TextSource(path, common=0.5, ledger=0.3), [FAMILY])
 
 
 @pytest.mark.parametrize("style", [CLEAN, WORN])
@@ -68,6 +71,19 @@ def test_each_character_stands_where_its_mark_is(renderer: LineRenderer, style: 
             assert next(at, None) is None
     assert printed > 300
     assert inked > 0.97 * printed
+
+
+def test_ligatures_are_drawn_as_one_glyph_and_read_as_letters() -> None:
+    page, other = PrintedPage(900, 100), PrintedPage(900, 100)
+    face = Face(FONT, 30, ligatures=True)
+    pieces = page.print_word("office-waffle", 10, 60, face)
+    assert "".join(character for character, _ in pieces) == "office-waffle"
+    assert "\N{LATIN SMALL LIGATURE FFI}" in page.runs[0].text
+    places = [x for x, _, _ in page.marks]
+    assert places == sorted(set(places)), "each letter has a place of its own"
+    assert places[-1] < 10 + face.width("office-waffle")
+    other.print_word("office-waffle", 10, 60, Face(FONT, 30))
+    assert other.runs[0].text == "office-waffle"
 
 
 def drawn(text: str, font: Path, size: int = 24) -> Image.Image:

@@ -24,7 +24,7 @@ reads; how well is measured below, beside readers that are made for reading.
 
 Rows of print in Latin letters, of {em:.0f} px em, each in a row of patch tokens of its own, in a view of
 {view_px} x {view_px} px ({tokens} visual tokens); scan noise, blur, skew of up to a degree, JPEG, gray paper,
-one-bit and coarse copies. It gives their text, row by row, whatever the prompt.
+one-bit, dotted and coarse copies. It gives their text, row by row, whatever the prompt.
 
 Whole pages are read in regions ([how](../../../docs/checkpoints.md#reading-in-regions)): lines are found by
 white space, each is shown to this model in views of its own, and headings, lists, tables and grounding tags
@@ -48,7 +48,7 @@ text.
 ## Training
 
 - Data: pages rendered by `training/` and cut by the service's own code: words of the SCOWL list (public
-  domain), English's common words as often as they are used, invented words, numbers, codes; no text of
+  domain), English's common words as often as they are used, invented words, numbers, codes, receipts; no text of
   anybody. Fonts, all free: {fonts}. Never trained on, for measuring: {held_out}.
 - Start: {start}
 - Compute: {pages_seen:,} views in {minutes:.0f} minutes on one core of a shared CPU machine.

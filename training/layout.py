@@ -26,7 +26,7 @@ class Family:
 @dataclass(frozen=True, slots=True)
 class LayoutStyle:
     """``em``: of the body text, drawing pixels. ``structured``: chance of headings, lists, tables and
-    columns. ``tracking``: white between letters, in ems.
+    columns. ``tracking``: white between letters, in ems. ``ligatures``: fi, fl and the like in one glyph.
     """
 
     width: float
@@ -35,6 +35,7 @@ class LayoutStyle:
     structured: float
     max_characters: int
     tracking: float = 0.0
+    ligatures: bool = False
 
 
 class Layout:
@@ -46,7 +47,8 @@ class Layout:
         self._rng, self._text, self._style = rng, text, style
         self.page = PrintedPage(style.width, style.height)
         family = rng.choice(families)
-        self._body = Face(family.bold if rng.random() < 0.06 else family.regular, style.em, style.tracking)
+        body = family.bold if rng.random() < 0.06 else family.regular
+        self._body = Face(body, style.em, style.tracking, ligatures=style.ligatures)
         heading = family if rng.random() < 0.7 else rng.choice(families)
         self._heading_font = heading.bold if rng.random() < 0.8 else heading.regular
         self._strong = Face(family.bold, style.em)
@@ -107,7 +109,7 @@ class Layout:
     def _heading(self, level: int) -> None:
         rng, style = self._rng, self._style
         scale = rng.uniform(1.35, 2.1) if level == 1 else rng.uniform(1.05, 1.35)
-        face = Face(self._heading_font, style.em * scale, style.tracking)
+        face = Face(self._heading_font, style.em * scale, style.tracking, ligatures=style.ligatures)
         left, right = self._column
         words = [fitted for word in self._text.heading(rng) if (fitted := face.fit(word))]
         lines = list(_wrap(words, face, [right - left] * 3))[: 2 if level == 1 else 1]

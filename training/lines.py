@@ -24,6 +24,11 @@ WIDTH_EM, HEIGHT_EM = (14.0, 44.0), (5.0, 13.0)
 VIEWS_A_PAGE = 5
 """At most, so that a batch has prints of several kinds."""
 TRACKED_SHARE, TRACKING_EM = 0.2, (-0.03, 0.14)
+LIGATURES_SHARE = 0.4
+"""Typesetters and most PDFs have them, word processors mostly not."""
+STRETCH = (0.6, 1.6)
+DOTTED_SHARE, DOTS_AN_EM = 0.3, (13.0, 26.0)
+"""Of worn copies: print made of dots, as of receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class LineStyle:
     structured: float
     degraded: float
     worn: float
+    stretched: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,17 @@ class LineRenderer:
         drawn = rng.choice([1.0, 1.5, 2.0])
         width, height = (em * rng.uniform(*sides) for sides in (WIDTH_EM, HEIGHT_EM))
         tracking = rng.uniform(*TRACKING_EM) if rng.random() < TRACKED_SHARE else 0.0
+        stretch = 1.0
+        if rng.random() < style.stretched:
+            stretch = STRETCH[0] * (STRETCH[1] / STRETCH[0]) ** rng.random()
         layout = LayoutStyle(
-            width * drawn,
+            width * drawn / stretch,
             height * drawn,
             em * drawn,
             style.structured,
             max_characters=1000,
             tracking=tracking,
+            ligatures=rng.random() < LIGATURES_SHARE,
         )
         page = Layout(rng, self._text, self._families, layout).fill()
         image = draw_page(rng, page).resize((round(width), round(height)), BICUBIC)
@@ -92,7 +102,9 @@ def _drawn(rng: random.Random, views: Sequence[RenderedPage], most: int) -> list
 
 
 def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
-    """A copy of a copy: strokes thicker or thinner, coarse pixels, one bit."""
+    """A copy of a copy: strokes thicker or thinner, dots, coarse pixels, one bit."""
+    if rng.random() < DOTTED_SHARE:
+        image = _dotted(rng, image, em)
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(em * rng.uniform(0.01, 0.035)))
     if rng.random() < 0.3:  # printed or scanned coarsely
@@ -113,6 +125,26 @@ def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
         image.save(coded, "JPEG", quality=rng.randint(40, 90))
         image = Image.open(coded).convert("L")
     return image
+
+
+def _dotted(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
+    """Printed by pins or a thermal head: each dot black or white, its edge soft, some of them faint."""
+    share = rng.uniform(*DOTS_AN_EM) / em
+    if share >= 1:
+        return image
+    size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    small = np.asarray(image.resize(size, BICUBIC), dtype=np.float32)
+    paper, black = float(np.percentile(small, 90)), float(np.percentile(small, 0.5))
+    dots = small < paper - rng.uniform(0.3, 0.5) * (paper - black)
+    strength = np.ones_like(small)
+    if rng.random() < 0.5:
+        generator = np.random.default_rng(rng.getrandbits(32))
+        strength = generator.uniform(rng.uniform(0.3, 1.0), 1.0, small.shape).astype(np.float32)
+    printed = np.where(dots, paper + (black - paper) * strength, paper)
+    large = Image.fromarray(np.clip(printed, 0, 255).astype(np.uint8)).resize(
+        image.size, Image.Resampling.NEAREST
+    )
+    return large.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6) / share))
 
 
 def _placed(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Sequence[Mark]) -> list[_Placed]:

@@ -21,6 +21,18 @@ def _loaded(path: Path, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
+LIGATURES = {"ffi": "\ufb03", "ffl": "\ufb04", "ff": "\ufb00", "fi": "\ufb01", "fl": "\ufb02"}
+"""Letters that books and PDFs print as one glyph, longest first; still read as the letters."""
+
+
+@cache
+def _ligatures(path: Path) -> dict[str, str]:
+    """Those that the font has a glyph for."""
+    font = _loaded(path, 32)
+    missing = bytes(font.getmask("\U000f1234"))
+    return {letters: glyph for letters, glyph in LIGATURES.items() if bytes(font.getmask(glyph)) != missing}
+
+
 @cache
 def printable(path: Path) -> frozenset[str]:
     """Characters of the vocabulary that the font has; one it lacks is drawn as the same box as any other."""
@@ -32,9 +44,10 @@ def printable(path: Path) -> frozenset[str]:
 class Face:
     """A font at a size, in drawing pixels, that remembers how wide its characters are."""
 
-    def __init__(self, path: Path, size: float, tracking: float = 0.0) -> None:
-        """``tracking``: white added after each character, in sizes."""
+    def __init__(self, path: Path, size: float, tracking: float = 0.0, *, ligatures: bool = False) -> None:
+        """``tracking``: white added after each character, in sizes. ``ligatures``: those of the font."""
         self.path = path
+        self._ligatures = _ligatures(path) if ligatures and not tracking else {}
         self.tracking = tracking * size
         self.font = _loaded(path, round(size, 1))
         self.size = size
@@ -42,7 +55,17 @@ class Face:
         self._advance: dict[str, float] = {}
 
     def width(self, text: str) -> float:
-        return sum(self.advance(character) for character in text)
+        return sum(self.advance(glyph) for glyph, _ in self.glyphs(text))
+
+    def glyphs(self, text: str) -> list[tuple[str, str]]:
+        """What is drawn, and the characters it is read as."""
+        drawn: list[tuple[str, str]] = []
+        at = 0
+        while at < len(text):
+            letters = next((one for one in self._ligatures if text.startswith(one, at)), text[at])
+            drawn.append((self._ligatures.get(letters, letters), letters))
+            at += len(letters)
+        return drawn
 
     def advance(self, character: str) -> float:
         if character not in self._advance:
@@ -87,14 +110,17 @@ class PrintedPage:
     def print_word(self, word: str, x: float, baseline: float, face: Face) -> list[Piece]:
         pieces: list[Piece] = []
         middle = baseline - 0.3 * face.size
+        glyphs = face.glyphs(word)
         if not face.tracking:
-            self.runs.append(Run(word, x, baseline, face))
-        for character in word:
-            advance = face.advance(character)
+            self.runs.append(Run("".join(glyph for glyph, _ in glyphs), x, baseline, face))
+        for glyph, characters in glyphs:
+            advance = face.advance(glyph)
             if face.tracking:
-                self.runs.append(Run(character, x, baseline, face))
-            pieces.append((character, len(self.marks)))
-            self.marks.append((x + (advance - face.tracking) / 2, middle, character))
+                self.runs.append(Run(glyph, x, baseline, face))
+            wide = (advance - face.tracking) / len(characters)
+            for place, character in enumerate(characters):
+                pieces.append((character, len(self.marks)))
+                self.marks.append((x + (place + 0.5) * wide, middle, character))
             x += advance
         self.characters += len(word)
         return pieces

@@ -65,6 +65,9 @@ class RenderSettings(_Frozen):
     common: float = Field(
         0.0, ge=0, le=1, description="share of paragraphs with ordinary English's common words"
     )
+    ledger: float = Field(
+        0.0, ge=0, le=1, description="share of paragraphs of labels and amounts, as on receipts"
+    )
 
     def families(self, *, held_out: bool = False) -> list[Family]:
         """Of the training pages, or of those that only measure."""
@@ -92,6 +95,7 @@ class Lines(_Frozen):
     em_px: tuple[float, float]
     weight: int = Field(1, ge=1)
     worn: float = Field(ge=0, le=1, description="share of one-bit and low-resolution copies")
+    stretched: float = Field(0.0, ge=0, le=1, description="share of print narrower or wider than its font")
 
 
 class Stage(_Frozen):
@@ -128,7 +132,7 @@ class Settings(_Frozen):
 
     def renderers(self, *, held_out: bool = False) -> Renderers:
         """Raise ``FileNotFoundError`` that names the fonts which are not installed."""
-        text = TextSource(self.render.words, self.render.common)
+        text = TextSource(self.render.words, self.render.common, self.render.ledger)
         families = self.render.families(held_out=held_out)
         return Renderers(PageRenderer(text, families), LineRenderer(text, families))
 
@@ -139,7 +143,7 @@ class Settings(_Frozen):
 
 def _style(view: View | Lines, stage: Stage) -> Style:
     if isinstance(view, Lines):
-        return LineStyle(view.em_px, stage.structured, stage.degraded, view.worn)
+        return LineStyle(view.em_px, stage.structured, stage.degraded, view.worn, view.stretched)
     return PageStyle(
         view_px=view.px,
         em_px=view.em_px,

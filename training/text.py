@@ -28,19 +28,22 @@ class TextSource:
     """Words of text, reproducible from the ``random.Random`` passed in.
 
     ``common``: share of paragraphs in which common words are as frequent as in ordinary English.
+    ``ledger``: of paragraphs of labels and amounts.
     """
 
-    def __init__(self, words: Path, common: float = 0.0) -> None:
+    def __init__(self, words: Path, common: float = 0.0, ledger: float = 0.0) -> None:
         listed = words.read_text(encoding="utf-8").split()
         self._words = [w for w in listed if w.isascii() and len(w) <= 14 and not w.endswith("'s")]
         if not self._words:
             raise ValueError(f"{words} holds no usable word")
-        self._common = common
+        self._common, self._ledger_share = common, ledger
         # the nth common word is used about 1/n times as often as the first (Zipf)
         self._frequencies = [1 / (rank + 2.7) for rank in range(len(_COMMON))]
 
     def paragraph(self, rng: random.Random, num_words: int) -> list[str]:
         """Words with sentence case and punctuation attached, ready to be laid out."""
+        if self._ledger_share and rng.random() < self._ledger_share:
+            return self._ledger(rng, num_words)
         if self._common and rng.random() < self._common:
             return self._sentences(rng, num_words, common=COMMON_SHARE)
         style = rng.random()
@@ -91,6 +94,38 @@ class TextSource:
         if rng.random() < 0.06:
             words = [word.upper() for word in words]
         return words
+
+    def _ledger(self, rng: random.Random, num_words: int) -> list[str]:
+        """Receipts, forms, letterheads: labels in one case, and what belongs to them."""
+        case = rng.choice([str.upper, str.upper, str.capitalize, str.capitalize, str.lower])
+        colon = rng.choice([":", ":", " :", ""])
+        words: list[str] = []
+        while len(words) < num_words:
+            label = [case(self._plain_word(rng)) for _ in range(rng.randint(1, 3))]
+            label[-1] += colon
+            amounts = [self._amount(rng) for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]
+            words += " ".join([*label, *amounts]).split()
+        return words[:num_words]
+
+    def _amount(self, rng: random.Random) -> str:
+        makers: list[Callable[[], str]] = [
+            lambda: self._number(rng),
+            lambda: f"{rng.randint(0, 999)}.{rng.randint(0, 99):02d}",
+            lambda: (
+                f"{rng.choice(['$', '', 'RM', 'EUR ', '-'])}{rng.randint(0, 9999):,}.{rng.randint(0, 99):02d}"
+            ),
+            lambda: f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}",
+            lambda: rng.choice("/-.").join(
+                [f"{rng.randint(1, 31):02d}", f"{rng.randint(1, 12):02d}", str(rng.randint(1990, 2040))]
+            ),
+            lambda: f"{rng.randint(10, 999)}-{rng.randint(10_000, 99_999_999)}",
+            lambda: str(rng.randint(100_000, 999_999_999_999)),
+            lambda: f"#{rng.randint(1, 99_999):0{rng.randint(2, 6)}d}",
+            lambda: f"{rng.randint(1, 20)} {rng.choice('xX@')} {rng.randint(0, 99)}.{rng.randint(0, 99):02d}",
+            lambda: f"({rng.randint(1000, 999_999)}-{rng.choice(string.ascii_uppercase)})",
+            lambda: f"{rng.choice(string.ascii_uppercase)}{rng.randint(0, 99_999):05d}",
+        ]
+        return makers[rng.randrange(len(makers))]()
 
     def _word(self, rng: random.Random) -> str:
         kind = rng.random()

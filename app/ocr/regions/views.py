@@ -20,8 +20,10 @@ ROOM_PX = VIEW_PX - 2 * MARGIN_PX
 LINE_OF_EM = 0.9
 """Height of a line's print, from ascender to descender, in ems."""
 WORD_GAP_EM = 0.16
-SPACE_SHARE = 0.5
+SPACE_SHARE = 0.6
 """Of a line's wide gaps: narrower ones are between letters that are set far apart."""
+FEW_WHITES, UNLIKE, BETWEEN = 4, 1.5, 0.55
+LEAST_SPACE_EM, MOST_SPACE_EM = 0.18, 0.7
 LETTER_EM = 0.9
 """A line of stretches no wider has white around every letter."""
 SPACED = 1.7
@@ -118,17 +120,39 @@ def draw_view(gray: Gray, rows: Sequence[Row]) -> Image.Image:
 
 def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
     """Stretches of ink along the line with no more than a letter's space in them."""
-    gaps = gaps_of(line, ink.mask, WORD_GAP_EM * em)
+    whites = gaps_of(line, ink.mask, 1)
+    gaps = [(start, end) for start, end in whites if end - start >= WORD_GAP_EM * em]
     stretches = [stretch for stretch in cut_at(line, gaps) if stretch.width]
-    least = _least_space([stretch.width for stretch in stretches], [end - start for start, end in gaps], em)
+    least = _parted([end - start for start, end in whites], em)
+    if least is None:
+        least = _least_space(
+            [stretch.width for stretch in stretches], [end - start for start, end in gaps], em
+        )
     words = cut_at(line, [(start, end) for start, end in gaps if end - start >= least])
     return [Word(word.left, word.right) for word in words if word.width]
 
 
+def _parted(whites: Sequence[int], em: float) -> float | None:
+    """Widths of a line's whites in pixels -> the narrowest white between two words, where whites between
+    letters and between words are clearly two kinds (Otsu 1979); ``None`` where they are not.
+
+    A word cut at a letter's white is read as two; two words that are not told apart are still read as two.
+    """
+    if len(whites) < FEW_WHITES:
+        return None
+    widths = np.sort(np.minimum(whites, MOST_SPACE_EM * em))
+    below = np.arange(1, len(widths))
+    sums = np.cumsum(widths)
+    lower, upper = sums[:-1] / below, (sums[-1] - sums[:-1]) / below[::-1]
+    best = int(np.argmax(below * below[::-1] * (upper - lower) ** 2))
+    if upper[best] < UNLIKE * lower[best]:
+        return None
+    return max(LEAST_SPACE_EM * em, float(lower[best] + BETWEEN * (upper[best] - lower[best])))
+
+
 def _least_space(stretches: Sequence[int], gaps: Sequence[int], em: float) -> float:
     """Widths in pixels of what stands in the line and of the white between -> the narrowest white between two
-    words. Letters of a typewriter, or of a spaced heading, stand as far apart as words of a narrow font do:
-    the line's own gaps tell which it is.
+    words, for a line with whites of one kind: of one word or two, or of letters that are set far apart.
     """
     if not gaps:
         return 0.0

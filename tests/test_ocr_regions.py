@@ -229,6 +229,21 @@ def test_structure_of_a_printed_page(degrees: float) -> None:
     assert [len(region.bulleted) for region in regions] == [0, 0, 0, 1, 1, 0, 0]
 
 
+@needs_font
+@pytest.mark.parametrize("size", [20, 28, 44])
+def test_bullets_are_named_by_their_form(size: int) -> None:
+    image = Image.new("L", (1200, 700), 255)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.truetype(FAMILY.regular, size)
+    signs = "•*-–◦▪"  # noqa: RUF001
+    for number, sign in enumerate(signs):
+        draw.text((50, 40 + 2 * size * number), sign, font=font)
+        draw.text((50 + 2 * size, 40 + 2 * size * number), "Pebbles of quartz lie", font=font)
+    regions = cut_page(image).regions
+    found = [sign for region in regions for sign in region.bulleted.values()]
+    assert "".join(found) == signs
+
+
 def test_runs_are_what_an_opening_keeps() -> None:
     mask = np.random.default_rng(3).random((40, 300)) < 0.85
     for length in (2, 9):
@@ -240,7 +255,7 @@ def test_markdown_of_what_was_read() -> None:
     cells = row(200, (0, 50), (100, 150)) + row(230, (0, 50), (100, 150))
     regions = [
         Region("sub_title", (0, 0, 300, 20), (heading,)),
-        Region("text", (0, 40, 300, 120), (first, second, third), frozenset({first, third})),
+        Region("text", (0, 40, 300, 120), (first, second, third), {first: "•", third: "–"}),  # noqa: RUF001
         Region("table", (0, 200, 150, 250), Table(((cells[0], cells[1]), (cells[2], None)))),
     ]
     texts = ["On  paper", "one\nthing", "goes on", "another", "a", "b", "c <b>"]
@@ -251,7 +266,7 @@ def test_markdown_of_what_was_read() -> None:
         "<table><tr><td>a</td><td>b</td></tr><tr><td>c &lt;b></td><td></td></tr></table>"
     )
     plain = compose(regions, texts, tagged=False)
-    assert plain == "On paper\n\n• one thing\ngoes on\n• another\n\na b\nc <b>"
+    assert plain == "On paper\n\n• one thing\ngoes on\n– another\n\na b\nc <b>"  # noqa: RUF001
 
 
 def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> None:
@@ -260,7 +275,7 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
     regions = [
         Region("text", (0, 0, 300, 110), tuple(lines), led=frozenset({lines[1], lines[3]})),
-        *(Region("text", (0, at.top, 300, at.bottom), (at,), frozenset({at})) for at in bullets),
+        *(Region("text", (0, at.top, 300, at.bottom), (at,), {at: "•"}) for at in bullets),
     ]
     texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]
     tagged = compose(regions, texts, tagged=True)

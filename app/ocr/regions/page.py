@@ -1,8 +1,8 @@
 """A page in regions, and the text that is made of what was read in them."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -41,8 +41,8 @@ class Region:
     kind: str
     box: tuple[int, int, int, int]
     part: tuple[Line, ...] | Table
-    bulleted: frozenset[Line] = frozenset()
-    """Lines with a bullet before them, which is not part of the line."""
+    bulleted: Mapping[Line, str] = field(default_factory=dict)
+    """Lines with a bullet before them, which is not part of the line, and that bullet."""
     led: frozenset[Line] = frozenset()
     """Lines that begin with what may be a number, as white after it says."""
 
@@ -111,7 +111,7 @@ def _regions(parts: Sequence[Part], ink: Ink, typical: float) -> list[Region]:
             "table" if isinstance(group, Table) else page.kind(group, is_first=group is groups[0]),
             _box(group.lines if isinstance(group, Table) else group, ink),
             group if isinstance(group, Table) else tuple(group),
-            frozenset() if isinstance(group, Table) else frozenset(filter(page.is_bulleted, group)),
+            {} if isinstance(group, Table) else page.bullets(group),
             frozenset() if isinstance(group, Table) else frozenset(group) & page.leads.keys(),
         )
         for group in groups
@@ -142,6 +142,10 @@ class _Print:
 
     def is_bulleted(self, line: Line) -> bool:
         return line in self.leads and self.leads[line].is_bullet
+
+    def bullets(self, lines: Sequence[Line]) -> dict[Line, str]:
+        leads = ((line, self.leads.get(line)) for line in lines)
+        return {line: lead.bullet for line, lead in leads if lead is not None and lead.bullet is not None}
 
     def usual_pitch(self, parts: Sequence[Part]) -> float:
         steps = [
@@ -338,7 +342,7 @@ def _plain(region: Region, read: Sequence[str]) -> _Written:
         rows = ([next(cells) for cell in row if cell is not None] for row in region.part.rows)
         return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
     lines = [
-        f"• {text}" if line in region.bulleted else text
+        f"{region.bulleted[line]} {text}" if line in region.bulleted else text
         for line, text in zip(region.lines, read, strict=True)
         if text
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink, Mask
 from app.ocr.regions.lines import MIN_SPACE_EM, Line, gaps_of
 
@@ -16,9 +17,7 @@ TALL = 92
 """Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
 FEW_LETTERS = 8
 """Of which one may be the only tall one."""
-LEAD_GAP_EM, BULLET_GAP_EM, MAX_BULLET_EM, MAX_NUMBER_EM = 0.3, 0.4, 0.85, 1.9
-SOLID = 0.72
-"""Of its box, that a disc or a square fills; no letter does."""
+LEAD_GAP_EM, BULLET_GAP_EM, MAX_NUMBER_EM = 0.3, 0.4, 1.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +37,16 @@ class Print:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What a line begins with, apart from its text: ``text_left`` is where that begins."""
+    """What a line begins with, apart from its text: ``text_left`` is where that begins. ``bullet``: the sign;
+    ``None`` for what may be a number.
+    """
 
-    is_bullet: bool
+    bullet: str | None
     text_left: int
+
+    @property
+    def is_bullet(self) -> bool:
+        return self.bullet is not None
 
 
 def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
@@ -86,20 +91,4 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     mark = ink.mask[line.top : line.bottom, line.left : gaps[0][0]]
     # a dash in running text has a mere space after it
     is_apart = gaps[0][1] - gaps[0][0] >= BULLET_GAP_EM * em
-    return Lead(is_apart and _is_bullet(mark, base - line.top, em), gaps[0][1])
-
-
-def _is_bullet(mark: Mask, base: float, em: float) -> bool:
-    """One low piece that stands above the line the letters stand on, as none of them does, or a solid one."""
-    labels, count = ndimage.label(mark, np.ones((3, 3)))
-    if count == 0 or mark.shape[1] > MAX_BULLET_EM * em:
-        return False
-    areas = np.bincount(labels.ravel())[1:]
-    if areas.sum() > 1.15 * areas.max():
-        return False
-    rows, columns = ndimage.find_objects(labels)[int(areas.argmax())]
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height > 0.62 * em:
-        return False
-    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
-    return bool(is_solid or base - rows.stop >= 0.07 * em)
+    return Lead(bullet_of(mark, base - line.top, em) if is_apart else None, gaps[0][1])

@@ -1,0 +1,52 @@
+"""Signs that stand before the items of a list: found and named by their form alone."""
+
+import numpy as np
+from scipy import ndimage
+
+from app.ocr.regions.ink import Mask
+
+DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
+MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
+SOLID = 0.72
+"""Of its box, that a disc or a square fills; no letter does."""
+FLAT_EM, DASH_EM = 0.17, 0.42
+"""Dashes are no higher; one as wide is no hyphen."""
+FULL, HOLLOW = 0.95, 0.1
+"""Of its box: what a square fills, what is white inside a ring."""
+THIN = 0.66
+"""Of its box: a star fills less, a disc more."""
+
+
+def bullet_of(mark: Mask, base: float, em: float) -> str | None:
+    """``mark``: (H, W) bool, what stands apart at the begin of a line; ``base``: row that the line's letters
+    stand on; ``em`` in pixels. One low piece that stands above the base, as no letter does, or a solid one;
+    ``None`` for anything else.
+    """
+    labels, count = ndimage.label(mark, np.ones((3, 3)))
+    if count == 0 or mark.shape[1] > MAX_BULLET_EM * em:
+        return None
+    areas = np.bincount(labels.ravel())[1:]
+    if areas.sum() > 1.15 * areas.max():
+        return None
+    largest = int(areas.argmax())
+    rows, columns = ndimage.find_objects(labels)[largest]
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if height > TALLEST_EM * em:
+        return None
+    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
+    if not is_solid and base - rows.stop < 0.07 * em:
+        return None
+    if height < FLAT_EM * em:
+        return DASH if width >= DASH_EM * em else HYPHEN
+    piece = labels[rows, columns] == largest + 1
+    return _shape(piece)
+
+
+def _shape(piece: Mask) -> str:
+    box = piece.size
+    if (int(ndimage.binary_fill_holes(piece).sum()) - int(piece.sum())) > HOLLOW * box:
+        return RING
+    filled = float(piece.sum()) / box
+    if filled < THIN:
+        return STAR
+    return SQUARE if filled > FULL else DISC

@@ -13,6 +13,7 @@ from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
+from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.ink import find_ink, long_runs
 from app.ocr.regions.lines import Line, Table, find_lines
 from app.ocr.regions.order import in_order
@@ -267,6 +268,26 @@ def test_markdown_of_what_was_read() -> None:
     )
     plain = compose(regions, texts, tagged=False)
     assert plain == "On paper\n\n• one thing\ngoes on\n– another\n\na b\nc <b>"  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("lines", "flow"),
+    [
+        (("a large trans-", "formation of it"), "a large transformation of it"),
+        (("a state-of-the-", "art thing"), "a state-of-the-art thing"),
+        (("the Franco-", "Prussian war"), "the Franco-Prussian war"),
+        (("LARGE TRANS-", "FORMATIONS"), "LARGE TRANSFORMATIONS"),
+        (("pages 12-", "15 of it"), "pages 12-15 of it"),
+        (("well -", "or not"), "well - or not"),
+        (("one", "- two"), "one - two"),
+        (("ends here-", "", "after"), "ends hereafter"),
+    ],
+)
+def test_words_broken_at_a_lines_end_are_whole_again(lines: tuple[str, ...], flow: str) -> None:
+    assert flowed(lines) == flow
+    shown = [line for line in lines if line]
+    assert " ".join(unbroken(shown)) == flow
+    assert len(unbroken(shown)) <= len(shown)
 
 
 def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> None:

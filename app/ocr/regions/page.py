@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, Table, find_levels, find_lines, find_uprights, joined
 from app.ocr.regions.order import in_order
@@ -292,7 +293,7 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
         table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
         return [_Written("table", "table", region.box, [table])]
     if region.kind in HEADINGS:
-        text = " ".join(filter(None, read))
+        text = flowed(read)
         return [_Written(region.kind, region.kind, region.box, [f"{HEADINGS[region.kind]} {text}"])]
     return _paragraphs_and_lists(region, read)
 
@@ -306,7 +307,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         form, item = _item(region, line, text, blocks)
         if form is None:
             if blocks:
-                blocks[-1].lines[-1] += " " + text
+                blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))
             else:
                 blocks.append(_Written("text", "text", region.box, [text]))
         elif blocks and blocks[-1].form == form and not (form == NUMBERED and _number(item) == 1):
@@ -346,4 +347,4 @@ def _plain(region: Region, read: Sequence[str]) -> _Written:
         for line, text in zip(region.lines, read, strict=True)
         if text
     ]
-    return _Written(region.kind, region.kind, region.box, lines)
+    return _Written(region.kind, region.kind, region.box, unbroken(lines))

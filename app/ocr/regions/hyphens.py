@@ -1,0 +1,42 @@
+"""Words that a typesetter broke at the end of a line are put together again, as readers and search expect."""
+
+import re
+from collections.abc import Sequence
+
+_BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]$")
+
+
+def flowed(lines: Sequence[str]) -> str:
+    """Lines of one paragraph as one line."""
+    text = ""
+    for line in filter(None, lines):
+        begun = _going_on(text, line)
+        text = begun + line if begun is not None else f"{text} {line}" if text else line
+    return text
+
+
+def unbroken(lines: Sequence[str]) -> list[str]:
+    """Lines of one paragraph as they are, but a broken word stands whole at the end of its first line."""
+    whole: list[str] = []
+    for line in lines:
+        begun = _going_on(whole[-1], line) if whole else None
+        if begun is None:
+            whole.append(line)
+            continue
+        rest, _, others = line.partition(" ")
+        whole[-1] = begun + rest
+        whole += [others] if others else []
+    return whole
+
+
+def _going_on(before: str, after: str) -> str | None:
+    """What to put ``after`` behind, without a space, where the last word of ``before`` goes on in it. The
+    hyphen stays where it may be the word's own: in compounds of more parts, before capitals and digits.
+    """
+    match = _BROKEN.search(before)
+    if match is None or not after[0].isalnum():
+        return None
+    part = match[1]
+    is_word = part[-2:].isalpha() and "-" not in part
+    same_case = after[0].islower() or (len(part) > 1 and part.isupper() and after[:2].isupper())
+    return before[:-1] if is_word and same_case else before

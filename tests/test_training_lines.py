@@ -40,7 +40,7 @@ def renderer(tmp_path: Path) -> LineRenderer:
     path.write_text(
         "\n".join("page letter fold Dustbin margin quartz sphinx of it a office".split()), "utf-8"
     )
-    return LineRenderer(TextSource(path, common=0.5, ledger=0.3), [FAMILY])
+    return LineRenderer(TextSource(path, common=0.5, ledger=0.3, technical=0.3), [FAMILY])
 
 
 @pytest.mark.parametrize("style", [CLEAN, WORN])

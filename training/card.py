@@ -48,8 +48,9 @@ text.
 ## Training
 
 - Data: pages rendered by `training/` and cut by the service's own code: words of the SCOWL list (public
-  domain), English's common words as often as they are used, invented words, numbers, codes, receipts; no text of
-  anybody. Fonts, all free: {fonts}. Never trained on, for measuring: {held_out}.
+  domain), English's common words as often as they are used, invented words, numbers, codes, identifiers,
+  citations, labels and amounts; no text of anybody. Fonts, all free: {fonts}.
+  Never trained on, for measuring: {held_out}.
 - Start: {start}
 - Compute: {pages_seen:,} views in {minutes:.0f} minutes on one core of a shared CPU machine.
 - Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped at

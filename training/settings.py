@@ -69,6 +69,10 @@ class RenderSettings(_Frozen):
         0.0, ge=0, le=1, description="share of paragraphs of labels and amounts, as on receipts"
     )
 
+    technical: float = Field(
+        0.0, ge=0, le=1, description="share of paragraphs with citations, identifiers and addresses"
+    )
+
     def families(self, *, held_out: bool = False) -> list[Family]:
         """Of the training pages, or of those that only measure."""
         pairs = self.held_out if held_out else self.fonts
@@ -132,7 +136,7 @@ class Settings(_Frozen):
 
     def renderers(self, *, held_out: bool = False) -> Renderers:
         """Raise ``FileNotFoundError`` that names the fonts which are not installed."""
-        text = TextSource(self.render.words, self.render.common, self.render.ledger)
+        text = TextSource(self.render.words, self.render.common, self.render.ledger, self.render.technical)
         families = self.render.families(held_out=held_out)
         return Renderers(PageRenderer(text, families), LineRenderer(text, families))
 

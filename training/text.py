@@ -8,6 +8,8 @@ from pathlib import Path
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation
 COMMON_SHARE = 0.5
 """Of the words of ordinary English text, those in ``_COMMON``."""
+TERM_SHARE = 0.25
+"""Of the words of technical paragraphs."""
 _CONSONANTS = "bcdfghjklmnpqrstvwz"
 _VOWELS = "aeiouy"
 _COMMON = """
@@ -28,15 +30,16 @@ class TextSource:
     """Words of text, reproducible from the ``random.Random`` passed in.
 
     ``common``: share of paragraphs in which common words are as frequent as in ordinary English.
-    ``ledger``: of paragraphs of labels and amounts.
+    ``ledger``: of paragraphs of labels and amounts. ``technical``: of sentences among which lists of numbers,
+    citations, identifiers and addresses stand.
     """
 
-    def __init__(self, words: Path, common: float = 0.0, ledger: float = 0.0) -> None:
+    def __init__(self, words: Path, common: float = 0.0, ledger: float = 0.0, technical: float = 0.0) -> None:
         listed = words.read_text(encoding="utf-8").split()
         self._words = [w for w in listed if w.isascii() and len(w) <= 14 and not w.endswith("'s")]
         if not self._words:
             raise ValueError(f"{words} holds no usable word")
-        self._common, self._ledger_share = common, ledger
+        self._common, self._ledger_share, self._technical_share = common, ledger, technical
         # the nth common word is used about 1/n times as often as the first (Zipf)
         self._frequencies = [1 / (rank + 2.7) for rank in range(len(_COMMON))]
 
@@ -44,6 +47,10 @@ class TextSource:
         """Words with sentence case and punctuation attached, ready to be laid out."""
         if self._ledger_share and rng.random() < self._ledger_share:
             return self._ledger(rng, num_words)
+        if self._technical_share and rng.random() < self._technical_share:
+            words = self._sentences(rng, num_words, common=COMMON_SHARE)
+            terms = (self._term(rng) if rng.random() < TERM_SHARE else [word] for word in words)
+            return [word for term in terms for word in term][:num_words]
         if self._common and rng.random() < self._common:
             return self._sentences(rng, num_words, common=COMMON_SHARE)
         style = rng.random()
@@ -126,6 +133,33 @@ class TextSource:
             lambda: f"{rng.choice(string.ascii_uppercase)}{rng.randint(0, 99_999):05d}",
         ]
         return makers[rng.randrange(len(makers))]()
+
+    def _term(self, rng: random.Random) -> list[str]:
+        """What stands in a technical text between its words."""
+        one, other = (rng.choice(self._words).lower() for _ in range(2))
+        numbers = ", ".join(str(rng.randint(0, 10 ** rng.randint(1, 3))) for _ in range(rng.randint(1, 6)))
+        makers: list[Callable[[], str]] = [
+            lambda: f"[{numbers}]",
+            lambda: f"({numbers})",
+            lambda: numbers,
+            lambda: ".".join(str(rng.randint(0, 40)) for _ in range(rng.randint(2, 4))),
+            lambda: f"{one}_{other}"[:18],
+            lambda: f"{one.upper()}_{other.upper()}"[:18],
+            lambda: f"{one[:7].capitalize()}{other[:7].capitalize()}",
+            lambda: f"{one[:7]}.{other[:7]}()",
+            lambda: (
+                f"{rng.choice(['http://', 'https://', 'www.'])}{one[:8]}.{rng.choice(['org', 'com', 'de'])}"
+            ),
+            lambda: f"{one[:8]}@{other[:8]}.{rng.choice(['org', 'com', 'edu'])}",
+            lambda: f"{rng.choice('abcfnpxyz')} {rng.choice('=<>+−')} {rng.randint(0, 99)}",  # noqa: RUF001
+            lambda: f"{one}, {other[:1].upper()}. {other[1:2].upper()}., {rng.randint(1900, 2039)}.",
+            lambda: (
+                f"{rng.choice(['Fig.', 'Table', 'Section', 'p.', 'pp.', 'No.', 'vol.'])} {rng.randint(1, 99)}"
+            ),
+            lambda: f"{rng.randint(1, 31)}{rng.choice(['st', 'nd', 'rd', 'th'])}",
+            lambda: f"{rng.randint(1, 400)}{rng.choice('-–')}{rng.randint(401, 900)}",  # noqa: RUF001
+        ]
+        return makers[rng.randrange(len(makers))]().split()
 
     def _word(self, rng: random.Random) -> str:
         kind = rng.random()

@@ -18,7 +18,7 @@ from app.jobs.database import storage_errors
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.jobs.page_log import PageLog
-from app.jobs.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
+from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, batch_arguments, batch_options, webhook_options
 from app.jobs.reading import BatchReader
 from app.jobs.store import Store
 from app.jobs.wakeups import Wakeups
@@ -138,16 +138,25 @@ class Caretaker:
             self._expired_at = now
             self._leases.expire_results(self._settings.result_lifetime_s, self._client)
 
+    def resume_own(self) -> None:
+        """Before the first work: take up what a worker of the same name left when it died."""
+        with storage_errors():
+            self._resume(self._worker.id)
+
     def _adopt(self, worker_id: str) -> None:
         self._log.bury(worker_id)
+        num_batches = self._resume(worker_id)
+        self._wakeups.tell("work", QUEUES)
+        self._leases.forget(worker_id)
+        logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": num_batches})
+
+    def _resume(self, worker_id: str) -> int:
         left = self._client.list_workflows(
             status=PENDING, executor_id=worker_id, load_input=False, load_output=False
         )
         for workflow in left:
             self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
-        self._wakeups.tell("work", PAGE_QUEUES)
-        self._leases.forget(worker_id)
-        logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": len(left)})
+        return len(left)
 
     def _rescue(self, job: Job) -> None:
         """Queue a job anew of which no work is left anywhere, and take over what nobody leases."""
@@ -161,7 +170,7 @@ class Caretaker:
                 self._log.bury(workflow.executor_id or "")
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
-            self._wakeups.tell("work", PAGE_QUEUES)
+            self._wakeups.tell("work", QUEUES)
             self._leases.touched([job.id])
             return
         if job.num_requeues >= MAX_REQUEUES:
@@ -174,13 +183,14 @@ class Caretaker:
             job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
         )
         self._client.enqueue(options, *arguments)
-        self._wakeups.tell("work", PAGE_QUEUES)
+        self._wakeups.tell("work", QUEUES)
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 
     def _sweep(self, job: Job) -> None:
         if job.webhook is not None and job.webhook_status == "pending":
             self._client.enqueue(webhook_options(job.id), job.id)
+            self._wakeups.tell("work", [WEBHOOK_QUEUE])
         if job.blob:
             try:
                 self._blobs.remove(job.blob)

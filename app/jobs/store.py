@@ -21,7 +21,7 @@ from app.jobs.job import (
     encode_options,
     encode_ranges,
 )
-from app.jobs.queues import queue_for
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, queue_for
 from app.jobs.tables import jobs, metadata, now, pages
 from app.jobs.wakeups import Topic
 
@@ -30,6 +30,13 @@ THROUGHPUT_WINDOW_S = 60.0
 DEFAULT_RETRY_S = 30
 MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
+
+_OPEN_JOB = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN)).limit(1)
+# made once: they run for every look at a queue
+_UNFINISHED = {
+    SINGLE_QUEUE: _OPEN_JOB.where(jobs.c.num_pages == 1),
+    BATCH_QUEUE: _OPEN_JOB.where(jobs.c.num_pages > 1),
+}
 
 Enqueue = Callable[[sa.Connection, NewJob], None]
 Tell = Callable[[Topic, Sequence[str]], None]
@@ -286,6 +293,13 @@ class Store:
         if enqueue is not None:
             self.tell("work", [queue_for(job.num_pages)])
         return job
+
+    def has_work(self, queue: str) -> bool:
+        """Whether work can be queued there: in those for pages, while a job is unfinished."""
+        if queue not in _UNFINISHED:
+            return True
+        with self.reading() as c:
+            return c.execute(_UNFINISHED[queue]).first() is not None
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""

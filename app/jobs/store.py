@@ -249,6 +249,13 @@ class Store:
         with self.reading() as c:
             return tuple(decode_page(text) for text in c.execute(query).scalars())
 
+    def pages_done(self, since: float, limit: int) -> list[tuple[str, int, float, str]]:
+        """Job, page, time and result (JSON) of pages of all jobs that were finished from ``since`` on."""
+        columns = (pages.c.job_id, pages.c.page, pages.c.done_at, pages.c.result)
+        query = sa.select(*columns).where(pages.c.done_at >= since).order_by(pages.c.done_at).limit(limit)
+        with self.reading() as c:
+            return [(row.job_id, row.page, row.done_at, row.result) for row in c.execute(query)]
+
     def cancel(self, job_id: str) -> bool:
         """True if the job was unfinished. The same request then makes a new job."""
         with self.writing(durable=True) as c:

@@ -131,8 +131,11 @@ class Caretaker:
                 self._adopt(worker_id)
             for job in self._leases.stranded(STRANDED_S):
                 self._rescue(job)
-        for job in self._store.unswept():
-            self._sweep(job)
+        for job in self._store.unannounced():
+            self._client.enqueue(webhook_options(job.id), job.id)
+            self._store.announced(job.id)
+            self._wakeups.tell("work", [WEBHOOK_QUEUE])
+        self._sweep()
         now = time.monotonic()
         if now - self._expired_at > EXPIRY_EVERY_S:
             self._expired_at = now
@@ -187,14 +190,14 @@ class Caretaker:
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 
-    def _sweep(self, job: Job) -> None:
-        if job.webhook is not None and job.webhook_status == "pending":
-            self._client.enqueue(webhook_options(job.id), job.id)
-            self._wakeups.tell("work", [WEBHOOK_QUEUE])
-        if job.blob:
+    def _sweep(self) -> None:
+        """Remove documents of ended jobs; a store that does not answer is left alone until the next turn."""
+        for job in self._store.unswept():
             try:
                 self._blobs.remove(job.blob)
+            except StorageUnavailable:
+                return
             except ParseError as error:
                 logger.warning("a document cannot be removed", extra={"job": job.id, "reason": str(error)})
-                return
-        self._store.swept(job.id)
+            else:
+                self._store.swept(job.id)

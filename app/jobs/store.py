@@ -325,18 +325,29 @@ class Store:
         self.tell("pages", [job_id])
         return was_open
 
+    def unannounced(self) -> list[Job]:
+        """Ended jobs with a webhook that is not under way."""
+        return self._ended(jobs.c.webhook_status == "pending")
+
+    def announced(self, job_id: str) -> None:
+        pending = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.webhook_status == "pending")
+        with self.writing() as c:
+            c.execute(pending.values(webhook_status="queued"))
+
     def unswept(self) -> list[Job]:
-        """Ended jobs with a document that nobody needs, or a webhook that is not under way."""
-        left = sa.or_(jobs.c.blob != "", jobs.c.webhook_status == "pending")
-        query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", left)
+        """Ended jobs with a document, which nobody needs any more."""
+        return self._ended(jobs.c.blob != "")
+
+    def swept(self, job_id: str) -> None:
+        with self.writing() as c:
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob=""))
+
+    def _ended(self, condition: sa.ColumnElement[bool]) -> list[Job]:
+        """Some of them, those that ended first."""
+        query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", condition)
         with self.reading() as c:
             rows = c.execute(query.order_by(jobs.c.finished_at).limit(SWEEP_BATCH)).mappings()
             return [Job.of(dict(row)) for row in rows]
-
-    def swept(self, job_id: str) -> None:
-        sent = sa.case((jobs.c.webhook_status == "pending", "queued"), else_=jobs.c.webhook_status)
-        with self.writing() as c:
-            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob="", webhook_status=sent))
 
     def cancelled(self, among: Sequence[str]) -> set[str]:
         """Which of these jobs are no longer wanted, or gone."""

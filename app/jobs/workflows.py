@@ -25,7 +25,8 @@ from app.jobs.wakeups import Wakeups
 from app.jobs.webhooks import Webhooks
 from app.settings import Settings
 
-WEBHOOKS_PER_WORKER = 4
+WEBHOOKS_PER_WORKER = 1000
+"""Most of them pause between two tries: with few, servers that do not answer keep others from being told."""
 WEBHOOK_POLL_S = 5.0
 """Who queues a webhook wakes its own process, so this is for what other workers leave."""
 FIRST_WEBHOOK_PAUSE_S = 1.0

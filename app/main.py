@@ -18,6 +18,7 @@ from app.edge import Edge, answer_problem, routing_error
 from app.errors import InvalidRequest, ParseError
 from app.guarded import GuardedHttp
 from app.jobs.jobs import Jobs
+from app.jobs.page_meter import PageMeter
 from app.jobs.workers import Supervisor
 from app.routes import health, parse
 from app.routes import jobs as job_routes
@@ -44,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs = Jobs(settings, spool.tmp_dir)
         http = GuardedHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
-        app.state.service = Service(settings, metrics, jobs, spool, http)
+        app.state.service = Service(settings, metrics, jobs, spool, http, PageMeter(jobs.store))
         await jobs.start()
         if settings.embedded_worker:
             supervisor.start()

@@ -1,5 +1,6 @@
 """What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from app.errors import NotReady, Overloaded
 from app.guarded import GuardedHttp
 from app.jobs.jobs import Jobs
+from app.jobs.page_meter import PageMeter
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
@@ -22,7 +24,9 @@ class Service:
     jobs: Jobs
     spool: Spool
     http: GuardedHttp
+    meter: PageMeter
     _num_documents: int = field(default=0, init=False)
+    _metering: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -36,6 +40,13 @@ class Service:
         finally:
             self._num_documents -= 1
             self.metrics.documents_in_flight.set(self._num_documents)
+
+    async def count_pages(self) -> None:
+        """Bring the counters up to date. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        async with self._metering:
+            while pages := await asyncio.to_thread(self.meter.new_pages):
+                for page in pages:
+                    self.metrics.count(page)
 
     def check_ready(self) -> None:
         """Who waits for an answer is told at once that nobody reads. Raise ``NotReady``."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from app.document import ParsedDocument
+from app.document import PageResult
 from app.settings import Settings
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -75,8 +75,12 @@ class Metrics:
             return Gauge(f"rtprune_{name}", text, registry=self.registry)
 
         self.requests = counter("requests", "HTTP answers", "route", "method", "status")
-        self.documents = counter("documents", "Documents by outcome: a status or an error code", "outcome")
-        self.pages = counter("pages", "Pages by finish reason or error code", "outcome")
+        self.documents = counter(
+            "documents", "Answers of /v1/parse by outcome: a status or an error code", "outcome"
+        )
+        self.pages = counter(
+            "pages", "Pages of all jobs and machines, by finish reason or error code", "outcome"
+        )
         self.visual_tokens = counter("visual_tokens", "Visual tokens before pruning")
         self.kept_tokens = counter("kept_tokens", "Visual tokens after pruning")
         self.output_tokens = counter("output_tokens", "Tokens decoded")
@@ -94,19 +98,18 @@ class Metrics:
             registry=self.registry,
         )
 
-    def count(self, document: ParsedDocument) -> None:
-        """Count a document's pages and their tokens and stages."""
-        for page in document.pages:
-            if page.failure is not None or page.reading is None:
-                self.pages.labels(page.failure.code if page.failure else "internal_error").inc()
-                continue
-            self.pages.labels(page.reading.finish_reason).inc()
-            self.visual_tokens.inc(page.reading.tokens.visual)
-            self.kept_tokens.inc(page.reading.tokens.kept)
-            self.output_tokens.inc(page.reading.tokens.output)
-            for stage in STAGES:
-                if stage in page.timing_ms:
-                    self.stage_seconds.labels(stage).observe(page.timing_ms[stage] / 1000)
+    def count(self, page: PageResult) -> None:
+        """Count a page, its tokens and its stages."""
+        if page.failure is not None or page.reading is None:
+            self.pages.labels(page.failure.code if page.failure else "internal_error").inc()
+            return
+        self.pages.labels(page.reading.finish_reason).inc()
+        self.visual_tokens.inc(page.reading.tokens.visual)
+        self.kept_tokens.inc(page.reading.tokens.kept)
+        self.output_tokens.inc(page.reading.tokens.output)
+        for stage in STAGES:
+            if stage in page.timing_ms:
+                self.stage_seconds.labels(stage).observe(page.timing_ms[stage] / 1000)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -153,13 +153,9 @@ async def _serve(
     )
     ready = replace(state, ready=True, detail="ready", model=parts.reader.model_name)
     caretaker = Caretaker(settings, ready, store, blobs, batches, client, wakeups)
-    queues = await asyncio.to_thread(register_queues, client, settings)
-    launch(
-        engine,
-        state.id,
-        queues,
-        Hands(settings, store, client, batches, Webhooks(settings, store, http), wakeups),
-    )
+    hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), wakeups)
+    await asyncio.to_thread(caretaker.resume_own)
+    launch(engine, state.id, await asyncio.to_thread(register_queues, hands), hands)
     care = asyncio.create_task(caretaker.run(), name="caretaker")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})

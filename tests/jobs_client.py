@@ -29,7 +29,7 @@ class Worker:
     """``python -m app.worker``, anywhere."""
 
     def __init__(self, data_dir: Path, database_url: str, **settings: object) -> None:
-        self.id = uuid.uuid4().hex
+        self.id = str(settings.pop("worker_id", uuid.uuid4().hex))
         env = environment(data_dir, database_url, **settings) | {"RTPRUNE_WORKER_ID": self.id}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "app.worker"],

@@ -2,16 +2,20 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from jobs_bench import Bench, done, started
+from service_client import PATIENCE_S
 
 from app.document import ParseOptions, ReadOptions
 from app.errors import StorageUnavailable
 from app.jobs.blobs import Blobs
+from app.jobs.journal import Journal
+from app.jobs.page_log import Entry, PageLog
 from app.jobs.store import Store
 from app.jobs.tables import attempts
 
@@ -97,6 +101,69 @@ def test_a_refused_option_ends_the_document(tmp_path: Path) -> None:
         assert job.status == "failed"
         assert job.failure is not None
         assert job.failure.code == "bad_option"
+        assert num_open(bench.store) == 0, "or it would be blamed for whatever ends the worker later"
+
+    asyncio.run(run())
+
+
+class SlowLog(PageLog):
+    """Writes when it is let."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.asked, self.may_write = threading.Event(), threading.Event()
+
+    def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
+        self.asked.set()
+        assert self.may_write.wait(PATIENCE_S)
+        super().write(worker_id, entries)
+
+
+def test_pages_that_are_interrupted_while_their_start_is_written_are_taken_back(tmp_path: Path) -> None:
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=2)
+        log = SlowLog(bench.store)
+        worker = bench.new_worker("w", journal=Journal(log, "w"))
+        job_id = bench.job(2)
+        reading = asyncio.create_task(worker.read(job_id, 0))
+        assert await asyncio.to_thread(log.asked.wait, PATIENCE_S)
+        assert bench.store.cancel(job_id)
+        worker.cancel(job_id)
+        await asyncio.sleep(0)
+        log.may_write.set()
+        await reading
+        assert bench.reader.num_begun == 0
+        assert num_open(bench.store) == 0
+
+    asyncio.run(run())
+
+
+class CountingLog(PageLog):
+    num_writes = 0
+
+    def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
+        self.num_writes += 1
+        super().write(worker_id, entries)
+
+
+def test_pages_that_come_one_after_the_other_are_written_together(tmp_path: Path) -> None:
+    """The longer a page takes, the longer others are gathered with it; one that is alone waits for nobody."""
+
+    async def run() -> None:
+        bench = Bench(tmp_path)
+        log = CountingLog(bench.store)
+        journal = Journal(log, "w")
+        job_id = bench.job(12)
+        await journal.write(started(job_id, 0))
+        await asyncio.sleep(1.0)
+        await journal.write(done(job_id, 0))
+        assert log.num_writes == 2
+        writing = []
+        for page in range(1, 12):
+            writing.append(asyncio.create_task(journal.write(started(job_id, page))))
+            await asyncio.sleep(0.002)
+        await asyncio.gather(*writing)
+        assert log.num_writes < 2 + 11 / 2
 
     asyncio.run(run())
 

@@ -1,9 +1,11 @@
 """Documents in a bucket, on a server that speaks S3: moto's, in a process of its own."""
 
+import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,29 @@ s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed (the extra s3)"
 pytest.importorskip("moto.server", reason="moto with flask, a server that speaks S3, is not installed")
 pytest.importorskip("flask_cors", reason="moto with flask, a server that speaks S3, is not installed")
 
-Stop = Callable[[], None]
 URL = "s3://documents/incoming"
+HANGS_S = 45.0
+"""Nobody waits this long for a bucket that hangs; boto alone would wait for minutes."""
+
+
+class S3Server:
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait(PATIENCE_S)
+
+    def hang(self) -> None:
+        """Connections are accepted, by the system, and nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture
-def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
+def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A bucket; every process of the test finds it by what boto reads from the environment."""
     address = f"http://127.0.0.1:{(port := free_port())}"
     process = subprocess.Popen(
@@ -35,9 +54,7 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
         stderr=subprocess.DEVNULL,
     )
 
-    def stop() -> None:
-        process.kill()
-        process.wait(PATIENCE_S)
+    server = S3Server(process)
 
     def answers() -> bool:
         try:
@@ -56,16 +73,18 @@ def s3_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stop]:
     try:
         eventually(answers)
         bucket().mkdir("documents")
-        yield stop
+        yield server
     finally:
-        stop()
+        server.stop()
 
 
 def bucket() -> Any:
     return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
 
 
-def test_a_document_is_there_for_every_machine_until_it_is_removed(s3_server: Stop, tmp_path: Path) -> None:
+def test_a_document_is_there_for_every_machine_until_it_is_removed(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
     settings = Settings.model_validate({"data_dir": tmp_path, "blob_url": URL})
     document = tmp_path / "document"
     document.write_bytes(bytes(range(256)) * 10_000)
@@ -81,7 +100,7 @@ def test_a_document_is_there_for_every_machine_until_it_is_removed(s3_server: St
     with pytest.raises(UnreadableFile), there.local(name, tmp_path):
         pass
     assert bucket().find("documents") == []
-    s3_server()
+    s3_server.stop()
     for attempt in (lambda: there.put(document), lambda: there.remove(name)):
         with pytest.raises(StorageUnavailable):
             attempt()
@@ -89,7 +108,7 @@ def test_a_document_is_there_for_every_machine_until_it_is_removed(s3_server: St
         pass
 
 
-def test_jobs_go_through_a_bucket(s3_server: Stop, tmp_path: Path) -> None:
+def test_jobs_go_through_a_bucket(s3_server: S3Server, tmp_path: Path) -> None:
     """The API and its worker share a database and the bucket."""
     with api(tmp_path, blob_url=URL) as client:
         job_id = client.accepted(pdf_bytes(*[A4] * 3), dpi=36)
@@ -98,6 +117,62 @@ def test_jobs_go_through_a_bucket(s3_server: Stop, tmp_path: Path) -> None:
             assert client.ended(job_id)["status"] == "succeeded"
             assert len(client.result(job_id)["pages"]) == 3
             eventually(lambda: bucket().find("documents") == [])
-        s3_server()
+        s3_server.stop()
         refused = client.submit(image_bytes())
         assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
+
+
+def test_a_bucket_that_hangs_is_said_and_waited_for(s3_server: S3Server, tmp_path: Path) -> None:
+    """While documents are posted, as many as the API serves at a time, and read."""
+    settings: dict[str, Any] = {
+        "max_documents": 6,
+        "max_pages_in_flight": 2,
+        "batch_pages": 2,
+        "embedded_worker": True,
+    }
+    with api(tmp_path, blob_url=URL, **settings) as client, ThreadPoolExecutor(6) as pool:
+        client.server.wait_ready()
+        job_id = client.accepted(pdf_bytes(*[A4] * 8), dpi=36, prompt={"delay_s": 0.3})
+        eventually(lambda: client.done(job_id) >= 1)
+        s3_server.hang()
+        refusing = [pool.submit(client.submit, image_bytes(size=(60, 40 + n))) for n in range(6)]
+        eventually(lambda: client.server.metric("rtprune_documents_in_flight") == 6)
+        assert client.job(job_id)["status"] == "running"
+        assert client.http.get("/v1/jobs").status_code == 200
+        assert client.submit(image_bytes()).json()["code"] == "overloaded"
+        assert not all(refused.done() for refused in refusing), "they waited while others were answered"
+        answers = [refused.result(HANGS_S) for refused in refusing]
+        assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {
+            (503, "storage_unavailable")
+        }
+        assert client.http.get("/readyz").status_code == 200
+        worker = client.server.worker_pid()
+        s3_server.go_on()
+        assert client.ended(job_id)["status"] == "succeeded"
+        assert client.ended(client.accepted(image_bytes()))["status"] == "succeeded"
+        assert client.server.worker_pid() == worker
+        assert not bucket().find("documents") or eventually(lambda: bucket().find("documents") == [])
+
+
+def test_a_bucket_that_hangs_keeps_no_webhook_and_no_takeover_waiting(
+    s3_server: S3Server, tmp_path: Path
+) -> None:
+    """What is done for ended jobs: the document of one that was cancelled cannot be removed."""
+    settings: dict[str, Any] = {
+        "embedded_worker": True,
+        "webhook_secret": "s" * 32,
+        "url_allow": "127.0.0.0/8",
+    }
+    with api(tmp_path, blob_url=URL, webhook_attempts=1, **settings) as client:
+        client.server.wait_ready()
+        webhook = f"http://127.0.0.1:{free_port()}/"
+        ids = [
+            client.accepted(image_bytes(size=(70, 40 + n)), webhook=webhook, prompt={"delay_s": 60})
+            for n in range(3)
+        ]
+        s3_server.hang()
+        for job_id in ids:
+            client.http.delete(f"/v1/jobs/{job_id}")
+        eventually(lambda: {client.job(job_id)["webhook"]["status"] for job_id in ids} == {"failed"})
+        s3_server.go_on()
+        eventually(lambda: bucket().find("documents") == [])

@@ -306,6 +306,18 @@ def test_webhooks_are_signed_and_retried(client: Client, site: Site) -> None:
     assert refused.json()["code"] == "url_refused"
 
 
+def test_pages_of_every_job_are_counted_once(client: Client) -> None:
+    name, failed = 'rtprune_pages_total{outcome="stop"}', 'rtprune_pages_total{outcome="page_failed"}'
+    before = [client.server.metric(metric) for metric in (name, failed, "rtprune_visual_tokens_total")]
+    job_id = client.accepted(pdf_bytes(*[A4] * 5), dpi=36, prompt={"fail_on": [3], "text": "counted"})
+    client.ended(job_id)
+    visual = sum(page["tokens"]["visual"] for page in client.result(job_id)["pages"] if page["tokens"])
+    expected = [before[0] + 4, before[1] + 1, before[2] + visual]
+    for _ in range(2):
+        counted = [client.server.metric(metric) for metric in (name, failed, "rtprune_visual_tokens_total")]
+        assert counted == expected
+
+
 def test_the_queue_is_in_the_metrics(client: Client) -> None:
     client.server.parse(image_bytes())
     assert client.server.metric("rtprune_pages_per_second") > 0

@@ -13,8 +13,9 @@ from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
+from app.jobs.page_meter import PageMeter
 from app.jobs.store import Queue, Store
-from app.jobs.tables import jobs, workers
+from app.jobs.tables import jobs, pages, workers
 from app.settings import Settings
 
 
@@ -192,3 +193,20 @@ def test_what_is_left_of_an_expired_job_says_so(store: Store) -> None:
         store.job(job_id)
     with pytest.raises(NotFound):
         store.job("never heard of")
+
+
+def test_a_page_that_is_seen_late_is_told_all_the_same(store: Store) -> None:
+    """Pages bear the time of their transaction's beginning; others may be committed before."""
+    meter = PageMeter(store)
+    log = PageLog(store)
+    job_id = accept(store, new_job(1200), replace(LIMITS, max_queued_pages=2000))
+    log.write("w", [done(job_id, page) for page in range(1, 1200)])
+    told = [page.index for part in iter(meter.new_pages, []) for page in part]
+    assert sorted(told) == list(range(1, 1200)), "in several parts"
+    log.write("w", [done(job_id, 0)])
+    with store.writing() as c:
+        earlier = {"done_at": pages.c.done_at - 0.001}
+        c.execute(sa.update(pages).where(pages.c.page == 0).values(**earlier))
+    assert [page.index for page in meter.new_pages()] == [0]
+    assert meter.new_pages() == []
+    assert PageMeter(store).new_pages() == [], "from its own beginning on"

@@ -19,6 +19,10 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.blobs")
 
 CHUNK_BYTES = 2**20
+ANSWER_S = 5.0
+"""How long a blob store may take to answer; what its own library allows is minutes."""
+MIN_BYTES_PER_S = 2**20
+"""Slower than this, a transfer is given up as one that hangs."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 
 
@@ -29,6 +33,7 @@ class Blobs:
         url = settings.blob_url or str(settings.data_dir.resolve() / "blobs")
         self._fs, self._root = fsspec.core.url_to_fs(url)
         self._is_local = "file" in _protocols(self._fs)
+        self._has_timeouts = bool(getattr(self._fs, "async_impl", False))
 
     def put(self, path: Path) -> str:
         """Keep a file, on disk when this returns. The file itself may be moved away."""
@@ -37,7 +42,7 @@ class Blobs:
             target = self._path(name)
             if not self._is_local:
                 with _remote_errors():
-                    self._fs.put_file(str(path), target)
+                    self._fs.put_file(str(path), target, **self._timeout(path.stat().st_size))
                 return name
             folder = Path(target).parent
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +69,8 @@ class Blobs:
         copy = tmp_dir / f"{name}-{uuid.uuid4().hex}"
         try:
             with _storage_errors(), _remote_errors():
-                self._fs.get_file(target, str(copy))
+                num_bytes = int(self._fs.info(target, **self._timeout())["size"])
+                self._fs.get_file(target, str(copy), **self._timeout(num_bytes))
             yield copy
         finally:
             copy.unlink(missing_ok=True)
@@ -76,7 +82,11 @@ class Blobs:
                 Path(self._path(name)).unlink()
                 return
             with _remote_errors():
-                self._fs.rm_file(self._path(name))
+                self._fs.rm_file(self._path(name), **self._timeout())
+
+    def _timeout(self, num_bytes: int = 0) -> dict[str, float]:
+        """For one operation. What fsspec runs on its event loop takes one; the rest has its own."""
+        return {"timeout": ANSWER_S + num_bytes / MIN_BYTES_PER_S} if self._has_timeouts else {}
 
     def _path(self, name: str) -> str:
         # names are ours, never a client's; two letters of folder keep folders small
@@ -121,6 +131,9 @@ def _remote_errors() -> Iterator[None]:
     """Every file system of fsspec has errors of its own; what is no ``OSError`` is taken for an outage."""
     try:
         yield
+    except TimeoutError as error:  # an OSError, but not one of a disk
+        logger.warning("the blob store hangs")
+        raise StorageUnavailable("the blob store does not answer") from error
     except OSError:
         raise
     except Exception as error:

@@ -18,7 +18,7 @@ from app.jobs.database import storage_errors
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.jobs.page_log import PageLog
-from app.jobs.queues import PAGE_QUEUES, batch_arguments, batch_options, webhook_options
+from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, batch_arguments, batch_options, webhook_options
 from app.jobs.reading import BatchReader
 from app.jobs.store import Store
 from app.jobs.wakeups import Wakeups
@@ -131,23 +131,35 @@ class Caretaker:
                 self._adopt(worker_id)
             for job in self._leases.stranded(STRANDED_S):
                 self._rescue(job)
-        for job in self._store.unswept():
-            self._sweep(job)
+        for job in self._store.unannounced():
+            self._client.enqueue(webhook_options(job.id), job.id)
+            self._store.announced(job.id)
+            self._wakeups.tell("work", [WEBHOOK_QUEUE])
+        self._sweep()
         now = time.monotonic()
         if now - self._expired_at > EXPIRY_EVERY_S:
             self._expired_at = now
             self._leases.expire_results(self._settings.result_lifetime_s, self._client)
 
+    def resume_own(self) -> None:
+        """Before the first work: take up what a worker of the same name left when it died."""
+        with storage_errors():
+            self._resume(self._worker.id)
+
     def _adopt(self, worker_id: str) -> None:
         self._log.bury(worker_id)
+        num_batches = self._resume(worker_id)
+        self._wakeups.tell("work", QUEUES)
+        self._leases.forget(worker_id)
+        logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": num_batches})
+
+    def _resume(self, worker_id: str) -> int:
         left = self._client.list_workflows(
             status=PENDING, executor_id=worker_id, load_input=False, load_output=False
         )
         for workflow in left:
             self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
-        self._wakeups.tell("work", PAGE_QUEUES)
-        self._leases.forget(worker_id)
-        logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": len(left)})
+        return len(left)
 
     def _rescue(self, job: Job) -> None:
         """Queue a job anew of which no work is left anywhere, and take over what nobody leases."""
@@ -161,7 +173,7 @@ class Caretaker:
                 self._log.bury(workflow.executor_id or "")
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
-            self._wakeups.tell("work", PAGE_QUEUES)
+            self._wakeups.tell("work", QUEUES)
             self._leases.touched([job.id])
             return
         if job.num_requeues >= MAX_REQUEUES:
@@ -174,17 +186,18 @@ class Caretaker:
             job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
         )
         self._client.enqueue(options, *arguments)
-        self._wakeups.tell("work", PAGE_QUEUES)
+        self._wakeups.tell("work", QUEUES)
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 
-    def _sweep(self, job: Job) -> None:
-        if job.webhook is not None and job.webhook_status == "pending":
-            self._client.enqueue(webhook_options(job.id), job.id)
-        if job.blob:
+    def _sweep(self) -> None:
+        """Remove documents of ended jobs; a store that does not answer is left alone until the next turn."""
+        for job in self._store.unswept():
             try:
                 self._blobs.remove(job.blob)
+            except StorageUnavailable:
+                return
             except ParseError as error:
                 logger.warning("a document cannot be removed", extra={"job": job.id, "reason": str(error)})
-                return
-        self._store.swept(job.id)
+            else:
+                self._store.swept(job.id)

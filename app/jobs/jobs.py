@@ -49,7 +49,8 @@ logger = logging.getLogger("rtprune.jobs")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READINESS_EVERY_S = 0.25
+READINESS_EVERY_S = 0.25  # how often to look at the workers while none is ready
+READY_EVERY_S = 1.0
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
 FIRST_CONNECT_S = 5.0
@@ -78,14 +79,13 @@ class Jobs:
         self._readiness = Readiness(ready=False, detail="the model is being loaded")
         self._decided = asyncio.Condition()
         self._heard_at = time.monotonic()
+        self._is_stale = True
         self._looked_at = 0.0
         self._watched: dict[str, list[asyncio.Event]] = {}
         self._seen: dict[str, tuple[str, int]] = {}
         self._waited_for: Counter[str] = Counter()
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.look_again = self._changed.set
-        """Something that readiness depends on may have changed."""
         self.wakeups.on("pages", self._wake)
 
     async def start(self) -> Self:
@@ -113,6 +113,11 @@ class Jobs:
     @property
     def readiness(self) -> Readiness:
         return self._readiness
+
+    def look_again(self) -> None:
+        """Something that readiness depends on may have changed."""
+        self._is_stale = True
+        self._changed.set()
 
     async def wait_ready(self) -> Readiness:
         """The readiness once it is decided: ready, or said by a worker to be impossible."""
@@ -305,12 +310,10 @@ class Jobs:
     async def _watch(self) -> None:
         """One query for everybody who waits, as long as somebody waits: for what no wake-up told."""
         while True:
-            if self._watched:
-                await asyncio.sleep(min(self._pause_s(), READINESS_EVERY_S))
-            else:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(READINESS_EVERY_S):
-                        await self._changed.wait()
+            pause_s = min(self._pause_s(), self._every_s) if self._watched else self._every_s
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 await self._look()
@@ -331,13 +334,18 @@ class Jobs:
                 if job_id in self._watched and self._seen.get(job_id) != state:
                     self._seen[job_id] = state
                     self._wake([job_id])
-        if time.monotonic() - self._heard_at > READINESS_EVERY_S or not self._readiness.ready:
-            await self.look_at_workers()
+        if self._is_stale or time.monotonic() - self._heard_at >= self._every_s:
+            await self._look_at_workers()
+
+    @property
+    def _every_s(self) -> float:
+        return READY_EVERY_S if self._readiness.ready else READINESS_EVERY_S
 
     def _pause_s(self) -> float:
         return self.wakeups.pause_s(self._settings.queue_poll_s)
 
-    async def look_at_workers(self) -> None:
+    async def _look_at_workers(self) -> None:
+        self._is_stale = False  # before it asks: what changes meanwhile is looked at again
         workers = await self._ask(self.leases.alive)
         self._heard_at = time.monotonic()
         self._readiness = self._readiness_of(workers)

@@ -4,14 +4,19 @@ import asyncio
 import logging
 
 from app.errors import StorageFull, StorageUnavailable
-from app.jobs.page_log import Entry, PageLog, Started
+from app.jobs.page_log import Done, Entry, Interrupted, PageLog, Started
 
 logger = logging.getLogger("rtprune.journal")
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 2.0
-GATHER_S = 0.015
-"""How long a group gathers while more than one page is open. A transaction costs much more than its rows."""
+GATHER_SHARE = 0.05
+"""How long a group gathers while more than one page is open, in times of what a page takes. A transaction
+costs much more than its rows, and a page that takes seconds does not mind."""
+MIN_GATHER_S = 0.015
+MAX_GATHER_S = 0.2
+NEWEST_SHARE = 0.1
+"""Weight of the page that ended last in what a page is said to take."""
 
 
 class Journal:
@@ -22,7 +27,9 @@ class Journal:
         self._worker_id = worker_id
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._open: set[tuple[str, int]] = set()
+        self._open: dict[tuple[str, int], float] = {}
+        """When pages went to the model that have not come back."""
+        self._page_s = 0.0
         self._wrote_at = 0.0
 
     async def write(self, entry: Entry) -> None:
@@ -30,7 +37,7 @@ class Journal:
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, written))
         if isinstance(entry, Started):
-            self._open.add((entry.job_id, entry.page))
+            self._open[entry.job_id, entry.page] = self._now()
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain(), name="journal")
         # shielded: a page that is cancelled now must not cancel the others' write
@@ -43,16 +50,25 @@ class Journal:
             await self._persist([entry for entry, _ in group])
             for entry, written in group:
                 if not isinstance(entry, Started):
-                    self._open.discard((entry.job_id, entry.page))
+                    self._close(entry)
                 if not written.done():
                     written.set_result(None)
 
+    def _close(self, entry: Done | Interrupted) -> None:
+        begun_at = self._open.pop((entry.job_id, entry.page), None)
+        if begun_at is not None and isinstance(entry, Done):
+            self._page_s += (self._now() - begun_at - self._page_s) * NEWEST_SHARE
+
     async def _gather(self) -> None:
         """Let what comes in quick succession be one group; a page that is alone is not kept waiting."""
-        now = asyncio.get_running_loop().time()
         if len(self._open) > 1:
-            await asyncio.sleep(self._wrote_at + GATHER_S - now)
-        self._wrote_at = asyncio.get_running_loop().time()
+            gather_s = min(MAX_GATHER_S, max(MIN_GATHER_S, self._page_s * GATHER_SHARE))
+            await asyncio.sleep(self._wrote_at + gather_s - self._now())
+        self._wrote_at = self._now()
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _persist(self, entries: list[Entry]) -> None:
         delay_s = FIRST_RETRY_S

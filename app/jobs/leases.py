@@ -70,12 +70,14 @@ class Leases:
 
     def claim_expired(self, own_id: str) -> str | None:
         """The id of a worker whose lease expired, now this caller's to take over from."""
+        with self._store.reading() as c:
+            over = sa.select(workers.c.id).where(workers.c.expires_at <= now(c), workers.c.id != own_id)
+            expired = list(c.execute(over).scalars())
+        if not expired:
+            return None
         with self._store.writing() as c:
             at = now(c)
-            expired = c.execute(
-                sa.select(workers.c.id).where(workers.c.expires_at <= at, workers.c.id != own_id)
-            ).scalars()
-            for worker_id in list(expired):
+            for worker_id in expired:
                 mine = sa.update(workers).where(workers.c.id == worker_id, workers.c.expires_at <= at)
                 if c.execute(mine.values(ready=False, expires_at=at + ADOPTION_S)).rowcount:
                     return str(worker_id)

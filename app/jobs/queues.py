@@ -16,8 +16,8 @@ VERSION = "jobs-1"
 SINGLE_QUEUE = "rtprune-single"
 """Documents of one page, apart: a worker holds many of them, but few batches."""
 BATCH_QUEUE = "rtprune-batches"
-PAGE_QUEUES = (SINGLE_QUEUE, BATCH_QUEUE)
 WEBHOOK_QUEUE = "rtprune-webhooks"
+QUEUES = (SINGLE_QUEUE, BATCH_QUEUE, WEBHOOK_QUEUE)
 
 READ_BATCH = "read_batch"
 DELIVER_WEBHOOK = "deliver_webhook"

@@ -246,11 +246,15 @@ class BatchReader:
 
     @contextlib.asynccontextmanager
     async def _counted(self, job: Job, page: Page) -> AsyncIterator[None]:
-        """The page is with the model, and the database knows; taken back when interrupted on purpose."""
-        await self._journal.write(Started(job.id, page.index, *page.image.size))
+        """The page is with the model, and the database knows; taken back when no result will follow.
+
+        Also when interrupted before that is written, because written it will be. A page that stayed open
+        without being read would share the blame for every death of its worker.
+        """
         try:
+            await self._journal.write(Started(job.id, page.index, *page.image.size))
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BadOption):
             await self._journal.write(Interrupted(job.id, page.index))
             raise
 

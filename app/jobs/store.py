@@ -21,7 +21,7 @@ from app.jobs.job import (
     encode_options,
     encode_ranges,
 )
-from app.jobs.queues import queue_for
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, queue_for
 from app.jobs.tables import jobs, metadata, now, pages
 from app.jobs.wakeups import Topic
 
@@ -30,6 +30,13 @@ THROUGHPUT_WINDOW_S = 60.0
 DEFAULT_RETRY_S = 30
 MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
+
+_OPEN_JOB = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN)).limit(1)
+# made once: they run for every look at a queue
+_UNFINISHED = {
+    SINGLE_QUEUE: _OPEN_JOB.where(jobs.c.num_pages == 1),
+    BATCH_QUEUE: _OPEN_JOB.where(jobs.c.num_pages > 1),
+}
 
 Enqueue = Callable[[sa.Connection, NewJob], None]
 Tell = Callable[[Topic, Sequence[str]], None]
@@ -242,6 +249,13 @@ class Store:
         with self.reading() as c:
             return tuple(decode_page(text) for text in c.execute(query).scalars())
 
+    def pages_done(self, since: float, limit: int) -> list[tuple[str, int, float, str]]:
+        """Job, page, time and result (JSON) of pages of all jobs that were finished from ``since`` on."""
+        columns = (pages.c.job_id, pages.c.page, pages.c.done_at, pages.c.result)
+        query = sa.select(*columns).where(pages.c.done_at >= since).order_by(pages.c.done_at).limit(limit)
+        with self.reading() as c:
+            return [(row.job_id, row.page, row.done_at, row.result) for row in c.execute(query)]
+
     def cancel(self, job_id: str) -> bool:
         """True if the job was unfinished. The same request then makes a new job."""
         with self.writing(durable=True) as c:
@@ -287,6 +301,13 @@ class Store:
             self.tell("work", [queue_for(job.num_pages)])
         return job
 
+    def has_work(self, queue: str) -> bool:
+        """Whether work can be queued there: in those for pages, while a job is unfinished."""
+        if queue not in _UNFINISHED:
+            return True
+        with self.reading() as c:
+            return c.execute(_UNFINISHED[queue]).first() is not None
+
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""
         with self.writing() as c:
@@ -304,18 +325,29 @@ class Store:
         self.tell("pages", [job_id])
         return was_open
 
+    def unannounced(self) -> list[Job]:
+        """Ended jobs with a webhook that is not under way."""
+        return self._ended(jobs.c.webhook_status == "pending")
+
+    def announced(self, job_id: str) -> None:
+        pending = sa.update(jobs).where(jobs.c.id == job_id, jobs.c.webhook_status == "pending")
+        with self.writing() as c:
+            c.execute(pending.values(webhook_status="queued"))
+
     def unswept(self) -> list[Job]:
-        """Ended jobs with a document that nobody needs, or a webhook that is not under way."""
-        left = sa.or_(jobs.c.blob != "", jobs.c.webhook_status == "pending")
-        query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", left)
+        """Ended jobs with a document, which nobody needs any more."""
+        return self._ended(jobs.c.blob != "")
+
+    def swept(self, job_id: str) -> None:
+        with self.writing() as c:
+            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob=""))
+
+    def _ended(self, condition: sa.ColumnElement[bool]) -> list[Job]:
+        """Some of them, those that ended first."""
+        query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", condition)
         with self.reading() as c:
             rows = c.execute(query.order_by(jobs.c.finished_at).limit(SWEEP_BATCH)).mappings()
             return [Job.of(dict(row)) for row in rows]
-
-    def swept(self, job_id: str) -> None:
-        sent = sa.case((jobs.c.webhook_status == "pending", "queued"), else_=jobs.c.webhook_status)
-        with self.writing() as c:
-            c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob="", webhook_status=sent))
 
     def cancelled(self, among: Sequence[str]) -> set[str]:
         """Which of these jobs are no longer wanted, or gone."""

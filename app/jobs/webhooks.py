@@ -16,6 +16,9 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.webhooks")
 
+MAX_POSTS = 64
+"""Posted at a time. Each has its deadline, and the pauses between tries do not count."""
+
 
 def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
     """``v1,`` and base64 of HMAC-SHA256 over ``id.timestamp.body``."""
@@ -31,13 +34,15 @@ class Webhooks:
         self._secret = settings.webhook_secret
         self._store = store
         self._http = http
+        self._posting = asyncio.Semaphore(MAX_POSTS)
 
     async def deliver(self, job_id: str) -> bool:
         """One try. True when it is settled: delivered, or refused for good."""
         job = await asyncio.to_thread(self._store.job, job_id)
         if job.webhook is None:
             return True
-        outcome = await self._post(job, job.webhook)
+        async with self._posting:
+            outcome = await self._post(job, job.webhook)
         await asyncio.to_thread(self._store.webhook_tried, job_id, outcome)
         return outcome != "retrying"
 

@@ -1,16 +1,12 @@
 """The workflows of DBOS that a worker runs. A process has one DBOS; ``launch`` says what it works with."""
 
 import asyncio
-import logging
-import threading
-import time
-from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSConfig, Queue
-from dbos._queue import queue_worker_thread
+from dbos import DBOS, DBOSClient, DBOSConfig
 
+from app.jobs.claiming import Claiming
 from app.jobs.queues import (
     APPLICATION,
     BATCH_QUEUE,
@@ -29,11 +25,10 @@ from app.jobs.wakeups import Wakeups
 from app.jobs.webhooks import Webhooks
 from app.settings import Settings
 
-logger = logging.getLogger("rtprune.workflows")
-
-WEBHOOKS_PER_WORKER = 4
-WEBHOOK_POLL_S = 1.0
-LOOK_GAP_S = 0.005
+WEBHOOKS_PER_WORKER = 1000
+"""Most of them pause between two tries: with few, servers that do not answer keep others from being told."""
+WEBHOOK_POLL_S = 5.0
+"""Who queues a webhook wakes its own process, so this is for what other workers leave."""
 FIRST_WEBHOOK_PAUSE_S = 1.0
 
 
@@ -49,45 +44,6 @@ class Hands:
     wakeups: Wakeups
 
 
-class Claiming(threading.Event):
-    """The claiming of work from one queue, in a thread of its own.
-
-    DBOS looks for work at fixed times and can be told nothing in between; but the pause between two looks is
-    a wait for the event that ends the loop. This is that event, and its ``wait`` ends with a wake-up, too.
-    """
-
-    def __init__(self, queue: Queue, wakeups: Wakeups) -> None:
-        super().__init__()
-        self._queue = queue
-        self._wakeups = wakeups
-        self._woken = threading.Event()
-        self._looked_at = 0.0
-        wakeups.on("work", self.wake)
-
-    def start(self, dbos: DBOS) -> None:
-        name = f"claiming {self._queue.name}"
-        threading.Thread(target=self._claim, args=(dbos,), name=name, daemon=True).start()
-
-    def _claim(self, dbos: DBOS) -> None:
-        while not self.is_set():
-            try:
-                queue_worker_thread(self, dbos, self._queue)
-            except Exception:  # a worker that takes no work any more would be of no use, and not be noticed
-                logger.exception("claiming begins anew", extra={"queue": self._queue.name})
-
-    def wake(self, queues: Collection[str] = ()) -> None:
-        if not queues or self._queue.name in queues:
-            self._woken.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._woken.wait(self._wakeups.pause_s(timeout or 0.0))
-        # what arrives in quick succession is claimed together
-        time.sleep(max(0.0, self._looked_at + LOOK_GAP_S - time.monotonic()))
-        self._woken.clear()
-        self._looked_at = time.monotonic()
-        return self.is_set()
-
-
 _claiming: dict[str, Claiming] = {}
 _hands: Hands | None = None
 
@@ -98,7 +54,7 @@ def hands() -> Hands:
     return _hands
 
 
-def launch(engine: sa.Engine, executor_id: str, queues: list[Queue], given: Hands) -> None:
+def launch(engine: sa.Engine, executor_id: str, queues: list[Claiming], given: Hands) -> None:
     """Start executing workflows from these queues, on the event loop that calls this."""
     global _hands  # noqa: PLW0603 - DBOS itself is one per process
     _hands = given
@@ -114,40 +70,47 @@ def launch(engine: sa.Engine, executor_id: str, queues: list[Queue], given: Hand
         "enable_otlp": False,
     }
     dbos = DBOS(config=config)
-    DBOS.listen_queues([WEBHOOK_QUEUE])
+    DBOS.listen_queues([])
     DBOS.launch()
-    for queue in queues:
-        _claiming[queue.name] = Claiming(queue, given.wakeups)
-        _claiming[queue.name].start(dbos)
+    _end_pollers(dbos)
+    for claiming in queues:
+        _claiming[claiming.queue_name] = claiming
+        claiming.start(dbos)
 
 
-def register_queues(client: DBOSClient, settings: Settings) -> list[Queue]:
-    """Make the queues known; gives those of pages, with the concurrency of this worker."""
+def _end_pollers(dbos: DBOS) -> None:
+    """DBOS looks every second for schedules, delays, timeouts and queues of its own, none of which are used
+    here, in transactions that took more processor time than all else that an idle worker does.
+    """
+    dbos._background_jobs_stop_event.set()
+    for event in dbos.background_thread_stop_events:
+        event.set()
+
+
+def register_queues(given: Hands) -> list[Claiming]:
+    """Make the queues known, with the concurrency of this worker."""
+    settings = given.settings
     num_batches = max(1, settings.max_pages_in_flight // settings.batch_pages)
-    queues = [
-        client.register_queue(
-            name,
-            worker_concurrency=concurrency,
-            polling_interval_sec=poll_s,
-            application_name=APPLICATION,
+    claiming = []
+    for name, concurrency, poll_s in (
+        (SINGLE_QUEUE, settings.max_pages_in_flight, settings.queue_poll_s),
+        (BATCH_QUEUE, num_batches, settings.queue_poll_s),
+        (WEBHOOK_QUEUE, WEBHOOKS_PER_WORKER, WEBHOOK_POLL_S),
+    ):
+        queue = given.client.register_queue(
+            name, worker_concurrency=concurrency, polling_interval_sec=poll_s, application_name=APPLICATION
         )
-        for name, concurrency, poll_s in (
-            (SINGLE_QUEUE, settings.max_pages_in_flight, settings.queue_poll_s),
-            (BATCH_QUEUE, num_batches, settings.queue_poll_s),
-            (WEBHOOK_QUEUE, WEBHOOKS_PER_WORKER, WEBHOOK_POLL_S),
-        )
-    ]
-    for queue in queues:
         # or it would be read again before each look, and be that of the worker that started last
         queue.database_backed_queue = False
-    return [queue for queue in queues if queue.name != WEBHOOK_QUEUE]
+        claiming.append(Claiming(queue, concurrency, given.wakeups, given.store.has_work))
+    return claiming
 
 
 @DBOS.workflow(name=READ_BATCH, max_recovery_attempts=None)
 async def read_batch(
     job_id: str, number: int, num_batches: int, num_pages: int, priority: int, generation: int
 ) -> None:
-    _look_again_after_this(queue_for(num_pages))
+    _counted(queue_for(num_pages))
     children = [child for child in (2 * number + 1, 2 * number + 2) if child < num_batches]
 
     def enqueue_children(connection: sa.Connection) -> None:
@@ -161,10 +124,11 @@ async def read_batch(
     await hands().batches.read(job_id, number, enqueue_children if children else None)
 
 
-def _look_again_after_this(queue: str) -> None:
-    """When a workflow has ended there is room for another, which may wait already."""
+def _counted(queue: str) -> None:
+    """This workflow runs until its task ends: until then it takes room of this worker."""
     if (task := asyncio.current_task()) is not None:
-        task.add_done_callback(lambda _: _claiming[queue].wake())
+        _claiming[queue].begun()
+        task.add_done_callback(lambda _: _claiming[queue].ended())
 
 
 @DBOS.step(name="post_webhook")
@@ -175,6 +139,7 @@ async def post_webhook(job_id: str) -> bool:
 
 @DBOS.workflow(name=DELIVER_WEBHOOK, max_recovery_attempts=None)
 async def deliver_webhook(job_id: str) -> None:
+    _counted(WEBHOOK_QUEUE)
     pause_s = FIRST_WEBHOOK_PAUSE_S
     for attempt in range(hands().settings.webhook_attempts):
         if attempt:

@@ -56,11 +56,12 @@ async def readyz(request: Request) -> ReadyShape:
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.metrics.worker_ready.set(service.jobs.readiness.ready)
-    with contextlib.suppress(StorageUnavailable, StorageFull):  # then the last known depth is shown
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # then what was last known is shown
         queue = await service.jobs.queue()
         service.metrics.queued_jobs.set(queue.jobs)
         service.metrics.queued_pages.set(queue.pages)
         service.metrics.pages_per_second.set(queue.pages_per_s)
+        await service.count_pages()
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

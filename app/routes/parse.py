@@ -77,7 +77,6 @@ async def parse(request: Request) -> Response:
         if job.is_open:
             return await accepted(service, job)
         document = await service.jobs.document(job)
-        service.metrics.count(document)
         logger.info("document", extra={"document": document.id, "status": document.status})
         raise_if_unread(document)
     except ParseError as error:

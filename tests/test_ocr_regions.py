@@ -13,10 +13,12 @@ from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
+from app.ocr.regions.blocks import Region, regions_of
+from app.ocr.regions.composed import compose
 from app.ocr.regions.ink import find_ink, long_runs
 from app.ocr.regions.lines import Line, Table, find_lines
 from app.ocr.regions.order import in_order
-from app.ocr.regions.page import Region, compose, cut_page
+from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
 from training.errors_in_text import character_error_rate
@@ -49,11 +51,15 @@ def printed(text: TextSource, seed: int, structured: float) -> tuple[Image.Image
     return draw_page(rng, page), page
 
 
+def lines_of_page(image: Image.Image) -> list[Line]:
+    page = cut_page(image).page
+    return [] if page is None else page.lines
+
+
 def shown(image: Image.Image, page: PrintedPage) -> str:
     """What somebody who reads without error would read in the regions, one after the other."""
-    lines = [line for region in cut_page(image).regions for line in region.lines]
     texts = []
-    for line in lines:
+    for line in lines_of_page(image):
         inside = [
             (x, character)
             for x, y, character in page.marks
@@ -85,10 +91,8 @@ def test_scans_are_cut_like_the_page_itself(text: TextSource) -> None:
         image, page = printed(text, seed, 0.0)
         if page.characters < 100:
             continue
-        clean = cut_page(image)
         scan, _ = degrade(random.Random(seed), image, [])
-        cut = cut_page(scan)
-        lines = [sum(len(region.lines) for region in one.regions) for one in (clean, cut)]
+        lines = [len(lines_of_page(one)) for one in (image, scan)]
         assert abs(lines[0] - lines[1]) <= max(1, 0.05 * lines[0])
 
 
@@ -109,7 +113,7 @@ def test_every_word_of_a_line_is_in_one_of_its_views(text: TextSource) -> None:
 
 
 @pytest.mark.parametrize("kind", ["white", "gray", "noisy", "shaded", "black", "one pixel", "thin"])
-def test_blank_pages_have_no_regions(kind: str) -> None:
+def test_blank_pages_have_no_lines(kind: str) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(235, 6, (800, 600)).clip(0, 255).astype(np.uint8)
     shade = np.tile(np.linspace(200, 250, 600), (800, 1)).astype(np.uint8)
@@ -122,7 +126,9 @@ def test_blank_pages_have_no_regions(kind: str) -> None:
         "one pixel": Image.new("RGB", (1, 1)),
         "thin": Image.new("RGB", (3000, 2), "white"),
     }
-    assert not cut_page(images[kind]).regions
+    cut = cut_page(images[kind])
+    assert cut.page is None
+    assert not cut.views
 
 
 def test_hostile_pages_are_cut_without_error() -> None:
@@ -205,24 +211,32 @@ def test_structure_of_a_printed_page(degrees: float) -> None:
         ImageFont.truetype(path, size)
         for path, size in ((FAMILY.bold, 44), (FAMILY.bold, 26), (FAMILY.regular, 24))
     )
+    texts: list[str] = []
+
+    def write(place: tuple[int, int], text: str, font: ImageFont.FreeTypeFont) -> None:
+        draw.text(place, text, font=font)
+        texts.append(text)
+
     for top, line in ((100, "Rivers of the northern plains"), (155, "and what they carry")):
-        draw.text((100, top), line, font=large)
-    draw.text((100, 250), "Gravel", font=bold)
+        write((100, top), line, large)
+    write((100, 250), "Gravel", bold)
     prose = "The quick brown fox jumps over the lazy dog and then it rests for a while"
     for top in (300, 334, 368):
-        draw.text((100, top), prose, font=body)
+        write((100, top), prose, body)
     for top in (430, 500):
         draw.text((120, top), "•", font=body)
-        draw.text((160, top), "Pebbles of quartz lie", font=body)
-        draw.text((160, top + 34), "beside the old bridge", font=body)
+        write((160, top), "Pebbles of quartz lie", body)
+        write((160, top + 34), "beside the old bridge", body)
     for at, words in enumerate((("Sand", "12"), ("Clay", "7"))):
         for number, word in enumerate(words):
             box = (100 + 130 * number, 600 + 40 * at, 230 + 130 * number, 640 + 40 * at)
             draw.rectangle(box, outline=0, width=2)
-            draw.text((box[0] + 10, box[1] + 5), word, font=body)
+            write((box[0] + 10, box[1] + 5), word, body)
     for top in (720, 754, 788):
-        draw.text((100, top), prose, font=body)
-    regions = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).regions
+        write((100, top), prose, body)
+    page = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).page
+    assert page is not None
+    regions = regions_of(page, texts)
     kinds = [region.kind for region in regions]
     assert kinds == ["title", "sub_title", "text", "text", "text", "table", "text"]
     assert [len(region.lines) for region in regions] == [2, 1, 3, 2, 2, 4, 3]

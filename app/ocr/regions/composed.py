@@ -9,6 +9,8 @@ from app.ocr.regions.lines import Line, Table
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 NUMBER = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
+MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
+"""What a number before an item may be read as."""
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 SHIFTED, APART = 8, 10
@@ -118,7 +120,7 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
     first, *others = region.lines
     hangs = any(other.left - first.left > 0.8 * first.height for other in others)
     may_lead = line in region.led and blocks and blocks[-1].form == NUMBERED
-    if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height:
+    if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height and MISREAD.match(text):
         # its number was misread: it stands where numbers stand
         before = NUMBER.match(blocks[-1].lines[-1])
         rest = text.split(" ", 1)[-1]

@@ -21,6 +21,8 @@ LOWER = (0.5, 0.87)
 MIN_LOWER = 2
 """Letters that say how high lower-case ones are."""
 LEAD_GAP_EM, BULLET_GAP_EM, MAX_BULLET_EM, MAX_NUMBER_EM = 0.3, 0.4, 0.85, 1.9
+WIDEST = 0.8
+"""Of the widest white near a line's begin, that white after its number has at least."""
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 
@@ -162,12 +164,18 @@ def _stroke(letters: Mask) -> float:
 def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     """A bullet, or what may be a number, with white after it; ``None`` for a line that is all text."""
     gaps = [gap for gap in gaps_of(line, ink.mask, MIN_SPACE_EM * em) if gap[1] - gap[0] >= LEAD_GAP_EM * em]
-    if not gaps or gaps[0][0] - line.left > MAX_NUMBER_EM * em:
+    gaps = [gap for gap in gaps if gap[0] - line.left <= MAX_NUMBER_EM * em]
+    if not gaps:
         return None
-    mark = ink.mask[line.top : line.bottom, line.left : gaps[0][0]]
+    start, end = gaps[0]
     # a dash in running text has a mere space after it
-    is_apart = gaps[0][1] - gaps[0][0] >= BULLET_GAP_EM * em
-    return Lead(is_apart and _is_bullet(mark, base - line.top, em), gaps[0][1])
+    is_apart = end - start >= BULLET_GAP_EM * em
+    mark = ink.mask[line.top : line.bottom, line.left : start]
+    if is_apart and _is_bullet(mark, base - line.top, em):
+        return Lead(True, end)
+    # a typewriter's digit and its dot are as far apart as words
+    widest = max(end - start for start, end in gaps)
+    return Lead(False, next(end for start, end in gaps if end - start >= WIDEST * widest))
 
 
 def _is_bullet(mark: Mask, base: float, em: float) -> bool:

@@ -16,6 +16,28 @@ under its text, go on longer."""
 HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
 MAX_HEADING_LINES = 3
+SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
+"""By how much bullets of one list differ at most; how far bullets of a list inside another, and of its items in
+the next column, are to the side; in heights of a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bullet:
+    """Where it begins and how large it is, in heights of a line."""
+
+    left: float
+    width: float
+    height: float
+
+    def is_of_list(self, other: "Bullet", *, is_apart: bool) -> bool:
+        """Items of one list have the same bullet under each other; where it goes on in the next column, or has
+        another inside, that is far to the side. ``is_apart``: there is white between the items.
+        """
+        shift = abs(self.left - other.left)
+        if INNER_EM <= shift < COLUMN_EM:
+            return not is_apart
+        size = max(abs(self.width - other.width), abs(self.height - other.height))
+        return size <= SAME_EM and not SAME_EM < shift < INNER_EM
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +51,8 @@ class Region:
     """Lines with a bullet before them, which is not part of the line."""
     led: frozenset[Line] = frozenset()
     """Lines that begin with what may be a number, as white after it says."""
+    bullet: Bullet | None = None
+    """Of the first line."""
 
     @property
     def lines(self) -> list[Line]:
@@ -64,7 +88,14 @@ class _Blocks:
             tuple(group),
             frozenset(filter(self._is_bulleted, group)),
             frozenset(group) & self._page.leads.keys(),
+            self._bullet(group[0]),
         )
+
+    def _bullet(self, line: Line) -> Bullet | None:
+        lead, em = self._page.leads.get(line), self._page.em
+        if lead is None or not lead.is_bullet:
+            return None
+        return Bullet(lead.left / em, lead.width / em, lead.height / em)
 
     def _box(self, lines: Sequence[Line]) -> tuple[int, int, int, int]:
         whole = joined(lines)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.ocr.regions.blocks import Region
+from app.ocr.regions.blocks import Bullet, Region
 from app.ocr.regions.lines import Line, Table
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
@@ -13,8 +13,8 @@ MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
 """What a number before an item may be read as."""
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
-SHIFTED, APART = 8, 10
-"""Thousandths of the page: items that begin so far to the side and so far below belong to another list."""
+APART = 10
+"""White between items that belong to another list, thousandths of the page."""
 FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
 """Tokens with a meaning in the model's format; what is printed has none of it."""
 
@@ -27,6 +27,7 @@ class _Written:
     kind: str
     box: tuple[int, int, int, int]
     lines: list[str]
+    bullet: Bullet | None = None
 
     def takes(self, other: "_Written") -> bool:
         """A list goes on, though its items stand apart."""
@@ -34,13 +35,16 @@ class _Written:
             return False
         if self.form == NUMBERED:
             return _number(other.lines[0]) != 1
-        is_shifted = abs(other.box[0] - self.box[0]) > SHIFTED
-        return not (is_shifted and other.box[1] - self.box[3] > APART)
+        is_apart = other.box[1] - self.box[3] > APART
+        if self.bullet is None or other.bullet is None:
+            return True
+        return self.bullet.is_of_list(other.bullet, is_apart=is_apart)
 
     def take(self, other: "_Written") -> None:
         left, top, right, bottom = zip(self.box, other.box, strict=True)
         self.box = (min(left), min(top), max(right), max(bottom))
         self.lines += other.lines
+        self.bullet = other.bullet
 
 
 def _number(item: str) -> int:
@@ -104,7 +108,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         elif blocks and blocks[-1].form == form and not (form == NUMBERED and _number(item) == 1):
             blocks[-1].lines.append(item)
         else:
-            blocks.append(_Written(form, "text", region.box, [item]))
+            blocks.append(_Written(form, "text", region.box, [item], region.bullet))
     return blocks
 
 

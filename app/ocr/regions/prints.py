@@ -46,10 +46,15 @@ class Print:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What a line begins with, apart from its text: ``text_left`` is where that begins."""
+    """What a line begins with, apart from its text: ``text_left`` is where that begins. ``left``, ``width``,
+    ``height``: of the bullet or number, pixels.
+    """
 
     is_bullet: bool
     text_left: int
+    left: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +177,12 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     is_apart = end - start >= BULLET_GAP_EM * em
     mark = ink.mask[line.top : line.bottom, line.left : start]
     if is_apart and _is_bullet(mark, base - line.top, em):
-        return Lead(True, end)
+        rows = np.flatnonzero(mark.any(axis=1))
+        return Lead(True, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
     # a typewriter's digit and its dot are as far apart as words
     widest = max(end - start for start, end in gaps)
-    return Lead(False, next(end for start, end in gaps if end - start >= WIDEST * widest))
+    start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
+    return Lead(False, end, line.left, start - line.left, line.height)
 
 
 def _is_bullet(mark: Mask, base: float, em: float) -> bool:

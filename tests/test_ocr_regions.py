@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
-from app.ocr.regions.blocks import Region, regions_of
+from app.ocr.regions.blocks import Bullet, Region, regions_of
 from app.ocr.regions.composed import compose
 from app.ocr.regions.ink import find_ink, long_runs
 from app.ocr.regions.lines import Line, Table, find_lines
@@ -280,6 +281,61 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     tagged = compose(regions, texts, tagged=True)
     assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
     assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
+
+
+def test_a_word_where_numbers_stand_is_no_misread_number() -> None:
+    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
+    region = Region("text", (0, 0, 300, 80), tuple(lines), led=frozenset({lines[0], lines[2]}))
+    for text, last in (("2, two", "\n2. two"), ("Up there", " Up there")):
+        tagged = compose([region], ["1. one", "and more", text], tagged=True)
+        assert to_markdown(tagged).markdown == "1. one and more" + last
+
+
+def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
+    disc, dash = Bullet(1.0, 0.4, 0.4), Bullet(1.0, 0.6, 0.1)
+    shifted, inner, column = (replace(disc, left=left) for left in (1.3, 2.5, 20.0))
+    for one, other in ((disc, dash), (disc, shifted), (dash, column)):
+        for is_apart in (False, True):
+            assert not one.is_of_list(other, is_apart=is_apart)
+            assert not other.is_of_list(one, is_apart=is_apart)
+    assert disc.is_of_list(column, is_apart=True)
+    assert disc.is_of_list(inner, is_apart=False)
+    assert not disc.is_of_list(inner, is_apart=True)
+
+
+@needs_font
+def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    body = ImageFont.truetype(FAMILY.regular, 24)
+    texts = ["Pebbles of quartz lie", "beside the old bridge", "and nobody takes them", "home in the evening"]
+    for at, (mark, text) in enumerate(zip("••––", texts, strict=True)):  # noqa: RUF001 - dashes as bullets
+        draw.text((120, 100 + 36 * at), mark, font=body)
+        draw.text((160, 100 + 36 * at), text, font=body)
+    page = cut_page(image).page
+    assert page is not None
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    first, second, third, fourth = texts
+    assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"
+
+
+@needs_font
+def test_text_begins_after_the_number_of_a_typewriter() -> None:
+    """White between its digit and its dot is as wide as a space, white after them is wider."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    mono = ImageFont.truetype(FONTS / "DejaVuSansMono.ttf", 24)
+    texts = ["1. Pebbles of quartz", "beside the bridge", "2. Nobody takes them", "home at night"]
+    for at, text in enumerate(texts):
+        *number, words = text.split(" ", 1) if text[0].isdigit() else [text]
+        draw.text((100, 100 + 36 * at), "".join(number), font=mono)
+        draw.text((160, 100 + 36 * at), words, font=mono)
+    page = cut_page(image).page
+    assert page is not None
+    edges = [page.leads[line].text_left for line in page.lines if line.left < 120]
+    assert edges == pytest.approx([160, 160], abs=6)
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    assert markdown == f"{texts[0]} {texts[1]}\n{texts[2]} {texts[3]}"
 
 
 def test_model_text_cannot_forge_regions() -> None:

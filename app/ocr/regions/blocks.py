@@ -17,8 +17,8 @@ HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
 MAX_HEADING_LINES = 3
 SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
-"""By how much bullets of one list differ at most; how far bullets of a list inside another, and of its items in
-the next column, are to the side; in heights of a line."""
+"""By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
+items in the next column, are; in heights of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Bullet:
     height: float
 
     def is_of_list(self, other: "Bullet", *, is_apart: bool) -> bool:
-        """Items of one list have the same bullet under each other; where it goes on in the next column, or has
-        another inside, that is far to the side. ``is_apart``: there is white between the items.
+        """Items of one list have the same bullet under each other; those in the next column, or of a list
+        inside another, are far to the side. ``is_apart``: there is white between the items.
         """
         shift = abs(self.left - other.left)
         if INNER_EM <= shift < COLUMN_EM:
@@ -78,6 +78,7 @@ class _Blocks:
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
         self._page = page
         self._chances = heading_chances(page, texts)
+        self._texts = texts
 
     def region(self, group: list[Line] | Table) -> Region:
         if isinstance(group, Table):
@@ -130,7 +131,9 @@ class _Blocks:
         return line in self._page.leads and self._page.leads[line].is_bullet
 
     def _is_heading(self, line: Line) -> bool:
-        return bool(self._chances[line][0] < 0.5) and not self._is_bulleted(line)
+        if self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
+            return False
+        return bool(self._chances[line][0] < 0.5)
 
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
         one, other = self._page.prints[above], self._page.prints[below]

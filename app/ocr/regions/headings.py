@@ -56,9 +56,13 @@ class Network:
         return chances
 
 
+def load(path: Path) -> Network:
+    return Network(**load_file(path))
+
+
 @cache
 def fitted() -> Network:
-    return Network(**load_file(WEIGHTS))
+    return load(WEIGHTS)
 
 
 def heading_chances(page: PageLines, texts: dict[Line, str]) -> dict[Line, Floats]:
@@ -207,7 +211,7 @@ def _said(text: str) -> list[float]:
         sum(map(str.isupper, initials)) / max(1, len(initials)),
         float(text[:1].islower()),
         float(NUMBERING.match(text) is not None),
-        float(text.endswith((".", "!", "?"))),
+        float(text.endswith(".")),  # headings may well ask
         float(text.endswith((",", ";", ":", "-"))),
         sum(one in ',;:()[]"“”' for one in text) / max(1, len(words)),
         sum(map(str.isdigit, text)) / max(1, len(text)),

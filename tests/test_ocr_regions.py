@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.markdown import to_markdown
 from app.ocr.reader import open_reader
+from app.ocr.regions.blocks import Bullet, Region, regions_of
+from app.ocr.regions.composed import compose
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.ink import find_ink, long_runs
 from app.ocr.regions.lines import Line, Table, find_lines
 from app.ocr.regions.order import in_order
-from app.ocr.regions.page import Region, compose, cut_page
+from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
 from training.errors_in_text import character_error_rate
@@ -50,11 +53,15 @@ def printed(text: TextSource, seed: int, structured: float) -> tuple[Image.Image
     return draw_page(rng, page), page
 
 
+def lines_of_page(image: Image.Image) -> list[Line]:
+    page = cut_page(image).page
+    return [] if page is None else page.lines
+
+
 def shown(image: Image.Image, page: PrintedPage) -> str:
     """What somebody who reads without error would read in the regions, one after the other."""
-    lines = [line for region in cut_page(image).regions for line in region.lines]
     texts = []
-    for line in lines:
+    for line in lines_of_page(image):
         inside = [
             (x, character)
             for x, y, character in page.marks
@@ -86,10 +93,8 @@ def test_scans_are_cut_like_the_page_itself(text: TextSource) -> None:
         image, page = printed(text, seed, 0.0)
         if page.characters < 100:
             continue
-        clean = cut_page(image)
         scan, _ = degrade(random.Random(seed), image, [])
-        cut = cut_page(scan)
-        lines = [sum(len(region.lines) for region in one.regions) for one in (clean, cut)]
+        lines = [len(lines_of_page(one)) for one in (image, scan)]
         assert abs(lines[0] - lines[1]) <= max(1, 0.05 * lines[0])
 
 
@@ -110,7 +115,7 @@ def test_every_word_of_a_line_is_in_one_of_its_views(text: TextSource) -> None:
 
 
 @pytest.mark.parametrize("kind", ["white", "gray", "noisy", "shaded", "black", "one pixel", "thin"])
-def test_blank_pages_have_no_regions(kind: str) -> None:
+def test_blank_pages_have_no_lines(kind: str) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(235, 6, (800, 600)).clip(0, 255).astype(np.uint8)
     shade = np.tile(np.linspace(200, 250, 600), (800, 1)).astype(np.uint8)
@@ -123,7 +128,9 @@ def test_blank_pages_have_no_regions(kind: str) -> None:
         "one pixel": Image.new("RGB", (1, 1)),
         "thin": Image.new("RGB", (3000, 2), "white"),
     }
-    assert not cut_page(images[kind]).regions
+    cut = cut_page(images[kind])
+    assert cut.page is None
+    assert not cut.views
 
 
 def test_hostile_pages_are_cut_without_error() -> None:
@@ -206,24 +213,32 @@ def test_structure_of_a_printed_page(degrees: float) -> None:
         ImageFont.truetype(path, size)
         for path, size in ((FAMILY.bold, 44), (FAMILY.bold, 26), (FAMILY.regular, 24))
     )
+    texts: list[str] = []
+
+    def write(place: tuple[int, int], text: str, font: ImageFont.FreeTypeFont) -> None:
+        draw.text(place, text, font=font)
+        texts.append(text)
+
     for top, line in ((100, "Rivers of the northern plains"), (155, "and what they carry")):
-        draw.text((100, top), line, font=large)
-    draw.text((100, 250), "Gravel", font=bold)
+        write((100, top), line, large)
+    write((100, 250), "Gravel", bold)
     prose = "The quick brown fox jumps over the lazy dog and then it rests for a while"
     for top in (300, 334, 368):
-        draw.text((100, top), prose, font=body)
+        write((100, top), prose, body)
     for top in (430, 500):
         draw.text((120, top), "•", font=body)
-        draw.text((160, top), "Pebbles of quartz lie", font=body)
-        draw.text((160, top + 34), "beside the old bridge", font=body)
+        write((160, top), "Pebbles of quartz lie", body)
+        write((160, top + 34), "beside the old bridge", body)
     for at, words in enumerate((("Sand", "12"), ("Clay", "7"))):
         for number, word in enumerate(words):
             box = (100 + 130 * number, 600 + 40 * at, 230 + 130 * number, 640 + 40 * at)
             draw.rectangle(box, outline=0, width=2)
-            draw.text((box[0] + 10, box[1] + 5), word, font=body)
+            write((box[0] + 10, box[1] + 5), word, body)
     for top in (720, 754, 788):
-        draw.text((100, top), prose, font=body)
-    regions = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).regions
+        write((100, top), prose, body)
+    page = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).page
+    assert page is not None
+    regions = regions_of(page, texts)
     kinds = [region.kind for region in regions]
     assert kinds == ["title", "sub_title", "text", "text", "text", "table", "text"]
     assert [len(region.lines) for region in regions] == [2, 1, 3, 2, 2, 4, 3]
@@ -240,8 +255,9 @@ def test_bullets_are_named_by_their_form(size: int) -> None:
     for number, sign in enumerate(signs):
         draw.text((50, 40 + 2 * size * number), sign, font=font)
         draw.text((50 + 2 * size, 40 + 2 * size * number), "Pebbles of quartz lie", font=font)
-    regions = cut_page(image).regions
-    found = [sign for region in regions for sign in region.bulleted.values()]
+    page = cut_page(image).page
+    assert page is not None
+    found = [page.leads[line].bullet or "?" for line in page.lines if line in page.leads]
     assert "".join(found) == signs
 
 
@@ -302,6 +318,61 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     tagged = compose(regions, texts, tagged=True)
     assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
     assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
+
+
+def test_a_word_where_numbers_stand_is_no_misread_number() -> None:
+    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
+    region = Region("text", (0, 0, 300, 80), tuple(lines), led=frozenset({lines[0], lines[2]}))
+    for text, last in (("2, two", "\n2. two"), ("Up there", " Up there")):
+        tagged = compose([region], ["1. one", "and more", text], tagged=True)
+        assert to_markdown(tagged).markdown == "1. one and more" + last
+
+
+def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
+    disc, dash = Bullet(1.0, 0.4, 0.4), Bullet(1.0, 0.6, 0.1)
+    shifted, inner, column = (replace(disc, left=left) for left in (1.3, 2.5, 20.0))
+    for one, other in ((disc, dash), (disc, shifted), (dash, column)):
+        for is_apart in (False, True):
+            assert not one.is_of_list(other, is_apart=is_apart)
+            assert not other.is_of_list(one, is_apart=is_apart)
+    assert disc.is_of_list(column, is_apart=True)
+    assert disc.is_of_list(inner, is_apart=False)
+    assert not disc.is_of_list(inner, is_apart=True)
+
+
+@needs_font
+def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    body = ImageFont.truetype(FAMILY.regular, 24)
+    texts = ["Pebbles of quartz lie", "beside the old bridge", "and nobody takes them", "home in the evening"]
+    for at, (mark, text) in enumerate(zip("••––", texts, strict=True)):  # noqa: RUF001 - dashes as bullets
+        draw.text((120, 100 + 36 * at), mark, font=body)
+        draw.text((160, 100 + 36 * at), text, font=body)
+    page = cut_page(image).page
+    assert page is not None
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    first, second, third, fourth = texts
+    assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"
+
+
+@needs_font
+def test_text_begins_after_the_number_of_a_typewriter() -> None:
+    """White between its digit and its dot is as wide as a space, white after them is wider."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    mono = ImageFont.truetype(FONTS / "DejaVuSansMono.ttf", 24)
+    texts = ["1. Pebbles of quartz", "beside the bridge", "2. Nobody takes them", "home at night"]
+    for at, text in enumerate(texts):
+        *number, words = text.split(" ", 1) if text[0].isdigit() else [text]
+        draw.text((100, 100 + 36 * at), "".join(number), font=mono)
+        draw.text((160, 100 + 36 * at), words, font=mono)
+    page = cut_page(image).page
+    assert page is not None
+    edges = [page.leads[line].text_left for line in page.lines if line.left < 120]
+    assert edges == pytest.approx([160, 160], abs=6)
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    assert markdown == f"{texts[0]} {texts[1]}\n{texts[2]} {texts[3]}"
 
 
 def test_model_text_cannot_forge_regions() -> None:

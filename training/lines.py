@@ -45,7 +45,7 @@ class LineStyle:
 
 
 @dataclass(frozen=True, slots=True)
-class _Placed:
+class Placed:
     """A character on the evened page: its centre, and whether a space or the line's begin is before it."""
 
     x: float
@@ -92,7 +92,7 @@ class LineRenderer:
         if rng.random() < style.degraded:
             image, shares = degrade(rng, image, shares)
         ink = find_ink(image)
-        return [] if ink is None else list(_shown(ink, _placed(ink, page, image.size, shares)))
+        return [] if ink is None else list(_shown(ink, placed_marks(ink, page, image.size, shares)))
 
 
 def _drawn(rng: random.Random, views: Sequence[RenderedPage], most: int) -> list[RenderedPage]:
@@ -147,12 +147,12 @@ def _dotted(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
     return large.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6) / share))
 
 
-def _placed(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Sequence[Mark]) -> list[_Placed]:
+def placed_marks(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Sequence[Mark]) -> list[Placed]:
     begins = _word_begins(page)
     placed = []
     for number, (x, y, character) in enumerate(shares):
         across, down = ink.placed(x * size[0], y * size[1])
-        placed.append(_Placed(across, down, character, begins[number]))
+        placed.append(Placed(across, down, character, begins[number]))
     return placed
 
 
@@ -168,7 +168,7 @@ def _word_begins(page: PrintedPage) -> list[bool]:
     return begins
 
 
-def _shown(ink: Ink, placed: Sequence[_Placed]) -> Iterator[RenderedPage]:
+def _shown(ink: Ink, placed: Sequence[Placed]) -> Iterator[RenderedPage]:
     lines = find_lines(ink)
     typical = float(np.median([line.height for line in lines])) if lines else 0.0
     for line in lines:
@@ -177,7 +177,7 @@ def _shown(ink: Ink, placed: Sequence[_Placed]) -> Iterator[RenderedPage]:
             yield _view(ink, rows, printed)
 
 
-def _is_on(one: _Placed, line: Line, lines: Sequence[Line]) -> bool:
+def _is_on(one: Placed, line: Line, lines: Sequence[Line]) -> bool:
     """In its box, and in no other whose middle is nearer."""
 
     def reach(other: Line) -> float:
@@ -188,7 +188,7 @@ def _is_on(one: _Placed, line: Line, lines: Sequence[Line]) -> bool:
     return own < np.inf and own == min(reach(other) for other in lines)
 
 
-def _view(ink: Ink, rows: Sequence[Row], printed: Sequence[_Placed]) -> RenderedPage:
+def _view(ink: Ink, rows: Sequence[Row], printed: Sequence[Placed]) -> RenderedPage:
     image = draw_view(ink.gray, rows)
     marks: list[Mark] = []
     pieces: list[Piece] = []

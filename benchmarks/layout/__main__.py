@@ -19,8 +19,10 @@ import torch
 from PIL import Image
 
 from app.markdown import to_markdown
+from app.ocr.regions.blocks import regions_of
+from app.ocr.regions.composed import compose
 from app.ocr.regions.ink import find_ink
-from app.ocr.regions.page import compose, cut_page, find_regions
+from app.ocr.regions.page import cut_page, find_print
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
 from benchmarks.accuracy.scores import PARTS, character_scores, page_errors, structure_of, structure_scores
 from benchmarks.layout.oracle import Faults, Glyph, Oracle, glyphs_of, words_of
@@ -43,11 +45,12 @@ class Layout:
 
 def read_page(image: Image.Image, glyphs: Sequence[Glyph]) -> Layout:
     ink = find_ink(image)
-    if ink is None:
+    page = None if ink is None else find_print(ink)
+    if ink is None or page is None:
         return Layout("", "", Faults())
-    oracle, regions = Oracle(glyphs, ink), find_regions(ink)
-    lines = [line for region in regions for line in region.lines]
+    oracle, lines = Oracle(glyphs, ink), page.lines
     texts = [oracle.read(line) for line in lines]
+    regions = regions_of(page, texts)
     plain, tagged = (compose(regions, texts, tagged=tagged) for tagged in (False, True))
     return Layout(plain, to_markdown(tagged).markdown, oracle.faults(lines))
 

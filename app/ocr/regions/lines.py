@@ -59,6 +59,10 @@ class Table:
 Part = Line | Table
 
 
+def lines_of(part: Part) -> list[Line]:
+    return part.lines if isinstance(part, Table) else [part]
+
+
 def find_lines(ink: Ink) -> list[Line]:
     """Stretches of print, in no order."""
     em = _typical_height(ink.mask)

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink, Mask
-from app.ocr.regions.lines import MIN_SPACE_EM, Line, gaps_of
+from app.ocr.regions.lines import MIN_SPACE_EM, Line, Part, gaps_of, lines_of
 
 MIN_LETTER_PX = 4
 ON_LINE = 0.09
@@ -17,67 +17,154 @@ TALL = 92
 """Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
 FEW_LETTERS = 8
 """Of which one may be the only tall one."""
+LOWER = (0.5, 0.87)
+"""Heights of lower-case letters, in those of capitals, at least and at most."""
+MIN_LOWER = 2
+"""Letters that say how high lower-case ones are."""
 LEAD_GAP_EM, BULLET_GAP_EM, MAX_NUMBER_EM = 0.3, 0.4, 1.9
+WIDEST = 0.8
+"""Of the widest white near a line's begin, that white after its number has at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """``base``: row of pixels that the letters stand on. ``size``: height of its capitals, ``stroke``:
-    thickness of its strokes, both in those of the page's lines.
+    """``base``: row of pixels that the letters stand on. In those of the page's body: ``size``, height of its
+    capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``breadth``, width of a
+    letter; ``stroke``, thickness of its strokes. ``count``: of letters. ``gaps``: white between them and
+    between words, from left to right, pixels.
     """
 
     base: float
     size: float
+    lower: float | None
+    breadth: float
     stroke: float
-
-    @property
-    def weight(self) -> float:
-        return self.size * self.stroke
+    count: int
+    gaps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
     """What a line begins with, apart from its text: ``text_left`` is where that begins. ``bullet``: the sign;
-    ``None`` for what may be a number.
+    ``None`` for what may be a number. ``left``, ``width``,
+    ``height``: of the bullet or number, pixels.
     """
 
     bullet: str | None
     text_left: int
+    left: int
+    width: int
+    height: int
 
     @property
     def is_bullet(self) -> bool:
         return self.bullet is not None
 
 
+@dataclass(frozen=True, slots=True)
+class PageLines:
+    """What is printed, in reading order. ``prints``: of all lines, those in tables too; ``leads``: of those
+    that begin with a bullet, which is no part of them, or a number. ``em``: height of a line; ``pitch``: from
+    line to line of running text; ``width``, ``height``: of the page; all in pixels.
+    """
+
+    parts: tuple[Part, ...]
+    prints: dict[Line, Print]
+    leads: dict[Line, Lead]
+    em: float
+    pitch: float
+    width: int
+    height: int
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for part in self.parts for line in lines_of(part)]
+
+    def step(self, above: Line, below: Line) -> float:
+        """From what the one stands on to what the other does, pixels."""
+        return self.prints[below].base - self.prints[above].base
+
+    def is_below(self, above: Part | None, below: Part | None) -> bool:
+        """Both are lines, of one column."""
+        if not isinstance(above, Line) or not isinstance(below, Line):
+            return False
+        overlap = min(above.right, below.right) - max(above.left, below.left)
+        return overlap > 0 and self.step(above, below) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Measures:
+    """Of one line, in pixels; ``base`` from its top. As in ``Print``."""
+
+    base: float
+    capitals: float
+    lower: float | None
+    breadth: float
+    stroke: float
+    count: int
+    gaps: tuple[int, ...]
+
+
 def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
-    measured = [_measured(ink.mask[line.top : line.bottom, line.left : line.right]) for line in lines]
-    bases, capitals = np.array(measured).reshape(-1, 2).T
-    strokes = np.array([_stroke(ink, line) for line in lines])
-    sizes, strokes = capitals / np.median(capitals), strokes / np.median(strokes)
+    measured = [_measured(ink, line) for line in lines]
+    widths = [line.width for line in lines]
+    capitals, breadth, stroke = (
+        weighted_median([getattr(one, name) for one in measured], widths)
+        for name in ("capitals", "breadth", "stroke")
+    )
+    with_lower = [
+        (one.lower, width) for one, width in zip(measured, widths, strict=True) if one.lower is not None
+    ]
+    lower = weighted_median(*zip(*with_lower, strict=True)) if with_lower else 1.0
     return {
-        line: Print(line.top + float(base), float(size), float(stroke))
-        for line, base, size, stroke in zip(lines, bases, sizes, strokes, strict=True)
+        line: Print(
+            line.top + one.base,
+            one.capitals / capitals,
+            None if one.lower is None else one.lower / lower,
+            one.breadth / breadth,
+            one.stroke / stroke,
+            one.count,
+            one.gaps,
+        )
+        for line, one in zip(lines, measured, strict=True)
     }
 
 
-def _measured(mask: Mask) -> tuple[float, float]:
-    """Of one line: (base in rows from its top, height of its taller letters), pixels."""
+def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The value that half of the weight is not above."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(np.asarray(weights, float)[order])
+    return float(np.asarray(values, float)[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def _measured(ink: Ink, line: Line) -> _Measures:
+    mask = ink.mask[line.top : line.bottom, line.left : line.right]
+    stroke = _stroke(mask)
+    gaps = tuple(end - start for start, end in gaps_of(line, ink.mask, 1))
     labels, count = ndimage.label(mask, np.ones((3, 3)))
-    boxes = [rows for rows, _ in ndimage.find_objects(labels)] if count else []
-    letters = [rows for rows in boxes if rows.stop - rows.start >= MIN_LETTER_PX]
-    if not letters:
-        return float(mask.shape[0]), float(mask.shape[0])
-    bottoms = np.array([rows.stop for rows in letters], float)
-    heights = bottoms - np.array([rows.start for rows in letters])
+    boxes = ndimage.find_objects(labels) if count else []
+    letters = np.array(
+        [(y.start, y.stop, x.stop - x.start) for y, x in boxes if y.stop - y.start >= MIN_LETTER_PX], float
+    )
+    if not len(letters):
+        height = float(line.height)
+        return _Measures(height, height, None, height, stroke, 0, gaps)
+    tops, bottoms, widths = letters.T
+    heights = bottoms - tops
     base = float(np.median(bottoms[heights >= np.median(heights)]))
-    standing = heights[np.abs(bottoms - base) <= ON_LINE * heights + 0.8]
-    tall = np.sort(standing if len(standing) else heights)
-    return base, float(tall[-1] if len(tall) <= FEW_LETTERS else np.percentile(tall, TALL, method="lower"))
+    stands = np.abs(bottoms - base) <= ON_LINE * heights + 0.8
+    if not stands.any():
+        stands[:] = True
+    tall = np.sort(heights[stands])
+    capitals = float(tall[-1] if len(tall) <= FEW_LETTERS else np.percentile(tall, TALL, method="lower"))
+    low = tall[(tall > LOWER[0] * capitals) & (tall < LOWER[1] * capitals)]
+    lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
+    return _Measures(base, capitals, lower, float(np.median(widths[stands])), stroke, len(letters), gaps)
 
 
-def _stroke(ink: Ink, line: Line) -> float:
-    """Thickness of its strokes in pixels, about: ink over half its edge."""
-    mask = np.pad(ink.mask[line.top : line.bottom, line.left : line.right], 1)
+def _stroke(letters: Mask) -> float:
+    """Thickness of strokes in pixels, about: ink over half its edge."""
+    mask = np.pad(letters, 1)
     inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     area = int(mask.sum())
     return 2 * float(area) / max(1, area - int(inner.sum()))
@@ -86,9 +173,18 @@ def _stroke(ink: Ink, line: Line) -> float:
 def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     """A bullet, or what may be a number, with white after it; ``None`` for a line that is all text."""
     gaps = [gap for gap in gaps_of(line, ink.mask, MIN_SPACE_EM * em) if gap[1] - gap[0] >= LEAD_GAP_EM * em]
-    if not gaps or gaps[0][0] - line.left > MAX_NUMBER_EM * em:
+    gaps = [gap for gap in gaps if gap[0] - line.left <= MAX_NUMBER_EM * em]
+    if not gaps:
         return None
-    mark = ink.mask[line.top : line.bottom, line.left : gaps[0][0]]
+    start, end = gaps[0]
     # a dash in running text has a mere space after it
-    is_apart = gaps[0][1] - gaps[0][0] >= BULLET_GAP_EM * em
-    return Lead(bullet_of(mark, base - line.top, em) if is_apart else None, gaps[0][1])
+    is_apart = end - start >= BULLET_GAP_EM * em
+    mark = ink.mask[line.top : line.bottom, line.left : start]
+    bullet = bullet_of(mark, base - line.top, em) if is_apart else None
+    if bullet is not None:
+        rows = np.flatnonzero(mark.any(axis=1))
+        return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
+    # a typewriter's digit and its dot are as far apart as words
+    widest = max(end - start for start, end in gaps)
+    start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
+    return Lead(None, end, line.left, start - line.left, line.height)

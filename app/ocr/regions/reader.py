@@ -14,7 +14,9 @@ from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, Toke
 from app.ocr.engine import Engine, EngineStream
 from app.ocr.model import OcrModel
 from app.ocr.page_loop import EngineLoad
-from app.ocr.regions.page import PageRegions, compose, cut_page
+from app.ocr.regions.blocks import regions_of
+from app.ocr.regions.composed import compose
+from app.ocr.regions.page import CutPage, cut_page
 from app.ocr.regions.views import line_text
 from app.reader import PageStream
 
@@ -67,7 +69,7 @@ class RegionReader:
         least = self._model.min_confidence
         return least is not None and reading.confidence < least
 
-    async def cut(self, image: Image.Image) -> PageRegions:
+    async def cut(self, image: Image.Image) -> CutPage:
         return await asyncio.get_running_loop().run_in_executor(self._cutting, cut_page, image)
 
     async def close(self) -> None:
@@ -122,7 +124,7 @@ class RegionStream:
         is_noise = [self._reader.is_noise(reading) for reading in readings]
         read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
         read += [""] * (len(cut.views) - len(read))
-        text = compose(cut.regions, _line_texts(cut, read), tagged=self._tagged)
+        text = _composed(cut, read, tagged=self._tagged)
         whole = _whole(readings, text, cut_ms, most)
         if len(cut.views) > MAX_VIEWS and whole.finish_reason in ("stop", "loop"):
             return replace(whole, finish_reason="length")
@@ -148,7 +150,14 @@ class RegionStream:
             raise
 
 
-def _line_texts(cut: PageRegions, read: Sequence[str]) -> list[str]:
+def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool) -> str:
+    if cut.page is None:
+        return ""
+    texts = _line_texts(cut, read)
+    return compose(regions_of(cut.page, texts), texts, tagged=tagged)
+
+
+def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:
     """Of every line, from those of its views."""
     lines: list[str] = []
     at = 0

@@ -1,0 +1,179 @@
+"""Lines in reading order -> regions: headings, paragraphs, lists, tables."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from app.ocr.regions.headings import KINDS, Floats, heading_chances
+from app.ocr.regions.lines import Line, Table, joined
+from app.ocr.regions.prints import Lead, PageLines
+
+TEXT = KINDS[0]
+PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
+"""Lines farther apart than this many times the usual pitch begin a paragraph; those of an item, that stand
+under its text, go on longer."""
+HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
+"""Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
+MAX_HEADING_LINES = 3
+SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
+"""By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
+items in the next column, are; in heights of a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bullet:
+    """Where it begins and how large it is, in heights of a line."""
+
+    left: float
+    width: float
+    height: float
+
+    def is_of_list(self, other: "Bullet", *, is_apart: bool) -> bool:
+        """Items of one list have the same bullet under each other; those in the next column, or of a list
+        inside another, are far to the side. ``is_apart``: there is white between the items.
+        """
+        shift = abs(self.left - other.left)
+        if INNER_EM <= shift < COLUMN_EM:
+            return not is_apart
+        size = max(abs(self.width - other.width), abs(self.height - other.height))
+        return size <= SAME_EM and not SAME_EM < shift < INNER_EM
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Lines that belong together, or a table. ``box``: x1, y1, x2, y2 in 0..999 of the page."""
+
+    kind: str
+    box: tuple[int, int, int, int]
+    part: tuple[Line, ...] | Table
+    bulleted: Mapping[Line, str] = field(default_factory=dict)
+    """Lines with a bullet before them, which is not part of the line, and that bullet."""
+    led: frozenset[Line] = frozenset()
+    """Lines that begin with what may be a number, as white after it says."""
+    bullet: Bullet | None = None
+    """Of the first line."""
+
+    @property
+    def lines(self) -> list[Line]:
+        return self.part.lines if isinstance(self.part, Table) else list(self.part)
+
+
+def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
+    """``texts``: of all lines in order. The regions have the same lines in the same order."""
+    blocks = _Blocks(page, dict(zip(page.lines, texts, strict=True)))
+    groups: list[list[Line] | Table] = []
+    for part in page.parts:
+        before = groups[-1] if groups else None
+        if isinstance(part, Table):
+            groups.append(part)
+        elif isinstance(before, list) and blocks.goes_on(before, part):
+            before.append(part)
+        else:
+            groups.append([part])
+    return [blocks.region(group) for group in groups]
+
+
+class _Blocks:
+    def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
+        self._page = page
+        self._chances = heading_chances(page, texts)
+        self._texts = texts
+
+    def region(self, group: list[Line] | Table) -> Region:
+        if isinstance(group, Table):
+            return Region("table", self._box(group.lines), group)
+        return Region(
+            self._kind(group),
+            self._box(group),
+            tuple(group),
+            self._bullets(group),
+            frozenset(group) & self._page.leads.keys(),
+            self._bullet(group[0]),
+        )
+
+    def _bullets(self, lines: Sequence[Line]) -> dict[Line, str]:
+        leads = ((line, self._page.leads.get(line)) for line in lines)
+        return {line: lead.bullet for line, lead in leads if lead is not None and lead.bullet is not None}
+
+    def _bullet(self, line: Line) -> Bullet | None:
+        lead, em = self._page.leads.get(line), self._page.em
+        if lead is None or not lead.is_bullet:
+            return None
+        return Bullet(lead.left / em, lead.width / em, lead.height / em)
+
+    def _box(self, lines: Sequence[Line]) -> tuple[int, int, int, int]:
+        whole = joined(lines)
+        return (
+            int(whole.left / self._page.width * 999),
+            int(whole.top / self._page.height * 999),
+            int(whole.right / self._page.width * 999),
+            int(whole.bottom / self._page.height * 999),
+        )
+
+    def goes_on(self, group: Sequence[Line], below: Line) -> bool:
+        """In the same heading, paragraph or item."""
+        first, above = group[0], group[-1]
+        if self._is_bulleted(below) or not self._page.is_below(above, below):
+            return False
+        are_headings = [self._is_heading(line) for line in (above, below)]
+        step = self._page.step(above, below)
+        if all(are_headings):
+            return len(group) < MAX_HEADING_LINES and self._heading_goes_on(above, below, step)
+        if any(are_headings):
+            return False
+        em, pitch = self._page.em, self._page.pitch
+        lead = self._last_lead(group)
+        if lead is not None and abs(below.left - lead.text_left) < 0.5 * em:
+            return step <= HANGING_PITCH * pitch
+        if self._is_list(group) and below not in self._page.leads and lead and below.left < lead.text_left:
+            return False
+        ends = self._is_bulleted(first) and (below.left < first.left or above.right < below.right - 3 * em)
+        return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * pitch
+
+    def _is_bulleted(self, line: Line) -> bool:
+        return line in self._page.leads and self._page.leads[line].is_bullet
+
+    def _is_heading(self, line: Line) -> bool:
+        if self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
+            return False
+        return bool(self._chances[line][0] < 0.5)
+
+    def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
+        one, other = self._page.prints[above], self._page.prints[below]
+        # a word without capitals looks small
+        alike = 0.88 < other.size / one.size < 1.14 or below.width < 8 * self._page.em
+        are_titles = all(self._kind([line]) == "title" for line in (above, below))
+        pitch = TITLE_PITCH if are_titles else HEADING_PITCH
+        most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
+        return alike and step <= most
+
+    def _last_lead(self, group: Sequence[Line]) -> Lead | None:
+        """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""
+        last: Lead | None = None
+        for line in group:
+            lead = self._page.leads.get(line)
+            if lead is not None and (last is None or abs(line.left - last.text_left) >= 0.5 * self._page.em):
+                last = lead
+        return last
+
+    def _is_list(self, group: Sequence[Line]) -> bool:
+        """Lines of the group hang under the text of others."""
+        leads = self._page.leads
+        edges = [leads[line].text_left for line in group if line in leads]
+        hanging = [line for line in group if line not in leads]
+        return any(abs(line.left - edge) < 0.3 * self._page.em for line in hanging for edge in edges)
+
+    def _is_indented(self, above: Line, below: Line) -> bool:
+        """As the first line of a paragraph is; centred lines are not."""
+        em = self._page.em
+        shift = below.left - above.left
+        centred = abs(below.left + below.right - above.left - above.right) < em
+        return 0.7 * em < shift < 3.5 * em and not centred and below not in self._page.leads
+
+    def _kind(self, lines: Sequence[Line]) -> str:
+        if not self._is_heading(lines[0]):
+            return TEXT
+        # lines of one heading are of one level
+        together: Floats = np.log([self._chances[line][1:] for line in lines]).sum(axis=0)
+        return KINDS[1 + int(together.argmax())]

@@ -1,0 +1,146 @@
+"""What was read in regions -> Markdown with grounding tags, or plain text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.ocr.regions.blocks import Bullet, Region
+from app.ocr.regions.hyphens import flowed, unbroken
+from app.ocr.regions.lines import Line, Table
+
+BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
+NUMBER = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
+MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
+"""What a number before an item may be read as."""
+HEADINGS = {"title": "#", "sub_title": "##"}
+ITEM, NUMBERED = "item", "number"
+APART = 10
+"""White between items that belong to another list, thousandths of the page."""
+FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
+"""Tokens with a meaning in the model's format; what is printed has none of it."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """A block of the answer. ``form``: ``item`` and ``number`` for lists, else the region's kind."""
+
+    form: str
+    kind: str
+    box: tuple[int, int, int, int]
+    lines: list[str]
+    bullet: Bullet | None = None
+
+    def takes(self, other: "_Written") -> bool:
+        """A list goes on, though its items stand apart."""
+        if self.form != other.form or self.form not in (ITEM, NUMBERED):
+            return False
+        if self.form == NUMBERED:
+            return _number(other.lines[0]) != 1
+        is_apart = other.box[1] - self.box[3] > APART
+        if self.bullet is None or other.bullet is None:
+            return True
+        return self.bullet.is_of_list(other.bullet, is_apart=is_apart)
+
+    def take(self, other: "_Written") -> None:
+        left, top, right, bottom = zip(self.box, other.box, strict=True)
+        self.box = (min(left), min(top), max(right), max(bottom))
+        self.lines += other.lines
+        self.bullet = other.bullet
+
+
+def _number(item: str) -> int:
+    match = NUMBER.match(item)
+    return int(match[1]) if match else 0
+
+
+def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) -> str:
+    """``texts``: of every line of every region, in order. ``tagged``: Markdown with grounding tags, else
+    plain text.
+    """
+    at = 0
+    written: list[_Written] = []
+    for region in regions:
+        count = len(region.lines)
+        read = [" ".join(FORGED.sub(" ", text).split()) for text in texts[at : at + count]]
+        at += count
+        if not any(read):
+            continue
+        for block in _markdown(region, read) if tagged else [_plain(region, read)]:
+            if written and written[-1].takes(block):
+                written[-1].take(block)
+            else:
+                written.append(block)
+    return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in written)
+
+
+def _with_tag(block: _Written) -> str:
+    corners = ", ".join(str(value) for value in block.box)
+    body = "\n".join(block.lines)
+    return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+
+
+def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
+    if isinstance(region.part, Table):
+        cells = iter(read)
+        rows = (
+            "".join(f"<td>{'' if cell is None else next(cells)}</td>" for cell in row)
+            for row in region.part.rows
+        )
+        table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        return [_Written("table", "table", region.box, [table])]
+    if region.kind in HEADINGS:
+        text = flowed(read)
+        return [_Written(region.kind, region.kind, region.box, [f"{HEADINGS[region.kind]} {text}"])]
+    return _paragraphs_and_lists(region, read)
+
+
+def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:
+    """Lines of a paragraph or an item together; each item of a list on a line of its own."""
+    blocks: list[_Written] = []
+    for line, text in zip(region.lines, read, strict=True):
+        if not text:
+            continue
+        form, item = _item(region, line, text, blocks)
+        if form is None:
+            if blocks:
+                blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))
+            else:
+                blocks.append(_Written("text", "text", region.box, [text]))
+        elif blocks and blocks[-1].form == form and not (form == NUMBERED and _number(item) == 1):
+            blocks[-1].lines.append(item)
+        else:
+            blocks.append(_Written(form, "text", region.box, [item], region.bullet))
+    return blocks
+
+
+def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:
+    """(form, Markdown) of a line that begins an item of a list; (None, "") of one that goes on."""
+    if line in region.bulleted:
+        return ITEM, f"- {text}"
+    bullet = BULLET.match(text)
+    if bullet and (line is region.lines[0] or (blocks and blocks[-1].form == ITEM)):
+        return ITEM, f"- {text[bullet.end() :]}"
+    if number := NUMBER.match(text):
+        return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
+    first, *others = region.lines
+    hangs = any(other.left - first.left > 0.8 * first.height for other in others)
+    may_lead = line in region.led and blocks and blocks[-1].form == NUMBERED
+    if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height and MISREAD.match(text):
+        # its number was misread: it stands where numbers stand
+        before = NUMBER.match(blocks[-1].lines[-1])
+        rest = text.split(" ", 1)[-1]
+        return NUMBERED, f"{int(before[1]) + 1}{before[2]} {rest}" if before else text
+    return None, ""
+
+
+def _plain(region: Region, read: Sequence[str]) -> _Written:
+    if isinstance(region.part, Table):
+        cells = iter(read)
+        rows = ([next(cells) for cell in row if cell is not None] for row in region.part.rows)
+        return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
+    lines = [
+        f"{region.bulleted[line]} {text}" if line in region.bulleted else text
+        for line, text in zip(region.lines, read, strict=True)
+        if text
+    ]
+    return _Written(region.kind, region.kind, region.box, unbroken(lines))

@@ -1,0 +1,231 @@
+"""Which lines are headings, and of which level.
+
+A small network weighs how a line is printed, where it stands and what it says, each beside the same of the
+lines above and below: none of these tells alone. ``training/headings.py`` fits it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import log, log1p
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from app.ocr.regions.lines import Line, Part, Table
+from app.ocr.regions.prints import PageLines, Print, weighted_median
+
+WEIGHTS = Path(__file__).with_name("headings.safetensors")
+KINDS = ("text", "title", "sub_title")
+SPREAD = 5.0
+"""Standard deviations from the mean, beyond which a trait says no more."""
+NUMBERING = re.compile(r"(?:\d{1,2}(?:\.\d{1,2})*\.?|[A-Z]\.|[IVX]+\.)\s+\S")
+NARROW, WIDE = frozenset("iljtfrI.,:;'|!()[]`’‘-"), frozenset("mwMW@%—")  # noqa: RUF001 - typographic quotes
+TALL_LOWER = frozenset("bdfhklßtij")
+STIFFNESS = 6.0
+"""Letters that a letter's usual width counts for, where the page says another."""
+BODY_SPREAD = 0.1
+"""Of size, by which a line of the body is off the page's median, at most; twice that of strokes."""
+MIN_ADVANCE_EM = 0.8
+"""Width of a text whose letters say how wide they are set."""
+NO_NEIGHBOUR = 15
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One hidden layer. ``mean``, ``scale``: (T,) of traits; ``inner``: (T + 1, H) and ``outer``: (H + 1, 3),
+    whose last rows are biases.
+    """
+
+    mean: Floats
+    scale: Floats
+    inner: Floats
+    outer: Floats
+
+    def chances(self, traits: Floats) -> Floats:
+        """(N, T) -> (N, 3), rows sum to one."""
+        even = np.clip((traits - self.mean) / self.scale, -SPREAD, SPREAD)
+        hidden = np.tanh(even @ self.inner[:-1] + self.inner[-1])  # (N, H)
+        logits = hidden @ self.outer[:-1] + self.outer[-1]
+        grown = np.exp(logits - logits.max(axis=1, keepdims=True))
+        chances: Floats = grown / grown.sum(axis=1, keepdims=True)
+        return chances
+
+
+def load(path: Path) -> Network:
+    return Network(**load_file(path))
+
+
+@cache
+def fitted() -> Network:
+    return load(WEIGHTS)
+
+
+def heading_chances(page: PageLines, texts: dict[Line, str]) -> dict[Line, Floats]:
+    """Of every line outside tables, (3,): that it is of each of ``KINDS``."""
+    lines, traits = traits_of(page, texts)
+    return dict(zip(lines, fitted().chances(traits), strict=True)) if lines else {}
+
+
+def traits_of(page: PageLines, texts: dict[Line, str]) -> tuple[list[Line], Floats]:
+    """Lines outside tables (N), and what decides over them (N, T)."""
+    traits = _Traits(page, texts)
+    lines = [part for part in page.parts if isinstance(part, Line)]
+    around = zip([None, *page.parts], page.parts, [*page.parts[1:], None], strict=False)
+    rows = [traits.row(above, line, below) for above, line, below in around if isinstance(line, Line)]
+    return lines, np.array(rows, np.float32)
+
+
+class _Traits:
+    def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
+        self._page, self._texts = page, texts
+        lines = page.lines
+        self._count = len(lines)
+        self._left = min((line.left for line in lines), default=0)
+        self._right = max((line.right for line in lines), default=1)
+        advances = _advances(page, texts)
+        self._print = {line: self._printed(line, advances.get(line)) for line in lines}
+        self._said = {line: _said(texts[line]) for line in lines}
+
+    def row(self, above: Part | None, line: Line, below: Part | None) -> list[float]:
+        """Lengths in heights of a line, sizes as logarithms, each scaled to be about one at most."""
+        return [
+            *self._print[line],
+            *self._said[line],
+            *self._place(above, line),
+            *self._beside(line, above, is_above=True),
+            *self._beside(line, below, is_above=False),
+        ]
+
+    def _printed(self, line: Line, advance: float | None) -> list[float]:
+        own = self._page.prints[line]
+        return [
+            _log(own.size),
+            0.0 if own.lower is None else _log(own.lower),
+            float(own.lower is not None),
+            _log(own.stroke),
+            0.0 if advance is None else _log(advance),
+            _log(own.breadth),
+            min(own.count, 30) / 30,
+        ]
+
+    def _place(self, above: Part | None, line: Line) -> list[float]:
+        em, left, right = self._page.em, self._left, self._right
+        lead = self._page.leads.get(line)
+        is_centred = abs(line.left + line.right - left - right) < 1.2 * em and line.left - left > 2 * em
+        is_first_of_column = not isinstance(above, Line) or self._page.step(above, line) <= 0
+        return [
+            float(above is None),
+            float(is_first_of_column),
+            min(line.width / em, 40) / 20,
+            line.width / (right - left),
+            min((line.left - left) / em, 20) / 10,
+            min((right - line.right) / em, 20) / 10,
+            float(is_centred),
+            log(self._count) / 4,
+            _log(self._page.pitch / em),
+            float(lead is not None and lead.is_bullet),
+            float(lead is not None and not lead.is_bullet),
+        ]
+
+    def _beside(self, line: Line, other: Part | None, *, is_above: bool) -> list[float]:
+        """How a neighbour stands to the line; zeros where there is none in its column."""
+        upper, lower = (other, line) if is_above else (line, other)
+        if not isinstance(other, Line) or not self._page.is_below(upper, lower):
+            return [float(isinstance(other, Table)), *[0.0] * NO_NEIGHBOUR]
+        em = self._page.em
+        step = abs(self._page.step(line, other))
+        text = self._texts[other]
+        return [
+            0.0,
+            1.0,
+            _clipped((step - self._page.pitch) / em, -1, 2.5),
+            _clipped((other.right - line.right) / em, -15, 15) / 5,
+            _clipped((other.left - line.left) / em, -3, 3),
+            float(abs(other.left + other.right - line.left - line.right) < em),
+            *self._print[other][:6],
+            float(text.endswith((".", "!", "?", ":"))),
+            float(text[:1].islower()),
+            log1p(len(text)) / 4,
+            _upper_share(text),
+        ]
+
+
+def _advances(page: PageLines, texts: dict[Line, str]) -> dict[Line, float]:
+    """How wide each line's letters are, in those of the page's body; lines of a letter or two are left out.
+
+    The width of every letter in the body is estimated from all its lines; one that they say little of is as
+    wide as in a sans serif of no special width.
+    """
+    spelled = {line: "".join(texts[line].split()) for line in page.lines}
+    known = [line for line in page.lines if sum(map(_width_em, spelled[line])) >= MIN_ADVANCE_EM]
+    if not known:
+        return {}
+    letters = sorted({letter for line in known for letter in spelled[line]})
+    number = {letter: at for at, letter in enumerate(letters)}
+    counts = np.zeros((len(known), len(letters)))  # (L, C)
+    for row, line in zip(counts, known, strict=True):
+        np.add.at(row, [number[letter] for letter in spelled[line]], 1)
+    widths = np.array([_letters_px(page.prints[line].gaps, line, texts[line]) for line in known])
+    usual = np.array(list(map(_width_em, letters)))
+    em = weighted_median((widths / (counts @ usual)).tolist(), widths.tolist())
+    is_body = np.array([_is_like_body(page.prints[line]) for line in known])
+    body = counts[is_body]
+    lacking = widths[is_body] - em * (body @ usual)
+    change = np.linalg.solve(body.T @ body + STIFFNESS * np.eye(len(letters)), body.T @ lacking)
+    expected = counts @ np.maximum(em * usual + change, 0.2 * em * usual)
+    return dict(zip(known, (widths / expected).tolist(), strict=True))
+
+
+def _letters_px(gaps: Sequence[int], line: Line, text: str) -> float:
+    """Width of a line without its spaces, which are the widest gaps; pixels."""
+    spaces = sorted(gaps, reverse=True)[: len(text.split()) - 1]
+    return max(1.0, float(line.width - sum(spaces)))
+
+
+def _is_like_body(one: Print) -> bool:
+    return abs(one.size - 1) < BODY_SPREAD and abs(one.stroke - 1) < 2 * BODY_SPREAD
+
+
+def _width_em(character: str) -> float:
+    if character in NARROW:
+        return 0.28
+    if character in WIDE:
+        return 0.84
+    return 0.68 if character.isupper() else 0.54
+
+
+def _said(text: str) -> list[float]:
+    words = text.split()
+    initials = [word[0] for word in words if word[0].isalpha()]
+    tall = sum(one.isupper() or one.isdigit() or one in TALL_LOWER for one in text)
+    return [
+        _upper_share(text),
+        tall / max(1, len(text)),
+        log1p(len(text)) / 4,
+        min(len(words), 12) / 12,
+        sum(map(str.isupper, initials)) / max(1, len(initials)),
+        float(text[:1].islower()),
+        float(NUMBERING.match(text) is not None),
+        float(text.endswith(".")),  # headings may well ask
+        float(text.endswith((",", ";", ":", "-"))),
+        sum(one in ',;:()[]"“”' for one in text) / max(1, len(words)),
+        sum(map(str.isdigit, text)) / max(1, len(text)),
+    ]
+
+
+def _upper_share(text: str) -> float:
+    letters = [one for one in text if one.isalpha()]
+    return sum(map(str.isupper, letters)) / max(1, len(letters))
+
+
+def _log(ratio: float) -> float:
+    return _clipped(log(max(ratio, 0.05)), -0.7, 0.9)
+
+
+def _clipped(value: float, least: float, most: float) -> float:
+    return min(max(value, least), most)

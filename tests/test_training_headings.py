@@ -1,0 +1,117 @@
+"""Headings: what decides over a line, and the network that is fitted to it."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from app.ocr.regions.headings import KINDS, fitted, heading_chances, load, traits_of
+from app.ocr.regions.page import cut_page
+from app.ocr.regions.prints import PageLines
+from training.headings import drawn, fit, misread, save
+from training.layout import Family
+from training.text import TextSource
+
+FONTS = Path("/usr/share/fonts/truetype/dejavu")
+FAMILY = Family(FONTS / "DejaVuSans.ttf", FONTS / "DejaVuSans-Bold.ttf")
+needs_font = pytest.mark.skipif(
+    not FAMILY.bold.is_file(), reason="needs the Debian package fonts-dejavu-core"
+)
+PROSE = "the quick brown fox jumps over the lazy dog and then it rests for a while"
+
+
+def page_with(middle: str, font: Path, size: int, *, white: int) -> tuple[PageLines, list[str]]:
+    """Three lines of prose, one line with more white around it, three lines of prose."""
+    image = Image.new("L", (1240, 700), 255)
+    draw = ImageDraw.Draw(image)
+    body = ImageFont.truetype(FAMILY.regular, 24)
+    texts = [PROSE] * 3 + [middle] + [PROSE] * 3
+    y = 60
+    for at, text in enumerate(texts):
+        y += white if at in (3, 4) else 0
+        draw.text((100, y), text, font=ImageFont.truetype(font, size) if at == 3 else body)
+        y += 34
+    page = cut_page(image).page
+    assert page is not None
+    return page, texts
+
+
+def chances_of_middle(page: PageLines, texts: list[str]) -> "np.typing.NDArray[np.float32]":
+    return list(heading_chances(page, dict(zip(page.lines, texts, strict=True))).values())[3]
+
+
+@needs_font
+@pytest.mark.parametrize("font", [FAMILY.bold, FAMILY.regular])
+def test_a_line_apart_is_a_heading_and_one_of_a_paragraph_is_not(font: Path) -> None:
+    apart = chances_of_middle(*page_with("Rivers of the North", font, 29, white=20))
+    within = chances_of_middle(*page_with(PROSE, FAMILY.regular, 24, white=0))
+    assert apart[KINDS.index("sub_title")] > 0.5
+    assert within[0] > 0.95
+
+
+@needs_font
+def test_widths_of_letters_tell_the_size_whatever_is_written() -> None:
+    for words in ("rivers of the northern plains", "some words on this and that"):
+        page, texts = page_with(words, FAMILY.regular, 30, white=10)
+        _, traits = traits_of(page, dict(zip(page.lines, texts, strict=True)))
+        assert np.exp(traits[3, 4]) == pytest.approx(30 / 24, abs=0.09)
+        assert np.exp(traits[[0, 1, 5], 4]) == pytest.approx(1, abs=0.03)
+
+
+@needs_font
+def test_traits_do_not_hang_on_where_the_page_begins() -> None:
+    page, texts = page_with("Rivers", FAMILY.bold, 26, white=12)
+    _, here = traits_of(page, dict(zip(page.lines, texts, strict=True)))
+    moved = {line: replace(line, left=line.left + 50, right=line.right + 50) for line in page.lines}
+    prints = {moved[line]: page.prints[line] for line in page.lines}
+    leads = {moved[line]: lead for line, lead in page.leads.items()}
+    there = replace(page, parts=tuple(moved.values()), prints=prints, leads=leads)
+    _, same = traits_of(there, dict(zip(there.lines, texts, strict=True)))
+    assert np.allclose(here, same)
+
+
+def test_chances_are_of_one_line_each_and_sum_to_one() -> None:
+    network = fitted()
+    rows = np.random.default_rng(0).normal(0, 3, (20, len(network.mean))).astype(np.float32)
+    chances = network.chances(rows)
+    assert np.allclose(chances.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(chances[7], network.chances(rows[7:8])[0], atol=1e-6)
+
+
+def test_what_is_fitted_is_found_again_when_loaded(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 3, 600)
+    traits = (rng.normal(0, 0.3, (600, 4)) + np.eye(4)[labels]).astype(np.float32)
+    network = fit(traits, labels)
+    assert (network.chances(traits).argmax(axis=1) == labels).mean() > 0.95
+    save(network, tmp_path / "headings.safetensors")
+    again = load(tmp_path / "headings.safetensors")
+    assert (again.chances(traits) == network.chances(traits)).all()
+
+
+@needs_font
+def test_examples_are_the_same_again_and_have_headings(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_text("page letter fold dustbin margin quartz sphinx", encoding="utf-8")
+    text = TextSource(words)
+    pages = [drawn(seed, text, [FAMILY]) for seed in range(4)]
+    again = [drawn(seed, text, [FAMILY]) for seed in range(4)]
+    labels = []
+    for one, other in zip(pages, again, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert (one[0] == other[0]).all()
+            assert one[0].shape == (len(one[1]), len(fitted().mean))
+            labels.append(one[1])
+    assert (np.concatenate(labels) > 0).any()
+
+
+def test_a_misread_text_keeps_its_words() -> None:
+    text = PROSE * 20
+    read = misread(random.Random(3), text)
+    assert [len(word) for word in read.split(" ")] == [len(word) for word in text.split(" ")]
+    wrong = sum(one != other for one, other in zip(read, text, strict=True))
+    assert 0 < wrong < 0.05 * len(text)

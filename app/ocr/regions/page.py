@@ -3,15 +3,17 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from PIL import Image
 
 from app.ocr.regions.ink import Ink, find_ink
-from app.ocr.regions.lines import Line, Part, Table, find_levels, find_lines, find_uprights, joined
+from app.ocr.regions.lines import Line, Part, Table, find_lines, joined
 from app.ocr.regions.order import in_order
 from app.ocr.regions.prints import Lead, Print, lead_of, prints_of
+from app.ocr.regions.ruled import ruled_tables
+from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
 
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -79,7 +81,8 @@ def cut_page(image: Image.Image) -> PageRegions:
 
 def find_regions(ink: Ink) -> list[Region]:
     """In reading order."""
-    parts = in_order(find_lines(ink), find_uprights(ink), find_levels(ink))
+    found, rules = find_lines(ink), find_rules(ink)
+    parts = in_order(found, rules, ruled_tables(ink.mask, found, rules))
     lines = [line for part in parts for line in _lines_of(part)]
     return _regions(parts, ink, _typical_px(lines)) if lines else []
 
@@ -282,7 +285,7 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
     if isinstance(region.part, Table):
         cells = iter(read)
         rows = (
-            "".join(f"<td>{'' if cell is None else next(cells)}</td>" for cell in row)
+            "".join(f"<td>{' '.join(filter(None, islice(cells, len(cell))))}</td>" for cell in row)
             for row in region.part.rows
         )
         table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
@@ -335,7 +338,7 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
 def _plain(region: Region, read: Sequence[str]) -> _Written:
     if isinstance(region.part, Table):
         cells = iter(read)
-        rows = ([next(cells) for cell in row if cell is not None] for row in region.part.rows)
+        rows = (list(islice(cells, sum(map(len, row)))) for row in region.part.rows)
         return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
     lines = [
         f"• {text}" if line in region.bulleted else text

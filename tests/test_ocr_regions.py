@@ -190,10 +190,12 @@ def test_tables_under_each_other_are_apart_and_rules_end_with_their_column() -> 
 
 def test_signs_in_a_margin_are_kept_out_of_the_lines() -> None:
     text = [line for top in range(0, 300, 30) for line in row(top, (100, 600))]
-    margin = [Line(20, top, 32, top + 18) for top in range(3, 200, 22)]
+    margin = [Line(5, top, 17, top + 18) for top in range(3, 200, 22)]
     assert in_order([*text, *margin]) == [*margin, *text]
-    numbers = [Line(20, line.top, 32, line.bottom) for line in text]
+    numbers = [Line(5, line.top, 17, line.bottom) for line in text]
     assert len(in_order([*text, *numbers])) == len(text)
+    items = [Line(60, line.top, 72, line.bottom - 5) for line in text[::2]]
+    assert len(in_order([*text, *items])) == len(text), "numbers stand higher than letters that hang"
 
 
 @needs_font

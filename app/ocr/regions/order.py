@@ -16,8 +16,10 @@ MAX_BREAK_EM = 6.0
 MIN_COLUMN_EM, MAX_CELL_EM = 8.0, 9.0
 MAX_LEAD_EM = 1.7
 """Width of a bullet or a number before an item of a list."""
-MIN_MARGIN, MAX_MARGIN_EM, MARGIN_STEP_EM = 5, 2.5, 0.15
-"""Signs at least, width at most of what stands in a margin; how near its signs are to lines by chance."""
+MIN_MARGIN, MAX_MARGIN_EM, MARGIN_GAP_EM, MARGIN_STEP_EM = 5, 2.5, 3.5, 0.15
+"""Signs at least, width at most of what stands in a margin; white beside it, which is wider than a list has
+between its numbers and its items; how near its signs are to lines by chance.
+"""
 MIN_TEXT_EM = 10.0
 """Width of a column that only running text can fill."""
 FULL = 0.8
@@ -137,7 +139,9 @@ class _Order:
         """Signs under each other that belong to no line of the text, as those of text that runs upwards."""
         if len(side) < MIN_MARGIN or extent(side) > MAX_MARGIN_EM * self._em:
             return False
-        return not self._in_step(text, side, MARGIN_STEP_EM)
+        one, other = joined(side), joined(text)
+        white = max(one.left - other.right, other.left - one.right)
+        return white > MARGIN_GAP_EM * self._em and not self._in_step(text, side, MARGIN_STEP_EM)
 
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         """Horizontal lines cross the gutter between rows."""

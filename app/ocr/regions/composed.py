@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from app.ocr.regions.blocks import Bullet, Region
 from app.ocr.regions.hyphens import flowed, unbroken
@@ -83,7 +84,7 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
     if isinstance(region.part, Table):
         cells = iter(read)
         rows = (
-            "".join(f"<td>{'' if cell is None else next(cells)}</td>" for cell in row)
+            "".join(f"<td>{flowed(list(islice(cells, len(cell))))}</td>" for cell in row)
             for row in region.part.rows
         )
         table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
@@ -136,7 +137,7 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
 def _plain(region: Region, read: Sequence[str]) -> _Written:
     if isinstance(region.part, Table):
         cells = iter(read)
-        rows = ([next(cells) for cell in row if cell is not None] for row in region.part.rows)
+        rows = (list(islice(cells, sum(map(len, row)))) for row in region.part.rows)
         return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
     lines = [
         f"{region.bulleted[line]} {text}" if line in region.bulleted else text

@@ -1,7 +1,7 @@
 """Lines of print on a page, and what is ruled between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import ndimage
@@ -9,23 +9,35 @@ from scipy import ndimage
 from app.ocr.regions.ink import Ink, Mask, long_runs
 
 MIN_LINE_PX = 6
+LINE_OF_X, LINE_OF_CAPITAL = 1.75, 1.27
+"""A line's height, in those of its small letters and of its capitals."""
+MAX_LETTER_EM = 6.0
+"""What is higher and no stroke is a picture; letters that begin a chapter are not."""
 MAX_LINES, MAX_MARKS = 1000, 2000
 """Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes."""
 MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
 """White inside a line, in heights of a line: between letters at most; between stretches at least, as cells of
 a table may stand; between words at most, which those of a typewriter or of justified text reach."""
+OWN_INK = 0.2
+"""Of two lines' ink, that each has in letters which do not reach into the other."""
+OVERLAP_EM = 0.6
+"""Of stretches beside each other, as a comma under the letter before it makes."""
 CELL_GAP_SPACES = 1.5
 """Likewise between stretches, in spaces of that line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An unbroken stretch of a printed line: pixels from (left, top) to before (right, bottom)."""
+    """An unbroken stretch of a printed line: pixels from (left, top) to before (right, bottom).
+
+    ``space``: pixels of white between two of its words, usually; 0 where nobody looked or it has one word.
+    """
 
     left: int
     top: int
     right: int
     bottom: int
+    space: float = field(default=0.0, compare=False)
 
     @property
     def height(self) -> int:
@@ -45,18 +57,24 @@ class Line:
         return shared > 0.5 * min(self.height, other.height)
 
 
+Cell = tuple[Line, ...]
+"""Of a table: its lines from top to bottom; none where it is empty."""
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells; a cell that is empty is ``None``."""
+    """Rows of cells."""
 
-    rows: tuple[tuple[Line | None, ...], ...]
+    rows: tuple[tuple[Cell, ...], ...]
 
     @property
     def lines(self) -> list[Line]:
-        return [cell for row in self.rows for cell in row if cell is not None]
+        return [line for row in self.rows for cell in row for line in cell]
 
 
 Part = Line | Table
+Row = list[Line]
+"""Stretches beside each other, from left to right."""
 
 
 def lines_of(part: Part) -> list[Line]:
@@ -65,18 +83,19 @@ def lines_of(part: Part) -> list[Line]:
 
 def find_lines(ink: Ink) -> list[Line]:
     """Stretches of print, in no order."""
-    em = _typical_height(ink.mask)
-    if em is None:
+    letters = _letters(ink.mask)
+    if letters is None:
         return []
+    em, mask = letters
     # letters and words of a line run together, lines and columns do not
-    smeared = ~long_runs(~ink.mask, max(3, round(0.75 * em)))
+    smeared = ~long_runs(~mask, max(3, round(0.75 * em)))
     smeared &= ~ink.rules  # nor what a ruled line stands between
     found: list[Line] = []
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
     for rows, columns in ndimage.find_objects(labels):
         found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
     whole = _largest([line for line in found if line.height >= 0.45 * em], MAX_LINES)
-    lines = [part for line in whole for part in _split(line, ink.mask, em)]
+    lines = [part for line in whole for part in _split(line, mask, em)]
     marks = _largest([line for line in found if line.height < 0.45 * em], MAX_MARKS)
     return _stretches(_with_marks(lines, marks, em), ink, em)
 
@@ -85,8 +104,11 @@ def _largest(lines: list[Line], most: int) -> list[Line]:
     return lines if len(lines) <= most else sorted(lines, key=lambda one: -one.width * one.height)[:most]
 
 
-def _typical_height(mask: Mask) -> int | None:
-    """Of a line of print, from its letters: x-height letters are most, and a line is about 1.9 of them."""
+def _letters(mask: Mask) -> tuple[int, Mask] | None:
+    """(height of a line of print, ink without what is too large for print: pictures, frames).
+
+    Most letters are as high as an x is, or all are capitals.
+    """
     labels, count = ndimage.label(mask, np.ones((3, 3), int))
     if count == 0:
         return None
@@ -96,7 +118,13 @@ def _typical_height(mask: Mask) -> int | None:
     letters = heights[(heights >= MIN_LINE_PX) & (heights < 0.1 * max(mask.shape)) & (widths < 4 * heights)]
     if len(letters) == 0:
         return None
-    return max(MIN_LINE_PX + 2, round(1.75 * float(np.median(letters))))
+    height = min(LINE_OF_X * float(np.median(letters)), LINE_OF_CAPITAL * float(np.percentile(letters, 80)))
+    em = max(MIN_LINE_PX + 2, round(height))
+    print_mask = mask
+    for at in np.flatnonzero((heights > MAX_LETTER_EM * em) & (widths > em)):
+        print_mask = mask.copy() if print_mask is mask else print_mask
+        print_mask[boxes[at]] &= labels[boxes[at]] != at + 1
+    return em, print_mask
 
 
 def _split(line: Line, mask: Mask, em: int) -> list[Line]:
@@ -119,11 +147,13 @@ def _split(line: Line, mask: Mask, em: int) -> list[Line]:
 
 
 def _is_crossed(mask: Mask, row: int) -> bool:
-    """Most letters reach over the row, as those of a large heading do; of touching lines a few."""
-    labels, _ = ndimage.label(mask, np.ones((3, 3)))
-    areas = np.bincount(labels.ravel())
-    across = np.intersect1d(labels[row - 2], labels[row + 2])
-    return bool(areas[across[across > 0]].sum() > 0.5 * areas[1:].sum())
+    """Little stands wholly above or wholly below the row: it goes through one line of large letters."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    spans = [rows for rows, _ in ndimage.find_objects(labels)]
+    above = sum(int(areas[at]) for at, rows in enumerate(spans, 1) if rows.stop <= row + 2)
+    below = sum(int(areas[at]) for at, rows in enumerate(spans, 1) if rows.start >= row - 2)
+    return min(above, below) < OWN_INK * float(areas[1:].sum())
 
 
 def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
@@ -135,19 +165,24 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
         if area < 0.005:
             continue
         # a large letter's dot stands farther above it
+        near_px = round(0.4 * em)
         near = [
-            (max(line.left - mark.right, mark.left - line.right, 0), abs(line.middle - mark.middle), index)
+            (
+                max(line.left - mark.right - near_px, mark.left - line.right - near_px, 0),
+                abs(line.middle - mark.middle),
+                index,
+            )
             for index, line in grown.items()
             if line.top - max(0.35 * em, 0.5 * line.height) <= mark.middle <= line.bottom + 0.25 * em
         ]
-        gap, _, index = min(near, default=(em * 9, 0.0, -1))
-        if gap <= 0.4 * em:
+        gap, _, index = min(near, default=(9 * em, 0.0, -1))
+        if gap == 0:
             line = grown[index]
             grown[index] = Line(
                 min(line.left, mark.left), min(line.top, mark.top),
                 max(line.right, mark.right), max(line.bottom, mark.bottom),
             )  # fmt: skip
-        elif gap <= 3 * em and area >= 0.012:  # a bullet, a dash in a table
+        elif gap <= 2.6 * em and area >= 0.012:  # a bullet, a dash in a table
             pad = round(0.3 * em)
             alone.append(Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad))
     return [*grown.values(), *alone]
@@ -155,8 +190,8 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
 
 def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
-    gaps = [gaps_of(line, ink.mask, MIN_SPACE_EM * em) for line in lines]
-    neighbours = _neighbours(lines, WORD_GAP_EM * em)
+    gaps = [gaps_of(line, ink.mask, MIN_SPACE_EM * max(em, line.height)) for line in lines]
+    neighbours = _neighbours(lines, WORD_GAP_EM * em, OVERLAP_EM * em)
     spaces = [end - start for inner in gaps for start, end in inner]
     spaces += [lines[right].left - lines[left].right for left, right in neighbours]
     usual = float(np.median(spaces)) if spaces else 0.0
@@ -166,7 +201,7 @@ def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     for line, inner in zip(lines, gaps, strict=True):
         own = [end - start for start, end in inner]
         # few gaps may all be between cells; justified lines have spaces of their own
-        space = float(np.median(own)) if len(own) >= 5 else usual
+        space = float(np.median(own)) if len(own) >= 5 else usual * max(1.0, line.height / em)
         least.append(max(CELL_GAP_EM * max(em, line.height), CELL_GAP_SPACES * space))
         first.append(len(groups))
         groups += [[piece] for piece in cut_at(line, [gap for gap in inner if gap[1] - gap[0] >= least[-1]])]
@@ -181,7 +216,13 @@ def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
         ):
             one += other
             groups = [one if group is other else group for group in groups]
-    return [joined(group) for group in {id(group): group for group in groups}.values()]
+    whole = [joined(group) for group in {id(group): group for group in groups}.values()]
+    return [_with_space(line, ink.mask, MIN_SPACE_EM * max(em, line.height)) for line in whole]
+
+
+def _with_space(line: Line, mask: Mask, least: float) -> Line:
+    widths = [end - start for start, end in gaps_of(line, mask, least)]
+    return replace(line, space=float(np.median(widths))) if widths else line
 
 
 def gaps_of(line: Line, mask: Mask, least: float) -> list[tuple[int, int]]:
@@ -195,7 +236,7 @@ def gaps_of(line: Line, mask: Mask, least: float) -> list[tuple[int, int]]:
     ]
 
 
-def _neighbours(lines: Sequence[Line], most: float) -> list[tuple[int, int]]:
+def _neighbours(lines: Sequence[Line], most: float, overlap: float) -> list[tuple[int, int]]:
     """(left, right) numbers of lines that stand beside each other with so little white between them."""
     if not lines:
         return []
@@ -203,7 +244,10 @@ def _neighbours(lines: Sequence[Line], most: float) -> list[tuple[int, int]]:
     height = bottom - top
     shared = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)  # (L, L)
     gap = left - right[:, None]
-    beside = (shared > 0.6 * np.maximum(height[:, None], height)) & (gap >= 0) & (gap < most)
+    smaller, larger = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
+    overlaps = (shared > 0.8 * smaller) & (larger < 2.2 * smaller) & (gap < 0)
+    beside = (shared > 0.6 * larger) | overlaps
+    beside &= (gap >= -overlap) & (left > left[:, None]) & (gap < most)
     return [(int(one), int(other)) for one, other in np.argwhere(beside)]
 
 
@@ -219,33 +263,11 @@ def cut_at(line: Line, gaps: Sequence[tuple[int, int]]) -> list[Line]:
     return [Line(start, line.top, end, line.bottom) for start, end in zip(starts, ends, strict=True)]
 
 
-def find_uprights(ink: Ink) -> list[Line]:
-    """Vertical ruled lines."""
-    labels, _ = ndimage.label(ink.rules, np.ones((3, 3), int))
-    found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    thick = [line for line in found if line.height <= 3 * line.width]
-    uprights = [line for line in found if line.height > 3 * line.width]
-    for line in thick:  # a grid is one piece: its columns that are ruled from top to bottom
-        filled = ink.rules[line.top : line.bottom, line.left : line.right].mean(axis=0) > 0.7
-        edges = np.flatnonzero(np.diff(np.concatenate(([False], filled, [False])).astype(np.int8)))
-        for start, end in edges.reshape(-1, 2).tolist():
-            if end - start < 0.1 * line.width:
-                uprights.append(Line(line.left + start, line.top, line.left + end, line.bottom))
-    return uprights
-
-
-def find_levels(ink: Ink) -> list[Line]:
-    """Horizontal ruled lines, those of a grid each for itself."""
-    length = max(40, ink.rules.shape[1] // 40)
-    labels, _ = ndimage.label(long_runs(ink.rules, length))
-    found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
-    return [line for line in found if line.width > 3 * line.height]
-
-
 def joined(lines: Sequence[Line]) -> Line:
     return Line(
         min(line.left for line in lines), min(line.top for line in lines),
         max(line.right for line in lines), max(line.bottom for line in lines),
+        max(line.space for line in lines),
     )  # fmt: skip
 
 
@@ -267,3 +289,20 @@ def bands_of(lines: Sequence[Line]) -> list[list[Line]]:
             bands.append([line])
             bottom = core_bottom
     return [sorted(band, key=lambda one: one.left) for band in bands]
+
+
+def rows_of(band: Sequence[Line]) -> list[Row]:
+    """What stands beside each other; of two lines in one cell the second makes a row of its own."""
+    rows: list[Row] = []
+    for line in sorted(band, key=lambda one: one.middle):
+        for row in rows:
+            if any(line.is_beside(cell) for cell in row) and not any(_is_stacked(line, cell) for cell in row):
+                row.append(line)
+                break
+        else:
+            rows.append([line])
+    return [sorted(row, key=lambda one: one.left) for row in rows]
+
+
+def _is_stacked(one: Line, other: Line) -> bool:
+    return min(one.right, other.right) - max(one.left, other.left) > 0

@@ -4,34 +4,52 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.ocr.regions.lines import Line, Part, bands_of, extent, joined
-from app.ocr.regions.tables import Row, Rules, parts_of_rows
+from app.ocr.regions.lines import Line, Part, Row, Table, bands_of, extent, joined, rows_of
+from app.ocr.regions.ruled import RuledTable
+from app.ocr.regions.rules import Rules
+from app.ocr.regions.tables import parts_of_rows
 
 GUTTER_EM = 1.15
 """White between columns, in heights of a line, at least."""
 MAX_BREAK_EM = 6.0
 """White across all columns at which they still go on."""
 MIN_COLUMN_EM, MAX_CELL_EM = 8.0, 9.0
+MAX_LEAD_EM = 1.7
+"""Width of a bullet or a number before an item of a list."""
+MIN_MARGIN, MAX_MARGIN_EM, MARGIN_GAP_EM, MARGIN_STEP_EM = 5, 2.5, 3.5, 0.15
+"""Signs at least, width at most of what stands in a margin; white beside it, which is wider than a list has
+between its numbers and its items; how near its signs are to lines by chance.
+"""
+MIN_TEXT_EM = 10.0
+"""Width of a column that only running text can fill."""
 FULL = 0.8
 """Of a column's width, that lines of running text fill."""
 
 
-def in_order(lines: Sequence[Line], uprights: Sequence[Line] = (), levels: Sequence[Line] = ()) -> list[Part]:
+NO_RULES = Rules()
+
+
+def in_order(lines: Sequence[Line], rules: Rules = NO_RULES, ruled: Sequence[RuledTable] = ()) -> list[Part]:
     """Lines and tables as they are read: columns one after the other, each from top to bottom.
 
-    ``uprights``, ``levels``: vertical and horizontal ruled lines.
+    ``ruled``: tables that were found by their rules; lines of theirs are not read again.
     """
-    if not lines:
+    cells = [line for one in ruled for line in one.table.lines]
+    free = [line for line in lines if not any(one.holds(line) for one in ruled)]
+    if not free and not cells:
         return []
-    em = float(np.median([line.height for line in lines]))
-    return _Order(em, Rules(tuple(uprights), tuple(levels))).parts(lines)
+    em = float(np.median([line.height for line in [*free, *cells]]))
+    # a table takes its place as a line does, as high and wide as its rules
+    return _Order(em, rules, {one.box: one.table for one in ruled}).parts(
+        [*free, *(one.box for one in ruled)]
+    )
 
 
 class _Order:
-    """``em``: height of a line."""
+    """``em``: height of a line. ``tables``: those that stand for themselves, by their boxes."""
 
-    def __init__(self, em: float, rules: Rules) -> None:
-        self._em, self._rules = em, rules
+    def __init__(self, em: float, rules: Rules, tables: dict[Line, Table]) -> None:
+        self._em, self._rules, self._tables = em, rules, tables
 
     def parts(self, lines: Sequence[Line]) -> list[Part]:
         parts: list[Part] = []
@@ -39,13 +57,25 @@ class _Order:
         for group in self._groups(bands_of(lines)):
             columns = self._text_columns(group)
             if columns is None:
-                rows += [row for band in bands_of(group) for row in _rows(band)]
+                rows += [row for band in bands_of(group) for row in rows_of(band)]
                 continue
-            parts += parts_of_rows(rows, self._em, self._rules)
+            parts += self._parts_of_rows(rows)
             rows = []
             for column in columns:
                 parts += self.parts(column)
-        return [*parts, *parts_of_rows(rows, self._em, self._rules)]
+        return [*parts, *self._parts_of_rows(rows)]
+
+    def _parts_of_rows(self, rows: Sequence[Row]) -> list[Part]:
+        parts: list[Part] = []
+        between: list[Row] = []
+        for row in rows:
+            if not any(line in self._tables for line in row):
+                between.append(row)
+                continue
+            parts += parts_of_rows(between, self._em, self._rules)
+            parts += [self._tables.get(line, line) for line in row]
+            between = []
+        return [*parts, *parts_of_rows(between, self._em, self._rules)]
 
     def _gutters(self, lines: Sequence[Line]) -> list[tuple[float, float]]:
         """Strips that no line of these crosses: white and wide, or with a ruled line in them."""
@@ -96,7 +126,7 @@ class _Order:
     def _are_columns(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         sides = (left, right)
         if min(extent(side) for side in sides) < MIN_COLUMN_EM * self._em:
-            return False
+            return self._is_margin(left, right) or self._is_margin(right, left)
         if max(len(bands_of(side)) for side in sides) < 3:
             return False
         if self._are_ruled_together(left, right, edge):
@@ -104,6 +134,14 @@ class _Order:
         if any(map(self._is_running, sides)) or all(map(self._is_wide, sides)):
             return True
         return self._is_ruled_alone(left) or self._is_ruled_alone(right) or not self._in_step(left, right)
+
+    def _is_margin(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
+        """Signs under each other that belong to no line of the text, as those of text that runs upwards."""
+        if len(side) < MIN_MARGIN or extent(side) > MAX_MARGIN_EM * self._em:
+            return False
+        one, other = joined(side), joined(text)
+        white = max(one.left - other.right, other.left - one.right)
+        return white > MARGIN_GAP_EM * self._em and not self._in_step(text, side, MARGIN_STEP_EM)
 
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         """Horizontal lines cross the gutter between rows."""
@@ -120,13 +158,17 @@ class _Order:
     def _is_wide(self, side: Sequence[Line]) -> bool:
         """Lines longer than cells of a table are."""
         bands = bands_of(side)
-        return not any(self._gutters(band) for band in bands) and (
-            float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
-        )
+        apart = [band for band in bands if self._gutters(band)]
+        num_leads = sum(band[0].width <= MAX_LEAD_EM * self._em for band in apart)
+        if len(bands) < 2 or len(apart) > num_leads or 2 * num_leads > len(bands):
+            return False  # a form's boxes and what they are for stand in rows
+        return float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
 
     def _is_running(self, side: Sequence[Line]) -> bool:
         """Lines of text under each other, from edge to edge."""
         width = extent(side)
+        if width < MIN_TEXT_EM * self._em:
+            return False  # cells of about the same width
         run = 0
         for band in bands_of(side):
             run = run + 1 if extent(band) >= FULL * width and not self._gutters(band) else 0
@@ -134,7 +176,7 @@ class _Order:
                 return True
         return False
 
-    def _in_step(self, left: Sequence[Line], right: Sequence[Line]) -> bool:
+    def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = 0.3) -> bool:
         """Rows on both sides lie at the same heights, as those of a table do."""
         heights = [float(np.median([line.bottom for line in band])) for band in bands_of(left)]
         bands = bands_of(right)
@@ -142,21 +184,4 @@ class _Order:
             min(abs(height - float(np.median([line.bottom for line in band]))) for height in heights)
             for band in bands
         ]
-        return sum(gap < 0.3 * self._em for gap in beside) >= 0.6 * len(bands)
-
-
-def _rows(band: Sequence[Line]) -> list[Row]:
-    """What stands beside each other; of two lines in one cell the second makes a row of its own."""
-    rows: list[Row] = []
-    for line in sorted(band, key=lambda one: one.middle):
-        for row in rows:
-            if any(line.is_beside(cell) for cell in row) and not any(_is_stacked(line, cell) for cell in row):
-                row.append(line)
-                break
-        else:
-            rows.append([line])
-    return [sorted(row, key=lambda one: one.left) for row in rows]
-
-
-def _is_stacked(one: Line, other: Line) -> bool:
-    return min(one.right, other.right) - max(one.left, other.left) > 0
+        return sum(gap < near_em * self._em for gap in beside) >= 0.6 * len(bands)

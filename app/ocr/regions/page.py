@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 from app.ocr.regions.ink import Ink, find_ink
-from app.ocr.regions.lines import Line, Part, find_levels, find_lines, find_uprights, lines_of
+from app.ocr.regions.lines import Line, Part, find_lines, lines_of
 from app.ocr.regions.order import in_order
 from app.ocr.regions.prints import Lead, PageLines, Print, lead_of, prints_of
+from app.ocr.regions.ruled import ruled_tables
+from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
 
 
@@ -35,7 +37,8 @@ def cut_page(image: Image.Image) -> CutPage:
 
 def find_print(ink: Ink) -> PageLines | None:
     """``None`` where no line is."""
-    parts = in_order(find_lines(ink), find_uprights(ink), find_levels(ink))
+    found, rules = find_lines(ink), find_rules(ink)
+    parts = in_order(found, rules, ruled_tables(ink.mask, found, rules))
     return measured(ink, parts) if parts else None
 
 

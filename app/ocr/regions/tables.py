@@ -1,11 +1,12 @@
 """Rows of print -> lines of text and tables: rows in a table keep the same strips white."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Table, joined
+from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Row, Table, joined
+from app.ocr.regions.rules import Rules
 
 MAX_ROW_GAP_EM = 2.2
 """White between rows of a table, in heights of a line."""
@@ -15,37 +16,10 @@ MIN_ITEM_EM = 4.0
 ALIGNED_EM = 0.4
 SURE_STRIP_EM = 0.9
 """White between cells that spread words never have."""
-Row = list[Line]
-"""Stretches beside each other, from left to right."""
+SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
+"""The narrowest white in a spread line, in the widest; and the share of a table's rows that may look so."""
 Strip = tuple[float, float]
 ENDLESS = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Vertical and horizontal ruled lines."""
-
-    uprights: tuple[Line, ...] = ()
-    levels: tuple[Line, ...] = ()
-
-    def has_upright(self, left: float, right: float, top: float, bottom: float) -> bool:
-        """A vertical line stands between, along most of the height."""
-        return any(
-            left <= rule.left
-            and rule.right <= right
-            and min(bottom, rule.bottom) - max(top, rule.top) > 0.6 * (bottom - top)
-            for rule in self.uprights
-        )
-
-    def count_levels(self, left: float, right: float, top: float, bottom: float) -> int:
-        """Horizontal lines between, along most of the width."""
-        heights = sorted(
-            rule.top
-            for rule in self.levels
-            if top <= rule.top <= bottom
-            and min(right, rule.right) - max(left, rule.left) > 0.7 * (right - left)
-        )
-        return sum(after - before > 4 for before, after in zip([-9, *heights], heights, strict=False))
 
 
 def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
@@ -55,7 +29,7 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
     while at < len(rows):
         grid = _Grid(rows, at, em, rules)
         if grid.is_table():
-            parts.append(Table(tuple(tuple(row) for row in grid.cells)))
+            parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in grid.cells)))
             at = grid.end
         else:
             parts.append(joined(rows[at]))
@@ -89,7 +63,8 @@ class _Grid:
             if len(left) > len(strips) and at - start > 1 and not self._has_rules(rows[start : at + 1]):
                 return  # words of a spread line
             strips = left
-            if len(rows[at]) > 1 or self._is_ruled_in(rows[start : at + 1]):
+            num_cells = sum(cell is not None for cell in _in_columns(rows[at], strips))
+            if num_cells > 1 or self._is_ruled_in(rows[start : at + 1]):
                 # text under a table may be too short to cross its strips
                 self._strips, self._taken, self.end = strips, list(rows[start : at + 1]), at + 1
 
@@ -136,12 +111,25 @@ class _Grid:
             return False
         if self._has_rules(found):
             return True
-        if self._is_list(found):
+        if self._is_list(found) or self._is_spread():
             return False
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
             return False
         return all(self._is_aligned(column, at_right=column is not found[-1]) for column in found)
+
+    def _is_spread(self) -> bool:
+        """In some rows all words stand as far from each other as the cells do."""
+        spread = 0
+        for row, cells in zip(self._taken, self.cells, strict=True):
+            white: list[float] = [right.left - left.right for left, right in pairwise(row)]
+            if len(white) > 2 and row[0].width < MAX_NUMBER_EM * self._em:
+                white = white[1:]  # what is after a number is as wide as the list wants it
+            words = [cell.space for cell in row if cell.space]
+            if words or len(row) > sum(cell is not None for cell in cells):
+                white += words
+                spread += min(white) >= max(CELL_GAP_EM * self._em, SPREAD * max(white))
+        return spread > MAX_SPREAD_ROWS * len(self._taken)
 
     def _may_be_justified(self, num_whole: int) -> bool:
         """Spread words of a few lines may stand under each other by chance."""
@@ -161,7 +149,7 @@ class _Grid:
 
     def _is_list(self, columns: Sequence[Sequence[Line]]) -> bool:
         """Bullets or numbers beside what they point at."""
-        widest = max(line.width for line in columns[0])
+        widest = float(np.median([line.width for line in columns[0]]))
         text = max(line.width for line in columns[-1])
         return len(columns) == 2 and widest < MAX_NUMBER_EM * self._em and text > MIN_ITEM_EM * self._em
 

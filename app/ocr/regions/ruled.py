@@ -1,0 +1,235 @@
+"""Tables between ruled lines: rows between rules of one length, columns that white or upright rules part."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+import numpy as np
+
+from app.ocr.regions.ink import Mask
+from app.ocr.regions.lines import Cell, Line, Table, joined, rows_of
+from app.ocr.regions.rules import Rules
+
+SAME_EDGE_EM = 0.7
+"""Rules of one table begin and end so near each other, in heights of a line."""
+DOUBLE_EM = 0.4
+"""Rules nearer than this are one."""
+MIN_STRIP_EM, SURE_STRIP_EM = 0.4, 1.0
+"""White between columns, through all rows: at least; and where one of them may be almost empty."""
+STRIP_SPACES = 1.4
+"""Likewise at least, in spaces between words of these lines."""
+FEWEST_RULES = 3
+MIN_FILLED = 0.5
+"""Of a column's cells, where little white is beside it."""
+CELL_LINES_FILLED = 0.7
+"""Of rows times columns between two rules: fewer are lines of one row's cells, more are rows."""
+ALIKE, MAX_PAIRED = 0.6, 3
+"""Of the columns, that have as many lines; two lines in all cells of so few columns are a row of a grid."""
+MAX_TEXT_LINES, MIN_TEXT_EM = 3, 10.0
+"""So many full lines under each other, so wide, are text in columns, no cells."""
+SPECK_PX = 1
+"""Ink in a column of pixels that is still white."""
+Strip = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RuledTable:
+    """``box``: between the outer rules."""
+
+    box: Line
+    table: Table
+
+    def holds(self, line: Line) -> bool:
+        across = (line.left + line.right) / 2
+        return self.box.left <= across <= self.box.right and self.box.top <= line.middle <= self.box.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class _Slab:
+    """What stands between two rules."""
+
+    box: Line
+    lines: tuple[Line, ...]
+
+
+def ruled_tables(mask: Mask, lines: Sequence[Line], rules: Rules) -> list[RuledTable]:
+    """``mask``: (H, W), ink without rules. At least three level rules of one length, with columns between."""
+    if not lines or len(rules.levels) < FEWEST_RULES:
+        return []
+    em = float(np.median([line.height for line in lines]))
+    finder = _Finder(mask, rules, em)
+    return [found for levels in _of_one_length(rules.levels, em) for found in finder.tables(levels, lines)]
+
+
+def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
+    """Rules that begin and end below each other, from top to bottom."""
+    groups: list[list[Line]] = []
+    for level in sorted(levels, key=lambda one: one.top):
+        near = SAME_EDGE_EM * em
+        for group in groups:
+            if abs(group[-1].left - level.left) <= near and abs(group[-1].right - level.right) <= near:
+                if level.top - group[-1].bottom >= DOUBLE_EM * em:
+                    group.append(level)
+                break
+        else:
+            groups.append([level])
+    return [group for group in groups if len(group) >= FEWEST_RULES]
+
+
+class _Finder:
+    def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
+        self._mask, self._rules, self._em = mask, rules, em
+
+    def tables(self, levels: Sequence[Line], lines: Sequence[Line]) -> list[RuledTable]:
+        found: list[RuledTable] = []
+        run: list[_Slab] = []
+        for slab in [*_slabs(levels, lines), None]:
+            if slab is not None and self._edges([*run, slab]):
+                run.append(slab)
+                continue
+            # another table of that length, or text between them
+            if (made := self._table(run)) is not None:
+                found.append(made)
+            run = [slab] if slab is not None and self._edges([slab]) else []
+        return found
+
+    def _edges(self, slabs: Sequence[_Slab]) -> list[float]:
+        """Where columns end; none where nothing is in the last slab."""
+        if not slabs[-1].lines and not self._uprights([slabs[-1]]):
+            return []
+        box = joined([slab.box for slab in slabs])
+        ruled = self._uprights(slabs)
+        strips = self._strips([line for slab in slabs for line in slab.lines], box)
+        free = [(a, b) for a, b in strips if not any(a - 3 <= x <= b + 3 for x in ruled)]
+        return sorted([*ruled, *((a + b) / 2 for a, b in free)])
+
+    def _uprights(self, slabs: Sequence[_Slab]) -> list[float]:
+        """Upright rules in all of them, but those at the outer edges."""
+        box = joined([slab.box for slab in slabs])
+        found = [
+            (rule.left + rule.right) / 2
+            for rule in self._rules.uprights
+            if box.left + self._em < rule.left
+            and rule.right < box.right - self._em
+            and min(rule.bottom, box.bottom) - max(rule.top, box.top) > 0.6 * box.height
+        ]
+        return [
+            x for at, x in enumerate(sorted(found)) if at == 0 or x - sorted(found)[at - 1] > self._em / 2
+        ]
+
+    def _strips(self, lines: Sequence[Line], box: Line) -> list[Strip]:
+        """White through all lines."""
+        ink = np.zeros(box.width, np.int64)
+        for line in lines:
+            ink += self._mask[line.top : line.bottom, box.left : box.right].sum(axis=0)
+        spaces = [line.space for line in lines if line.space]
+        least = max(MIN_STRIP_EM * self._em, STRIP_SPACES * float(np.median(spaces)) if spaces else 0.0)
+        edges = np.flatnonzero(np.diff((np.concatenate(([0], ink, [0])) > SPECK_PX).astype(np.int8)))
+        inner = edges[1:-1].reshape(-1, 2)  # white between the first ink and the last
+        return [(box.left + int(a), box.left + int(b)) for a, b in inner if b - a >= least]
+
+    def _table(self, slabs: Sequence[_Slab]) -> RuledTable | None:
+        if len(slabs) < FEWEST_RULES - 1:
+            return None
+        box = joined([slab.box for slab in slabs])
+        edges = self._kept(self._edges(slabs), slabs)
+        if not edges or (not self._uprights(slabs) and self._is_text(slabs, edges)):
+            return None
+        rows = [row for slab in slabs for row in self._rows(slab, edges, len(slabs))]
+        return RuledTable(box, Table(tuple(rows)))
+
+    def _kept(self, edges: Sequence[float], slabs: Sequence[_Slab]) -> list[float]:
+        """Without edges of columns that are almost empty, where white is narrow enough for a space."""
+        kept = list(edges)
+        ruled = self._uprights(slabs)
+        strips = self._strips([line for slab in slabs for line in slab.lines], joined([s.box for s in slabs]))
+        for edge in edges:
+            width = max((b - a for a, b in strips if a <= edge <= b), default=0)
+            if edge in ruled or width >= SURE_STRIP_EM * self._em:
+                continue
+            rows = [row for slab in slabs for row in self._text_rows(slab, kept)]
+            at = kept.index(edge)
+            filled = [sum(bool(row[column]) for row in rows) for column in (at, at + 1)]
+            if min(filled) < MIN_FILLED * len(rows):
+                kept.remove(edge)
+        return kept
+
+    def _is_text(self, slabs: Sequence[_Slab], edges: Sequence[float]) -> bool:
+        """Columns of running text between rules across the page."""
+        rows = [row for slab in slabs for row in self._text_rows(slab, edges)]
+        for column in range(len(edges) + 1):
+            cells = [row[column] for row in rows]
+            widest = max((cell.width for cell in cells if cell), default=0)
+            run = 0
+            for cell in cells:
+                run = run + 1 if cell and cell.width >= 0.85 * widest >= MIN_TEXT_EM * self._em else 0
+                if run == MAX_TEXT_LINES:
+                    return True
+        return False
+
+    def _text_rows(self, slab: _Slab, edges: Sequence[float]) -> list[list[Line | None]]:
+        """Every printed line, cut into columns."""
+        return [
+            [self._inked(row, left, right) for left, right in _columns(slab.box, edges)]
+            for row in rows_of(slab.lines)
+        ]
+
+    def _inked(self, row: Sequence[Line], left: float, right: float) -> Line | None:
+        """What is printed of the row between two edges."""
+        near = [line for line in row if line.left < right and line.right > left]
+        if not near:
+            return None
+        whole = joined(near)
+        start, stop = max(round(left), whole.left), min(round(right), whole.right)
+        filled = np.flatnonzero(self._mask[whole.top : whole.bottom, start:stop].any(axis=0))
+        if not len(filled):
+            return None
+        return Line(start + int(filled[0]), whole.top, start + int(filled[-1]) + 1, whole.bottom, whole.space)
+
+    def _rows(self, slab: _Slab, edges: Sequence[float], num_slabs: int) -> list[tuple[Cell, ...]]:
+        """One row, whose cells have several lines, or several where most columns have as many lines."""
+        texts = self._text_rows(slab, edges)
+        columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]
+        if not texts:
+            return [((),) * (len(edges) + 1)]
+        usual, times = Counter(map(len, columns)).most_common(1)[0]
+        is_grid = bool(self._uprights([slab])) and num_slabs >= FEWEST_RULES
+        is_pair = is_grid and max(map(len, columns)) == 2 and len(columns) <= MAX_PAIRED
+        if usual > 1 and times >= ALIKE * len(columns) and not is_pair:
+            alike = [column for column in columns if len(column) == usual]
+            return _nearest(columns, [fmean(line.middle for line in row) for row in zip(*alike, strict=True)])
+        filled = sum(map(len, columns)) / (len(texts) * len(columns))
+        if is_pair or (num_slabs >= FEWEST_RULES and filled <= CELL_LINES_FILLED):
+            return [tuple(map(tuple, columns))]
+        return [tuple((cell,) if cell else () for cell in row) for row in texts]
+
+
+def _nearest(columns: Sequence[Sequence[Line]], middles: Sequence[float]) -> list[tuple[Cell, ...]]:
+    """Lines in the rows they stand nearest to; what stands between two goes to the first."""
+    rows: list[list[list[Line]]] = [[[] for _ in columns] for _ in middles]
+    for at, column in enumerate(columns):
+        for line in column:
+            distances = [abs(line.middle - middle) // 3 for middle in middles]
+            rows[distances.index(min(distances))][at].append(line)
+    return [tuple(map(tuple, row)) for row in rows]
+
+
+def _slabs(levels: Sequence[Line], lines: Sequence[Line]) -> list[_Slab]:
+    slabs: list[_Slab] = []
+    for above, below in pairwise(levels):
+        left, right = min(above.left, below.left), max(above.right, below.right)
+        box = Line(left, above.top, right, below.bottom)
+        held = [
+            line
+            for line in lines
+            if box.top < line.middle < box.bottom and left <= (line.left + line.right) / 2 <= right
+        ]
+        slabs.append(_Slab(box, tuple(held)))
+    return slabs
+
+
+def _columns(box: Line, edges: Sequence[float]) -> list[tuple[float, float]]:
+    bounds = [box.left, *edges, box.right]
+    return list(pairwise(bounds))

@@ -7,7 +7,7 @@ import numpy as np
 
 from app.ocr.regions.headings import KINDS, Floats, heading_chances
 from app.ocr.regions.lines import Line, Table, joined
-from app.ocr.regions.prints import Lead, PageLines
+from app.ocr.regions.prints import Lead, PageLines, Print
 
 TEXT = KINDS[0]
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -142,7 +142,7 @@ class _Blocks:
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
         one, other = self._page.prints[above], self._page.prints[below]
         # a word without capitals looks small
-        alike = 0.88 < other.size / one.size < 1.14 or below.width < 8 * self._page.em
+        alike = _are_alike(one, other) or below.width < 8 * self._page.em
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
         most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
@@ -177,3 +177,9 @@ class _Blocks:
         # lines of one heading are of one level
         together: Floats = np.log([self._chances[line][1:] for line in lines]).sum(axis=0)
         return KINDS[1 + int(together.argmax())]
+
+
+def _are_alike(one: Print, other: Print) -> bool:
+    """Of about the same size: their capitals, or their lower-case letters, which more lines have."""
+    pairs = [(one.size, other.size), (one.lower, other.lower)]
+    return any(a is not None and b is not None and 0.88 < b / a < 1.14 for a, b in pairs)

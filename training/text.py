@@ -10,6 +10,12 @@ COMMON_SHARE = 0.5
 """Of the words of ordinary English text, those in ``_COMMON``."""
 TERM_SHARE = 0.25
 """Of the words of technical paragraphs."""
+QUANTITIES_SHARE = 0.35
+"""Of technical paragraphs: nothing but quantities, as in the cells of a table."""
+_UNITS = """
+g g kg mg t m cm mm km l ml s ms h min V A W kW Hz kHz MHz GHz B KB MB GB °C °F K % % € $ £ pt px dpi in ft lb oz
+mi N Pa bar J kJ mol dB rpm x
+""".split()
 _CONSONANTS = "bcdfghjklmnpqrstvwz"
 _VOWELS = "aeiouy"
 _COMMON = """
@@ -48,9 +54,7 @@ class TextSource:
         if self._ledger_share and rng.random() < self._ledger_share:
             return self._ledger(rng, num_words)
         if self._technical_share and rng.random() < self._technical_share:
-            words = self._sentences(rng, num_words, common=COMMON_SHARE)
-            terms = (self._term(rng) if rng.random() < TERM_SHARE else [word] for word in words)
-            return [word for term in terms for word in term][:num_words]
+            return self._technical(rng, num_words)
         if self._common and rng.random() < self._common:
             return self._sentences(rng, num_words, common=COMMON_SHARE)
         style = rng.random()
@@ -134,6 +138,13 @@ class TextSource:
         ]
         return makers[rng.randrange(len(makers))]()
 
+    def _technical(self, rng: random.Random, num_words: int) -> list[str]:
+        if rng.random() < QUANTITIES_SHARE:
+            return [word for _ in range(rng.randint(1, 5)) for word in self._quantity(rng)]
+        words = self._sentences(rng, num_words, common=COMMON_SHARE)
+        terms = (self._term(rng) if rng.random() < TERM_SHARE else [word] for word in words)
+        return [word for term in terms for word in term][:num_words]
+
     def _term(self, rng: random.Random) -> list[str]:
         """What stands in a technical text between its words."""
         one, other = (rng.choice(self._words).lower() for _ in range(2))
@@ -159,7 +170,22 @@ class TextSource:
             lambda: f"{rng.randint(1, 31)}{rng.choice(['st', 'nd', 'rd', 'th'])}",
             lambda: f"{rng.randint(1, 400)}{rng.choice('-–')}{rng.randint(401, 900)}",  # noqa: RUF001
         ]
-        return makers[rng.randrange(len(makers))]().split()
+        maker = rng.randrange(len(makers) + 3)
+        return makers[maker]().split() if maker < len(makers) else self._quantity(rng)
+
+    def _quantity(self, rng: random.Random) -> list[str]:
+        """A number and its unit, apart or together; or what else fills a cell."""
+        kind = rng.random()
+        if kind < 0.2:
+            return [
+                rng.choice(
+                    [*string.ascii_uppercase, *string.ascii_lowercase, "n/a", "yes", "no", "-", "--", "n"]
+                )
+            ]
+        whole = str(rng.randint(0, 10 ** rng.randint(1, 4)))
+        number = rng.choice([whole, whole, self._number(rng), f"{whole}.{rng.randint(0, 99)}"])
+        unit = rng.choice(_UNITS)
+        return [number, unit] if kind < 0.8 else [number + unit]
 
     def _word(self, rng: random.Random) -> str:
         kind = rng.random()

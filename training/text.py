@@ -13,8 +13,8 @@ TERM_SHARE = 0.25
 QUANTITIES_SHARE = 0.35
 """Of technical paragraphs: nothing but quantities, as in the cells of a table."""
 _UNITS = """
-g g kg mg t m cm mm km l ml s ms h min V A W kW Hz kHz MHz GHz B KB MB GB °C °F K % % € $ £ pt px dpi in ft lb oz
-mi N Pa bar J kJ mol dB rpm x
+g g kg mg t m cm mm km l ml s ms h min V A W kW Hz kHz MHz GHz B KB MB GB °C °F K % % € $ £ pt px dpi in ft lb
+oz mi N Pa bar J kJ mol dB rpm x
 """.split()
 _CONSONANTS = "bcdfghjklmnpqrstvwz"
 _VOWELS = "aeiouy"

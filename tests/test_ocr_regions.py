@@ -454,6 +454,18 @@ def test_a_word_where_numbers_stand_is_no_misread_number() -> None:
         assert to_markdown(tagged).markdown == "1. one and more" + last
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "shown"),
+    [("I. one", "2. two", "1. one"), ("l) one", "2) two", "1) one"), ("I. one", "II. two", "I. one"),
+     ("I. one", "2) two", "I. one"), ("I am one", "2. two", "I am one"), ("I. one", "3. two", "I. one")],
+)  # fmt: skip
+def test_a_first_number_read_as_a_letter_is_told_by_the_second(first: str, last: str, shown: str) -> None:
+    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
+    regions = [Region("text", (0, line.top, 300, line.bottom), (line,)) for line in lines]
+    tagged = compose(regions, [first, "and more", last], tagged=True)
+    assert to_markdown(tagged).markdown.startswith(shown)
+
+
 def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
     disc, dash = Bullet(1.0, 0.4, 0.4), Bullet(1.0, 0.6, 0.1)
     shifted, inner, column = (replace(disc, left=left) for left in (1.3, 2.5, 20.0))

@@ -11,6 +11,8 @@ from app.ocr.regions.lines import Line, Table
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 NUMBER = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
+ONE = re.compile(r"[Il|]\s?([.)])\s+\S")
+MAX_ITEM_LINES = 12
 MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
 """What a number before an item may be read as."""
 HEADINGS = {"title": "#", "sub_title": "##"}
@@ -60,9 +62,10 @@ def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) ->
     """
     at = 0
     written: list[_Written] = []
+    cleaned = _with_ones([" ".join(FORGED.sub(" ", text).split()) for text in texts])
     for region in regions:
         count = len(region.lines)
-        read = [" ".join(FORGED.sub(" ", text).split()) for text in texts[at : at + count]]
+        read = cleaned[at : at + count]
         at += count
         if not any(read):
             continue
@@ -72,6 +75,20 @@ def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) ->
             else:
                 written.append(block)
     return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in written)
+
+
+def _with_ones(texts: Sequence[str]) -> list[str]:
+    """A first item's "1." looks like "I." or "l."; that a second item follows tells which it is."""
+    told = list(texts)
+    for at, text in enumerate(texts):
+        one = ONE.match(text)
+        if one is None:
+            continue
+        after = (NUMBER.match(later) for later in texts[at + 1 : at + 1 + MAX_ITEM_LINES])
+        number = next((match for match in after if match), None)
+        if number is not None and number[1] == "2" and number[2] == one[1]:
+            told[at] = f"1{text[1:]}"
+    return told
 
 
 def _with_tag(block: _Written) -> str:

@@ -1,0 +1,131 @@
+"""What was read in regions becomes Markdown or plain text: lists, headings, tables, broken words."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, needs_font, row
+
+from app.markdown import to_markdown
+from app.ocr.regions.blocks import Bullet, Region, regions_of
+from app.ocr.regions.composed import compose
+from app.ocr.regions.hyphens import flowed, unbroken
+from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.page import cut_page
+
+
+@needs_font
+@pytest.mark.parametrize("size", [20, 28, 44])
+def test_bullets_are_named_by_their_form(size: int) -> None:
+    image = Image.new("L", (1200, 700), 255)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.truetype(FAMILY.regular, size)
+    signs = "•*-–◦▪"  # noqa: RUF001
+    for number, sign in enumerate(signs):
+        draw.text((50, 40 + 2 * size * number), sign, font=font)
+        draw.text((50 + 2 * size, 40 + 2 * size * number), "Pebbles of quartz lie", font=font)
+    page = cut_page(image).page
+    assert page is not None
+    found = [page.leads[line].bullet or "?" for line in page.lines if line in page.leads]
+    assert "".join(found) == signs
+
+
+def test_markdown_of_what_was_read() -> None:
+    heading, first, second, third = (Line(0, top, 300, top + 20) for top in (0, 40, 70, 100))
+    cells = row(200, (0, 50), (100, 150)) + row(230, (0, 50), (100, 150))
+    regions = [
+        Region("sub_title", (0, 0, 300, 20), (heading,)),
+        Region("text", (0, 40, 300, 120), (first, second, third), {first: "•", third: "–"}),  # noqa: RUF001
+        Region("table", (0, 200, 150, 250), Table((((cells[0],), (cells[1],)), ((cells[2],), ())))),
+    ]
+    texts = ["On  paper", "one\nthing", "goes on", "another", "a", "b", "c <b>"]
+    tagged = compose(regions, texts, tagged=True)
+    assert tagged.startswith("<|ref|>sub_title<|/ref|><|det|>[[0, 0, 300, 20]]<|/det|>\n## On paper")
+    assert to_markdown(tagged).markdown == (
+        "## On paper\n\n- one thing goes on\n- another\n\n"
+        "<table><tr><td>a</td><td>b</td></tr><tr><td>c &lt;b></td><td></td></tr></table>"
+    )
+    plain = compose(regions, texts, tagged=False)
+    assert plain == "On paper\n\n• one thing\ngoes on\n– another\n\na b\nc <b>"  # noqa: RUF001
+
+
+@pytest.mark.parametrize(
+    ("lines", "flow"),
+    [
+        (("a large trans-", "formation of it"), "a large transformation of it"),
+        (("a state-of-the-", "art thing"), "a state-of-the-art thing"),
+        (("the Franco-", "Prussian war"), "the Franco-Prussian war"),
+        (("LARGE TRANS-", "FORMATIONS"), "LARGE TRANSFORMATIONS"),
+        (("pages 12-", "15 of it"), "pages 12-15 of it"),
+        (("well -", "or not"), "well - or not"),
+        (("one", "- two"), "one - two"),
+        (("ends here-", "", "after"), "ends hereafter"),
+    ],
+)
+def test_words_broken_at_a_lines_end_are_whole_again(lines: tuple[str, ...], flow: str) -> None:
+    assert flowed(lines) == flow
+    shown = [line for line in lines if line]
+    assert " ".join(unbroken(shown)) == flow
+    assert len(unbroken(shown)) <= len(shown)
+
+
+def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> None:
+    """A paragraph, two numbered items of which the second's number is misread, a list in two regions."""
+    lines = [Line(0, 0, 300, 20), Line(0, 30, 300, 50), Line(30, 60, 300, 80), Line(0, 90, 300, 110)]
+    bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
+    regions = [
+        Region("text", (0, 0, 300, 110), tuple(lines), led=frozenset({lines[1], lines[3]})),
+        *(Region("text", (0, at.top, 300, at.bottom), (at,), {at: "•"}) for at in bullets),
+    ]
+    texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]
+    tagged = compose(regions, texts, tagged=True)
+    assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
+    assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
+
+
+def test_a_word_where_numbers_stand_is_no_misread_number() -> None:
+    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
+    region = Region("text", (0, 0, 300, 80), tuple(lines), led=frozenset({lines[0], lines[2]}))
+    for text, last in (("2, two", "\n2. two"), ("Up there", " Up there")):
+        tagged = compose([region], ["1. one", "and more", text], tagged=True)
+        assert to_markdown(tagged).markdown == "1. one and more" + last
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "shown"),
+    [("I. one", "2. two", "1. one"), ("l) one", "2) two", "1) one"), ("I. one", "II. two", "I. one"),
+     ("I. one", "2) two", "I. one"), ("I am one", "2. two", "I am one"), ("I. one", "3. two", "I. one")],
+)  # fmt: skip
+def test_a_first_number_read_as_a_letter_is_told_by_the_second(first: str, last: str, shown: str) -> None:
+    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
+    regions = [Region("text", (0, line.top, 300, line.bottom), (line,)) for line in lines]
+    tagged = compose(regions, [first, "and more", last], tagged=True)
+    assert to_markdown(tagged).markdown.startswith(shown)
+
+
+def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
+    disc, dash = Bullet(1.0, 0.4, 0.4), Bullet(1.0, 0.6, 0.1)
+    shifted, inner, column = (replace(disc, left=left) for left in (1.3, 2.5, 20.0))
+    for one, other in ((disc, dash), (disc, shifted), (dash, column)):
+        for is_apart in (False, True):
+            assert not one.is_of_list(other, is_apart=is_apart)
+            assert not other.is_of_list(one, is_apart=is_apart)
+    assert disc.is_of_list(column, is_apart=True)
+    assert disc.is_of_list(inner, is_apart=False)
+    assert not disc.is_of_list(inner, is_apart=True)
+
+
+@needs_font
+def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    body = ImageFont.truetype(FAMILY.regular, 24)
+    texts = ["Pebbles of quartz lie", "beside the old bridge", "and nobody takes them", "home in the evening"]
+    for at, (mark, text) in enumerate(zip("••––", texts, strict=True)):  # noqa: RUF001 - dashes as bullets
+        draw.text((120, 100 + 36 * at), mark, font=body)
+        draw.text((160, 100 + 36 * at), text, font=body)
+    page = cut_page(image).page
+    assert page is not None
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    first, second, third, fourth = texts
+    assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"

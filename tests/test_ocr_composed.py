@@ -12,6 +12,7 @@ from app.ocr.regions.composed import compose
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.page import cut_page
+from app.ocr.regions.prints import PageLines
 
 
 @needs_font
@@ -129,3 +130,67 @@ def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
     markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
     first, second, third, fourth = texts
     assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"
+
+
+def _printed(rows: list[tuple[int, int, str]], size: int = 24) -> PageLines:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    for left, top, text in rows:
+        draw.text((left, top), text, font=ImageFont.truetype(FAMILY.regular, size))
+    page = cut_page(image).page
+    assert page is not None
+    return page
+
+
+@needs_font
+def test_a_dash_of_a_paragraph_is_no_bullet_where_its_line_begins() -> None:
+    words = "of pebbles that lie in the river below the bridge"
+    running = [(100, 100, f"Full {words}"), (100, 136, "–"), (140, 136, words), (100, 172, "and end.")]  # noqa: RUF001
+    items = [(100, 300 + 36 * number, "–") for number in range(3)]  # noqa: RUF001
+    page = _printed([*running, *items, *((140, top, words) for _, top, _ in items)])
+    bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
+    assert [line.top > 290 for line in bulleted] == [True] * 3
+
+
+@needs_font
+@pytest.mark.parametrize("mark", ["“", "'", "3."])
+def test_what_is_no_bullet_is_left_in_its_line(mark: str) -> None:
+    page = _printed([(100, 100, mark), (140, 100, "Pebbles of quartz lie"), (140, 136, "in the river")])
+    assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+@pytest.mark.parametrize("number", ["- 7 -", "Page 7", "7 of 12", "xii"])
+@pytest.mark.parametrize("at", [40, 1650])
+def test_the_pages_number_is_no_part_of_the_text(number: str, at: int) -> None:
+    text = [(100, 400 + 36 * line, "Pebbles of quartz lie in") for line in range(8)]
+    beside = [(700, top, words) for _, top, words in text]
+    page = _printed([(250, at, number), *text, *beside])
+    read = [number.removeprefix("- ") if line.top < 90 or line.top > 1600 else "said" for line in page.lines]
+    blocks = to_markdown(compose(regions_of(page, read), read, tagged=True)).blocks
+    kinds = [block.type for block in blocks]
+    assert kinds.index("page_number") == (0 if at == 40 else len(kinds) - 1)
+    assert blocks[kinds.index("page_number")].text == number
+    assert kinds.count("page_number") == 1
+
+
+@needs_font
+def test_items_that_follow_each_other_are_no_headings() -> None:
+    """Bold and short, but numbered one after the other."""
+    font = ImageFont.truetype(FAMILY.bold, 24)
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    texts = ["1. Pebbles", "2. Quartz", "3. Rivers"]
+    for number, text in enumerate(texts):
+        draw.text((100, 100 + 60 * number), text, font=font)
+    for number in range(8):
+        draw.text(
+            (100, 320 + 34 * number),
+            "Pebbles of quartz lie in the river below the bridge.",
+            font=ImageFont.truetype(FAMILY.regular, 24),
+        )
+    page = cut_page(image).page
+    assert page is not None
+    read = [*texts, *["Pebbles of quartz lie in the river below the bridge."] * 8]
+    regions = regions_of(page, read)
+    assert {region.kind for region in regions[:3]} == {"text"}

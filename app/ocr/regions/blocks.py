@@ -1,5 +1,6 @@
 """Lines in reading order -> regions: headings, paragraphs, lists, tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,9 +8,14 @@ import numpy as np
 
 from app.ocr.regions.headings import KINDS, Floats, heading_chances
 from app.ocr.regions.lines import Line, Table, joined
+from app.ocr.regions.numbers import numbered_items, page_number
 from app.ocr.regions.prints import Lead, PageLines, Print
 
-TEXT = KINDS[0]
+TEXT, PAGE_NUMBER = KINDS[0], "page_number"
+TALL = re.compile(r"[A-Z0-9bdfhkl]")
+"""Letters as high as capitals; of a line without any, the size is that of its small letters."""
+FAR_EM = 0.6
+"""White between a page's number and its text at least, in heights of a line."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
 """Lines farther apart than this many times the usual pitch begin a paragraph; those of an item, that stand
 under its text, go on longer."""
@@ -79,6 +85,8 @@ class _Blocks:
         self._page = page
         self._chances = heading_chances(page, texts)
         self._texts = texts
+        self._number = page_number(page, texts)
+        self._items = numbered_items(page, texts)
 
     def region(self, group: list[Line] | Table) -> Region:
         if isinstance(group, Table):
@@ -114,7 +122,11 @@ class _Blocks:
     def goes_on(self, group: Sequence[Line], below: Line) -> bool:
         """In the same heading, paragraph or item."""
         first, above = group[0], group[-1]
-        if self._is_bulleted(below) or not self._page.is_below(above, below):
+        if (
+            self._number in (above, below)
+            or self._is_bulleted(below)
+            or not self._page.is_below(above, below)
+        ):
             return False
         are_headings = [self._is_heading(line) for line in (above, below)]
         step = self._page.step(above, below)
@@ -135,14 +147,14 @@ class _Blocks:
         return line in self._page.leads and self._page.leads[line].is_bullet
 
     def _is_heading(self, line: Line) -> bool:
-        if self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
+        if line in self._items or self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
             return False
         return bool(self._chances[line][0] < 0.5)
 
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
         one, other = self._page.prints[above], self._page.prints[below]
-        # a word without capitals looks small
-        alike = _are_alike(one, other) or below.width < 8 * self._page.em
+        is_low = any(not TALL.search(self._texts[line]) for line in (above, below))
+        alike = _are_alike(one, other) or below.width < 8 * self._page.em or is_low
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
         most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
@@ -172,6 +184,8 @@ class _Blocks:
         return 0.7 * em < shift < 3.5 * em and not centred and below not in self._page.leads
 
     def _kind(self, lines: Sequence[Line]) -> str:
+        if lines[0] is self._number:
+            return PAGE_NUMBER
         if not self._is_heading(lines[0]):
             return TEXT
         # lines of one heading are of one level

@@ -6,11 +6,16 @@ from scipy import ndimage
 from app.ocr.regions.ink import Mask
 
 DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
+DASHES = frozenset((HYPHEN, DASH))
 MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 FLAT_EM, DASH_EM = 0.17, 0.42
 """Dashes are no higher; one as wide is no hyphen."""
+WITH_SPECKS, DOT = 1.15, 0.05
+"""Of a bullet's area: it and the specks around it at most; a speck that may be the dot after a digit."""
+SLENDER = 0.45
+"""Width over height; a quotation mark has less."""
 FULL, HOLLOW = 0.95, 0.1
 """Of its box: what a square fills, what is white inside a ring."""
 THIN = 0.66
@@ -26,20 +31,22 @@ def bullet_of(mark: Mask, base: float, em: float) -> str | None:
     if count == 0 or mark.shape[1] > MAX_BULLET_EM * em:
         return None
     areas = np.bincount(labels.ravel())[1:]
-    if areas.sum() > 1.15 * areas.max():
+    largest, boxes = int(areas.argmax()), ndimage.find_objects(labels)
+    rows, columns = boxes[largest]
+    has_dot = any(
+        area > DOT * areas.max() and x.start >= columns.stop
+        for area, (_, x) in zip(areas, boxes, strict=True)
+    )
+    if has_dot or areas.sum() > WITH_SPECKS * areas.max():
         return None
-    largest = int(areas.argmax())
-    rows, columns = ndimage.find_objects(labels)[largest]
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height > TALLEST_EM * em:
-        return None
     is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
-    if not is_solid and base - rows.stop < 0.07 * em:
+    is_above = is_solid or base - rows.stop >= 0.07 * em
+    if height > TALLEST_EM * em or width < SLENDER * height or not is_above:
         return None
     if height < FLAT_EM * em:
         return DASH if width >= DASH_EM * em else HYPHEN
-    piece = labels[rows, columns] == largest + 1
-    return _shape(piece)
+    return _shape(labels[rows, columns] == largest + 1)
 
 
 def _shape(piece: Mask) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from app.ocr.regions.blocks import Bullet, Region
+from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 
@@ -70,11 +70,21 @@ def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) ->
         if not any(read):
             continue
         for block in _markdown(region, read) if tagged else [_plain(region, read)]:
-            if written and written[-1].takes(block):
-                written[-1].take(block)
+            last = next((one for one in reversed(written) if one.form != PAGE_NUMBER), None)
+            if last is not None and last.takes(block):
+                last.take(block)
             else:
                 written.append(block)
-    return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in written)
+    ordered = _with_number_outside(written)
+    return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in ordered)
+
+
+def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
+    """The page's number before or after all text: under the first of two columns it would part them."""
+    text = [block for block in written if block.form != PAGE_NUMBER]
+    numbers = [block for block in written if block.form == PAGE_NUMBER]
+    above = [one for one in numbers if text and one.box[1] < min(block.box[1] for block in text)]
+    return [*above, *text, *(one for one in numbers if one not in above)]
 
 
 def _with_ones(texts: Sequence[str]) -> list[str]:
@@ -109,6 +119,8 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
     if region.kind in HEADINGS:
         text = flowed(read)
         return [_Written(region.kind, region.kind, region.box, [f"{HEADINGS[region.kind]} {text}"])]
+    if region.kind == PAGE_NUMBER:
+        return [_Written(region.kind, region.kind, region.box, _printed(region, read))]
     return _paragraphs_and_lists(region, read)
 
 
@@ -156,9 +168,13 @@ def _plain(region: Region, read: Sequence[str]) -> _Written:
         cells = iter(read)
         rows = (list(islice(cells, sum(map(len, row)))) for row in region.part.rows)
         return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
-    lines = [
+    return _Written(region.kind, region.kind, region.box, unbroken(_printed(region, read)))
+
+
+def _printed(region: Region, read: Sequence[str]) -> list[str]:
+    """Lines with their bullets."""
+    return [
         f"{region.bulleted[line]} {text}" if line in region.bulleted else text
         for line, text in zip(region.lines, read, strict=True)
         if text
     ]
-    return _Written(region.kind, region.kind, region.box, unbroken(lines))

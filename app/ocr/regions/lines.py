@@ -22,6 +22,8 @@ OWN_INK = 0.2
 """Of two lines' ink, that each has in letters which do not reach into the other."""
 OVERLAP_EM = 0.6
 """Of stretches beside each other, as a comma under the letter before it makes."""
+BESIDE = 0.45
+"""Of the lower of two lines' heights, that they share; a star stands high beside letters that are all low."""
 CELL_GAP_SPACES = 1.5
 """Likewise between stretches, in spaces of that line."""
 
@@ -54,7 +56,7 @@ class Line:
     def is_beside(self, other: "Line") -> bool:
         """On the same printed line."""
         shared = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return shared > 0.5 * min(self.height, other.height)
+        return shared > BESIDE * min(self.height, other.height)
 
 
 Cell = tuple[Line, ...]

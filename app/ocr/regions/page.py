@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from app.ocr.regions.bullets import DASHES
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, find_lines, lines_of
 from app.ocr.regions.order import in_order
@@ -14,6 +15,10 @@ from app.ocr.regions.prints import Lead, PageLines, Print, lead_of, prints_of
 from app.ocr.regions.ruled import ruled_tables
 from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
+
+FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 1.7
+"""White at a line's end that a word would have fit in; how far apart lines of a paragraph begin, and stand
+below each other, at most; in heights of a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +52,50 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
     lines = [line for part in parts for line in lines_of(part)]
     em = float(np.median([line.height for line in lines]))
     prints = prints_of(ink, lines)
+    found: dict[Line, Lead] = {}
+    for part in parts:
+        if isinstance(part, Line):
+            own = prints[part]
+            lead = lead_of(ink, part, own.base, em * max(1.0, own.size))
+            if lead is not None:
+                found[part] = lead
     leads: dict[Line, Lead] = {}
-    texts = [
-        _without_bullet(ink, part, em, prints, leads) if isinstance(part, Line) else part for part in parts
-    ]
+    texts: list[Part] = []
+    for above, part, below in zip([None, *parts], parts, [*parts[1:], None], strict=False):
+        text = part
+        if isinstance(part, Line) and part in found and not _is_running((above, part, below), found, em):
+            text = _without_bullet(part, found[part], prints)
+            leads[text] = found[part]
+        texts.append(text)
     height, width = ink.mask.shape
     return PageLines(tuple(texts), prints, leads, em, _usual_pitch(texts, prints, em), width, height)
 
 
-def _without_bullet(
-    ink: Ink, line: Line, em: float, prints: dict[Line, Print], leads: dict[Line, Lead]
-) -> Line:
-    own = prints[line]
-    lead = lead_of(ink, line, own.base, em * max(1.0, own.size))
-    if lead is not None and lead.is_bullet:
-        line = Line(lead.text_left, line.top, line.right, line.bottom)
-        prints[line] = replace(own, gaps=own.gaps[1:])
-    if lead is not None:
-        leads[line] = lead
-    return line
+def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
+    """A dash between words of a paragraph, that came to stand at a line's begin: the lines above and below
+    begin there too, and the one above is full.
+    """
+    above, line, below = around
+    lead = leads[line]
+    if lead.bullet not in DASHES or not isinstance(above, Line):
+        return False
+    if any(isinstance(part, Line) and part in leads and leads[part].is_bullet for part in (above, below)):
+        return False
+    step = line.bottom - above.bottom
+    is_under = 0 < step < NEXT_EM * em and abs(above.left - line.left) < SAME_EM * em
+    if not is_under or above.right < line.right - FULL_EM * em:
+        return False
+    if not isinstance(below, Line) or not 0 < below.bottom - line.bottom < NEXT_EM * em:
+        return line.width < above.width - FULL_EM * em
+    return abs(below.left - line.left) < SAME_EM * em
+
+
+def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:
+    if not lead.is_bullet:
+        return line
+    text = Line(lead.text_left, line.top, line.right, line.bottom)
+    prints[text] = replace(prints[line], gaps=prints[line].gaps[1:])
+    return text
 
 
 def _usual_pitch(parts: Sequence[Part], prints: dict[Line, Print], em: float) -> float:

@@ -8,6 +8,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from app.ocr.regions.dark import without_dark_areas
+
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
@@ -56,7 +58,7 @@ def find_ink(image: Image.Image) -> Ink | None:
     if scale < 1:
         size = (max(1, round(gray_image.width * scale)), max(1, round(gray_image.height * scale)))
         gray_image = gray_image.resize(size, Image.Resampling.LANCZOS)
-    gray = np.asarray(gray_image)
+    gray = without_dark_areas(np.asarray(gray_image))
     contrast = _contrast(gray)
     if contrast < MIN_CONTRAST:
         return None
@@ -66,7 +68,8 @@ def find_ink(image: Image.Image) -> Ink | None:
         degrees = 0.0
     else:
         paper = int(np.median(gray))
-        gray = np.asarray(gray_image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper))
+        turned = Image.fromarray(gray).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper)
+        gray = np.asarray(turned)
         paper_around = _paper(gray)
     lift = 255.0 - paper_around
     even = np.clip(gray + lift, 0, 255).astype(np.uint8)

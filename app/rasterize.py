@@ -18,7 +18,9 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pdf2image import convert_from_path, pdfinfo_from_path
@@ -29,12 +31,16 @@ from app.document import Failure
 from app.errors import EncryptedPdf, NotReady, ParseError, TooManyPixels, UnreadableFile, UnreadablePage
 from app.frames import pack, read_frame_blocking
 from app.processes import kill_group, when_orphaned
+from app.tiff import page_frames
 
 MIB = 2**20
 MIN_DPI = 18.0
 """A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
+
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF."""
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
@@ -75,8 +81,8 @@ def count_pages(path: str, file_format: str) -> int:
     if file_format not in MULTIPAGE_FORMATS:
         return 1
     try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            return int(getattr(image, "n_frames", 1))
+        with Path(path).open("rb") as file, Image.open(file, formats=["TIFF"]):
+            return len(page_frames(file))
     except DECODER_ERRORS as error:
         raise UnreadableFile("the TIFF file is damaged") from error
 
@@ -154,16 +160,18 @@ def _pdf_page_size(path: str, number: int) -> tuple[float, float]:
 
 
 def _image_page(request: PageRequest) -> Image.Image:
-    with Image.open(request.path, formats=[request.format]) as image:
-        if request.index:
-            image.seek(request.index)
+    # A file, not its path: Pillow maps raw TIFFs of a path into memory with the size that they have after
+    # turning, so that those with an orientation of 5 to 8 come out as noise.
+    with Path(request.path).open("rb") as file, Image.open(file, formats=[request.format]) as image:
+        image.seek(page_frames(file)[request.index] if request.format == "TIFF" else 0)
         if image.width * image.height > request.max_image_pixels:
             raise TooManyPixels(f"the image has {image.width} x {image.height} pixels")
         scale = math.sqrt(request.max_page_pixels / (image.width * image.height))
         if scale < 1:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
-        return _fit(_rgb(_upright(image)), request.max_page_pixels)
+        tags = getattr(image, "tag_v2", {})
+        return _fit(_rgb(_upright(image), tags), request.max_page_pixels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -173,9 +181,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # metadata that cannot be read says nothing about the picture
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
+        image = _eight_bits(image, tags)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -183,16 +191,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Up to 16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
     wide = image.convert("F")
     lowest, highest = wide.getextrema()
     if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
         raise UnreadablePage("the samples of the image are no finite numbers")
     if image.mode.startswith("I") and lowest >= 0 and highest <= 65535:
-        lowest, highest = 0.0, 65535.0
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        lowest, highest = 0.0, 4095.0 if bits == 12 else 65535.0
     span = highest - lowest or 1.0
-    return wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
+    grey = wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
+    # Pillow turns samples whose least is white only where they have eight bits or fewer
+    return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
 
 
 def _fit(image: Image.Image, max_pixels: int) -> Image.Image:

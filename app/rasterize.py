@@ -23,13 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pdf2image import convert_from_path, pdfinfo_from_path
-from pdf2image.exceptions import PDFInfoNotInstalledError, PDFPageCountError
 from PIL import Image, ImageOps
 
 from app.document import Failure
-from app.errors import EncryptedPdf, NotReady, ParseError, TooManyPixels, UnreadableFile, UnreadablePage
+from app.errors import ParseError, TooManyPixels, UnreadableFile, UnreadablePage
 from app.frames import pack, read_frame_blocking
+from app.poppler import count_pdf_pages, pdf_page_size, render_pdf_page
 from app.processes import kill_group, when_orphaned
 from app.tiff import page_frames
 
@@ -77,7 +76,7 @@ class PageRequest:
 def count_pages(path: str, file_format: str) -> int:
     """Pages the file says it has. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     if file_format == "PDF":
-        return _count_pdf_pages(path)
+        return count_pdf_pages(path)
     if file_format not in MULTIPAGE_FORMATS:
         return 1
     try:
@@ -115,48 +114,12 @@ def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) 
     return fitting
 
 
-def _count_pdf_pages(path: str) -> int:
-    try:
-        num_pages = int(pdfinfo_from_path(path)["Pages"])
-    except PDFInfoNotInstalledError as error:
-        raise NotReady("poppler is not installed") from error
-    except PDFPageCountError as error:
-        if "Incorrect password" in str(error):
-            raise EncryptedPdf("the PDF cannot be opened without its password") from error
-        raise UnreadableFile("the PDF is damaged beyond repair") from error
-    if num_pages < 1:
-        raise UnreadableFile("the PDF has no pages")
-    return num_pages
-
-
 def _pdf_page(request: PageRequest) -> Image.Image:
     number = request.index + 1
-    width_pt, height_pt = _pdf_page_size(request.path, number)
+    width_pt, height_pt = pdf_page_size(request.path, number)
     dpi = fitting_dpi(width_pt, height_pt, request.dpi, request.max_page_pixels)
     # the longer side in pixels, not the resolution: this bounds the picture whatever else the file says
-    longer_px = max(1, round(max(width_pt, height_pt) * dpi / 72))
-    images = convert_from_path(
-        request.path, first_page=number, last_page=number, size=longer_px, use_cropbox=True
-    )
-    if len(images) != 1:
-        raise UnreadablePage("poppler renders nothing for this page")
-    image: Image.Image = images[0]
-    image.load()
-    return image
-
-
-def _pdf_page_size(path: str, number: int) -> tuple[float, float]:
-    """CropBox width and height in points, before rotation."""
-    try:
-        info = pdfinfo_from_path(path, first_page=number, last_page=number)
-    except PDFPageCountError as error:
-        raise UnreadablePage("the page is missing from the file") from error
-    sizes = [str(value) for key, value in info.items() if key.split() == ["Page", str(number), "size"]]
-    width, _, rest = (sizes[0] if sizes else "").partition(" x ")
-    width_pt, height_pt = float(width), float(rest.partition(" ")[0])
-    if not (math.isfinite(width_pt * height_pt) and width_pt > 0 and height_pt > 0):
-        raise UnreadablePage("the page has no area")
-    return width_pt, height_pt
+    return render_pdf_page(request.path, number, max(1, round(max(width_pt, height_pt) * dpi / 72)))
 
 
 def _image_page(request: PageRequest) -> Image.Image:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from pydantic import ValidationError
@@ -31,13 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all was read, 1 some pages or files were not, 2 the command line is wrong."""
     asked = _parser().parse_args(arguments)
     try:
-        settings = Settings()
+        settings = Settings(**_given(asked, "host", "port"))
     except ValidationError as error:
         print(f"rtprune: {error}", file=sys.stderr)
         return 2
     if asked.command == "serve":
-        return _serve(settings.model_copy(update=_given(asked, "host", "port")))
-    log_to_stderr(settings.model_copy(update={"log_level": "WARNING"}))
+        return _serve(settings)
+    settings = settings.model_copy(update={"log_level": "WARNING"})  # of the worker, too
+    log_to_stderr(settings)
     try:
         fields = OptionFields.from_form(_given(asked, *OPTIONS))
         options = fields.options(settings)
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _given(asked: argparse.Namespace, *names: str) -> dict[str, str]:
+def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name, value in vars(asked).items() if name in names and value is not None}
 
 

@@ -25,8 +25,8 @@ LINGER_BYTES = 2**20
 
 def problem_response(error: ParseError, retry_after_s: int) -> Response:
     problem = Problem.of(error, request_id.get() or "unknown")
-    wait_s = error.retry_after_s or retry_after_s
-    headers = {"Retry-After": str(wait_s)} if error.status in {429, 503} else {}
+    wait_s = error.retry_after_s or (retry_after_s if error.status in {429, 503} else None)
+    headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
 
 

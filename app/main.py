@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # few clients send a body again to where they are sent
     )
     for router in ROUTERS:
         app.include_router(router)
@@ -103,7 +104,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _methods_at(request: Request) -> list[str]:
     """Of all routes of an address: the router names those of the first alone."""
     methods: set[str] = set()
-    for route in chain.from_iterable(router.routes for router in ROUTERS):
+    for route in chain(request.app.routes, *(router.routes for router in ROUTERS)):
         if isinstance(route, Route) and route.path_regex.match(request.url.path):
             methods |= route.methods or set()
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)

@@ -18,23 +18,28 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from pdf2image import convert_from_path, pdfinfo_from_path
-from pdf2image.exceptions import PDFInfoNotInstalledError, PDFPageCountError
 from PIL import Image, ImageOps
 
 from app.document import Failure
-from app.errors import EncryptedPdf, NotReady, ParseError, TooManyPixels, UnreadableFile, UnreadablePage
+from app.errors import ParseError, TooManyPixels, UnreadableFile, UnreadablePage
 from app.frames import pack, read_frame_blocking
+from app.poppler import count_pdf_pages, pdf_page_size, render_pdf_page
 from app.processes import kill_group, when_orphaned
+from app.tiff import page_frames
 
 MIB = 2**20
 MIN_DPI = 18.0
 """A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
+
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF."""
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
@@ -71,12 +76,12 @@ class PageRequest:
 def count_pages(path: str, file_format: str) -> int:
     """Pages the file says it has. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     if file_format == "PDF":
-        return _count_pdf_pages(path)
+        return count_pdf_pages(path)
     if file_format not in MULTIPAGE_FORMATS:
         return 1
     try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            return int(getattr(image, "n_frames", 1))
+        with Path(path).open("rb") as file, Image.open(file, formats=["TIFF"]):
+            return len(page_frames(file))
     except DECODER_ERRORS as error:
         raise UnreadableFile("the TIFF file is damaged") from error
 
@@ -109,61 +114,27 @@ def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) 
     return fitting
 
 
-def _count_pdf_pages(path: str) -> int:
-    try:
-        num_pages = int(pdfinfo_from_path(path)["Pages"])
-    except PDFInfoNotInstalledError as error:
-        raise NotReady("poppler is not installed") from error
-    except PDFPageCountError as error:
-        if "Incorrect password" in str(error):
-            raise EncryptedPdf("the PDF cannot be opened without its password") from error
-        raise UnreadableFile("the PDF is damaged beyond repair") from error
-    if num_pages < 1:
-        raise UnreadableFile("the PDF has no pages")
-    return num_pages
-
-
 def _pdf_page(request: PageRequest) -> Image.Image:
     number = request.index + 1
-    width_pt, height_pt = _pdf_page_size(request.path, number)
+    width_pt, height_pt = pdf_page_size(request.path, number)
     dpi = fitting_dpi(width_pt, height_pt, request.dpi, request.max_page_pixels)
     # the longer side in pixels, not the resolution: this bounds the picture whatever else the file says
-    longer_px = max(1, round(max(width_pt, height_pt) * dpi / 72))
-    images = convert_from_path(
-        request.path, first_page=number, last_page=number, size=longer_px, use_cropbox=True
-    )
-    if len(images) != 1:
-        raise UnreadablePage("poppler renders nothing for this page")
-    image: Image.Image = images[0]
-    image.load()
-    return image
-
-
-def _pdf_page_size(path: str, number: int) -> tuple[float, float]:
-    """CropBox width and height in points, before rotation."""
-    try:
-        info = pdfinfo_from_path(path, first_page=number, last_page=number)
-    except PDFPageCountError as error:
-        raise UnreadablePage("the page is missing from the file") from error
-    sizes = [str(value) for key, value in info.items() if key.split() == ["Page", str(number), "size"]]
-    width, _, rest = (sizes[0] if sizes else "").partition(" x ")
-    width_pt, height_pt = float(width), float(rest.partition(" ")[0])
-    if not (math.isfinite(width_pt * height_pt) and width_pt > 0 and height_pt > 0):
-        raise UnreadablePage("the page has no area")
-    return width_pt, height_pt
+    return render_pdf_page(request.path, number, max(1, round(max(width_pt, height_pt) * dpi / 72)))
 
 
 def _image_page(request: PageRequest) -> Image.Image:
-    with Image.open(request.path, formats=[request.format]) as image:
-        if request.index:
-            image.seek(request.index)
+    # A file, not its path: Pillow maps raw TIFFs of a path into memory with the size that they have after
+    # turning, so that those with an orientation of 5 to 8 come out as noise.
+    with Path(request.path).open("rb") as file, Image.open(file, formats=[request.format]) as image:
+        image.seek(page_frames(file)[request.index] if request.format == "TIFF" else 0)
         if image.width * image.height > request.max_image_pixels:
             raise TooManyPixels(f"the image has {image.width} x {image.height} pixels")
         scale = math.sqrt(request.max_page_pixels / (image.width * image.height))
         if scale < 1:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
-        return _fit(_rgb(_upright(image)), request.max_page_pixels)
+        tags = getattr(image, "tag_v2", {})
+        return _fit(_rgb(_upright(image), tags), request.max_page_pixels)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -173,9 +144,9 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # metadata that cannot be read says nothing about the picture
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image)
+        image = _eight_bits(image, tags)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -183,16 +154,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Up to 16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
     wide = image.convert("F")
     lowest, highest = wide.getextrema()
     if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
         raise UnreadablePage("the samples of the image are no finite numbers")
     if image.mode.startswith("I") and lowest >= 0 and highest <= 65535:
-        lowest, highest = 0.0, 65535.0
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        lowest, highest = 0.0, 4095.0 if bits == 12 else 65535.0
     span = highest - lowest or 1.0
-    return wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
+    grey = wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
+    # Pillow turns samples whose least is white only where they have eight bits or fewer
+    return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
 
 
 def _fit(image: Image.Image, max_pixels: int) -> Image.Image:

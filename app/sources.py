@@ -16,6 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from app.errors import (
     BadOption,
     BadRequest,
+    ParseError,
     TooLarge,
     UnsupportedMediaType,
     UploadTimeout,
@@ -28,6 +29,7 @@ MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
 URL_FIELD = "url"
+NO_BASE64 = "file is not base64 of the standard alphabet, padded and without data: before it"
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
 
 
@@ -90,7 +92,14 @@ async def receive(
     if may_name_url and fields.get(URL_FIELD):
         await asyncio.to_thread(path.unlink)
         return Upload(None, fields, from_form)
-    raise BadRequest("the form has no part called file" if from_form else NO_JSON_FILE)
+    raise BadRequest(_no_document(fields, from_form=from_form, may_name_url=may_name_url))
+
+
+def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
+    """What a request lacks, and what it has instead: the name is what clients get wrong."""
+    lacking = "the form has no part called file" if from_form else NO_JSON_FILE
+    instead = ", ".join(name[:40] for name in fields) or "nothing"
+    return f"{lacking}{', nor an address at url' if may_name_url else ''}; there is {instead}"
 
 
 def _write(write: Callable[[bytes], int | None], data: bytes) -> int:
@@ -139,6 +148,8 @@ class _Multipart:
         self._disposition = bytearray()
         self._header = bytearray()
         self._name = ""
+        self._is_file = False
+        """Whether the client calls this part a file, by giving it a name as such."""
         self._value = bytearray()
         self._file = bytearray()
         self.has_file = self._ended = False
@@ -176,10 +187,11 @@ class _Multipart:
     def _spend(self, num_bytes: int) -> None:
         self._form_bytes_left -= num_bytes
         if self._form_bytes_left < 0:
-            raise TooLarge("the form fields besides the file are too large")
+            raise self._refusal(TooLarge("the form fields besides the file are too large"))
 
     def _part_begin(self) -> None:
         self._disposition, self._header, self._value = bytearray(), bytearray(), bytearray()
+        self._is_file = False
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._spend(end - start)
@@ -199,6 +211,7 @@ class _Multipart:
             self._name = parameters[b"name"].decode()
         except (KeyError, UnicodeDecodeError) as error:
             raise BadRequest("a form part has no readable name") from error
+        self._is_file = not parameters.keys().isdisjoint({b"filename", b"filename*"})
         if self._name in self._fields or (self._name == FILE_FIELD and self.has_file):
             raise BadOption(f"{self._name[:80]} is given twice")
         if len(self._fields) >= MAX_FIELDS:
@@ -218,7 +231,12 @@ class _Multipart:
         try:
             self._fields[self._name] = self._value.decode()
         except UnicodeDecodeError as error:
-            raise BadOption(f"{self._name[:80]} is not UTF-8 text") from error
+            raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
+
+    def _refusal(self, error: ParseError) -> ParseError:
+        """Of a part's content: the document under a name that is not its own is the likeliest reason."""
+        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {FILE_FIELD}"
+        return BadOption(misnamed) if self._is_file else error
 
     def _end(self) -> None:
         self._ended = True
@@ -357,7 +375,7 @@ class _Base64:
             plain: str = json.loads(b'"' + text + b'"')
             return plain.encode("ascii")
         except ValueError as error:
-            raise BadOption("file is not base64") from error
+            raise BadOption(NO_BASE64) from error
 
     def _decode(self, text: bytes) -> bytes:
         if not text:
@@ -368,4 +386,4 @@ class _Base64:
         try:
             return base64.b64decode(text, validate=True)
         except binascii.Error as error:
-            raise BadOption("file is not base64") from error
+            raise BadOption(NO_BASE64) from error

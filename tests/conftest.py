@@ -1,10 +1,11 @@
-"""Databases that tests of jobs run on."""
+"""Databases that tests of jobs run on, and a service that tests of HTTP ask."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import postgres
 import pytest
+from service_client import Server, serving
 
 from app.settings import Settings
 
@@ -33,3 +34,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def job_settings(database_url: str, tmp_path: Path) -> Settings:
     return Settings.model_validate({"data_dir": tmp_path, "database_url": database_url})
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    limits = {
+        "max_upload_mib": 1,
+        "max_form_kib": 16,
+        "max_pages": 5,
+        "upload_idle_s": 1,
+        "page_deadline_s": 1,
+    }
+    with serving(tmp_path_factory.mktemp("data"), **limits) as started:
+        yield started
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    return running.wait_ready()

@@ -178,6 +178,7 @@ def test_a_result_asked_for_too_early_says_when_to_come_again(client: Client) ->
     job_id = client.accepted(image_bytes(size=(73, 40)), prompt={"delay_s": 1000})
     early = client.http.get(f"/v1/jobs/{job_id}/result")
     assert (early.status_code, early.json()["code"]) == (409, "not_finished")
+    assert int(early.headers["retry-after"]) >= 1
     client.http.delete(f"/v1/jobs/{job_id}")
 
 
@@ -194,10 +195,16 @@ def test_jobs_are_listed_by_pages(client: Client) -> None:
         seen += [job["id"] for job in page["jobs"]]
         address = page.get("next")
     assert seen == ids[::-1]
-    for cursor in (b"nonsense", b"1 \0", b"\xff"):
+    client.ended(ids[-1])
+    [listed] = client.http.get("/v1/jobs?limit=1", headers=headers).json()["jobs"]
+    assert listed.keys() == client.http.get(f"/v1/jobs/{listed['id']}").json().keys()
+    for cursor in (b"nonsense", b"1 \0", b"\xff", b"nan " + b"0" * 32):
         after = base64.urlsafe_b64encode(cursor).decode()
         assert client.http.get("/v1/jobs", params={"after": after}).status_code == 400
-    assert client.http.get("/v1/jobs?limit=1000").status_code == 422
+    for query in ("limit=1000", "status=lost", "state=running"):
+        refused = client.http.get(f"/v1/jobs?{query}")
+        assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+        assert query.partition("=")[0] in refused.json()["detail"]
 
 
 @pytest.mark.parametrize("name", ["%00", "a%00b", "%ff", "%ed%a0%80", "..", "x" * 5000])

@@ -231,7 +231,7 @@ def test_parse_from_the_command_line(tmp_path: Path) -> None:
     document.write_bytes(pdf_bytes(A4, A4))
     text.write_text("hello")
     read = run_cli(tmp_path, "parse", str(document), "--pages", "2", "--dpi", "72")
-    assert (read.returncode, read.stdout) == (0, "# Page 2\n\n595 x 842 pixels\n")
+    assert (read.returncode, read.stdout, read.stderr) == (0, "# Page 2\n\n595 x 842 pixels\n", "")
     both = run_cli(tmp_path, "parse", "--json", str(document), str(text))
     assert both.returncode == 1
     assert both.stdout.count("\n") == 1
@@ -245,6 +245,13 @@ def test_the_command_line_gives_up_when_nothing_can_be_read(tmp_path: Path) -> N
     failed = run_cli(tmp_path, "parse", "x.pdf", PATH=str(tmp_path))
     assert failed.returncode == 1
     assert "poppler" in failed.stderr
+
+
+def test_a_port_that_is_none_ends_the_start_with_a_message(tmp_path: Path) -> None:
+    refused = run_cli(tmp_path, "serve", "--port", "99999")
+    assert refused.returncode == 2
+    assert "less than or equal to 65535" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_the_api_imports_no_model_code() -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from app.errors import NotReady, StorageFull, StorageUnavailable
 from app.schemas.problem import Problem
@@ -52,7 +52,7 @@ async def readyz(request: Request) -> ReadyShape:
     return ReadyShape(model=readiness.model)
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.metrics.worker_ready.set(service.jobs.readiness.ready)

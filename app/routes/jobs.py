@@ -1,6 +1,7 @@
 """``/v1/jobs``: accept a document, watch it, get its result, cancel it."""
 
 import binascii
+import math
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
@@ -11,24 +12,24 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import BadOption, MethodNotAllowed, ParseError, StorageFull, StorageUnavailable
+from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.guarded import parse_url
-from app.jobs.job import Job, JobStatus
+from app.jobs.job import Job
 from app.jobs.jobs import JOB_ID
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
-from app.routes.parse import JSON, OFFERS, TEXT, accepted, answered, problems
+from app.routes.parse import IDEMPOTENCY_KEY, JSON, OFFERS, TEXT, accepted, answered, problems
 from app.routes.receive import fetched, receive_document, submit
-from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape
+from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
 from app.schemas.parse import DocumentShape, PageShape
 from app.service import Service, client_of, service_of
 
 router = APIRouter()
 
-MAX_LISTED = 100
 PING_S = 15
 MAX_EVENT_ID = 2**31
+EVENTS = "text/event-stream"
 
 REQUEST_BODY = {
     "required": True,
@@ -36,6 +37,12 @@ REQUEST_BODY = {
         "multipart/form-data": {"schema": JobFormBody.model_json_schema()},
         JSON: {"schema": JobJsonBody.model_json_schema()},
     },
+}
+LAST_EVENT_ID = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 0, "exclusiveMaximum": MAX_EVENT_ID},
+    "description": "The last event that was seen; those after it follow.",
 }
 
 
@@ -50,7 +57,7 @@ async def shown(service: Service, job: Job) -> JobShape:
     status_code=202,
     response_model=JobShape,
     responses=problems(),
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
 )
 async def create(request: Request) -> Response:
     """A document in, a job out. A document that was accepted is read, whatever dies meanwhile."""
@@ -74,18 +81,18 @@ async def _check_webhook(service: Service, url: str) -> None:
     await service.http.check(url)
 
 
-@router.get("/v1/jobs", summary="Jobs of this client, newest first", responses=problems())
-async def listed(
-    request: Request,
-    status: JobStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
-    after: Annotated[str | None, Query(max_length=200)] = None,
-) -> JobListShape:
+@router.get(
+    "/v1/jobs",
+    summary="Jobs of this client, newest first",
+    response_model_exclude_none=True,  # as a job alone is shown
+    responses=problems(),
+)
+async def listed(request: Request, asked: Annotated[ListFields, Query()]) -> JobListShape:
     service = service_of(request)
-    jobs = await service.jobs.listed(client_of(request), status, _cursor(after), limit + 1)
-    page, more = jobs[:limit], jobs[limit:]
-    query = f"&status={status}" if status else ""
-    following = f"/v1/jobs?limit={limit}{query}&after={_encoded(page[-1])}" if more else None
+    jobs = await service.jobs.listed(client_of(request), asked.status, _cursor(asked.after), asked.limit + 1)
+    page, more = jobs[: asked.limit], jobs[asked.limit :]
+    query = f"&status={asked.status}" if asked.status else ""
+    following = f"/v1/jobs?limit={asked.limit}{query}&after={_encoded(page[-1])}" if more else None
     return JobListShape(jobs=[await shown(service, job) for job in page], next=following)
 
 
@@ -101,7 +108,7 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
         cursor = float(at), job_id
     except (binascii.Error, ValueError) as error:
         raise BadOption("after must be taken from next") from error
-    if JOB_ID.fullmatch(job_id) is None:
+    if JOB_ID.fullmatch(job_id) is None or not math.isfinite(cursor[0]):
         raise BadOption("after must be taken from next")
     return cursor
 
@@ -143,15 +150,16 @@ async def result(request: Request, job_id: str) -> Response:
     "/v1/jobs/{job_id}/events",
     summary="Pages as they are finished, as server-sent events",
     response_class=EventSourceResponse,
-    responses=problems(),
+    responses={200: {"description": "Events.", "content": {EVENTS: TEXT}}, **problems()},
+    openapi_extra={"parameters": [LAST_EVENT_ID]},
 )
-async def events(request: Request, job_id: str) -> EventSourceResponse:
+async def events(request: Request, job_id: str) -> Response:
     """``page`` for every page, with its number of arrival as id; ``end`` with the job when it has ended."""
     service = service_of(request)
-    if "head" in request.scope:
-        raise MethodNotAllowed("events have no end that HEAD could wait for")
     after = _last_event_id(request.headers.get("last-event-id") or "0")
     await service.jobs.job(job_id)
+    if "head" in request.scope:  # which does not wait for the end of events that it does not show
+        return Response(media_type=EVENTS)
     return EventSourceResponse(_events(service, job_id, after), ping=PING_S)
 
 

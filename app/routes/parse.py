@@ -17,7 +17,7 @@ from app.jobs.job import Job
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
-from app.routes.receive import receive_document, submit
+from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
 from app.schemas.jobs import JobShape
 from app.schemas.parse import DocumentShape, FormBody, JsonBody, ParseFields, joined_markdown
 from app.schemas.problem import Problem
@@ -52,6 +52,12 @@ REQUEST_BODY = {
         JSON: {"schema": JsonBody.model_json_schema()},
     },
 }
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY_CHARS},
+    "description": "The same key with the same request is the same job; with another request, 409.",
+}
 TEXT = {"schema": {"type": "string"}}
 
 
@@ -61,9 +67,10 @@ TEXT = {"schema": {"type": "string"}}
     response_model=DocumentShape,
     responses={
         200: {"description": "At least one page was read.", "content": {MARKDOWN: TEXT, PLAIN: TEXT}},
+        202: {"description": "Not read within wait_seconds: the job, which goes on.", "model": JobShape},
         **problems(),
     },
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
 )
 async def parse(request: Request) -> Response:
     """A PDF or image in, Markdown out: as JSON with what every page cost, or as text by the Accept header.

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from app.errors import BadOption
+from app.errors import BadOption, UnsupportedMediaType
 from app.formats import Source, sniff_file
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
@@ -26,6 +26,8 @@ async def receive_document(
     """The body's document, spooled to ``path``, and its options, checked."""
     if request.query_params:
         raise BadOption("options go into the body, not into the address")
+    if (coding := request.headers.get("content-encoding", "identity").lower()) not in {"", "identity"}:
+        raise UnsupportedMediaType(f"send the body without Content-Encoding; {coding[:40]} is not read")
     await service.jobs.check_room()
     length = request.headers.get("content-length", "")
     with disk_errors():

@@ -3,12 +3,14 @@
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.guarded import MAX_URL_CHARS
 from app.jobs.job import Job, JobStatus
 from app.jobs.queues import DEFAULT_PRIORITY, MAX_PRIORITY
-from app.schemas.parse import FailureShape, OptionFields, PageShape
+from app.schemas.parse import FailureShape, OptionFields
+
+MAX_LISTED = 100
 
 
 class JobFields(OptionFields):
@@ -39,6 +41,16 @@ class JobJsonBody(JobFields):
     file: str | None = Field(
         None, json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64."
     )
+
+
+class ListFields(BaseModel):
+    """The query of ``GET /v1/jobs``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: JobStatus | None = Field(None, description="Jobs in this state alone.")
+    limit: int = Field(20, ge=1, le=MAX_LISTED, description="Most jobs in one answer.")
+    after: str | None = Field(None, max_length=200, description="Where to go on, from ``next``.")
 
 
 class PagesShape(BaseModel):
@@ -115,10 +127,6 @@ class JobShape(BaseModel):
 class JobListShape(BaseModel):
     jobs: list[JobShape]
     next: str | None = Field(None, description="Address of the next page; absent on the last.")
-
-
-class PageEventShape(PageShape):
-    """Data of an event ``page``: a page as in the result."""
 
 
 def _time(seconds: float) -> datetime:

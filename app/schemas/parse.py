@@ -65,9 +65,11 @@ class OptionFields(BaseModel):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Raise ``BadOption`` naming the field. Numbers are numbers here, not text."""
+        """Raise ``BadOption`` naming the field. Numbers are numbers here, not text; ``null`` is not given."""
         try:
-            return cls.model_validate(dict(fields), strict=True)
+            nulls = {name for name, value in fields.items() if value is None and name in cls.model_fields}
+            given = {name: value for name, value in fields.items() if name not in nulls}
+            return cls.model_validate(given, strict=True)
         except ValidationError as error:
             raise _bad_option(error, cls) from error
 
@@ -164,7 +166,7 @@ class BlockShape(BaseModel):
 
 
 class PageShape(BaseModel):
-    """One page. With ``error``, nothing was read and all that follows it is absent."""
+    """One page. With ``error``, nothing was read: what the model says of a page is null or empty."""
 
     index: int = Field(description="0-based page of the document.")
     width: int = Field(description="Pixels, as rendered; 0 when the page was not rendered.")

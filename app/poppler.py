@@ -1,0 +1,62 @@
+"""PDF pages by poppler's programs, which run in the rasterizer's process group and under its limits.
+
+What ``pdfinfo`` says of a PDF is told from what the PDF says of itself: title and author come first in its
+output, as they are, and with line breaks in them look like any other line. So the last that fits is believed.
+"""
+
+import io
+import math
+import re
+import subprocess
+
+from PIL import Image
+
+from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
+
+
+def count_pdf_pages(path: str) -> int:
+    """Pages the file says it has, at least one. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
+    said, complaints = _run("pdfinfo", path)
+    counts = re.findall(rb"^Pages: +([0-9]+)$", said, re.MULTILINE)
+    if counts and int(counts[-1]) > 0:
+        return int(counts[-1])
+    if b"Incorrect password" in complaints:
+        raise EncryptedPdf("the PDF cannot be opened without its password")
+    if b"security handler" in complaints:
+        raise EncryptedPdf("the PDF is encrypted by other means than a password")
+    if counts or b"after the last page (0)" in complaints:
+        raise UnreadableFile("the PDF has no pages")
+    raise UnreadableFile("the PDF is damaged beyond repair")
+
+
+def pdf_page_size(path: str, number: int) -> tuple[float, float]:
+    """CropBox width and height in points, before rotation; pages count from 1. Raise ``UnreadablePage``."""
+    said, _ = _run("pdfinfo", "-f", str(number), "-l", str(number), path)
+    sizes = re.findall(rb"^Page +%d size: +(\S+) x (\S+) pts" % number, said, re.MULTILINE)
+    if not sizes:
+        raise UnreadablePage("the page is missing from the file")
+    width_pt, height_pt = map(float, sizes[-1])
+    if not (math.isfinite(width_pt * height_pt) and width_pt > 0 and height_pt > 0):
+        raise UnreadablePage("the page has no area")
+    return width_pt, height_pt
+
+
+def render_pdf_page(path: str, number: int, longer_px: int) -> Image.Image:
+    """A page as viewers show it, its longer side so many pixels. Raise ``UnreadablePage``."""
+    page = ("-f", str(number), "-l", str(number))
+    pixels, _ = _run("pdftoppm", *page, "-scale-to", str(longer_px), "-cropbox", path)
+    if not pixels:
+        raise UnreadablePage("poppler renders nothing for this page")
+    with Image.open(io.BytesIO(pixels), formats=["PPM"]) as image:
+        image.load()
+        return image
+
+
+def _run(*command: str) -> tuple[bytes, bytes]:
+    """Standard output and standard error."""
+    try:
+        # paths of ours begin with a slash: none is an option
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+    except FileNotFoundError as error:
+        raise NotReady("poppler is not installed") from error
+    return done.stdout, done.stderr

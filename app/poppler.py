@@ -9,6 +9,8 @@ import math
 import re
 import subprocess
 
+from pdf2image import convert_from_path
+from pdf2image.exceptions import PDFPageCountError
 from PIL import Image
 
 from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
@@ -43,13 +45,23 @@ def pdf_page_size(path: str, number: int) -> tuple[float, float]:
 
 def render_pdf_page(path: str, number: int, longer_px: int) -> Image.Image:
     """A page as viewers show it, its longer side so many pixels. Raise ``UnreadablePage``."""
+    try:
+        images = convert_from_path(
+            path, first_page=number, last_page=number, size=longer_px, use_cropbox=True
+        )
+    except PDFPageCountError:  # pdf2image believes every line that begins with "Pages:", a title's too
+        images = _rendered(path, number, longer_px)
+    if len(images) != 1:
+        raise UnreadablePage("poppler renders nothing for this page")
+    image: Image.Image = images[0]
+    image.load()
+    return image
+
+
+def _rendered(path: str, number: int, longer_px: int) -> list[Image.Image]:
     page = ("-f", str(number), "-l", str(number))
     pixels, _ = _run("pdftoppm", *page, "-scale-to", str(longer_px), "-cropbox", path)
-    if not pixels:
-        raise UnreadablePage("poppler renders nothing for this page")
-    with Image.open(io.BytesIO(pixels), formats=["PPM"]) as image:
-        image.load()
-        return image
+    return [Image.open(io.BytesIO(pixels), formats=["PPM"])] if pixels else []
 
 
 def _run(*command: str) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
@@ -20,7 +21,7 @@ from training.printed import Mark, Piece, PrintedPage
 from training.render import BICUBIC, RenderedPage, degrade, draw_page
 from training.text import TextSource
 
-WIDTH_EM, HEIGHT_EM = (14.0, 44.0), (5.0, 13.0)
+WIDTH_EM, HEIGHT_EM, STRUCTURED_HEIGHT_EM = (14.0, 44.0), (5.0, 13.0), (15.0, 24.0)
 VIEWS_A_PAGE = 5
 """At most, so that a batch has prints of several kinds."""
 TRACKED_SHARE, TRACKING_EM = 0.2, (-0.03, 0.14)
@@ -70,7 +71,9 @@ class LineRenderer:
     def _page_views(self, rng: random.Random, style: LineStyle) -> list[RenderedPage]:
         em = style.em_px[0] * (style.em_px[1] / style.em_px[0]) ** rng.random()
         drawn = rng.choice([1.0, 1.5, 2.0])
-        width, height = (em * rng.uniform(*sides) for sides in (WIDTH_EM, HEIGHT_EM))
+        is_structured = rng.random() < style.structured
+        heights = STRUCTURED_HEIGHT_EM if is_structured else HEIGHT_EM
+        width, height = (em * rng.uniform(*sides) for sides in (WIDTH_EM, heights))
         tracking = rng.uniform(*TRACKING_EM) if rng.random() < TRACKED_SHARE else 0.0
         stretch = 1.0
         if rng.random() < style.stretched:
@@ -79,8 +82,8 @@ class LineRenderer:
             width * drawn / stretch,
             height * drawn,
             em * drawn,
-            style.structured,
-            max_characters=1000,
+            float(is_structured),
+            max_characters=1500,
             tracking=tracking,
             ligatures=rng.random() < LIGATURES_SHARE,
         )
@@ -97,7 +100,7 @@ class LineRenderer:
 
 def _drawn(rng: random.Random, views: Sequence[RenderedPage], most: int) -> list[RenderedPage]:
     """At random, and fuller views rather than those with a word or two, which cost as much to read."""
-    order = sorted(views, key=lambda view: rng.random() ** (1 / (3 + len(view.marks))))
+    order = sorted(views, key=lambda view: rng.random() ** (1 / (2 + len(view.marks))))
     return order[-most:]
 
 
@@ -118,13 +121,21 @@ def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
     pixels = pixels + grain * rng.uniform(0, 35)
     if rng.random() < 0.7:
         paper, black = float(np.percentile(pixels, 90)), float(np.percentile(pixels, 0.5))
-        pixels = np.where(pixels > black + rng.uniform(0.35, 0.75) * (paper - black), 255.0, 0.0)
+        pressure = _pressure(rng, pixels.shape, em)
+        pixels = np.where(pixels > black + (rng.uniform(0.3, 0.75) + pressure) * (paper - black), 255.0, 0.0)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     if rng.random() < 0.2:
         coded = io.BytesIO()
         image.save(coded, "JPEG", quality=rng.randint(40, 90))
         image = Image.open(coded).convert("L")
     return image
+
+
+def _pressure(rng: random.Random, shape: tuple[int, ...], em: float) -> npt.NDArray[np.float32]:
+    """Of the type on the paper, (H, W) around 0: where it was light, hairlines are lost."""
+    field = np.random.default_rng(rng.getrandbits(32)).standard_normal(shape, dtype=np.float32)
+    smooth = ndimage.gaussian_filter(field, em * rng.uniform(0.1, 0.5))
+    return np.asarray(smooth / max(1e-6, float(smooth.std())) * rng.uniform(0.0, 0.18), np.float32)
 
 
 def _dotted(rng: random.Random, image: Image.Image, em: float) -> Image.Image:

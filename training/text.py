@@ -189,14 +189,15 @@ class TextSource:
 
     def _word(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.42:
+        if kind < 0.4:
             return rng.choice(_COMMON)
-        if kind < 0.89:
+        if kind < 0.85:
             return rng.choice(self._words)
-        if kind < 0.93:
+        if kind < 0.89:
             return self._number(rng) if rng.random() < 0.6 else self._code(rng)
-        if kind < 0.95:
-            return rng.choice(self._words) + rng.choice(["'s", "n't", "-" + rng.choice(self._words), "'ll"])
+        if kind < 0.93:
+            first = rng.choice(self._words if rng.random() < 0.7 else _COMMON)
+            return first + rng.choice(["'s", "'s", "n't", "-" + rng.choice(self._words), "'ll", "s'", "—and"])
         opening, closing = rng.choice([("(", ")"), ("[", "]"), ('"', '"'), ("'", "'")])
         return opening + rng.choice(self._words) + closing
 

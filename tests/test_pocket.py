@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from app.document import Page, Pruning, ReadOptions
+from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.reader import open_reader
 from app.poppler import render_pdf_page
@@ -73,3 +74,21 @@ async def read_pages(images: list[Image.Image], options: ReadOptions) -> list[st
         return [(await stream.result()).text for stream in streams]
     finally:
         await reader.close()
+
+
+def test_a_turned_page_is_read_like_an_upright_one() -> None:
+    """Boxes are where the text is on the page as it was sent."""
+    page = render_pdf_page(str(ROOT / "docs/sample.pdf"), 1, 1754)
+    page = page.crop((0, 0, page.width, 700))
+    ways = [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270]
+    upright, *turned = asyncio.run(read_pages([page, *(page.transpose(way) for way in ways)], ReadOptions()))
+    blocks = to_markdown(upright).blocks
+    assert len(blocks) > 2
+    for quarters, text in enumerate(turned, 1):
+        found = to_markdown(text).blocks
+        assert [block.text for block in found] == [block.text for block in blocks]
+        for block, original in zip(found, blocks, strict=True):
+            left, top, right, bottom = original.bbox
+            for _ in range(quarters):
+                left, top, right, bottom = top, 999 - right, bottom, 999 - left
+            assert all(abs(a - b) <= 2 for a, b in zip(block.bbox, (left, top, right, bottom), strict=True))

@@ -19,6 +19,8 @@ HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 APART = 10
 """White between items that belong to another list, thousandths of the page."""
+FARTHEST = 999
+"""The right and the lower edge of a page in its tags."""
 FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
 """Tokens with a meaning in the model's format; what is printed has none of it."""
 
@@ -56,9 +58,10 @@ def _number(item: str) -> int:
     return int(match[1]) if match else 0
 
 
-def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) -> str:
+def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
     """``texts``: of every line of every region, in order. ``tagged``: Markdown with grounding tags, else
-    plain text.
+    plain text. ``turns``: quarter turns, counter-clockwise, after which the page was cut; tags say where its
+    text is before them.
     """
     at = 0
     written: list[_Written] = []
@@ -76,7 +79,7 @@ def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool) ->
             else:
                 written.append(block)
     ordered = _with_number_outside(written)
-    return "\n\n".join(_with_tag(block) if tagged else "\n".join(block.lines) for block in ordered)
+    return "\n\n".join(_with_tag(block, turns) if tagged else "\n".join(block.lines) for block in ordered)
 
 
 def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
@@ -101,10 +104,17 @@ def _with_ones(texts: Sequence[str]) -> list[str]:
     return told
 
 
-def _with_tag(block: _Written) -> str:
-    corners = ", ".join(str(value) for value in block.box)
+def _with_tag(block: _Written, turns: int) -> str:
+    corners = ", ".join(str(value) for value in _turned_back(block.box, turns))
     body = "\n".join(block.lines)
     return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+
+
+def _turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    for _ in range(turns):  # clockwise
+        left, top, right, bottom = FARTHEST - bottom, left, FARTHEST - top, right
+    return left, top, right, bottom
 
 
 def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:

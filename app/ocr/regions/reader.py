@@ -3,6 +3,7 @@ text together. The engine sees views of many pages and documents, as it sees pag
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,14 @@ MAX_VIEWS = 500
 """Of a page; a dense A4 page has some 200. What lies beyond is not read: the page ends as ``length``."""
 MAX_WAITING = 64
 """Views of one page that are with the engine at a time: its queue is for many pages."""
+PROBES, DOUBT, SURER = 12, -0.2, 0.1
+"""Views that tell whether a page is turned; mean log-probability of their tokens below which it may be, and
+by how much another way must be read better."""
+WIDE, WIDE_SHARE = 4, 0.3
+"""Width of a line in its heights, and share of such lines on a page whose print goes across: what is cut from
+one on its side are letters."""
+TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+"""By quarter turns, counter-clockwise."""
 
 
 class RegionReader:
@@ -104,9 +113,8 @@ class RegionStream:
         return await asyncio.shield(self._reading)
 
     def cancel(self) -> None:
-        self._is_cancelled = True
-        for stream in self._streams:
-            stream.cancel()
+        self._is_cancelled = True  # what is submitted later is cancelled, too
+        _cancel(self._streams)
 
     async def _read(self) -> Reading:
         began = time.monotonic()
@@ -118,43 +126,99 @@ class RegionStream:
             prompt=None,
             max_output_tokens=MAX_VIEW_TOKENS if most is None else min(most, MAX_VIEW_TOKENS),
         )
-        # of a blank page one view is read for its figures; its text is none
-        views = [view.image for view in cut.views[:MAX_VIEWS]] or [self._page.image.resize((64, 64))]
-        readings = await self._readings(views, options)
+        turns = 0
+        readings = await self._readings(_shown(cut, self._page), options, doubts=bool(cut.views))
+        if readings is None:
+            began = time.monotonic()
+            turns, cut = await self._upright(cut, options)
+            cut_ms += (time.monotonic() - began) * 1e3
+            readings = await self._readings(_shown(cut, self._page), options) or []
         is_noise = [self._reader.is_noise(reading) for reading in readings]
         read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
         read += [""] * (len(cut.views) - len(read))
-        text = _composed(cut, read, tagged=self._tagged)
+        text = _composed(cut, read, tagged=self._tagged, turns=turns)
         whole = _whole(readings, text, cut_ms, most)
         if len(cut.views) > MAX_VIEWS and whole.finish_reason in ("stop", "loop"):
             return replace(whole, finish_reason="length")
-        if cut.views and sum(is_noise) > len(is_noise) / 2 and whole.finish_reason in ("stop", "loop"):
+        is_guessed = 2 * sum(is_noise) > len(is_noise) or self._reader.is_noise(whole)
+        if cut.views and is_guessed and whole.finish_reason in ("stop", "loop"):
             return replace(whole, finish_reason="low_confidence")
         return whole
 
-    async def _readings(self, views: Sequence[Image.Image], options: ReadOptions) -> list[Reading]:
+    async def _upright(self, cut: CutPage, options: ReadOptions) -> tuple[int, CutPage]:
+        """The page as its print is read best, and by how many quarter turns, counter-clockwise. What is in
+        doubt either way stays as it is.
+        """
+        ways = [(await self._confidence(cut, options) + SURER, 0, cut)]
+        for turns in (2,) if _goes_across(cut) else (1, 3):
+            if self._is_cancelled:
+                break
+            turned = await self._reader.cut(self._page.image.transpose(TURNED[turns]))
+            ways.append((await self._confidence(turned, options), turns, turned))
+        _, turns, cut = max(ways, key=lambda way: way[0])
+        return turns, cut
+
+    async def _confidence(self, cut: CutPage, options: ReadOptions) -> float:
+        """Of views from all over the page."""
+        count = min(PROBES, len(cut.views))
+        views = [cut.views[number * len(cut.views) // count].image for number in range(count)]
+        readings = await self._readings(views, options) or []
+        return _mean_confidence(readings) if readings else -math.inf
+
+    async def _readings(
+        self, views: Sequence[Image.Image], options: ReadOptions, *, doubts: bool = False
+    ) -> list[Reading] | None:
+        """``None``, with ``doubts``, as soon as the first views look as if the page were turned."""
         readings: list[Reading] = []
+        streams: list[EngineStream] = []
+        self._streams, probes = streams, min(PROBES, len(views))
         try:
-            for view in views:
-                if len(self._streams) - len(readings) >= MAX_WAITING:
-                    readings.append(await self._streams[len(readings)].result())
-                stream = self._reader.submit_view(view, self._page, options, self._document_id)
-                self._streams.append(stream)
-                if self._is_cancelled:
-                    stream.cancel()
-            readings += [await stream.result() for stream in self._streams[len(readings) :]]
+            for number in range(len(views) + MAX_WAITING):
+                if number < len(views):
+                    streams.append(self._submit(views[number], options))
+                if MAX_WAITING <= number < len(streams) + MAX_WAITING:
+                    readings.append(await streams[number - MAX_WAITING].result())
+                    if doubts and len(readings) == probes and _mean_confidence(readings) < DOUBT:
+                        _cancel(streams)
+                        return None
             return readings
         except BaseException:
-            for stream in self._streams:
-                stream.cancel()
+            _cancel(streams)
             raise
 
+    def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
+        stream = self._reader.submit_view(view, self._page, options, self._document_id)
+        if self._is_cancelled:
+            stream.cancel()
+        return stream
 
-def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool) -> str:
+
+def _cancel(streams: Sequence[EngineStream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+def _goes_across(cut: CutPage) -> bool:
+    lines = [] if cut.page is None else cut.page.lines
+    return sum(line.width > WIDE * line.height for line in lines) >= WIDE_SHARE * len(lines)
+
+
+def _shown(cut: CutPage, page: Page) -> list[Image.Image]:
+    """Of a blank page one view is read for its figures; its text is none."""
+    return [view.image for view in cut.views[:MAX_VIEWS]] or [page.image.resize((64, 64))]
+
+
+def _mean_confidence(readings: Sequence[Reading]) -> float:
+    """By tokens."""
+    weights = [reading.tokens.output + 1 for reading in readings]
+    return sum(r.confidence * w for r, w in zip(readings, weights, strict=True)) / sum(weights)
+
+
+def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool, turns: int) -> str:
     if cut.page is None:
         return ""
     texts = _line_texts(cut, read)
-    return compose(regions_of(cut.page, texts), texts, tagged=tagged)
+    return compose(regions_of(cut.page, texts), texts, tagged=tagged, turns=turns)
 
 
 def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:
@@ -190,12 +254,10 @@ def _whole(readings: Sequence[Reading], text: str, cut_ms: float, most: int | No
     times = {stage: sum(reading.timing_ms[stage] for reading in readings) for stage in readings[0].timing_ms}
     times["queue"] = max(reading.timing_ms["queue"] for reading in readings)
     times["preprocess"] += cut_ms
-    weights = [one.output + 1 for one in tokens]
-    confidence = sum(r.confidence * w for r, w in zip(readings, weights, strict=True)) / sum(weights)
     return Reading(
         text=text,
         finish_reason=reason,
-        confidence=confidence,
+        confidence=_mean_confidence(readings),
         mode=readings[0].mode,
         tokens=counts,
         timing_ms=times,

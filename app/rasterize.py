@@ -10,15 +10,19 @@ orientation is applied, transparency lies on white. An image that does not decod
 half read.
 """
 
+import contextlib
 import math
 import os
 import resource
+import select
 import struct
 import sys
 import time
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from pdf2image import convert_from_path, pdfinfo_from_path
@@ -35,6 +39,11 @@ MIN_DPI = 18.0
 """A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
+MAX_OPEN_FILES = 8
+MAX_OPEN_PIXELS = 10_000_000
+"""Of four bytes. A file whose page alone has more is opened for each page."""
+OPEN_IDLE_S = 1.0
+"""Without a request for so long, nothing stays open."""
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
@@ -154,8 +163,8 @@ def _pdf_page_size(path: str, number: int) -> tuple[float, float]:
 
 
 def _image_page(request: PageRequest) -> Image.Image:
-    with Image.open(request.path, formats=[request.format]) as image:
-        if request.index:
+    with _opened.image(request.path, request.format) as image:
+        if request.format in MULTIPAGE_FORMATS:
             image.seek(request.index)
         if image.width * image.height > request.max_image_pixels:
             raise TooManyPixels(f"the image has {image.width} x {image.height} pixels")
@@ -164,6 +173,54 @@ def _image_page(request: PageRequest) -> Image.Image:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         image.load()
         return _fit(_rgb(_upright(image)), request.max_page_pixels)
+
+
+class _Opened:
+    """TIFF files of the last requests, open: a page is found by way of all pages before it, so that opening
+    the file for each of them takes time in the square of their number.
+    """
+
+    def __init__(self) -> None:
+        self._images: dict[tuple[str, int, int, int], Image.Image] = {}
+
+    @contextlib.contextmanager
+    def image(self, path: str, file_format: str) -> Iterator[Image.Image]:
+        """The image, to be used before another one is asked for. What fails is opened anew the next time."""
+        if file_format not in MULTIPAGE_FORMATS:
+            with Image.open(path, formats=[file_format]) as image:
+                yield image
+            return
+        status = Path(path).stat()
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        opened = self._images.pop(key, None) or self._open(path, file_format)
+        try:
+            yield opened
+        except BaseException:
+            opened.close()
+            raise
+        self._images[key] = opened
+        self._close_oldest()
+
+    def _open(self, path: str, file_format: str) -> Image.Image:
+        # a file that was removed is not gone while it is open
+        for key in [key for key in self._images if not Path(key[0]).exists()]:
+            self._images.pop(key).close()
+        return Image.open(path, formats=[file_format])
+
+    def _close_oldest(self) -> None:
+        """Each holds the pixels of its last page, too."""
+        while len(self._images) > MAX_OPEN_FILES or self._num_pixels() > MAX_OPEN_PIXELS:
+            self._images.pop(next(iter(self._images))).close()
+
+    def _num_pixels(self) -> int:
+        return sum(image.width * image.height for image in self._images.values())
+
+    def close(self) -> None:
+        while self._images:
+            self._images.popitem()[1].close()
+
+
+_opened = _Opened()
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -229,7 +286,12 @@ def _limit(max_mib: int, cpu_s: int) -> None:
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO, max_mib: int, cpu_s: int) -> None:
-    while (message := read_frame_blocking(requests)) is not None:
+    while True:
+        # nothing can be in the buffer: who asks waits for the answer before asking again
+        if not select.select([requests], [], [], OPEN_IDLE_S)[0]:
+            _opened.close()
+        if (message := read_frame_blocking(requests)) is None:
+            return
         _limit(max_mib, cpu_s)
         header, pixels = _answer(message)
         answers.write(pack({**header, "num_bytes": len(pixels)}))

@@ -23,7 +23,7 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.rasterize")
 
-REQUESTS_PER_CHILD = 200
+REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
 

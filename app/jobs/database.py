@@ -4,14 +4,15 @@ Two engines on one database. Ours begins writing transactions with the write loc
 one still holds when it writes. DBOS has its own ways of beginning transactions and gets an engine of its own.
 """
 
+import asyncio
 import logging
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from dbos import DBOS
@@ -22,10 +23,15 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from app.errors import StorageFull, StorageUnavailable
 from app.settings import Settings
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 BUSY_MS = 4000
 """Longest wait for SQLite's write lock in our own transactions; a client is told 503 after it."""
 DBOS_BUSY_MS = 30_000
 CONNECT_S = 3
+ANSWER_S = 8.0
+"""Over what a lock or a new connection may take, so that those have their own say first."""
 KEEPALIVES = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -142,6 +148,18 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
         # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
         # again, and the next FULL commit takes all before it along.
         connection.execute("PRAGMA synchronous=NORMAL")
+
+
+async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What takes milliseconds, in a thread. A database that hangs is one that is away.
+
+    Raise ``StorageUnavailable`` or ``StorageFull``.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.to_thread(read, *args, **kwargs)
+    except TimeoutError as error:
+        raise StorageUnavailable("the database of jobs does not answer") from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
+from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.page_meter import PageMeter
 from app.jobs.store import Queue, Store
 from app.jobs.tables import jobs, pages, workers
@@ -58,6 +58,29 @@ def test_of_a_group_what_another_worker_wrote_before_is_left_out(store: Store) -
         *[(3, 4), (4, 2), (5, 0)],
     ]
     assert store.progress([first, second]) == {first: ("succeeded", 5), second: ("queued", 1)}
+
+
+def test_a_group_is_as_many_statements_for_many_pages_as_for_one(store: Store) -> None:
+    statements: list[str] = []
+
+    def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    one, *many = (accept(store, new_job(12)) for _ in range(4))
+    log = PageLog(store)
+    sa.event.listen(sa.Engine, "before_cursor_execute", hear)
+    try:
+        log.write("w", [done(one, 0), started(one, 1)])
+        num_for_one = len(statements)
+        log.write("w", [entry for job_id in many for page in range(6) for entry in both(job_id, page)])
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hear)
+    assert len(statements) == 2 * num_for_one
+    assert store.progress(many) == dict.fromkeys(many, ("queued", 6))
+
+
+def both(job_id: str, page: int) -> tuple[Done, Started]:
+    return done(job_id, page), started(job_id, page + 6)
 
 
 def test_events_replay_from_any_point(store: Store) -> None:

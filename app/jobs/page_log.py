@@ -208,7 +208,7 @@ class PageLog:
                 counts.append(_counts(job, new, at))
         if rows:
             inserted = c.execute(self._insert, rows, execution_options={"preserve_rowcount": True})
-            if inserted.rowcount != len(rows):
+            if is_new and inserted.rowcount != len(rows):
                 raise _WrittenBefore
             c.execute(_COUNT, counts)
 

@@ -206,7 +206,7 @@ class Jobs:
         return await promptly(self.store.queue)
 
     async def position(self, job: Job) -> int | None:
-        return await promptly(self.store.position, job)
+        return await promptly(self.store.position, job) if job.status == "queued" else None
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job within one decode step; one that has ended stays as it is."""

@@ -118,7 +118,7 @@ async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json:
             # the queue takes its document away; the user's file stays
             copy = await asyncio.to_thread(shutil.copyfile, file, Path(folder) / "document")
             job, _ = await jobs.submit(sniff_file(copy), options, Wish("cli"))
-        document = await jobs.document(await jobs.wait(job.id, FOREVER_S))
+        document = await jobs.document(await jobs.following.wait(job.id, FOREVER_S))
         raise_if_unread(document)
     except (ParseError, OSError) as error:
         print(f"{file}: {error}", file=sys.stderr)

@@ -10,15 +10,17 @@ orientation is applied, transparency lies on white. An image that does not decod
 half read.
 """
 
+import contextlib
 import math
 import os
 import resource
+import select
 import struct
 import sys
 import time
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,13 +32,15 @@ from app.errors import ParseError, TooManyPixels, UnreadableFile, UnreadablePage
 from app.frames import pack, read_frame_blocking
 from app.poppler import count_pdf_pages, pdf_page_size, render_pdf_page
 from app.processes import kill_group, when_orphaned
-from app.tiff import page_frames
+from app.tiff import OpenTiffs, page_frames
 
 MIB = 2**20
 MIN_DPI = 18.0
 """A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
 MAX_SIDE_PX = 30_000
 MAX_TMP_FILE_BYTES = 64 * MIB
+OPEN_IDLE_S = 1.0
+"""Without a request for so long, nothing stays open."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF."""
@@ -123,10 +127,7 @@ def _pdf_page(request: PageRequest) -> Image.Image:
 
 
 def _image_page(request: PageRequest) -> Image.Image:
-    # A file, not its path: Pillow maps raw TIFFs of a path into memory with the size that they have after
-    # turning, so that those with an orientation of 5 to 8 come out as noise.
-    with Path(request.path).open("rb") as file, Image.open(file, formats=[request.format]) as image:
-        image.seek(page_frames(file)[request.index] if request.format == "TIFF" else 0)
+    with _opened(request) as image:
         if image.width * image.height > request.max_image_pixels:
             raise TooManyPixels(f"the image has {image.width} x {image.height} pixels")
         scale = math.sqrt(request.max_page_pixels / (image.width * image.height))
@@ -135,6 +136,19 @@ def _image_page(request: PageRequest) -> Image.Image:
         image.load()
         tags = getattr(image, "tag_v2", {})
         return _fit(_rgb(_upright(image), tags), request.max_page_pixels)
+
+
+_tiffs = OpenTiffs()
+
+
+@contextlib.contextmanager
+def _opened(request: PageRequest) -> Iterator[Image.Image]:
+    if request.format == "TIFF":
+        with _tiffs.page(request.path, request.index) as image:
+            yield image
+    else:
+        with Image.open(request.path, formats=[request.format]) as image:
+            yield image
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -203,7 +217,12 @@ def _limit(max_mib: int, cpu_s: int) -> None:
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO, max_mib: int, cpu_s: int) -> None:
-    while (message := read_frame_blocking(requests)) is not None:
+    while True:
+        # nothing can be in the buffer: who asks waits for the answer before asking again
+        if not select.select([requests], [], [], OPEN_IDLE_S)[0]:
+            _tiffs.close()
+        if (message := read_frame_blocking(requests)) is None:
+            return
         _limit(max_mib, cpu_s)
         header, pixels = _answer(message)
         answers.write(pack({**header, "num_bytes": len(pixels)}))

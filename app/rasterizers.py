@@ -23,7 +23,9 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.rasterize")
 
-REQUESTS_PER_CHILD = 200
+MAX_INLINE_BYTES = 2**20
+"""Up to this, copying a page's pixels takes less time than handing them to a thread."""
+REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
 
@@ -97,7 +99,10 @@ class Rasterizers:
         message = {"op": "page", "page": asdict(request)}
         header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"))
         size = (int(header["width"]), int(header["height"]))
-        image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
+        if len(pixels) <= MAX_INLINE_BYTES:
+            image = Image.frombytes("RGB", size, pixels)
+        else:
+            image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
         return Page(index, image, float(header["ms"]))
 
     async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytearray]:

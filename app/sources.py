@@ -48,7 +48,7 @@ class Upload:
 class _Body(Protocol):
     """A request body being taken apart. ``feed`` gives the file's bytes as far as they are known."""
 
-    def feed(self, chunk: bytes) -> bytes: ...
+    def feed(self, chunk: bytes) -> bytes | bytearray: ...
 
     @property
     def has_file(self) -> bool: ...
@@ -82,9 +82,9 @@ async def receive(
             if num_bytes + len(buffer) > settings.max_upload_bytes:
                 raise TooLarge(f"the file is larger than {settings.max_upload_mib} MiB")
             if len(buffer) >= WRITE_BYTES:
-                num_bytes += await asyncio.to_thread(_write, spooled.write, bytes(buffer))
-                buffer.clear()
-        num_bytes += _write(spooled.write, bytes(buffer))
+                full, buffer = buffer, bytearray()
+                num_bytes += await asyncio.to_thread(_write, spooled.write, full)
+        num_bytes += _write(spooled.write, buffer)
     fields = body.finish()
     from_form = isinstance(body, _Multipart)
     if body.has_file:
@@ -102,10 +102,10 @@ def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bo
     return f"{lacking}{', nor an address at url' if may_name_url else ''}; there is {instead}"
 
 
-def _write(write: Callable[[bytes], int | None], data: bytes) -> int:
+def _write(write: Callable[[memoryview], int | None], data: bytearray) -> int:
     view = memoryview(data)
     while view:
-        view = view[write(bytes(view)) or 0 :]
+        view = view[write(view) or 0 :]
     return len(data)
 
 
@@ -170,13 +170,12 @@ class _Multipart:
         except FormParserError as error:
             raise BadRequest("the multipart boundary cannot be used") from error
 
-    def feed(self, chunk: bytes) -> bytes:
+    def feed(self, chunk: bytes) -> bytearray:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise BadRequest("the body is not well-formed multipart/form-data") from error
-        data = bytes(self._file)
-        self._file.clear()
+        data, self._file = self._file, bytearray()
         return data
 
     def finish(self) -> dict[str, Any]:
@@ -220,7 +219,7 @@ class _Multipart:
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._name == FILE_FIELD:
-            self._file += data[start:end]
+            self._file += memoryview(data)[start:end]
             return
         self._spend(end - start)
         self._value += data[start:end]

@@ -4,15 +4,23 @@ Scanners and image servers store more than pages: thumbnails, the same page at h
 transparency masks. A frame that cannot be decoded is a page that cannot be read, not the end of the others.
 """
 
+import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
+
+from PIL import Image
 
 NEW_SUBFILE_TYPE, WIDTH, HEIGHT = 254, 256, 257
 REDUCED, MASK = 1, 4
 MAX_FRAMES = 100_000
 """More is no document. One may take six bytes, so that the size of an upload does not bound the work."""
+MAX_OPEN_FILES = 8
+MAX_OPEN_PIXELS = 10_000_000
+"""Of four bytes. A file whose page alone has more is opened for each page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +100,62 @@ def _number(file: BinaryIO, form: str) -> int:
     except struct.error as error:
         raise ValueError("the file ends inside a directory") from error
     return int(number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    file: BinaryIO
+    image: Image.Image
+    frames: list[int]
+
+    def close(self) -> None:
+        self.image.close()
+        self.file.close()
+
+
+class OpenTiffs:
+    """TIFF files of the last requests, open: a page is found by way of all pages before it, so that opening
+    the file for each of them takes time in the square of their number.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, int, int, int], _Open] = {}
+
+    @contextlib.contextmanager
+    def page(self, path: str, index: int) -> Iterator[Image.Image]:
+        """The page, to be used before another one is asked for. What fails is opened anew the next time."""
+        status = Path(path).stat()
+        key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
+        opened = self._files.pop(key, None) or self._open(path)
+        try:
+            opened.image.seek(opened.frames[index])
+            yield opened.image
+        except BaseException:
+            opened.close()
+            raise
+        self._files[key] = opened
+        self._close_oldest()
+
+    def _open(self, path: str) -> _Open:
+        # a file that was removed is not gone while it is open
+        for key in [key for key in self._files if not Path(key[0]).exists()]:
+            self._files.pop(key).close()
+        # A file, not its path: Pillow maps raw TIFFs of a path into memory with the size that they have after
+        # turning, so that those with an orientation of 5 to 8 come out as noise.
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(Path(path).open("rb"))
+            opened = _Open(file, Image.open(file, formats=["TIFF"]), page_frames(file))
+            stack.pop_all()
+        return opened
+
+    def _close_oldest(self) -> None:
+        """Each holds the pixels of its last page, too."""
+        while len(self._files) > MAX_OPEN_FILES or self._num_pixels() > MAX_OPEN_PIXELS:
+            self._files.pop(next(iter(self._files))).close()
+
+    def _num_pixels(self) -> int:
+        return sum(opened.image.width * opened.image.height for opened in self._files.values())
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()

@@ -115,8 +115,8 @@ def done(job_id: str, page: int, text: str = "text") -> Done:
     return Done(job_id, page, encode_page(PageResult(page, 1, 1, text)), failed=False, model="m")
 
 
-def started(job_id: str, page: int) -> Started:
-    return Started(job_id, page, 10, 20)
+def started(job_id: str, page: int, *, again: bool = False) -> Started:
+    return Started(job_id, page, 10, 20, again)
 
 
 class Bench:

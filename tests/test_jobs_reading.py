@@ -173,7 +173,7 @@ def test_suspects_are_read_apart_and_given_up_after_two_deaths_alone(tmp_path: P
         bench = Bench(tmp_path)
         job_id = bench.job(6)
         for worker, begun in (("a", [0]), ("b", [0]), ("c", [1, 3])):
-            bench.log.write(worker, [started(job_id, page) for page in begun])
+            bench.log.write(worker, [started(job_id, page, again=worker == "b") for page in begun])
             bench.log.bury(worker)
         reading = asyncio.create_task(bench.worker.read(job_id, 0))
         await bench.running(1)

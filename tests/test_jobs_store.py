@@ -12,7 +12,7 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Interrupted, PageLog
+from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.page_meter import PageMeter
 from app.jobs.store import Queue, Store
 from app.jobs.tables import jobs, pages, workers
@@ -43,6 +43,44 @@ def test_a_page_is_counted_once_however_many_workers_wrote_it(store: Store) -> N
     events = store.events(job_id, 0)
     assert [event.seq for event in events] == list(range(1, 21))
     assert sorted(event.page.index for event in events) == list(range(20))
+
+
+def test_of_a_group_what_another_worker_wrote_before_is_left_out(store: Store) -> None:
+    first, second = accept(store, new_job(5)), accept(store, new_job(2))
+    store.begin(first)
+    log = PageLog(store)
+    log.write("fast", [done(first, 3, "by fast"), done(first, 1, "by fast")])
+    group = [done(first, page, "by slow") for page in (4, 3, 2, 1, 0)]
+    log.write("slow", [*group, done(second, 1, "by slow"), started(second, 0)])
+    assert [page.markdown[3:] for page in store.results(first)] == ["slow", "fast", "slow", "fast", "slow"]
+    assert [(event.seq, event.page.index) for event in store.events(first, 0)] == [
+        *[(1, 3), (2, 1)],
+        *[(3, 4), (4, 2), (5, 0)],
+    ]
+    assert store.progress([first, second]) == {first: ("succeeded", 5), second: ("queued", 1)}
+
+
+def test_a_group_is_as_many_statements_for_many_pages_as_for_one(store: Store) -> None:
+    statements: list[str] = []
+
+    def hear(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    one, *many = (accept(store, new_job(12)) for _ in range(4))
+    log = PageLog(store)
+    sa.event.listen(sa.Engine, "before_cursor_execute", hear)
+    try:
+        log.write("w", [done(one, 0), started(one, 1)])
+        num_for_one = len(statements)
+        log.write("w", [entry for job_id in many for page in range(6) for entry in both(job_id, page)])
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hear)
+    assert len(statements) == 2 * num_for_one
+    assert store.progress(many) == dict.fromkeys(many, ("queued", 6))
+
+
+def both(job_id: str, page: int) -> tuple[Done, Started]:
+    return done(job_id, page), started(job_id, page + 6)
 
 
 def test_events_replay_from_any_point(store: Store) -> None:
@@ -132,11 +170,11 @@ def test_attempts_are_counted_and_taken_back(store: Store) -> None:
     log.bury("a")
     together = Attempt(2, 0, 10, 20)
     assert log.unread(job_id, [0, 1, 2]) == {0: together, 1: together, 2: FIRST_ATTEMPT}
-    log.write("b", [started(job_id, 0), started(job_id, 1)])
+    log.write("b", [started(job_id, 0, again=True), started(job_id, 1, again=True)])
     log.write("b", [Interrupted(job_id, 1)])
     log.bury("b")
     assert log.unread(job_id, [1, 0]) == {1: together, 0: Attempt(1, 1, 10, 20)}, "0 was alone"
-    log.write("c", [started(job_id, 0), started(job_id, 1), done(job_id, 1)])
+    log.write("c", [started(job_id, 0, again=True), started(job_id, 1, again=True), done(job_id, 1)])
     log.bury("c")
     assert log.unread(job_id, [0, 1]) == {0: Attempt(1, 2, 10, 20)}, "what is done is not with anybody"
     assert store.job(job_id).num_retries == 4

@@ -7,6 +7,7 @@ import io
 import os
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -217,6 +218,78 @@ def test_a_tiff_has_all_its_pages(tmp_path: Path) -> None:
     pages = read(tmp_path, frames("TIFF"))
     assert [page.image.size for page in pages if isinstance(page, Page)] == [(20, 10), (21, 10), (22, 10)]
     assert [page.index for page in pages if isinstance(page, Page)] == [0, 1, 2]
+
+
+def test_pages_of_many_tiffs_in_any_order_are_those_of_their_files(tmp_path: Path) -> None:
+    """Files that are kept open are told apart, also from one that takes another's place."""
+    rng = random.Random(5)
+    sizes = {f"file {number}": [(10 + number, 20 + index) for index in range(6)] for number in range(12)}
+
+    def write(name: str) -> None:
+        pages = [Image.new("RGB", size) for size in sizes[name]]
+        pages[0].save(tmp_path / name, "TIFF", save_all=True, append_images=pages[1:])
+
+    for name in sizes:
+        write(name)
+
+    async def work(rasterizers: Rasterizers) -> None:
+        for number in range(150):
+            name = rng.choice(list(sizes))
+            if number == 75:
+                sizes[name] = [(40, 50 + index) for index in range(6)]
+                (tmp_path / name).unlink()
+                write(name)
+            index = rng.randrange(6)
+            page = await rasterizers.page(tmp_path / name, "TIFF", index, 72)
+            assert (page.index, page.image.size) == (index, sizes[name][index])
+
+    run(tmp_path, work, SETTINGS.model_copy(update={"num_rasterizers": 1}))
+
+
+def test_a_damaged_page_of_a_tiff_costs_no_other(tmp_path: Path) -> None:
+    noise = [Image.effect_noise((64, 64), 50 + index) for index in range(4)]
+    path = tmp_path / "x"
+    noise[0].save(path, "TIFF", save_all=True, append_images=noise[1:], compression="tiff_deflate")
+    data = bytearray(path.read_bytes())
+    with Image.open(path) as image:
+        image.seek(1)
+        [start] = image.tag_v2[273]  # type: ignore[attr-defined]
+    data[start : start + 200] = bytes(200)
+    path.write_bytes(data)
+
+    async def work(rasterizers: Rasterizers) -> None:
+        for index in (0, 2, 1, 3, 1, 0, 2):
+            if index == 1:
+                with pytest.raises(UnreadablePage):
+                    await rasterizers.page(path, "TIFF", 1, 72)
+            else:
+                page = await rasterizers.page(path, "TIFF", index, 72)
+                assert page.image.tobytes() == noise[index].convert("RGB").tobytes()
+
+    run(tmp_path, work, SETTINGS.model_copy(update={"num_rasterizers": 1}))
+
+
+def test_a_file_that_was_removed_is_let_go(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(frames("TIFF"))
+
+    def is_open() -> bool:
+        links = [link for pid in descendants(os.getpid()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return any(str(link.readlink()).startswith(str(path)) for link in links)
+
+    def is_let_go() -> bool:
+        deadline = time.monotonic() + 10
+        while is_open() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not is_open()
+
+    async def work(rasterizers: Rasterizers) -> None:
+        await rasterizers.page(path, "TIFF", 0, 72)
+        assert is_open(), "for the next page"
+        path.unlink()
+        assert await asyncio.to_thread(is_let_go)
+
+    run(tmp_path, work)
 
 
 def test_a_child_killed_at_random_costs_no_page(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ text.
 
 ## What it cannot do
 
-- Other scripts than Latin, formulas, handwriting, photographs, pages that are turned.
+- Other scripts than Latin, formulas, handwriting, photographs.
 - The modes `tiny` to `gundam` work mechanically (token counts, pruning, timings are real) but were
   never trained.
 - Other prompts.

@@ -18,7 +18,6 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.blobs")
 
-CHUNK_BYTES = 2**20
 ANSWER_S = 5.0
 """How long a blob store may take to answer; what its own library allows is minutes."""
 MIN_BYTES_PER_S = 2**20
@@ -95,11 +94,8 @@ class Blobs:
 
 def content_hash(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _protocols(filesystem: Any) -> tuple[str, ...]:

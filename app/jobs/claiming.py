@@ -13,9 +13,11 @@ from app.jobs.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.claiming")
 
-LOOK_GAP_S = 0.005
+IDLE_LOOK_GAP_S = 0.005
+LOOK_GAP_S = 0.02
+"""While anything runs. What ends or arrives meanwhile is claimed together."""
 BUSY_LOOK_GAP_S = 0.5
-"""While no more than a quarter of the room is free. What ends or arrives meanwhile is claimed together."""
+"""The same while no more than a quarter of the room is free."""
 HasWork = Callable[[str], bool]
 """Whether there can be any in this queue; raises ``StorageUnavailable`` or ``StorageFull``."""
 
@@ -71,6 +73,8 @@ class Claiming(threading.Event):
 
     @property
     def _gap_s(self) -> float:
+        if self._num_running == 0:
+            return IDLE_LOOK_GAP_S
         num_free = self._max_running - self._num_running
         return BUSY_LOOK_GAP_S if num_free * 4 <= self._max_running else LOOK_GAP_S
 

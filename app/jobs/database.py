@@ -4,12 +4,15 @@ Two engines on one database. Ours begins writing transactions with the write loc
 one still holds when it writes. DBOS has its own ways of beginning transactions and gets an engine of its own.
 """
 
+import asyncio
 import logging
+import math
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from dbos import DBOS
@@ -20,10 +23,15 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from app.errors import StorageFull, StorageUnavailable
 from app.settings import Settings
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 BUSY_MS = 4000
 """Longest wait for SQLite's write lock in our own transactions; a client is told 503 after it."""
 DBOS_BUSY_MS = 30_000
 CONNECT_S = 3
+ANSWER_S = 8.0
+"""Over what a lock or a new connection may take, so that those have their own say first."""
 KEEPALIVES = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -32,6 +40,9 @@ KEEPALIVES = {
 }
 """A machine that went away says nothing; the system's own patience is hours."""
 POOL_SIZE = 10
+PING_AFTER_S = 1.0
+"""A connection that was not used for so long is asked whether it still is one: servers restart. One that is
+lost sooner costs a transaction, and takes all others of its time along."""
 FULL_MESSAGES = ("disk is full", "disk full", "No space left", "could not extend file", "disk I/O error")
 
 logger = logging.getLogger("rtprune.database")
@@ -49,7 +60,7 @@ def database_url(settings: Settings) -> str:
 
 
 def open_engine(settings: Settings) -> sa.Engine:
-    """Our engine. ``engine.execution_options(writes=True)`` for transactions that write."""
+    """Our engine. ``for_writing`` and ``for_reading`` make of it what transactions and queries are run on."""
     url = database_url(settings)
     if not url.startswith("sqlite"):
         return _postgres_engine(url)
@@ -59,10 +70,23 @@ def open_engine(settings: Settings) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("reads", False):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("writes", False) else "BEGIN")
 
     return engine
+
+
+def for_writing(engine: sa.Engine) -> sa.Engine:
+    """Its transactions begin with the write lock where there is one for all."""
+    return engine.execution_options(writes=True)
+
+
+def for_reading(engine: sa.Engine) -> sa.Engine:
+    """Without transactions: each query sees what is committed when it begins, and costs one round trip."""
+    if engine.dialect.name == "sqlite":  # whose connections have no transactions but those we begin
+        return engine.execution_options(reads=True)
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def open_dbos_engine(settings: Settings) -> sa.Engine:
@@ -91,14 +115,28 @@ def _folder(url: str) -> None:
 
 
 def _postgres_engine(url: str) -> sa.Engine:
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
-        pool_pre_ping=True,
         pool_timeout=CONNECT_S,
         connect_args={"connect_timeout": CONNECT_S, "application_name": "rtprune", **KEEPALIVES},
     )
+
+    @event.listens_for(engine, "checkin")
+    def checkin(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: Any, record: Any, _proxy: Any) -> None:
+        """What ``pool_pre_ping`` does for every transaction, which is a round trip, where it may help."""
+        if time.monotonic() - record.info.get("used_at", math.inf) > PING_AFTER_S:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise sa.exc.InvalidatePoolError from error
+
+    return engine
 
 
 def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int) -> None:
@@ -110,6 +148,18 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
         # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
         # again, and the next FULL commit takes all before it along.
         connection.execute("PRAGMA synchronous=NORMAL")
+
+
+async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What takes milliseconds, in a thread. A database that hangs is one that is away.
+
+    Raise ``StorageUnavailable`` or ``StorageFull``.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await asyncio.to_thread(read, *args, **kwargs)
+    except TimeoutError as error:
+        raise StorageUnavailable("the database of jobs does not answer") from error
 
 
 @contextmanager

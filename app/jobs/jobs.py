@@ -1,7 +1,7 @@
-"""Jobs, as the API sees them: accept, wait, show, cancel. Work and results go through the database.
+"""Jobs, as the API sees them: accept, show, cancel; ``following`` waits for them.
 
-Nothing here imports torch. Every call that reaches the database raises ``StorageUnavailable`` or
-``StorageFull`` while it does not answer, and works again as soon as it does.
+Work and results go through the database. Nothing here imports torch. Every call that reaches the database
+raises ``StorageUnavailable`` or ``StorageFull`` while it does not answer, and works again as soon as it does.
 """
 
 import asyncio
@@ -10,11 +10,8 @@ import logging
 import re
 import time
 import uuid
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
-from contextlib import aclosing
 from pathlib import Path
-from typing import ParamSpec, Self, TypeVar
+from typing import Self
 
 import sqlalchemy as sa
 from dbos import DBOSClient
@@ -33,8 +30,9 @@ from app.errors import (
 )
 from app.formats import Source
 from app.jobs.blobs import Blobs, content_hash
-from app.jobs.database import migrate_dbos, open_engine, storage_errors
-from app.jobs.job import Job, NewJob, PageEvent
+from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
+from app.jobs.following import STORAGE_RETRY_S, Following
+from app.jobs.job import Job, NewJob
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.outcome import Readiness
 from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
@@ -46,17 +44,11 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.jobs")
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 READINESS_EVERY_S = 0.25  # how often to look at the workers while none is ready
 READY_EVERY_S = 1.0
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
 FIRST_CONNECT_S = 5.0
-STORAGE_RETRY_S = 0.5
-ANSWER_S = 8.0
-"""Over what a lock or a new connection may take, so that those have their own say first."""
 READINESS_TOLERANCE_S = 5.0
 """How long what was last known of the workers holds while the database does not answer."""
 
@@ -80,13 +72,11 @@ class Jobs:
         self._decided = asyncio.Condition()
         self._heard_at = time.monotonic()
         self._is_stale = True
-        self._looked_at = 0.0
-        self._watched: dict[str, list[asyncio.Event]] = {}
-        self._seen: dict[str, tuple[str, int]] = {}
-        self._waited_for: Counter[str] = Counter()
         self._changed = asyncio.Event()
+        self.following = Following(
+            self.store, self.wakeups, settings.queue_poll_s, self.job, self._changed.set
+        )
         self._tasks: list[asyncio.Task[None]] = []
-        self.wakeups.on("pages", self._wake)
 
     async def start(self) -> Self:
         with contextlib.suppress(ParseError):  # without poppler images are read all the same
@@ -129,7 +119,7 @@ class Jobs:
 
     async def check_room(self) -> None:
         """Refuse early. Raise ``QueueFull`` or ``StorageUnavailable``."""
-        await self._ask(self.store.check_room, self._limits)
+        await promptly(self.store.check_room, self._limits)
 
     async def submit(self, source: Source, options: ParseOptions, wish: Wish) -> tuple[Job, bool]:
         """Accept a document: it and its job are on disk when this returns. False with it: it was known.
@@ -201,7 +191,7 @@ class Jobs:
         """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime."""
         if JOB_ID.fullmatch(job_id) is None:  # nor is every text one that a database takes
             raise NotFound("there is no such job")
-        job = await self._ask(self.store.job, job_id)
+        job = await promptly(self.store.job, job_id)
         if job.finished_at is not None and job.finished_at + self._settings.result_lifetime_s < time.time():
             raise Expired("the job ended longer ago than results are kept")
         return job
@@ -210,51 +200,19 @@ class Jobs:
         self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
         """Jobs of a client whose results are kept, newest first, after a cursor."""
-        return await self._ask(self.store.listed, client, status, before, limit)
+        return await promptly(self.store.listed, client, status, before, limit)
 
     async def queue(self) -> Queue:
-        return await self._ask(self.store.queue)
+        return await promptly(self.store.queue)
 
     async def position(self, job: Job) -> int | None:
-        return await self._ask(self.store.position, job)
+        return await promptly(self.store.position, job) if job.status == "queued" else None
 
     async def cancel(self, job_id: str) -> Job:
         """Stop a job within one decode step; one that has ended stays as it is."""
         await self.job(job_id)
-        await self._ask(self.store.cancel, job_id)
+        await promptly(self.store.cancel, job_id)
         return await self.job(job_id)
-
-    async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job when it has ended, or as it is after ``timeout_s``."""
-        self._waited_for[job_id] += 1
-        try:
-            async with asyncio.timeout(timeout_s), aclosing(self._changes(job_id)) as changes:
-                async for _ in changes:
-                    job = await self._patiently(job_id)
-                    if not job.is_open:
-                        return job
-        except TimeoutError:
-            pass
-        finally:
-            self._waited_for -= Counter([job_id])
-        return await self.job(job_id)
-
-    def is_waited_for(self, job_id: str) -> bool:
-        """Whether somebody is in ``wait`` for a job: the same request may have been sent twice."""
-        return self._waited_for[job_id] > 0
-
-    async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:
-        """Finished pages after that one, as they come, each once; then the ended job."""
-        async with aclosing(self._changes(job_id)) as changes:
-            async for _ in changes:
-                job = await self._patiently(job_id)
-                while pages := await asyncio.to_thread(self.store.events, job_id, after):
-                    for event in pages:
-                        after = event.seq
-                        yield event
-                if not job.is_open:
-                    yield job
-                    return
 
     async def document(self, job: Job) -> ParsedDocument:
         """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
@@ -269,50 +227,13 @@ class Jobs:
         total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
         return ParsedDocument(job.id, job.model, _status(job), pages, {"total": total_ms})
 
-    async def _patiently(self, job_id: str) -> Job:
-        while True:
-            try:
-                return await self.job(job_id)
-            except (StorageUnavailable, StorageFull):
-                await asyncio.sleep(STORAGE_RETRY_S)
-
-    async def _ask(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A database that hangs is one that is away. For what takes milliseconds else."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await asyncio.to_thread(read, *args, **kwargs)
-        except TimeoutError as error:
-            raise StorageUnavailable("the database of jobs does not answer") from error
-
-    # --- watching
-
-    async def _changes(self, job_id: str) -> AsyncGenerator[None, None]:
-        """At once, and then whenever status or pages of a job may have changed."""
-        event = asyncio.Event()
-        self._watched.setdefault(job_id, []).append(event)
-        self._changed.set()
-        try:
-            while True:
-                yield
-                await event.wait()
-                event.clear()
-        finally:
-            self._watched[job_id].remove(event)
-            if not self._watched[job_id]:
-                del self._watched[job_id]
-                self._seen.pop(job_id, None)
-
-    def _wake(self, job_ids: Collection[str]) -> None:
-        for job_id in job_ids or self._watched:
-            for event in self._watched.get(job_id, ()):
-                event.set()
+    # --- readiness
 
     async def _watch(self) -> None:
-        """One query for everybody who waits, as long as somebody waits: for what no wake-up told."""
+        """Workers, and what is followed, at the intervals that each of them asks for."""
         while True:
-            pause_s = min(self._pause_s(), self._every_s) if self._watched else self._every_s
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(self.following.within_s(self._every_s)):
                     await self._changed.wait()
             self._changed.clear()
             try:
@@ -327,13 +248,7 @@ class Jobs:
     async def _look(self) -> None:
         if self._client is None:
             raise StorageUnavailable("the database of jobs does not answer")
-        if self._watched and time.monotonic() - self._looked_at >= self._pause_s():
-            self._looked_at = time.monotonic()
-            progress = await self._ask(self.store.progress, list(self._watched))
-            for job_id, state in progress.items():
-                if job_id in self._watched and self._seen.get(job_id) != state:
-                    self._seen[job_id] = state
-                    self._wake([job_id])
+        await self.following.look()
         if self._is_stale or time.monotonic() - self._heard_at >= self._every_s:
             await self._look_at_workers()
 
@@ -341,12 +256,9 @@ class Jobs:
     def _every_s(self) -> float:
         return READY_EVERY_S if self._readiness.ready else READINESS_EVERY_S
 
-    def _pause_s(self) -> float:
-        return self.wakeups.pause_s(self._settings.queue_poll_s)
-
     async def _look_at_workers(self) -> None:
         self._is_stale = False  # before it asks: what changes meanwhile is looked at again
-        workers = await self._ask(self.leases.alive)
+        workers = await promptly(self.leases.alive)
         self._heard_at = time.monotonic()
         self._readiness = self._readiness_of(workers)
         async with self._decided:

@@ -4,6 +4,7 @@ Pages are written once: a page is inserted under (job, page) if it is not there,
 transaction, under the lock of the job's row. It does not matter how many workers think a page is theirs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,8 @@ class Started:
     page: int
     width: int
     height: int
+    again: bool = False
+    """A worker died while it had the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +66,56 @@ Entry = Started | Done | Interrupted
 # Made once: they run for every page, and making one takes longer than running it.
 _JOB: sa.BindParameter[str] = sa.bindparam("id_")
 _PAGE: sa.BindParameter[int] = sa.bindparam("page_")
+_JOBS: sa.BindParameter[str] = sa.bindparam("ids_", expanding=True)
 _PAGES: sa.BindParameter[int] = sa.bindparam("pages_", expanding=True)
 _TAKE_BACK = (
     sa.update(attempts)
     .where(attempts.c.job_id == _JOB, attempts.c.page == _PAGE, attempts.c.worker == sa.bindparam("worker_"))
     .values(worker=None)
 )
-_NUM_AGAIN = (
-    sa.select(sa.func.count())
-    .select_from(attempts)
-    .where(attempts.c.job_id == _JOB, attempts.c.page.in_(_PAGES), attempts.c.together > 0)
-)
-_TOUCH = (
+_COUNT_AGAIN = (
     sa.update(jobs)
-    .where(jobs.c.id == _JOB, jobs.c.status.in_(OPEN))
-    .values(touched_at=sa.bindparam("at_"), model=sa.bindparam("model_"))
-    .returning(jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
+    .where(jobs.c.id == _JOB)
+    .values(num_retries=jobs.c.num_retries + sa.bindparam("again_", type_=sa.Integer))
 )
-_END_ATTEMPTS = sa.delete(attempts).where(attempts.c.job_id == _JOB, attempts.c.page.in_(_PAGES))
+# always in the same order, or two workers could wait for each other
+_LOCK = (
+    sa.select(jobs.c.id, jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
+    .where(jobs.c.id.in_(_JOBS), jobs.c.status.in_(OPEN))
+    .order_by(jobs.c.id)
+    .with_for_update()
+)
+_END_ATTEMPT = sa.delete(attempts).where(attempts.c.job_id == _JOB, attempts.c.page == _PAGE)
 _THERE = sa.select(pages.c.page).where(pages.c.job_id == _JOB, pages.c.page.in_(_PAGES))
-_INSERT = sa.insert(pages)
+_COUNT = (
+    sa.update(jobs)
+    .where(jobs.c.id == _JOB)
+    .values(
+        # none: as it is
+        status=sa.func.coalesce(sa.bindparam("status_", type_=sa.Text), jobs.c.status),
+        num_done=sa.bindparam("num_done_"),
+        num_failed=sa.bindparam("num_failed_"),
+        model=sa.bindparam("model_"),
+        touched_at=sa.bindparam("touched_at_"),
+        finished_at=sa.bindparam("finished_at_"),
+    )
+)
+_FIRST: sa.BindParameter[int] = sa.bindparam("first_")
+_LAST: sa.BindParameter[int] = sa.bindparam("last_")
+_ATTEMPT = ("together", "strikes", "width", "height")
+_KNOWN = sa.union_all(
+    sa.select(attempts.c.page, *(attempts.c[name] for name in _ATTEMPT)).where(
+        attempts.c.job_id == _JOB, attempts.c.page.between(_FIRST, _LAST)
+    ),
+    sa.select(pages.c.page, *(sa.null().label(name) for name in _ATTEMPT)).where(
+        pages.c.job_id == _JOB, pages.c.page.between(_FIRST, _LAST)
+    ),
+)
+"""Attempts at pages, and pages that are there, without an attempt's fields."""
+
+
+class _WrittenBefore(Exception):
+    """Another worker was faster with a page: what was written of this group is taken back."""
 
 
 class PageLog:
@@ -93,33 +126,45 @@ class PageLog:
         insert = store.insert(attempts)
         changes = {name: insert.excluded[name] for name in ("worker", "width", "height")}
         self._start = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
+        self._insert = store.insert(pages).on_conflict_do_nothing(index_elements=["job_id", "page"])
 
     def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
         """Which of these pages are not finished, in that order, and what became of them so far."""
-        finished = sa.select(pages.c.page).where(pages.c.job_id == job_id, pages.c.page.in_(among))
-        begun = sa.select(attempts).where(attempts.c.job_id == job_id, attempts.c.page.in_(among))
+        if not among:
+            return {}
+        before: dict[int, Attempt] = {}
+        done: set[int] = set()
         with self._store.reading() as c:
-            done = set(c.execute(finished).scalars())
-            before = {
-                row.page: Attempt(row.together, row.strikes, row.width, row.height)
-                for row in c.execute(begun)
-            }
+            for row in c.execute(_KNOWN, {"id_": job_id, "first_": min(among), "last_": max(among)}):
+                if row.together is None:
+                    done.add(row.page)
+                else:
+                    before[row.page] = Attempt(row.together, row.strikes, row.width, row.height)
         return {page: before.get(page, FIRST_ATTEMPT) for page in among if page not in done}
 
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
-        """Write what happened to pages, all in one transaction, in few statements for each job."""
-        with self._store.writing() as c:
-            at = now(c)
-            # jobs are always taken in the same order, or two workers could wait for each other
-            for job_id in sorted({entry.job_id for entry in entries}):
-                of_job = [entry for entry in entries if entry.job_id == job_id]
-                self._write_started(c, worker_id, [entry for entry in of_job if isinstance(entry, Started)])
-                self._write_done(c, [entry for entry in of_job if isinstance(entry, Done)], worker_id, at)
-                for entry in of_job:
-                    if isinstance(entry, Interrupted):
-                        c.execute(_TAKE_BACK, {"id_": job_id, "page_": entry.page, "worker_": worker_id})
+        """Write what happened to pages, in one transaction and as few statements for many as for one."""
+        try:
+            self._write(worker_id, entries, is_new=True)
+        except _WrittenBefore:
+            self._write(worker_id, entries, is_new=False)
         if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
             self._store.tell("pages", changed)
+
+    def _write(self, worker_id: str, entries: Sequence[Entry], *, is_new: bool) -> None:
+        done = [entry for entry in entries if isinstance(entry, Done)]
+        # attempts in the same order whoever writes, or two workers could wait for each other
+        in_order = sorted(entries, key=lambda entry: (entry.job_id, entry.page))
+        back = [entry for entry in in_order if isinstance(entry, Interrupted)]
+        with self._store.writing() as c:
+            self._write_started(c, worker_id, [entry for entry in in_order if isinstance(entry, Started)])
+            if done:
+                self._write_done(c, worker_id, done, is_new=is_new)
+                ended = [entry for entry in in_order if isinstance(entry, Done)]
+                c.execute(_END_ATTEMPT, [{"id_": entry.job_id, "page_": entry.page} for entry in ended])
+            if back:
+                rows = [{"id_": entry.job_id, "page_": entry.page, "worker_": worker_id} for entry in back]
+                c.execute(_TAKE_BACK, rows)
 
     def _write_started(self, c: sa.Connection, worker_id: str, entries: Sequence[Started]) -> None:
         if not entries:
@@ -134,54 +179,38 @@ class PageLog:
                 "width": entry.width,
                 "height": entry.height,
             }
-            for entry in sorted(entries, key=lambda entry: entry.page)
+            for entry in entries
         ]
         c.execute(self._start, rows)
-        begun = {"id_": entries[0].job_id, "pages_": [entry.page for entry in entries]}
-        if num_again := c.execute(_NUM_AGAIN, begun).scalar_one():
-            more = {"num_retries": jobs.c.num_retries + num_again}
-            c.execute(sa.update(jobs).where(jobs.c.id == entries[0].job_id).values(**more))
+        again = Counter(entry.job_id for entry in entries if entry.again)
+        if again:
+            c.execute(_COUNT_AGAIN, [{"id_": job_id, "again_": num} for job_id, num in again.items()])
 
-    def _write_done(self, c: sa.Connection, entries: Sequence[Done], worker_id: str, at: float) -> None:
-        """Insert the pages of one job that are not there yet, and count them."""
-        if not entries:
-            return
-        job_id = entries[0].job_id
-        over = {"id_": job_id, "pages_": [entry.page for entry in entries]}
-        # The job's row first. Its lock makes the order of seq the order of commits, so that no reader of
-        # events sees n + 1 before n; and what is not there under it, nobody else inserts.
-        row = {"id_": job_id, "at_": at, "model_": entries[0].model}
-        counted = c.execute(_TOUCH, row).first()
-        c.execute(_END_ATTEMPTS, over)
-        if counted is None:
-            return  # cancelled meanwhile, or ended
-        new = self._not_there(c, entries)
-        rows = [
-            {
-                "job_id": entry.job_id,
-                "page": entry.page,
-                "seq": counted.num_done + number,
-                "result": entry.result,
-                "worker": worker_id,
-                "done_at": at,
-            }
-            for number, entry in enumerate(new, start=1)
-        ]
-        if not rows:
-            return  # another worker was faster
-        c.execute(_INSERT, rows)
-        num_done = counted.num_done + len(new)
-        num_failed = counted.num_failed + sum(entry.failed for entry in new)
-        changes: dict[str, Any] = {"num_done": num_done, "num_failed": num_failed}
-        if num_done == counted.num_pages:
-            status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
-            changes |= {"status": status, "finished_at": at}
-        c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(**changes))
+    def _write_done(self, c: sa.Connection, worker_id: str, entries: Sequence[Done], *, is_new: bool) -> None:
+        """Insert the pages that are not there yet, and count them.
 
-    def _not_there(self, c: sa.Connection, entries: Sequence[Done]) -> list[Done]:
-        by_page = {entry.page: entry for entry in reversed(entries)}
-        there = set(c.execute(_THERE, {"id_": entries[0].job_id, "pages_": list(by_page)}).scalars())
-        return [entry for page, entry in reversed(by_page.items()) if page not in there]
+        ``is_new``: take all for new, as they nearly always are; raise ``_WrittenBefore`` if one is not.
+        """
+        # The jobs' rows first. Their locks make the order of seq the order of commits, so that no reader of
+        # events sees n + 1 before n; and what is not there under them, nobody else inserts.
+        ids = sorted({entry.job_id for entry in entries})
+        counted = {row.id: row for row in c.execute(_LOCK, {"ids_": ids})}  # others were cancelled, or ended
+        at = now(c)
+        rows: list[dict[str, Any]] = []
+        counts: list[dict[str, Any]] = []
+        for job_id, job in counted.items():
+            by_page = {entry.page: entry for entry in entries if entry.job_id == job_id}
+            there: set[int] = set()
+            if not is_new:
+                there.update(c.execute(_THERE, {"id_": job_id, "pages_": list(by_page)}).scalars())
+            if new := [entry for page, entry in by_page.items() if page not in there]:
+                rows += _page_rows(new, job.num_done, worker_id, at)
+                counts.append(_counts(job, new, at))
+        if rows:
+            inserted = c.execute(self._insert, rows, execution_options={"preserve_rowcount": True})
+            if is_new and inserted.rowcount != len(rows):
+                raise _WrittenBefore
+            c.execute(_COUNT, counts)
 
     def bury(self, worker_id: str) -> None:
         """Before the work of a worker that died is taken over: say of its pages with whom they were.
@@ -194,3 +223,34 @@ class PageLog:
             if num:
                 death = {"worker": None, "together": num, "strikes": attempts.c.strikes + int(num == 1)}
                 c.execute(sa.update(attempts).where(its).values(**death))
+
+
+def _page_rows(new: Sequence[Done], num_done: int, worker_id: str, at: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "job_id": entry.job_id,
+            "page": entry.page,
+            "seq": num_done + number,
+            "result": entry.result,
+            "worker": worker_id,
+            "done_at": at,
+        }
+        for number, entry in enumerate(new, start=1)
+    ]
+
+
+def _counts(job: Any, new: Sequence[Done], at: float) -> dict[str, Any]:
+    """What a job's row says once these pages are there. ``job``: what ``_LOCK`` gives."""
+    num_done = job.num_done + len(new)
+    num_failed = job.num_failed + sum(entry.failed for entry in new)
+    ended = num_done == job.num_pages
+    status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
+    return {
+        "id_": job.id,
+        "status_": status if ended else None,
+        "num_done_": num_done,
+        "num_failed_": num_failed,
+        "model_": new[0].model,
+        "touched_at_": at,
+        "finished_at_": at if ended else None,
+    }

@@ -140,20 +140,24 @@ class BatchReader:
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
     async def _try_batch(self, job_id: str, number: int, enqueue: Enqueue | None) -> None:
-        job = await asyncio.to_thread(self._store.begin, job_id, enqueue)
-        if job is None:
+        job, left = await asyncio.to_thread(self._begin, job_id, number, enqueue)
+        if job is None or not left:
             return
         try:
-            await self._read_pages(job, job.batch(number))
+            await self._read_pages(job, left)
         except (StorageUnavailable, StorageFull):
             raise
         except ParseError as error:
             await self._fail(job, Failure.of(error))
 
-    async def _read_pages(self, job: Job, wanted: list[int]) -> None:
-        left = await asyncio.to_thread(self._log.unread, job.id, wanted)
-        if not left:
-            return
+    def _begin(
+        self, job_id: str, number: int, enqueue: Enqueue | None
+    ) -> tuple[Job | None, dict[int, Attempt]]:
+        """In a thread. The job, unless it is not wanted any more, and what is left of the batch."""
+        job = self._store.begin(job_id, enqueue)
+        return job, self._log.unread(job.id, job.batch(number)) if job else {}
+
+    async def _read_pages(self, job: Job, left: dict[int, Attempt]) -> None:
         # opened and closed by hand: what a document's store does may block
         with contextlib.ExitStack() as stack:
             path = await asyncio.to_thread(stack.enter_context, self._blobs.local(job.blob, self._tmp_dir))
@@ -189,7 +193,7 @@ class BatchReader:
             limit = min(limit, max(1, before.together // SUSPECTS_SHARE))
         # until the result is written: only then is the page no longer open in the database
         async with self._isolation.among(limit), self._running():
-            await self._finish(job, await self._timely(job, path, index))
+            await self._finish(job, await self._timely(job, path, index, before))
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
@@ -204,7 +208,7 @@ class BatchReader:
         finally:
             self._reading_now.discard(task)
 
-    async def _timely(self, job: Job, path: Path, index: int) -> PageResult:
+    async def _timely(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
         # time in which nobody could read is not held against the document
         begun_at = max(job.started_at or 0.0, self._began_at)
         left_s = self._settings.document_deadline_s - (time.time() - begun_at)
@@ -213,22 +217,22 @@ class BatchReader:
             return _failed(index, late)
         try:
             async with asyncio.timeout(left_s):
-                return await self._result(job, path, index)
+                return await self._result(job, path, index, before)
         except TimeoutError:
             return _failed(index, late)
 
-    async def _result(self, job: Job, path: Path, index: int) -> PageResult:
+    async def _result(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
         started = time.perf_counter()
         try:
             page = await self._rasterizers.page(path, job.format, index, job.options.dpi)
         except ParseError as error:
             return _failed(index, error)
-        return await self._read(job, page, started)
+        return await self._read(job, page, before, started)
 
-    async def _read(self, job: Job, page: Page, started: float) -> PageResult:
+    async def _read(self, job: Job, page: Page, before: Attempt, started: float) -> PageResult:
         width, height = page.image.size
         try:
-            async with self._counted(job, page):
+            async with self._counted(job, page, before):
                 reading = await self._reading(job, page)
         except BadOption:
             raise
@@ -245,14 +249,15 @@ class BatchReader:
         )
 
     @contextlib.asynccontextmanager
-    async def _counted(self, job: Job, page: Page) -> AsyncIterator[None]:
+    async def _counted(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
         """The page is with the model, and the database knows; taken back when no result will follow.
 
         Also when interrupted before that is written, because written it will be. A page that stayed open
         without being read would share the blame for every death of its worker.
         """
         try:
-            await self._journal.write(Started(job.id, page.index, *page.image.size))
+            again = before.together > 0
+            await self._journal.write(Started(job.id, page.index, *page.image.size, again=again))
             yield
         except (asyncio.CancelledError, BadOption):
             await self._journal.write(Interrupted(job.id, page.index))

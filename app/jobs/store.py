@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.document import Failure, PageResult
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
-from app.jobs.database import storage_errors
+from app.jobs.database import for_reading, for_writing, storage_errors
 from app.jobs.job import (
     OPEN,
     Job,
@@ -31,12 +31,27 @@ DEFAULT_RETRY_S = 30
 MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
 
+# made once: they run for every document, or for every look at a queue
+_KNOWN = sa.select(jobs).where(jobs.c.id == sa.bindparam("id_"))
+_IS_OF_CLIENT = sa.case((jobs.c.client == sa.bindparam("client_"), 1), else_=0)
+_WAITING = sa.select(
+    sa.func.coalesce(sa.func.sum(_IS_OF_CLIENT), 0),
+    sa.func.count(),
+    sa.func.coalesce(sa.func.sum(jobs.c.num_pages - jobs.c.num_done), 0),
+).where(jobs.c.status.in_(OPEN))
+"""Unfinished jobs of a client and of all, and pages that wait."""
 _OPEN_JOB = sa.select(jobs.c.id).where(jobs.c.status.in_(OPEN)).limit(1)
-# made once: they run for every look at a queue
 _UNFINISHED = {
     SINGLE_QUEUE: _OPEN_JOB.where(jobs.c.num_pages == 1),
     BATCH_QUEUE: _OPEN_JOB.where(jobs.c.num_pages > 1),
 }
+
+_AT: sa.BindParameter[float] = sa.bindparam("at_")
+_RUN = (
+    sa.update(jobs)
+    .where(jobs.c.id == sa.bindparam("id_"), jobs.c.status == "queued")
+    .values(status="running", started_at=sa.func.coalesce(jobs.c.started_at, _AT), touched_at=_AT)
+)
 
 Enqueue = Callable[[sa.Connection, NewJob], None]
 Tell = Callable[[Topic, Sequence[str]], None]
@@ -72,7 +87,8 @@ class Store:
     def __init__(self, engine: sa.Engine, tell: Tell = lambda *_: None) -> None:
         self._engine = engine
         self.tell = tell
-        self._writes = engine.execution_options(writes=True)
+        self._writes = for_writing(engine)
+        self._reads = for_reading(engine)
         self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     def migrate(self) -> None:
@@ -97,7 +113,8 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        with storage_errors(), self._engine.connect() as c:
+        """For queries. Each sees what is committed when it begins: later ones may see more."""
+        with storage_errors(), self._reads.connect() as c:
             yield c
 
     def _lock(self, c: sa.Connection) -> None:
@@ -154,32 +171,32 @@ class Store:
         return str(known["id"])
 
     def _admit(self, c: sa.Connection, job: NewJob, limits: Limits) -> None:
-        unfinished = sa.select(sa.func.count()).where(jobs.c.client == job.client, jobs.c.status.in_(OPEN))
-        if c.execute(unfinished).scalar_one() >= limits.max_jobs_per_client:
-            queue = self._queue(c)
-            wait_s = queue.seconds(max(1, queue.pages // max(1, queue.jobs)))
+        of_client, num_jobs, num_pages = c.execute(_WAITING, {"client_": job.client}).one()
+        if of_client >= limits.max_jobs_per_client:
+            wait_s = self._queue(c).seconds(max(1, num_pages // max(1, num_jobs)))
             raise TooManyJobs(f"{limits.max_jobs_per_client} jobs of this client are unfinished", wait_s)
-        queue = self._queue(c)
-        over = queue.pages + job.num_pages - limits.max_queued_pages
+        over = num_pages + job.num_pages - limits.max_queued_pages
         # one document larger than the whole limit is let in when nothing waits, else it never would be
-        if over > 0 and queue.pages > 0:
-            raise QueueFull(f"{queue.pages} pages are waiting, which is the limit", queue.seconds(over))
+        if over > 0 and num_pages > 0:
+            raise QueueFull(
+                f"{num_pages} pages are waiting, which is the limit", self._queue(c).seconds(over)
+            )
 
     def check_room(self, limits: Limits) -> None:
         """Refuse before the first byte what ``accept`` would refuse after the last."""
         with self.reading() as c:
-            queue = self._queue(c)
-            if queue.pages >= limits.max_queued_pages:
-                over = queue.pages + 1 - limits.max_queued_pages
-                raise QueueFull(f"{queue.pages} pages are waiting, which is the limit", queue.seconds(over))
+            _, _, num_pages = c.execute(_WAITING, {"client_": ""}).one()
+            if num_pages >= limits.max_queued_pages:
+                wait_s = self._queue(c).seconds(num_pages + 1 - limits.max_queued_pages)
+                raise QueueFull(f"{num_pages} pages are waiting, which is the limit", wait_s)
 
     def queue(self) -> Queue:
         with self.reading() as c:
             return self._queue(c)
 
     def _queue(self, c: sa.Connection) -> Queue:
-        left = sa.func.coalesce(sa.func.sum(jobs.c.num_pages - jobs.c.num_done), 0)
-        num_jobs, num_pages = c.execute(sa.select(sa.func.count(), left).where(jobs.c.status.in_(OPEN))).one()
+        """With the speed, which is as many rows to count as pages were read in the last minute."""
+        _, num_jobs, num_pages = c.execute(_WAITING, {"client_": ""}).one()
         since = now(c) - THROUGHPUT_WINDOW_S
         done, first = c.execute(
             sa.select(sa.func.count(), sa.func.min(pages.c.done_at)).where(pages.c.done_at > since)
@@ -192,7 +209,7 @@ class Store:
     def job(self, job_id: str) -> Job:
         """Raise ``NotFound``, or ``Expired`` when nothing but its name is left."""
         with self.reading() as c:
-            row = c.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
+            row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
         if row is None:
             raise NotFound("there is no such job")
         if not row["options"]:
@@ -277,27 +294,20 @@ class Store:
 
         ``enqueue`` queues more work for the job, in the transaction that says that it runs.
         """
-        known = sa.select(jobs).where(jobs.c.id == job_id)
-        with self.reading() as c:
-            row = c.execute(known).mappings().first()
-        if row is None or row["status"] not in OPEN:
-            return None
-        if row["status"] == "running" and enqueue is None:
-            return Job.of(dict(row))  # most batches: nothing is to be written
+        if enqueue is None:  # most batches: nothing is to be written, unless it is the first of its job
+            with self.reading() as c:
+                row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
+            if row is None or row["status"] != "queued":
+                return _if_open(row)
         with self.writing() as c:
-            at = now(c)
-            c.execute(
-                sa.update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status == "queued")
-                .values(status="running", started_at=sa.func.coalesce(jobs.c.started_at, at), touched_at=at)
-            )
-            row = c.execute(known).mappings().first()
-            if row is None or row["status"] not in OPEN:
-                return None
-            if enqueue is not None:
+            row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
+            if row is not None and row["status"] == "queued":
+                c.execute(_RUN, {"id_": job_id, "at_": now(c)})
+                row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
+            job = _if_open(row)
+            if job is not None and enqueue is not None:
                 enqueue(c)
-        job = Job.of(dict(row))
-        if enqueue is not None:
+        if job is not None and enqueue is not None:
             self.tell("work", [queue_for(job.num_pages)])
         return job
 
@@ -363,3 +373,7 @@ class Store:
     def webhook_ended(self, job_id: str, status: str) -> None:
         with self.writing() as c:
             c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(webhook_status=status))
+
+
+def _if_open(row: sa.RowMapping | None) -> Job | None:
+    return None if row is None or row["status"] not in OPEN else Job.of(dict(row))

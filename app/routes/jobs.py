@@ -171,7 +171,7 @@ def _last_event_id(text: str) -> int:
 
 async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     try:
-        async for event in service.jobs.events(job_id, after):
+        async for event in service.jobs.following.events(job_id, after):
             if isinstance(event, Job):
                 shape = await shown(service, event)
                 body = shape.model_dump_json(exclude_none=True)

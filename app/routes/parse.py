@@ -121,9 +121,13 @@ async def _parse(request: Request, service: Service) -> Job:
             job, is_new = await submitting
         try:
             wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
-            return await _while_connected(request, service.jobs.wait(job.id, wait_s))
+            return await _while_connected(request, service.jobs.following.wait(job.id, wait_s))
         except ClientDisconnect:
-            if is_new and fields.on_disconnect == "cancel" and not service.jobs.is_waited_for(job.id):
+            if (
+                is_new
+                and fields.on_disconnect == "cancel"
+                and not service.jobs.following.is_waited_for(job.id)
+            ):
                 await service.jobs.cancel(job.id)
             raise
 

@@ -29,7 +29,7 @@ from training.settings import load_settings
 from training.text import TextSource
 from training.vocabulary import CHARACTERS
 
-SERIES, PAGES_A_SERIES = 24, 100
+SERIES, PAGES_A_SERIES = 16, 100
 """A page's seed is 100,000 times its series, and its number there."""
 BODY_PT, DPI = (9.0, 14.0), 150
 WHOLE_PX, PART_PX = (1240, 1754), ((700, 1240), (500, 1200))
@@ -46,7 +46,7 @@ Examples = tuple[Floats, Labels]
 
 
 def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples | None:
-    """``None`` where the page has next to no text."""
+    """``None`` where the page has next to no text, or tables alone."""
     rng = random.Random(seed)
     em = rng.uniform(*BODY_PT) * DPI / 72
     width, height = WHOLE_PX if rng.random() < WHOLE else (rng.uniform(*side) for side in PART_PX)
@@ -79,7 +79,7 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
         texts[line] = misread(rng, "".join(_spelled(marks[index]) for index in inside).strip())
         labels[line] = int(np.bincount(kinds[inside], minlength=len(KINDS)).argmax())
     lines, traits = traits_of(cut, texts)
-    return traits, np.array([labels[line] for line in lines], np.int64)
+    return (traits, np.array([labels[line] for line in lines], np.int64)) if lines else None
 
 
 def _spelled(mark: Placed) -> str:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -190,7 +191,12 @@ def requests_per_s(http: httpx.Client, num_requests: int, side_px: int) -> float
 def queue_rate(http: httpx.Client, pid: int, documents: list[bytes], num_pages: int) -> Rate:
     """Documents of so many pages together."""
     cpu_before = cpu_s(pid)
-    ids = [http.post("/v1/jobs", files={"file": data}).raise_for_status().json()["id"] for data in documents]
+    # a key of its own: on a database that was used before, the same document would be a job that has ended
+    posts = (
+        http.post("/v1/jobs", files={"file": data}, headers={"Idempotency-Key": uuid.uuid4().hex})
+        for data in documents
+    )
+    ids = [answer.raise_for_status().json()["id"] for answer in posts]
     jobs = [_ended(http, job_id) for job_id in ids]
     begun = min(datetime.fromisoformat(job["created_at"]) for job in jobs)
     ended = max(datetime.fromisoformat(job["finished_at"]) for job in jobs)

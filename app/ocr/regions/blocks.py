@@ -122,11 +122,7 @@ class _Blocks:
     def goes_on(self, group: Sequence[Line], below: Line) -> bool:
         """In the same heading, paragraph or item."""
         first, above = group[0], group[-1]
-        if (
-            self._number in (above, below)
-            or self._is_bulleted(below)
-            or not self._page.is_below(above, below)
-        ):
+        if self._begins(below) or above is self._number or not self._page.is_below(above, below):
             return False
         are_headings = [self._is_heading(line) for line in (above, below)]
         step = self._page.step(above, below)
@@ -142,6 +138,10 @@ class _Blocks:
             return False
         ends = self._is_bulleted(first) and (below.left < first.left or above.right < below.right - 3 * em)
         return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * pitch
+
+    def _begins(self, line: Line) -> bool:
+        """Whatever is above it."""
+        return line is self._number or line in self._items or self._is_bulleted(line)
 
     def _is_bulleted(self, line: Line) -> bool:
         return line in self._page.leads and self._page.leads[line].is_bullet

@@ -184,7 +184,7 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
                 min(line.left, mark.left), min(line.top, mark.top),
                 max(line.right, mark.right), max(line.bottom, mark.bottom),
             )  # fmt: skip
-        elif gap <= 2.6 * em and area >= 0.012:  # a bullet, a dash in a table
+        elif gap <= 2.6 * em and (area >= 0.012 or mark.width >= 0.2 * em):  # a bullet, a dash
             pad = round(0.3 * em)
             alone.append(Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad))
     return [*grown.values(), *alone]

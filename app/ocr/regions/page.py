@@ -79,15 +79,18 @@ def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line,
     lead = leads[line]
     if lead.bullet not in DASHES or not isinstance(above, Line):
         return False
-    if any(isinstance(part, Line) and part in leads and leads[part].is_bullet for part in (above, below)):
+    beside = [
+        part
+        for part in (above, below)
+        if isinstance(part, Line) and abs(part.left - line.left) < SAME_EM * em
+    ]
+    if above not in beside or any(part in leads and leads[part].is_bullet for part in beside):
         return False
-    step = line.bottom - above.bottom
-    is_under = 0 < step < NEXT_EM * em and abs(above.left - line.left) < SAME_EM * em
-    if not is_under or above.right < line.right - FULL_EM * em:
+    if not 0 < line.bottom - above.bottom < NEXT_EM * em or above.right < line.right - FULL_EM * em:
         return False
-    if not isinstance(below, Line) or not 0 < below.bottom - line.bottom < NEXT_EM * em:
+    if below not in beside or below.bottom - line.bottom > NEXT_EM * em:
         return line.width < above.width - FULL_EM * em
-    return abs(below.left - line.left) < SAME_EM * em
+    return True
 
 
 def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:

@@ -154,7 +154,7 @@ class _Blocks:
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
         one, other = self._page.prints[above], self._page.prints[below]
         is_low = any(not TALL.search(self._texts[line]) for line in (above, below))
-        alike = _are_alike(one, other) or below.width < 8 * self._page.em or is_low
+        alike = _are_alike(one, other) or is_low
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
         most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)

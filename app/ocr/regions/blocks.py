@@ -14,8 +14,6 @@ from app.ocr.regions.prints import Lead, PageLines, Print
 TEXT, PAGE_NUMBER = KINDS[0], "page_number"
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
 """Letters as high as capitals; of a line without any, the size is that of its small letters."""
-FAR_EM = 0.6
-"""White between a page's number and its text at least, in heights of a line."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
 """Lines farther apart than this many times the usual pitch begin a paragraph; those of an item, that stand
 under its text, go on longer."""

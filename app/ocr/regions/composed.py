@@ -8,9 +8,9 @@ from itertools import islice
 from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.numbers import OF_ITEM
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
-NUMBER = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
 ONE = re.compile(r"[Il|]\s?([.)])\s+\S")
 MAX_ITEM_LINES = 12
 MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
@@ -54,7 +54,7 @@ class _Written:
 
 
 def _number(item: str) -> int:
-    match = NUMBER.match(item)
+    match = OF_ITEM.match(item)
     return int(match[1]) if match else 0
 
 
@@ -97,7 +97,7 @@ def _with_ones(texts: Sequence[str]) -> list[str]:
         one = ONE.match(text)
         if one is None:
             continue
-        after = (NUMBER.match(later) for later in texts[at + 1 : at + 1 + MAX_ITEM_LINES])
+        after = (OF_ITEM.match(later) for later in texts[at + 1 : at + 1 + MAX_ITEM_LINES])
         number = next((match for match in after if match), None)
         if number is not None and number[1] == "2" and number[2] == one[1]:
             told[at] = f"1{text[1:]}"
@@ -160,14 +160,14 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
     bullet = BULLET.match(text)
     if bullet and (line is region.lines[0] or (blocks and blocks[-1].form == ITEM)):
         return ITEM, f"- {text[bullet.end() :]}"
-    if number := NUMBER.match(text):
+    if number := OF_ITEM.match(text):
         return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
     first, *others = region.lines
     hangs = any(other.left - first.left > 0.8 * first.height for other in others)
     may_lead = line in region.led and blocks and blocks[-1].form == NUMBERED
     if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height and MISREAD.match(text):
         # its number was misread: it stands where numbers stand
-        before = NUMBER.match(blocks[-1].lines[-1])
+        before = OF_ITEM.match(blocks[-1].lines[-1])
         rest = text.split(" ", 1)[-1]
         return NUMBERED, f"{int(before[1]) + 1}{before[2]} {rest}" if before else text
     return None, ""

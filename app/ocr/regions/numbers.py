@@ -10,7 +10,7 @@ OF_PAGE = re.compile(
     r"(?:[-–—]\s*)?(?:page\s+)?(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:of|/)\s*\d{1,4})?(?:\s*[-–—])?",  # noqa: RUF001
     re.IGNORECASE,
 )
-OF_ITEM = re.compile(r"(\d{1,3})\s?[.)]\s")
+OF_ITEM = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
 FAR_EM, SAME_EM = 0.6, 0.4
 """White between a page's number and its text at least; by how much items of a list are apart at their left at
 most; in heights of a line."""

@@ -1,0 +1,118 @@
+"""What stands in rows is a table, ruled or not, and ends where it ends."""
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, needs_font, row
+
+from app.markdown import to_markdown
+from app.ocr.regions.blocks import regions_of
+from app.ocr.regions.composed import compose
+from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.order import in_order
+from app.ocr.regions.page import cut_page
+
+
+def test_aligned_cells_are_a_table_and_text_around_it_is_not() -> None:
+    above = row(0, (50, 900))
+    cells = [row(top, (50, 110), (300, 380), (600, 640)) for top in (60, 95, 130)]
+    below = row(190, (50, 880))
+    parts = in_order([*below, *(cell for cells_of_row in cells for cell in cells_of_row), *above])
+    assert [type(part) for part in parts] == [Line, Table, Line]
+    table = parts[1]
+    assert isinstance(table, Table)
+    assert [[cell for (cell,) in cells_of_row] for cells_of_row in table.rows] == cells
+
+
+def test_cells_with_little_white_between_are_a_table_and_spread_words_are_not() -> None:
+    cells = [row(top, (50, 200), (212, 300 + top), (420, 470 + top)) for top in (0, 30, 60)]
+    (table,) = in_order([cell for cells_of_row in cells for cell in cells_of_row])
+    assert isinstance(table, Table)
+    assert [[cell for (cell,) in cells_of_row] for cells_of_row in table.rows] == cells
+    spread = [row(top, (50, 250 + top), (265 + top, 500)) for top in (0, 8)]
+    spread[1] = row(30, (50, 251), (266, 500))
+    parts = in_order([stretch for stretches in spread for stretch in stretches])
+    assert [type(part) for part in parts] == [Line, Line]
+
+
+def test_tables_under_each_other_are_apart_and_rules_end_with_their_column() -> None:
+    tops = (0, 30, 60, 120, 150, 180)
+    cells = [cell for top in tops for cell in row(top, (50, 120), (200, 260))]
+    assert [len(part.rows) for part in in_order(cells) if isinstance(part, Table)] == [3, 3]
+    beside = [line for top in tops for line in row(top, (500, 720))]
+    parts = in_order([*cells, *beside])
+    assert [type(part) for part in parts] == [Table, Table, *[Line] * 6]
+
+
+def test_spread_words_under_each_other_are_no_table() -> None:
+    """Narrow columns of justified text have white that columns of a table have, in some lines all over."""
+    spread = [
+        [(100, 180), (200, 290), (310, 380), (400, 500)],
+        [(70, 180), (201, 270), (291, 410), (431, 500)],
+    ]
+    lines = [line for at, spans in enumerate(spread) for line in row(30 * at, *spans)]
+    assert [type(part) for part in in_order(lines)] == [Line, Line]
+    cells = [
+        line for at, spans in enumerate(spread) for line in row(30 * at, spans[0], (320, 380), (470, 500))
+    ]
+    assert [type(part) for part in in_order(cells)] == [Table]
+
+
+def drawn_table(
+    draw: ImageDraw.ImageDraw, cells: list[list[str]], box: tuple[int, int, int], *, grid: bool
+) -> int:
+    """``box``: left, top, width. Rules above, under the first row and below; a grid around all. -> bottom"""
+    font = ImageFont.truetype(FAMILY.regular, 24)
+    left, top, width = box
+    pitch, edges = 44, [top]
+    step = width // len(cells[0])
+    y = top
+    for number, words in enumerate(cells):
+        for column, word in enumerate(words):
+            draw.multiline_text((left + 10 + step * column, y + 8), word, font=font, spacing=6)
+        y += pitch + 34 * max(word.count("\n") for word in words)
+        edges += [y] if grid or number in (0, len(cells) - 1) else []
+    for edge in edges:
+        draw.line((left, edge, left + width, edge), fill=0, width=2)
+    for column in range(len(cells[0]) + 1) if grid else ():
+        draw.line((left + step * column, top, left + step * column, y), fill=0, width=2)
+    return y
+
+
+@needs_font
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize("degrees", [0.0, 0.7])
+def test_ruled_tables_end_with_their_rules(*, grid: bool, degrees: float) -> None:
+    """Items of a list stand as its cells do; a table as wide follows; text stands beside them."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.truetype(FAMILY.regular, 24)
+    cells = [["Sand", "12"], ["", "7"], ["Clay of Kent", "19"]]
+    for at in range(3):
+        draw.text((110, 100 + 34 * at), f"{at + 1}.      Pebbles of quartz", font=font)
+    bottom = drawn_table(draw, cells, (100, 210, 460), grid=grid)
+    bottom = drawn_table(draw, [*cells, ["Gravel", "3"]], (100, bottom + 20, 460), grid=grid)
+    for at in range(12):
+        draw.text((620, 100 + 34 * at), "The quick brown fox jumps over it", font=font)
+    page = cut_page(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=255)).page
+    assert page is not None
+    tables = [part for part in page.parts if isinstance(part, Table)]
+    assert [[[len(cell) for cell in row] for row in table.rows] for table in tables] == [
+        [[1, 1], [0, 1], [1, 1]],
+        [[1, 1], [0, 1], [1, 1], [1, 1]],
+    ]
+    assert len(page.lines) == 3 + 5 + 7 + 12
+
+
+@needs_font
+def test_a_row_between_rules_has_cells_of_several_lines() -> None:
+    image = Image.new("L", A4, 255)
+    cells = [["Where", "What"], ["Kent", "clay\nand sand"], ["North\nbank", "gravel"], ["Weir", "mud\nreeds"]]
+    drawn_table(ImageDraw.Draw(image), cells, (100, 200, 700), grid=True)
+    page = cut_page(image).page
+    assert page is not None
+    read = ["Where", "What", "Kent", "clay", "and sand", "North", "bank", "gravel", "Weir", "mud", "reeds"]
+    (region,) = regions_of(page, read)
+    assert isinstance(region.part, Table)
+    assert [[len(cell) for cell in row] for row in region.part.rows] == [[1, 1], [1, 2], [2, 1], [1, 2]]
+    markdown = to_markdown(compose([region], read, tagged=True)).markdown
+    assert "<tr><td>North bank</td><td>gravel</td></tr><tr><td>Weir</td><td>mud reeds</td></tr>" in markdown

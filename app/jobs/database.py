@@ -39,6 +39,9 @@ KEEPALIVES = {
     "tcp_user_timeout": 10_000,
 }
 """A machine that went away says nothing; the system's own patience is hours."""
+IDLE_IN_TRANSACTION_MS = 5000
+"""What a process that was stopped in the middle of a transaction holds locked, the server takes back after
+this: sooner than its lease expires, so that whoever takes over from it is not kept waiting."""
 POOL_SIZE = 10
 PING_AFTER_S = 1.0
 """A connection that was not used for so long is asked whether it still is one: servers restart. One that is
@@ -122,6 +125,12 @@ def _postgres_engine(url: str) -> sa.Engine:
         pool_timeout=CONNECT_S,
         connect_args={"connect_timeout": CONNECT_S, "application_name": "rtprune", **KEEPALIVES},
     )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, _record: Any) -> None:
+        # said here, not with the address: poolers between us and the server refuse unknown start-up options
+        connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
+        connection.commit()
 
     @event.listens_for(engine, "checkin")
     def checkin(_connection: Any, record: Any) -> None:

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from app.ocr.regions.lines import Line
+from app.ocr.regions.page import cut_page
+from app.ocr.regions.prints import PageLines
 from training.layout import Family
 
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
@@ -18,3 +21,14 @@ needs_font = pytest.mark.skipif(
 def row(top: int, *spans: tuple[int, int]) -> list[Line]:
     """Cells beside each other, from ``(left, right)`` of each."""
     return [Line(left, top, right, top + 20) for left, right in spans]
+
+
+def printed_page(rows: list[tuple[int, int, str]], size: int = 24) -> PageLines:
+    """Words at (left, top), cut by the service's own code."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    for left, top, text in rows:
+        draw.text((left, top), text, font=ImageFont.truetype(FAMILY.regular, size))
+    page = cut_page(image).page
+    assert page is not None
+    return page

@@ -158,6 +158,8 @@ Two plain words.
         ("<td>a</td><td>b</td>", "<td>a b</td>", None),
         ("</tr><tr>", "", "tables"),
         ("Two plain words.", "anything", None),
+        ("Two plain words.", "- 12 -", None),
+        ("Two plain words.", "- 12", "lists"),
     ],
 )
 def test_structure_is_right_or_wrong_part_by_part(old: str, new: str, wrong: str | None) -> None:

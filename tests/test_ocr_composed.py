@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from region_pages import A4, FAMILY, needs_font, row
+from region_pages import A4, FAMILY, needs_font, printed_page, row
 
 from app.markdown import to_markdown
 from app.ocr.regions.blocks import Bullet, Region, regions_of
@@ -12,7 +12,6 @@ from app.ocr.regions.composed import compose
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.page import cut_page
-from app.ocr.regions.prints import PageLines
 
 
 @needs_font
@@ -71,37 +70,17 @@ def test_words_broken_at_a_lines_end_are_whole_again(lines: tuple[str, ...], flo
 
 
 def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> None:
-    """A paragraph, two numbered items of which the second's number is misread, a list in two regions."""
+    """A paragraph, two numbered items, a list in two regions."""
     lines = [Line(0, 0, 300, 20), Line(0, 30, 300, 50), Line(30, 60, 300, 80), Line(0, 90, 300, 110)]
     bullets = [Line(0, 140, 300, 160), Line(0, 180, 300, 200)]
     regions = [
-        Region("text", (0, 0, 300, 110), tuple(lines), led=frozenset({lines[1], lines[3]})),
+        Region("text", (0, 0, 300, 110), tuple(lines)),
         *(Region("text", (0, at.top, 300, at.bottom), (at,), {at: "•"}) for at in bullets),
     ]
-    texts = ["As follows", "1. one", "and more", "Z. two", "dot", "dash"]
+    texts = ["As follows", "1. one", "and more", "2. two", "dot", "dash"]
     tagged = compose(regions, texts, tagged=True)
     assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
     assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
-
-
-def test_a_word_where_numbers_stand_is_no_misread_number() -> None:
-    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
-    region = Region("text", (0, 0, 300, 80), tuple(lines), led=frozenset({lines[0], lines[2]}))
-    for text, last in (("2, two", "\n2. two"), ("Up there", " Up there")):
-        tagged = compose([region], ["1. one", "and more", text], tagged=True)
-        assert to_markdown(tagged).markdown == "1. one and more" + last
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "shown"),
-    [("I. one", "2. two", "1. one"), ("l) one", "2) two", "1) one"), ("I. one", "II. two", "I. one"),
-     ("I. one", "2) two", "I. one"), ("I am one", "2. two", "I am one"), ("I. one", "3. two", "I. one")],
-)  # fmt: skip
-def test_a_first_number_read_as_a_letter_is_told_by_the_second(first: str, last: str, shown: str) -> None:
-    lines = [Line(0, 0, 300, 20), Line(30, 30, 300, 50), Line(0, 60, 300, 80)]
-    regions = [Region("text", (0, line.top, 300, line.bottom), (line,)) for line in lines]
-    tagged = compose(regions, [first, "and more", last], tagged=True)
-    assert to_markdown(tagged).markdown.startswith(shown)
 
 
 def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
@@ -132,22 +111,12 @@ def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
     assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"
 
 
-def _printed(rows: list[tuple[int, int, str]], size: int = 24) -> PageLines:
-    image = Image.new("L", A4, 255)
-    draw = ImageDraw.Draw(image)
-    for left, top, text in rows:
-        draw.text((left, top), text, font=ImageFont.truetype(FAMILY.regular, size))
-    page = cut_page(image).page
-    assert page is not None
-    return page
-
-
 @needs_font
 def test_a_dash_of_a_paragraph_is_no_bullet_where_its_line_begins() -> None:
     words = "of pebbles that lie in the river below the bridge"
     running = [(100, 100, f"Full {words}"), (100, 136, "–"), (140, 136, words), (100, 172, "and end.")]  # noqa: RUF001
     items = [(100, 300 + 36 * number, "–") for number in range(3)]  # noqa: RUF001
-    page = _printed([*running, *items, *((140, top, words) for _, top, _ in items)])
+    page = printed_page([*running, *items, *((140, top, words) for _, top, _ in items)])
     bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
     assert [line.top > 290 for line in bulleted] == [True] * 3
 
@@ -155,42 +124,5 @@ def test_a_dash_of_a_paragraph_is_no_bullet_where_its_line_begins() -> None:
 @needs_font
 @pytest.mark.parametrize("mark", ["“", "'", "3."])
 def test_what_is_no_bullet_is_left_in_its_line(mark: str) -> None:
-    page = _printed([(100, 100, mark), (140, 100, "Pebbles of quartz lie"), (140, 136, "in the river")])
+    page = printed_page([(100, 100, mark), (140, 100, "Pebbles of quartz lie"), (140, 136, "in the river")])
     assert not any(lead.is_bullet for lead in page.leads.values())
-
-
-@needs_font
-@pytest.mark.parametrize("number", ["- 7 -", "Page 7", "7 of 12", "xii"])
-@pytest.mark.parametrize("at", [40, 1650])
-def test_the_pages_number_is_no_part_of_the_text(number: str, at: int) -> None:
-    text = [(100, 400 + 36 * line, "Pebbles of quartz lie in") for line in range(8)]
-    beside = [(700, top, words) for _, top, words in text]
-    page = _printed([(250, at, number), *text, *beside])
-    read = [number.removeprefix("- ") if line.top < 90 or line.top > 1600 else "said" for line in page.lines]
-    blocks = to_markdown(compose(regions_of(page, read), read, tagged=True)).blocks
-    kinds = [block.type for block in blocks]
-    assert kinds.index("page_number") == (0 if at == 40 else len(kinds) - 1)
-    assert blocks[kinds.index("page_number")].text == number
-    assert kinds.count("page_number") == 1
-
-
-@needs_font
-def test_items_that_follow_each_other_are_no_headings() -> None:
-    """Bold and short, but numbered one after the other."""
-    font = ImageFont.truetype(FAMILY.bold, 24)
-    image = Image.new("L", A4, 255)
-    draw = ImageDraw.Draw(image)
-    texts = ["1. Pebbles", "2. Quartz", "3. Rivers"]
-    for number, text in enumerate(texts):
-        draw.text((100, 100 + 60 * number), text, font=font)
-    for number in range(8):
-        draw.text(
-            (100, 320 + 34 * number),
-            "Pebbles of quartz lie in the river below the bridge.",
-            font=ImageFont.truetype(FAMILY.regular, 24),
-        )
-    page = cut_page(image).page
-    assert page is not None
-    read = [*texts, *["Pebbles of quartz lie in the river below the bridge."] * 8]
-    regions = regions_of(page, read)
-    assert {region.kind for region in regions[:3]} == {"text"}

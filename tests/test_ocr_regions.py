@@ -206,7 +206,7 @@ def test_short_words_and_pages_of_capitals_are_lines() -> None:
 
 def test_a_numbered_list_begins_anew() -> None:
     lines = tuple(Line(0, top, 300, top + 20) for top in (0, 30, 60, 90))
-    region = Region("text", (0, 0, 300, 110), lines, led=frozenset(lines))
+    region = Region("text", (0, 0, 300, 110), lines)
     tagged = compose([region], ["1. one", "2. two", "1. other", "2. more"], tagged=True)
     assert to_markdown(tagged).markdown == "1. one\n2. two\n\n1. other\n2. more"
 

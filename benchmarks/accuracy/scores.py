@@ -10,6 +10,8 @@ from training.errors_in_text import character_error_rate, edit_distance
 
 HEADING = re.compile(r"(#{1,6})\s+(.*)")
 ITEM = re.compile(r"(?:(?P<bullet>[-*+•])|[0-9]{1,3}[.)])\s+\S")
+PAGE_NUMBER = re.compile(r"-\s*[0-9]{1,4}\s*-")
+"""Between dashes: no list, though Markdown takes it for one."""
 MAX_HEADING_EDITS = 0.2
 """Of a heading's characters, for it to count as the same."""
 
@@ -30,6 +32,8 @@ def structure_of(markdown: str) -> Structure:
     headings, lists, tables = [], [], []
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = block.strip().split("\n")
+        if PAGE_NUMBER.fullmatch(block.strip()):
+            continue
         items = [match for line in lines if (match := ITEM.match(line))]
         if heading := HEADING.fullmatch(lines[0]):
             headings.append((len(heading[1]), heading[2].strip()))

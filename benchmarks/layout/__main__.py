@@ -19,8 +19,7 @@ import torch
 from PIL import Image
 
 from app.markdown import to_markdown
-from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.composed import compose
+from app.ocr.regions.composed import page_text
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.page import cut_page, find_print
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
@@ -50,8 +49,7 @@ def read_page(image: Image.Image, glyphs: Sequence[Glyph]) -> Layout:
         return Layout("", "", Faults())
     oracle, lines = Oracle(glyphs, ink), page.lines
     texts = [oracle.read(line) for line in lines]
-    regions = regions_of(page, texts)
-    plain, tagged = (compose(regions, texts, tagged=tagged) for tagged in (False, True))
+    plain, tagged = (page_text(page, texts, tagged=tagged) for tagged in (False, True))
     return Layout(plain, to_markdown(tagged).markdown, oracle.faults(lines))
 
 

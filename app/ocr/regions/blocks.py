@@ -53,8 +53,6 @@ class Region:
     part: tuple[Line, ...] | Table
     bulleted: Mapping[Line, str] = field(default_factory=dict)
     """Lines with a bullet before them, which is not part of the line, and that bullet."""
-    led: frozenset[Line] = frozenset()
-    """Lines that begin with what may be a number, as white after it says."""
     bullet: Bullet | None = None
     """Of the first line."""
 
@@ -94,7 +92,6 @@ class _Blocks:
             self._box(group),
             tuple(group),
             self._bullets(group),
-            frozenset(group) & self._page.leads.keys(),
             self._bullet(group[0]),
         )
 

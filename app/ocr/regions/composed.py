@@ -5,16 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region
+from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.numbers import OF_ITEM
+from app.ocr.regions.numbers import OF_ITEM, with_numbers_told
+from app.ocr.regions.prints import PageLines
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
-ONE = re.compile(r"[Il|]\s?([.)])\s+\S")
-MAX_ITEM_LINES = 12
-MISREAD = re.compile(r"(?=\S*[\d.),:])\S{1,4}\s+\S")
-"""What a number before an item may be read as."""
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 APART = 10
@@ -58,14 +55,20 @@ def _number(item: str) -> int:
     return int(match[1]) if match else 0
 
 
-def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
-    """``texts``: of every line of every region, in order. ``tagged``: Markdown with grounding tags, else
+def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
+    """``texts``: of every line of the page, in order. ``tagged``: Markdown with grounding tags, else
     plain text. ``turns``: quarter turns, counter-clockwise, after which the page was cut; tags say where its
     text is before them.
     """
+    told = with_numbers_told(page, texts)
+    return compose(regions_of(page, told), told, tagged=tagged, turns=turns)
+
+
+def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
+    """``page_text`` of regions that are known. ``texts``: of every line of every region, in order."""
     at = 0
     written: list[_Written] = []
-    cleaned = _with_ones([" ".join(FORGED.sub(" ", text).split()) for text in texts])
+    cleaned = [" ".join(FORGED.sub(" ", text).split()) for text in texts]
     for region in regions:
         count = len(region.lines)
         read = cleaned[at : at + count]
@@ -88,20 +91,6 @@ def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
     numbers = [block for block in written if block.form == PAGE_NUMBER]
     above = [one for one in numbers if text and one.box[1] < min(block.box[1] for block in text)]
     return [*above, *text, *(one for one in numbers if one not in above)]
-
-
-def _with_ones(texts: Sequence[str]) -> list[str]:
-    """A first item's "1." looks like "I." or "l."; that a second item follows tells which it is."""
-    told = list(texts)
-    for at, text in enumerate(texts):
-        one = ONE.match(text)
-        if one is None:
-            continue
-        after = (OF_ITEM.match(later) for later in texts[at + 1 : at + 1 + MAX_ITEM_LINES])
-        number = next((match for match in after if match), None)
-        if number is not None and number[1] == "2" and number[2] == one[1]:
-            told[at] = f"1{text[1:]}"
-    return told
 
 
 def _with_tag(block: _Written, turns: int) -> str:
@@ -162,14 +151,6 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
         return ITEM, f"- {text[bullet.end() :]}"
     if number := OF_ITEM.match(text):
         return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
-    first, *others = region.lines
-    hangs = any(other.left - first.left > 0.8 * first.height for other in others)
-    may_lead = line in region.led and blocks and blocks[-1].form == NUMBERED
-    if may_lead and hangs and abs(line.left - first.left) < 0.5 * line.height and MISREAD.match(text):
-        # its number was misread: it stands where numbers stand
-        before = OF_ITEM.match(blocks[-1].lines[-1])
-        rest = text.split(" ", 1)[-1]
-        return NUMBERED, f"{int(before[1]) + 1}{before[2]} {rest}" if before else text
     return None, ""
 
 

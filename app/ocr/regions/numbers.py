@@ -1,19 +1,28 @@
 """Numbers that stand for a place: the page's own, and those before the items of a list."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from app.ocr.regions.lines import Line
-from app.ocr.regions.prints import PageLines
+from app.ocr.regions.prints import Lead, PageLines
 
 OF_PAGE = re.compile(
     r"(?:[-–—]\s*)?(?:page\s+)?(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:of|/)\s*\d{1,4})?(?:\s*[-–—])?",  # noqa: RUF001
     re.IGNORECASE,
 )
 OF_ITEM = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
+READ_AS = re.compile(r"(\S{1,3}?)\s?([.),:;])\s*(?=\S)")
+"""What an item's number and its dot may be read as, together with the item's first letters."""
+LOOK_ALIKE = str.maketrans("OoQIl|itJZzASsGbTB", "000111111224556678")
+"""Letters that digits are read as."""
 FAR_EM, SAME_EM = 0.6, 0.4
 """White between a page's number and its text at least; by how much items of a list are apart at their left at
 most; in heights of a line."""
+SAME_TEXT_EM, NUMBER_EM = 0.35, 0.8
+"""Likewise the texts of items after their numbers; those numbers themselves, flush right."""
+MAX_ITEM_LINES, LONGEST_NUMBER = 12, 3
 
 
 def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
@@ -63,3 +72,112 @@ def _item_number(page: PageLines, line: Line, text: str) -> int | None:
 def _with_bullet(page: PageLines, line: Line, text: str) -> str:
     lead = page.leads.get(line)
     return f"{lead.bullet} {text}" if lead is not None and lead.bullet is not None else text
+
+
+@dataclass(slots=True)
+class _Item:
+    """A line that may begin an item. ``number``, ``mark``: as read, or as its neighbours tell."""
+
+    line: Line
+    lead: Lead | None
+    text: str
+    number: int | None = None
+    mark: str = ""
+
+    def told(self, number: int, mark: str) -> None:
+        self.number, self.mark = number, mark
+
+    def may_be(self, number: int, mark: str) -> bool:
+        """It was read as something that this number looks like."""
+        match = READ_AS.match(self.text)
+        if match is None or (match[2] in ".)" and match[2] != mark):
+            return False
+        head, expected = match[1].translate(LOOK_ALIKE), str(number)
+        return head == expected or (len(head) == len(expected) and any(map(str.isdigit, match[1])))
+
+
+def with_numbers_told(page: PageLines, texts: Sequence[str]) -> list[str]:
+    """``texts``: of all lines in order. An item's number that was misread is told by where it stands and by
+    the numbers above and below.
+    """
+    by_line = dict(zip(page.lines, texts, strict=True))
+    for items in _runs(page, by_line):
+        read = [item.number for item in items]
+        _tell(items)
+        for item, number in zip(items, read, strict=True):
+            if item.number is not None and item.number != number:
+                by_line[item.line] = f"{item.number}{item.mark} {_unnumbered(item, number)}"
+    return [by_line[line] for line in page.lines]
+
+
+def _runs(page: PageLines, texts: Mapping[Line, str]) -> list[list[_Item]]:
+    """Lines under each other that may begin the items of one list."""
+    runs: list[list[_Item]] = []
+    run: list[_Item] = []
+    num_between = 0
+    for line in page.parts:
+        last = run[-1].line if run else None
+        if last is not None and (
+            not isinstance(line, Line) or not page.is_below(last, line) or num_between >= MAX_ITEM_LINES
+        ):
+            runs.append(run)
+            run, num_between = [], 0
+        if not isinstance(line, Line):
+            continue
+        item = _item(page, line, texts[line])
+        if run and not _are_of_list(page, run[-1], item):
+            if item.number is None or line.left - run[-1].line.left > SAME_EM * page.em:
+                num_between += 1
+                continue
+            runs.append(run)
+            run = []
+        if item.lead is not None or item.number is not None or READ_AS.match(item.text):
+            run, num_between = [*run, item], 0
+    return [run for run in [*runs, run] if any(item.number is not None for item in run)]
+
+
+def _item(page: PageLines, line: Line, text: str) -> _Item:
+    lead, match = page.leads.get(line), OF_ITEM.match(text)
+    item = _Item(line, None if lead is None or lead.is_bullet else lead, text)
+    if match is not None:
+        item.told(int(match[1]), match[2])
+    return item
+
+
+def _are_of_list(page: PageLines, one: _Item, other: _Item) -> bool:
+    shift = abs(one.line.left - other.line.left)
+    if one.lead is None or other.lead is None:
+        return shift < SAME_EM * page.em and READ_AS.match(other.text) is not None
+    text_shift = abs(one.lead.text_left - other.lead.text_left)
+    return shift < NUMBER_EM * page.em and text_shift < SAME_TEXT_EM * page.em
+
+
+def _tell(items: Sequence[_Item]) -> None:
+    """Number those that the numbers around leave no doubt about, or whose misread number looks like it."""
+    for above, item, below in zip(items, items[1:], items[2:], strict=False):
+        if above.number is not None and below.number == above.number + 2:
+            item.told(above.number + 1, above.mark)
+    known = [(at, item.number, item.mark) for at, item in enumerate(items) if item.number is not None]
+    for (upper, number, mark), (lower, last, _) in pairwise(known):
+        if last - number == lower - upper:
+            for step in range(1, lower - upper):
+                items[upper + step].told(number + step, mark)
+    first, number, mark = known[0]
+    is_whole = number == first + 1 and all(item.lead is not None for item in items[:first])
+    for item in reversed(items[:first]):
+        number -= 1
+        if number < 1 or not (is_whole or item.may_be(number, mark)):
+            break
+        item.told(number, mark)
+    for above, item in pairwise(items):
+        if item.number is None and above.number is not None and item.may_be(above.number + 1, above.mark):
+            item.told(above.number + 1, above.mark)
+
+
+def _unnumbered(item: _Item, number: int | None) -> str:
+    """The text without what its number was read as."""
+    match = (OF_ITEM if number is not None else READ_AS).match(item.text)
+    if match is not None:
+        return item.text[match.end() :]
+    first, _, rest = item.text.partition(" ")
+    return rest if rest and len(first) <= LONGEST_NUMBER else item.text

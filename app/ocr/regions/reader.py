@@ -15,8 +15,7 @@ from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, Toke
 from app.ocr.engine import Engine, EngineStream
 from app.ocr.model import OcrModel
 from app.ocr.page_loop import EngineLoad
-from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.composed import compose
+from app.ocr.regions.composed import page_text
 from app.ocr.regions.page import CutPage, cut_page
 from app.ocr.regions.views import line_text
 from app.reader import PageStream
@@ -218,7 +217,7 @@ def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool, turns: int) ->
     if cut.page is None:
         return ""
     texts = _line_texts(cut, read)
-    return compose(regions_of(cut.page, texts), texts, tagged=tagged, turns=turns)
+    return page_text(cut.page, texts, tagged=tagged, turns=turns)
 
 
 def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:

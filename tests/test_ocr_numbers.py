@@ -1,0 +1,101 @@
+"""Numbers of pages and of items: told from text, and told where they were misread."""
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, needs_font, printed_page
+
+from app.markdown import to_markdown
+from app.ocr.regions.blocks import regions_of
+from app.ocr.regions.composed import compose, page_text
+from app.ocr.regions.numbers import with_numbers_told
+from app.ocr.regions.page import cut_page
+from app.ocr.regions.prints import PageLines
+
+
+@needs_font
+@pytest.mark.parametrize("number", ["- 7 -", "Page 7", "7 of 12", "xii"])
+@pytest.mark.parametrize("at", [40, 1650])
+def test_the_pages_number_is_no_part_of_the_text(number: str, at: int) -> None:
+    text = [(100, 400 + 36 * line, "Pebbles of quartz lie in") for line in range(8)]
+    beside = [(700, top, words) for _, top, words in text]
+    page = printed_page([(250, at, number), *text, *beside])
+    read = [number.removeprefix("- ") if line.top < 90 or line.top > 1600 else "said" for line in page.lines]
+    blocks = to_markdown(compose(regions_of(page, read), read, tagged=True)).blocks
+    kinds = [block.type for block in blocks]
+    assert kinds.index("page_number") == (0 if at == 40 else len(kinds) - 1)
+    assert blocks[kinds.index("page_number")].text == number
+    assert kinds.count("page_number") == 1
+
+
+@needs_font
+def test_items_that_follow_each_other_are_no_headings() -> None:
+    """Bold and short, but numbered one after the other."""
+    font = ImageFont.truetype(FAMILY.bold, 24)
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    texts = ["1. Pebbles", "2. Quartz", "3. Rivers"]
+    for number, text in enumerate(texts):
+        draw.text((100, 100 + 60 * number), text, font=font)
+    for number in range(8):
+        draw.text(
+            (100, 320 + 34 * number),
+            "Pebbles of quartz lie in the river below the bridge.",
+            font=ImageFont.truetype(FAMILY.regular, 24),
+        )
+    page = cut_page(image).page
+    assert page is not None
+    read = [*texts, *["Pebbles of quartz lie in the river below the bridge."] * 8]
+    regions = regions_of(page, read)
+    assert {region.kind for region in regions[:3]} == {"text"}
+
+
+def list_page(printed: list[str]) -> PageLines:
+    """Items with these numbers; lines without one hang under the texts of those above."""
+    rows = []
+    for at, number in enumerate(printed):
+        top = 100 + 36 * at
+        rows += [(100, top, number)] if number else []
+        rows.append((148, top, "Pebbles of quartz lie"))
+    page = printed_page(rows)
+    assert len(page.lines) == len(printed)
+    return page
+
+
+@needs_font
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (["I. one", "2. two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["D one more", "2) two", "3) three"], ["1) one more", "2) two", "3) three"]),
+        (["1. one", "Z. two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["1. one", "8. two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["1. one", "2. two", "5.three"], ["1. one", "2. two", "3. three"]),
+        (["1. one", "two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["10. one", "it.two more", "12. three"], ["10. one", "11. two more", "12. three"]),
+        (["I. one", "z. two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["1. one", "2, two", "three"], ["1. one", "2. two", "three"]),
+        (["4. four", "5. two", "I. one"], ["4. four", "5. two", "I. one"]),
+        (["I. one", "II. two", "III. three"], ["I. one", "II. two", "III. three"]),
+        (["I am one", "4. two", "5. three"], ["I am one", "4. two", "5. three"]),
+        (["1. one", "2. two", "Up there"], ["1. one", "2. two", "Up there"]),
+        (["1. one", "II. two", "Up there"], ["1. one", "II. two", "Up there"]),
+        (["I. one", "2) two", "3) three"], ["1) one", "2) two", "3) three"]),
+    ],
+)
+def test_a_misread_number_is_told_by_those_around_it(read: list[str], told: list[str]) -> None:
+    """What is no number, or may be one of another kind, stays as it is."""
+    assert with_numbers_told(list_page(["1.", "2.", "3."]), read) == told
+
+
+@needs_font
+def test_what_hangs_under_an_item_keeps_its_words() -> None:
+    page = list_page(["1.", "", "2.", "", "3."])
+    read = ["1. one", "of which", "Z. two", "of them", "3. three"]
+    markdown = to_markdown(page_text(page, read, tagged=True)).markdown
+    assert markdown == "1. one of which\n2. two of them\n3. three"
+
+
+@needs_font
+def test_numbers_of_two_lists_are_left_alone() -> None:
+    read = ["4. one", "5. two", "1. three", "2. four"]
+    assert with_numbers_told(list_page(["4.", "5.", "1.", "2."]), read) == read

@@ -88,6 +88,21 @@ def test_a_misread_number_is_told_by_those_around_it(read: list[str], told: list
 
 
 @needs_font
+@pytest.mark.parametrize(("read", "shown"), [("220-", "- 220 -"), ("44.", "- 44 -"), ("5 -", "- 5 -")])
+def test_a_pages_number_has_two_dashes_or_none(read: str, shown: str) -> None:
+    page = printed_page([(600, 1600, "- 220 -"), *((100, 400 + 36 * at, "Pebbles lie") for at in range(8))])
+    texts = [read if line.top > 1500 else "said" for line in page.lines]
+    assert to_markdown(page_text(page, texts, tagged=True)).markdown.endswith(f"\n{shown}")
+
+
+@needs_font
+def test_a_list_that_counts_back_is_another_one() -> None:
+    page = list_page(["1.", "2.", "2.", "3)"])
+    markdown = to_markdown(page_text(page, ["1. one", "2. two", "2. other", "3) last"], tagged=True)).markdown
+    assert markdown == "1. one\n2. two\n\n2. other\n\n3) last"
+
+
+@needs_font
 def test_what_hangs_under_an_item_keeps_its_words() -> None:
     page = list_page(["1.", "", "2.", "", "3."])
     read = ["1. one", "of which", "Z. two", "of them", "3. three"]

@@ -8,7 +8,7 @@ from itertools import islice
 from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.numbers import OF_ITEM, with_numbers_told
+from app.ocr.regions.numbers import OF_ITEM, shown_number, with_numbers_told
 from app.ocr.regions.prints import PageLines
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
@@ -37,7 +37,7 @@ class _Written:
         if self.form != other.form or self.form not in (ITEM, NUMBERED):
             return False
         if self.form == NUMBERED:
-            return _number(other.lines[0]) != 1
+            return _follows(other.lines[0], self.lines[-1])
         is_apart = other.box[1] - self.box[3] > APART
         if self.bullet is None or other.bullet is None:
             return True
@@ -50,9 +50,10 @@ class _Written:
         self.bullet = other.bullet
 
 
-def _number(item: str) -> int:
-    match = OF_ITEM.match(item)
-    return int(match[1]) if match else 0
+def _follows(item: str, above: str) -> bool:
+    """Of numbered items; one that counts back begins another list."""
+    one, other = OF_ITEM.match(above), OF_ITEM.match(item)
+    return one is None or other is None or (int(one[1]) < int(other[1]) and one[2] == other[2])
 
 
 def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
@@ -135,7 +136,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
                 blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))
             else:
                 blocks.append(_Written("text", "text", region.box, [text]))
-        elif blocks and blocks[-1].form == form and not (form == NUMBERED and _number(item) == 1):
+        elif blocks and blocks[-1].form == form and (form == ITEM or _follows(item, blocks[-1].lines[-1])):
             blocks[-1].lines.append(item)
         else:
             blocks.append(_Written(form, "text", region.box, [item], region.bullet))
@@ -164,8 +165,9 @@ def _plain(region: Region, read: Sequence[str]) -> _Written:
 
 def _printed(region: Region, read: Sequence[str]) -> list[str]:
     """Lines with their bullets."""
-    return [
+    lines = [
         f"{region.bulleted[line]} {text}" if line in region.bulleted else text
         for line, text in zip(region.lines, read, strict=True)
         if text
     ]
+    return list(map(shown_number, lines)) if region.kind == PAGE_NUMBER else lines

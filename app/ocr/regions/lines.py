@@ -20,7 +20,7 @@ MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
 a table may stand; between words at most, which those of a typewriter or of justified text reach."""
 OWN_INK = 0.2
 """Of two lines' ink, that each has in letters which do not reach into the other."""
-OVERLAP_EM = 0.6
+OVERLAP_EM = 1.5
 """Of stretches beside each other, as a comma under the letter before it makes."""
 BESIDE = 0.45
 """Of the lower of two lines' heights, that they share; a star stands high beside letters that are all low."""

@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from app.ocr.regions.lines import Line
+from app.ocr.regions.lines import Line, Part
 from app.ocr.regions.prints import Lead, PageLines
 
 OF_PAGE = re.compile(
-    r"(?:[-–—]\s*)?(?:page\s+)?(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:of|/)\s*\d{1,4})?(?:\s*[-–—])?",  # noqa: RUF001
+    r"(?:[-–—]\s*)?(?:page\s+)?(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:of|/)\s*\d{1,4})?(?:\s*[-–—.])?",  # noqa: RUF001
     re.IGNORECASE,
 )
+BETWEEN_DASHES = re.compile(r"([-–—])\s*(\d{1,4})\s*[-–—.]")  # noqa: RUF001
 OF_ITEM = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
-READ_AS = re.compile(r"(\S{1,3}?)\s?([.),:;])\s*(?=\S)")
+READ_AS = re.compile(r"(\S{1,3}?)\s?([.),:;])\s*(?=[^\s\d])")
 """What an item's number and its dot may be read as, together with the item's first letters."""
 LOOK_ALIKE = str.maketrans("OoQIl|itJZzASsGbTB", "000111111224556678")
 """Letters that digits are read as."""
@@ -38,6 +39,12 @@ def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
         if is_below or all(line.bottom + far <= other.top for other in others):
             return line
     return None
+
+
+def shown_number(text: str) -> str:
+    """A page's number as it is printed: of two dashes one is often read as a dot, or without its space."""
+    match = BETWEEN_DASHES.fullmatch(text)
+    return text if match is None else f"{match[1]} {match[2]} {match[1]}"
 
 
 def numbered_items(page: PageLines, texts: Mapping[Line, str]) -> set[Line]:
@@ -111,29 +118,30 @@ def with_numbers_told(page: PageLines, texts: Sequence[str]) -> list[str]:
 
 
 def _runs(page: PageLines, texts: Mapping[Line, str]) -> list[list[_Item]]:
-    """Lines under each other that may begin the items of one list."""
+    """Lines under each other that may begin the items of one list; other lists may stand inside it."""
     runs: list[list[_Item]] = []
-    run: list[_Item] = []
-    num_between = 0
+    open_runs: list[list[_Item]] = []  # from the outermost to the innermost
+    above: Part | None = None
+    num_lines = 0  # since the last item
     for line in page.parts:
-        last = run[-1].line if run else None
-        if last is not None and (
-            not isinstance(line, Line) or not page.is_below(last, line) or num_between >= MAX_ITEM_LINES
-        ):
-            runs.append(run)
-            run, num_between = [], 0
+        if not page.is_below(above, line) or num_lines > MAX_ITEM_LINES:
+            open_runs = []
+        above, num_lines = line, num_lines + 1
         if not isinstance(line, Line):
             continue
+        open_runs = [run for run in open_runs if line.left - run[-1].line.left > -NUMBER_EM * page.em]
         item = _item(page, line, texts[line])
-        if run and not _are_of_list(page, run[-1], item):
-            if item.number is None or line.left - run[-1].line.left > SAME_EM * page.em:
-                num_between += 1
-                continue
-            runs.append(run)
-            run = []
-        if item.lead is not None or item.number is not None or READ_AS.match(item.text):
-            run, num_between = [*run, item], 0
-    return [run for run in [*runs, run] if any(item.number is not None for item in run)]
+        if item.lead is None and item.number is None and READ_AS.match(item.text) is None:
+            continue
+        num_lines = 0
+        depth = next((at for at, run in enumerate(open_runs) if _are_of_list(page, run[-1], item)), None)
+        if depth is None:
+            open_runs.append([item])
+            runs.append(open_runs[-1])
+        else:
+            open_runs = open_runs[: depth + 1]
+            open_runs[depth].append(item)
+    return [run for run in runs if any(item.number is not None for item in run)]
 
 
 def _item(page: PageLines, line: Line, text: str) -> _Item:
@@ -157,21 +165,24 @@ def _tell(items: Sequence[_Item]) -> None:
     for above, item, below in zip(items, items[1:], items[2:], strict=False):
         if above.number is not None and below.number == above.number + 2:
             item.told(above.number + 1, above.mark)
-    known = [(at, item.number, item.mark) for at, item in enumerate(items) if item.number is not None]
-    for (upper, number, mark), (lower, last, _) in pairwise(known):
-        if last - number == lower - upper:
-            for step in range(1, lower - upper):
-                items[upper + step].told(number + step, mark)
-    first, number, mark = known[0]
-    is_whole = number == first + 1 and all(item.lead is not None for item in items[:first])
-    for item in reversed(items[:first]):
+    known = [at for at, item in enumerate(items) if item.number is not None]
+    for upper, lower in pairwise([-1, *known]):
+        _tell_between(items[upper] if upper >= 0 else None, items[upper + 1 : lower], items[lower])
+    for before, item in pairwise(items):
+        if item.number is None and before.number is not None and item.may_be(before.number + 1, before.mark):
+            item.told(before.number + 1, before.mark)
+
+
+def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item) -> None:
+    """Those between two numbers, or before the first."""
+    number, mark = below.number or 0, below.mark
+    goes_on = above is not None and number == (above.number or 0) + len(items) + 1
+    begins = number == len(items) + 1 and all(item.lead is not None for item in items)
+    for item in reversed(items):
         number -= 1
-        if number < 1 or not (is_whole or item.may_be(number, mark)):
-            break
+        if number < 1 or not (goes_on or begins or item.may_be(number, mark)):
+            return
         item.told(number, mark)
-    for above, item in pairwise(items):
-        if item.number is None and above.number is not None and item.may_be(above.number + 1, above.mark):
-            item.told(above.number + 1, above.mark)
 
 
 def _unnumbered(item: _Item, number: int | None) -> str:

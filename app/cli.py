@@ -68,6 +68,13 @@ def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _serve(settings: Settings) -> int:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data_dir):
+            pass
+    except OSError as error:
+        print(f"rtprune: nothing can be kept in {settings.data_dir}: {error.strerror}", file=sys.stderr)
+        return 2
     log_to_stderr(settings)
     config = uvicorn.Config(
         create_app(settings),

@@ -1,6 +1,8 @@
 """Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
 
+import difflib
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +11,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
 MIN_SECRET_CHARS = 24
+
+PREFIX = "RTPRUNE_"
+NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
+"""Variables with our prefix that are read elsewhere: by a worker, by the compose files."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -22,7 +28,7 @@ class Settings(BaseSettings):
     """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RTPRUNE_",
+        env_prefix=PREFIX,
         frozen=True,
         extra="forbid",
         populate_by_name=True,
@@ -146,3 +152,15 @@ class Settings(BaseSettings):
     @property
     def max_upload_bytes(self) -> int:
         return self.max_upload_mib * MIB
+
+
+def misspelt_variables(environment: Iterable[str]) -> list[str]:
+    """What to say of variables that look like settings and are none."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | NO_SETTINGS
+    said: list[str] = []
+    for name in sorted(set(environment) - known):
+        if name.startswith(PREFIX):
+            # without the prefix, which all have in common
+            close = difflib.get_close_matches(name[len(PREFIX) :], [one[len(PREFIX) :] for one in known], n=1)
+            said.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{close[0]}?" if close else ""))
+    return said

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from app.document import PageResult
-from app.settings import Settings
+from app.settings import Settings, misspelt_variables
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -60,6 +61,8 @@ def log_to_stderr(settings: Settings) -> None:
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
     logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
+    for misspelt in misspelt_variables(os.environ):
+        logging.getLogger("rtprune").warning(misspelt)
 
 
 class Metrics:

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dbos import DBOSClient
+from pydantic import ValidationError
 
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.guarded import GuardedHttp
@@ -203,7 +204,10 @@ def main() -> None:
         settings = Settings.model_validate_json(_line(parent))
         settings = settings.model_copy(update={"shutdown_grace_s": EMBEDDED_GRACE_S})
     else:
-        settings = Settings()
+        try:
+            settings = Settings()
+        except ValidationError as error:
+            sys.exit(f"rtprune: {error}")
     log_to_stderr(settings)
     sys.setswitchinterval(SWITCH_S)
     worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from service_client import A4, ROOT, Server, alive, descendants, eventually, image_bytes, pdf_bytes, serving
 
+from app.settings import misspelt_variables
 from app.spool import Spool
 
 
@@ -252,6 +253,32 @@ def test_a_port_that_is_none_ends_the_start_with_a_message(tmp_path: Path) -> No
     assert refused.returncode == 2
     assert "less than or equal to 65535" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_data_folder_that_cannot_be_ends_the_start_with_a_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = run_cli(tmp_path, "serve", "--port", "0", RTPRUNE_DATA_DIR=str(tmp_path / "file" / "data"))
+    assert refused.returncode == 2
+    assert str(tmp_path / "file" / "data") in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_worker_says_which_setting_is_wrong() -> None:
+    environment = {**os.environ, "RTPRUNE_BATCH_PAGES": "none"}
+    command = [sys.executable, "-m", "app.worker"]
+    refused = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode == 1
+    assert "RTPRUNE_BATCH_PAGES" in refused.stderr or "batch_pages" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_misspelt_setting_is_told() -> None:
+    assert misspelt_variables(["RTPRUNE_MAX_PAGE", "RTPRUNE_MAX_PAGES", "RTPRUNE_WORKER_ID", "PORT"]) == [
+        "RTPRUNE_MAX_PAGE is no setting; did you mean RTPRUNE_MAX_PAGES?"
+    ]
+    assert misspelt_variables(["RTPRUNE_ZZ"]) == ["RTPRUNE_ZZ is no setting"]
 
 
 def test_the_api_imports_no_model_code() -> None:

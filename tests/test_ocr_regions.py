@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from region_pages import A4, FAMILY, FONTS, needs_font, row
+from region_pages import A4, FAMILY, FONTS, needs_font, printed_page, row
 from scipy import ndimage
 
 from app.document import Page, ReadOptions
@@ -202,6 +202,81 @@ def test_short_words_and_pages_of_capitals_are_lines() -> None:
     ink = find_ink(image)
     assert ink is not None
     assert len(find_lines(ink)) == len(lines)
+
+
+@needs_font
+@pytest.mark.parametrize("below", [1, 2, 3])
+def test_an_underline_takes_nothing_from_the_letters_above_it(below: int) -> None:
+    """Whose base is so many pixels above the rule."""
+    font = ImageFont.truetype(FAMILY.regular, 26)
+    plain = Image.new("L", A4, 255)
+    for base in range(100, 700, 40):
+        words = "summer hour nine" if base == 300 else "summer hour nine is near the river where we are now"
+        ImageDraw.Draw(plain).text((100, base), words, font=font, anchor="ls")
+    ruled = plain.copy()
+    ImageDraw.Draw(ruled).rectangle((100, 300 + below, 400, 301 + below), fill=0)
+    wanted, found = find_ink(plain), find_ink(ruled)
+    assert wanted is not None
+    assert found is not None
+    assert found.rules[300 + below, 100:400].all()
+    assert (wanted.mask & ~found.mask).sum() <= 0.01 * wanted.mask[270:310].sum()
+    assert not (found.mask & ~wanted.mask).any()
+
+
+@needs_font
+@pytest.mark.parametrize("left", [0, 4, 15])
+def test_print_at_the_edge_of_a_page_is_cut_where_it_begins(left: int) -> None:
+    image = Image.new("L", (600, 400), 255)
+    font = ImageFont.truetype(FAMILY.regular, 28)
+    for at in (60, 120):
+        ImageDraw.Draw(image).text((left, at), "•", font=font)
+        ImageDraw.Draw(image).text((left + 50, at), "Pebbles of quartz lie in", font=font)
+    page = cut_page(image).page
+    assert page is not None
+    assert [page.leads[line].bullet for line in page.lines] == ["•", "•"]
+    assert all(abs(page.leads[line].left - left) < 12 for line in page.lines)
+
+
+@needs_font
+def test_numbers_of_items_under_a_wide_letterhead_stay_with_their_texts() -> None:
+    items = range(200, 800, 100)
+    numbers = [(340, top, f"{number}.") for number, top in enumerate(items, 23)]
+    texts = [(410, top + line, "Pebbles of quartz lie in the river") for top in items for line in (0, 36)]
+    page = printed_page([(60, 90, "The Society of Rivers"), (760, 90, "Of pebbles"), *numbers, *texts])
+    body = [line for line in page.lines if line.top > 150]
+    assert [line.left < 400 for line in body] == [True, False] * len(items)
+
+
+@needs_font
+def test_columns_under_a_running_head_that_stands_across_them() -> None:
+    """What the head and a figure's scale keep white on the left is no reason to read across."""
+    head = [(100, 60, "150"), (180, 60, "Of rivers, of stones and of whatever else is there")]
+    scale = [(100, 160 + 90 * number, f"0.{number}") for number in range(6)]
+    left = [(180, 160 + 36 * number, "Pebbles of quartz lie in") for number in range(30)]
+    right = [(640, 160 + 36 * number, "beside the old bridge and nobody") for number in range(30)]
+    page = printed_page([*head, *scale, *left, *right])
+    sides = [line.left > 600 for line in page.lines if line.top > 120]
+    assert sides == sorted(sides)
+    assert sum(sides) == len(right)
+
+
+@needs_font
+def test_words_of_a_large_heading_are_not_in_columns() -> None:
+    image = Image.new("L", A4, 255)
+    large, small = (ImageFont.truetype(FAMILY.regular, size) for size in (64, 12))
+    for top, words in (
+        (100, "Corporate social stones and"),
+        (190, "pebbles of rivers"),
+        (280, "In two parts"),
+    ):
+        ImageDraw.Draw(image).text((100, top), words, font=large)
+    for top in range(500, 1500, 20):
+        ImageDraw.Draw(image).text(
+            (100, top), "Pebbles of quartz lie in the river below the bridge and", font=small
+        )
+    page = cut_page(image).page
+    assert page is not None
+    assert sum(line.top < 400 for line in page.lines) == 3
 
 
 def test_a_numbered_list_begins_anew() -> None:

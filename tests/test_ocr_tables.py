@@ -6,7 +6,7 @@ from region_pages import A4, FAMILY, needs_font, row
 
 from app.markdown import to_markdown
 from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.composed import compose
+from app.ocr.regions.composed import compose, page_text
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.order import in_order
 from app.ocr.regions.page import cut_page
@@ -101,6 +101,45 @@ def test_ruled_tables_end_with_their_rules(*, grid: bool, degrees: float) -> Non
         [[1, 1], [0, 1], [1, 1], [1, 1]],
     ]
     assert len(page.lines) == 3 + 5 + 7 + 12
+
+
+@needs_font
+def test_a_heading_between_grids_of_one_width_is_none_of_their_rows() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    cells = [["Sand", "12", "of it"], ["Mud", "7", "of them"], ["Clay", "19", "in all"]]
+    bottom = drawn_table(draw, cells * 2, (100, 210, 480), grid=True)
+    draw.text((104, bottom + 12), "A. Stones", font=ImageFont.truetype(FAMILY.bold, 28))
+    drawn_table(draw, cells, (100, bottom + 56, 480), grid=True)
+    page = cut_page(image).page
+    assert page is not None
+    kinds = [len(part.rows) if isinstance(part, Table) else "line" for part in page.parts]
+    assert kinds == [6, "line", 3]
+
+
+@needs_font
+def test_a_grid_without_print_is_no_table_and_costs_nothing_else() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    drawn_table(draw, [["", ""], ["", ""], ["", ""]], (100, 400, 460), grid=True)
+    draw.text((100, 200), "Pebbles of quartz lie in", font=ImageFont.truetype(FAMILY.regular, 24))
+    page = cut_page(image).page
+    assert page is not None
+    markdown = to_markdown(page_text(page, ["read"] * len(page.lines), tagged=True)).markdown
+    assert "read" in markdown
+    assert "<table>" not in markdown
+
+
+def test_no_item_of_a_list_begins_a_table_however_short_it_is() -> None:
+    items = [cell for at, right in enumerate((250, 130, 140)) for cell in row(30 * at, (50, 65), (90, right))]
+    assert [type(part) for part in in_order(items)] == [Line] * 3
+
+
+def test_a_first_row_without_a_first_cell_is_one_of_the_table() -> None:
+    body = [cell for top in (30, 60, 90) for cell in row(top, (50, 120), (200, 260), (340, 400))]
+    (table,) = in_order([*row(0, (195, 265), (335, 405)), *body])
+    assert isinstance(table, Table)
+    assert [[len(cell) for cell in cells] for cells in table.rows] == [[0, 1, 1], *[[1, 1, 1]] * 3]
 
 
 @needs_font

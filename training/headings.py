@@ -29,7 +29,7 @@ from training.settings import load_settings
 from training.text import TextSource
 from training.vocabulary import CHARACTERS
 
-SERIES, PAGES_A_SERIES = 16, 100
+SERIES, PAGES_A_SERIES = 24, 100
 """A page's seed is 100,000 times its series, and its number there."""
 BODY_PT, DPI = (9.0, 14.0), 150
 WHOLE_PX, PART_PX = (1240, 1754), ((700, 1240), (500, 1200))

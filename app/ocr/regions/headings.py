@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from app.ocr.regions.letters import Alike, beside_the_same
 from app.ocr.regions.lines import Line, Part, Table
 from app.ocr.regions.prints import PageLines, Print, weighted_median
 
@@ -31,7 +32,9 @@ BODY_SPREAD = 0.1
 """Of size, by which a line of the body is off the page's median, at most; twice that of strokes."""
 MIN_ADVANCE_EM = 0.8
 """Width of a text whose letters say how wide they are set."""
-NO_NEIGHBOUR = 15
+FINE = 0.06
+"""Logarithm of a ratio of sizes that tells alone, where letters say it."""
+NO_NEIGHBOUR = 17
 Floats = npt.NDArray[np.float32]
 
 
@@ -88,13 +91,16 @@ class _Traits:
         self._left = min((line.left for line in lines), default=0)
         self._right = max((line.right for line in lines), default=1)
         advances = _advances(page, texts)
+        alike = beside_the_same({line: page.prints[line].letters for line in lines}, texts)
         self._print = {line: self._printed(line, advances.get(line)) for line in lines}
+        self._alike = {line: _shown(alike[line]) for line in lines}
         self._said = {line: _said(texts[line]) for line in lines}
 
     def row(self, above: Part | None, line: Line, below: Part | None) -> list[float]:
         """Lengths in heights of a line, sizes as logarithms, each scaled to be about one at most."""
         return [
             *self._print[line],
+            *self._alike[line],
             *self._said[line],
             *self._place(above, line),
             *self._beside(line, above, is_above=True),
@@ -148,11 +154,22 @@ class _Traits:
             _clipped((other.left - line.left) / em, -3, 3),
             float(abs(other.left + other.right - line.left - line.right) < em),
             *self._print[other][:6],
+            *self._alike[other][:2],
             float(text.endswith((".", "!", "?", ":"))),
             float(text[:1].islower()),
             log1p(len(text)) / 4,
             _upper_share(text),
         ]
+
+
+def _shown(alike: Alike) -> list[float]:
+    return [
+        _clipped(alike.height, -0.5, 0.7),
+        _clipped(alike.height, -FINE, FINE) / FINE,
+        _clipped(alike.width, -0.5, 0.7),
+        min(alike.spread, 0.3),
+        min(alike.count, 10) / 10,
+    ]
 
 
 def _advances(page: PageLines, texts: dict[Line, str]) -> dict[Line, float]:

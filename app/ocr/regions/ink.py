@@ -24,9 +24,10 @@ MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
 RULE_SHARE = 0.035
 """Of the page's longer side: an unbroken straight stroke this long is no letter."""
-
 MIN_STROKE_PX, MAX_STROKE_PX, REACH_PX = 20, 6, 6
 """Of sides of cells: length, thickness, distance from the rule they end at."""
+HALO_PX = 2
+"""Gray beside a ruled line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,9 @@ def find_ink(image: Image.Image) -> Ink | None:
     rules = _rules(mask)
     if rules.any():
         rules |= _strokes_between(mask, rules)
-        wide = ndimage.maximum_filter(rules, 5)
-        mask &= ~wide
-        even = np.where(wide, 255, even).astype(np.uint8)
+        erased = _erased(mask, rules)
+        mask &= ~erased
+        even = np.where(erased, 255, even).astype(np.uint8)
     return Ink(even, mask, rules, scale, degrees) if mask.any() else None
 
 
@@ -130,6 +131,27 @@ def _rules(mask: Mask) -> Mask:
     length = max(40, round(RULE_SHARE * max(mask.shape)))
     rules: Mask = long_runs(mask, 2 * length) | long_runs(mask.T, 2 * length).T
     return rules
+
+
+def _erased(mask: Mask, rules: Mask) -> Mask:
+    """Rules with the gray beside them, but for letters that stand on a level one or go through it."""
+    wide: Mask = ndimage.maximum_filter(rules, 2 * HALO_PX + 1)
+    letters = mask & ~wide
+    above, below = (_within(letters, reach=2 * HALO_PX, is_above=is_above) for is_above in (True, False))
+    level = long_runs(rules, MIN_STROKE_PX)
+    stands = mask & (above | below) & ndimage.maximum_filter1d(level, 2 * HALO_PX + 1, axis=0) & ~rules
+    above, below = (_within(letters, reach=MAX_STROKE_PX, is_above=is_above) for is_above in (True, False))
+    erased: Mask = wide & ~stands & ~(level & above & below)
+    return erased
+
+
+def _within(mask: Mask, reach: int, *, is_above: bool) -> Mask:
+    """Where something is set in so many rows above, or below."""
+    # an even reach has a middle to count from; the row itself is in it, too
+    found: Mask = ndimage.maximum_filter1d(
+        mask, reach + 1, axis=0, origin=reach // 2 if is_above else -(reach // 2)
+    )
+    return found
 
 
 def _strokes_between(mask: Mask, rules: Mask) -> Mask:

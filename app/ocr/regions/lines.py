@@ -18,6 +18,8 @@ MAX_LINES, MAX_MARKS = 1000, 2000
 MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
 """White inside a line, in heights of a line: between letters at most; between stretches at least, as cells of
 a table may stand; between words at most, which those of a typewriter or of justified text reach."""
+MARK_SHARE = 0.25
+"""Of large letters' height, that their dots and commas are high and wide at most."""
 OWN_INK = 0.2
 """Of two lines' ink, that each has in letters which do not reach into the other."""
 OVERLAP_EM = 1.5
@@ -90,16 +92,32 @@ def find_lines(ink: Ink) -> list[Line]:
         return []
     em, mask = letters
     # letters and words of a line run together, lines and columns do not
-    smeared = ~long_runs(~mask, max(3, round(0.75 * em)))
+    reach = max(3, round(0.75 * em))
+    # nor does print close to the page's edge with that
+    smeared = ~long_runs(np.pad(~mask, ((0, 0), (reach, reach)), constant_values=True), reach)
+    smeared = smeared[:, reach:-reach]
     smeared &= ~ink.rules  # nor what a ruled line stands between
     found: list[Line] = []
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
     for rows, columns in ndimage.find_objects(labels):
         found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
-    whole = _largest([line for line in found if line.height >= 0.45 * em], MAX_LINES)
+    large = [line for line in found if line.height > 2 * em]
+    is_mark = [line.height < 0.45 * em or any(_is_mark_of(line, one) for one in large) for line in found]
+    whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
     lines = [part for line in whole for part in _split(line, mask, em)]
-    marks = _largest([line for line in found if line.height < 0.45 * em], MAX_MARKS)
+    marks = _largest([line for line, mark in zip(found, is_mark, strict=True) if mark], MAX_MARKS)
     return _stretches(_with_marks(lines, marks, em), ink, em)
+
+
+def _is_mark_of(line: Line, large: Line) -> bool:
+    """A dot of large letters, as high as small ones are."""
+    most = MARK_SHARE * large.height
+    return (
+        max(line.width, line.height) < most
+        and large.left <= line.left
+        and line.right <= large.right
+        and large.top - 2 * most < line.middle < large.bottom + most
+    )
 
 
 def _largest(lines: list[Line], most: int) -> list[Line]:
@@ -193,7 +211,7 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
 def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
     gaps = [gaps_of(line, ink.mask, MIN_SPACE_EM * max(em, line.height)) for line in lines]
-    neighbours = _neighbours(lines, WORD_GAP_EM * em, OVERLAP_EM * em)
+    neighbours = _neighbours(lines, em)
     spaces = [end - start for inner in gaps for start, end in inner]
     spaces += [lines[right].left - lines[left].right for left, right in neighbours]
     usual = float(np.median(spaces)) if spaces else 0.0
@@ -238,8 +256,8 @@ def gaps_of(line: Line, mask: Mask, least: float) -> list[tuple[int, int]]:
     ]
 
 
-def _neighbours(lines: Sequence[Line], most: float, overlap: float) -> list[tuple[int, int]]:
-    """(left, right) numbers of lines that stand beside each other with so little white between them."""
+def _neighbours(lines: Sequence[Line], em: float) -> list[tuple[int, int]]:
+    """(left, right) numbers of lines that stand beside each other with no more white than between words."""
     if not lines:
         return []
     left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T
@@ -249,7 +267,9 @@ def _neighbours(lines: Sequence[Line], most: float, overlap: float) -> list[tupl
     smaller, larger = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
     overlaps = (shared > 0.8 * smaller) & (larger < 2.2 * smaller) & (gap < 0)
     beside = (shared > 0.6 * larger) | overlaps
-    beside &= (gap >= -overlap) & (left > left[:, None]) & (gap < most)
+    beside &= (
+        (gap >= -OVERLAP_EM * em) & (left > left[:, None]) & (gap < WORD_GAP_EM * np.maximum(em, smaller))
+    )
     return [(int(one), int(other)) for one, other in np.argwhere(beside)]
 
 

@@ -9,10 +9,14 @@ from app.ocr.regions.ruled import RuledTable
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.tables import parts_of_rows
 
-GUTTER_EM = 1.15
-"""White between columns, in heights of a line, at least."""
+GUTTER_EM, LARGE_GUTTER_EM = 1.15, 0.75
+"""White between columns at least, in heights of a line; and in those of large lines beside it, which are
+words of a heading.
+"""
 MAX_BREAK_EM = 6.0
 """White across all columns at which they still go on."""
+APART_EM = 1.5
+"""White between a running head and columns, at least."""
 MIN_COLUMN_EM, MAX_CELL_EM = 8.0, 9.0
 MAX_LEAD_EM = 1.7
 """Width of a bullet or a number before an item of a list."""
@@ -81,13 +85,15 @@ class _Order:
         """Strips that no line of these crosses: white and wide, or with a ruled line in them."""
         gutters: list[tuple[float, float]] = []
         top, bottom = min(line.top for line in lines), max(line.bottom for line in lines)
-        reach = -1.0
+        farthest: Line | None = None
         for line in sorted(lines, key=lambda one: one.left):
-            if reach >= 0 and line.left > reach:
-                is_ruled = self._rules.has_upright(reach - 2, line.left + 2, top, bottom)
-                if is_ruled or line.left - reach >= GUTTER_EM * self._em:
-                    gutters.append((reach, line.left))
-            reach = max(reach, line.right)
+            if farthest is not None and line.left > farthest.right:
+                is_ruled = self._rules.has_upright(farthest.right - 2, line.left + 2, top, bottom)
+                size = min(0 if one in self._tables else one.height for one in (line, farthest))
+                least = max(GUTTER_EM * self._em, LARGE_GUTTER_EM * size)
+                if is_ruled or line.left - farthest.right >= least:
+                    gutters.append((farthest.right, line.left))
+            farthest = line if farthest is None or line.right > farthest.right else farthest
         return gutters
 
     def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
@@ -99,7 +105,12 @@ class _Order:
             # a short last line above a table is none of its rows
             if open_group and self._gutters(open_group) and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
-                if gap < MAX_BREAK_EM * self._em:
+                begins = gap > APART_EM * self._em and self._begins_columns(band, together)
+                if (
+                    gap < MAX_BREAK_EM * self._em
+                    and not begins
+                    and not self._is_crossed(open_group, together)
+                ):
                     open_group = together
                     continue
             if open_group:
@@ -108,6 +119,22 @@ class _Order:
         if open_group:
             groups.append(open_group)
         return groups
+
+    def _begins_columns(self, band: Sequence[Line], together: Sequence[Line]) -> bool:
+        """Under a running head that stands across them."""
+        return bool(self._wide_gutters(band)) and not self._wide_gutters(together)
+
+    def _is_crossed(self, group: Sequence[Line], together: Sequence[Line]) -> bool:
+        """Columns of text that stand in the group do not go on, whatever else does."""
+        if not self._wide_gutters(group) or self._wide_gutters(together):
+            return False
+        return self._text_columns(group) is not None
+
+    def _wide_gutters(self, lines: Sequence[Line]) -> list[tuple[float, float]]:
+        """Those with room for a column left and right."""
+        left, right = min(line.left for line in lines), max(line.right for line in lines)
+        room = MIN_COLUMN_EM * self._em
+        return [(a, b) for a, b in self._gutters(lines) if a - left >= room and right - b >= room]
 
     def _text_columns(self, group: Sequence[Line]) -> list[list[Line]] | None:
         """Both sides of the gutter nearest the middle that columns of text may have; ``None`` for rows."""
@@ -129,7 +156,7 @@ class _Order:
             return self._is_margin(left, right) or self._is_margin(right, left)
         if max(len(bands_of(side)) for side in sides) < 3:
             return False
-        if self._are_ruled_together(left, right, edge):
+        if self._are_ruled_together(left, right, edge) or self._are_leads(left, right):
             return False
         if any(map(self._is_running, sides)) or all(map(self._is_wide, sides)):
             return True
@@ -142,6 +169,11 @@ class _Order:
         one, other = joined(side), joined(text)
         white = max(one.left - other.right, other.left - one.right)
         return white > MARGIN_GAP_EM * self._em and not self._in_step(text, side, MARGIN_STEP_EM)
+
+    def _are_leads(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
+        """Numbers of items beside their texts, under something wider."""
+        narrow = [line for line in side if line.width <= MAX_LEAD_EM * self._em]
+        return len(narrow) > FULL * len(side) and self._in_step(text, narrow)
 
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         """Horizontal lines cross the gutter between rows."""

@@ -97,7 +97,9 @@ def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:
     if not lead.is_bullet:
         return line
     text = Line(lead.text_left, line.top, line.right, line.bottom)
-    prints[text] = replace(prints[line], gaps=prints[line].gaps[1:])
+    own = prints[line]
+    letters = tuple(tuple(one for one in level if one.left >= text.left) for level in own.letters)
+    prints[text] = replace(own, gaps=own.gaps[1:], letters=letters)
     return text
 
 

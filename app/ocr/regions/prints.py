@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink, Mask
+from app.ocr.regions.letters import Letters, letters_of
 from app.ocr.regions.lines import MIN_SPACE_EM, Line, Part, gaps_of, lines_of
 
 MIN_LETTER_PX = 4
@@ -31,7 +32,7 @@ class Print:
     """``base``: row of pixels that the letters stand on. In those of the page's body: ``size``, height of its
     capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``breadth``, width of a
     letter; ``stroke``, thickness of its strokes. ``count``: of letters. ``gaps``: white between them and
-    between words, from left to right, pixels.
+    between words, from left to right, pixels. ``letters``: as ``letters_of`` says.
     """
 
     base: float
@@ -41,6 +42,7 @@ class Print:
     stroke: float
     count: int
     gaps: tuple[int, ...] = ()
+    letters: tuple[Letters, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class _Measures:
     stroke: float
     count: int
     gaps: tuple[int, ...]
+    letters: tuple[Letters, ...]
 
 
 def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
@@ -125,6 +128,7 @@ def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
             one.stroke / stroke,
             one.count,
             one.gaps,
+            one.letters,
         )
         for line, one in zip(lines, measured, strict=True)
     }
@@ -140,7 +144,9 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
 def _measured(ink: Ink, line: Line) -> _Measures:
     mask = ink.mask[line.top : line.bottom, line.left : line.right]
     stroke = _stroke(mask)
-    gaps = tuple(end - start for start, end in gaps_of(line, ink.mask, 1))
+    white = gaps_of(line, ink.mask, 1)
+    gaps = tuple(end - start for start, end in white)
+    shapes = letters_of(ink.gray, line, white)
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     boxes = ndimage.find_objects(labels) if count else []
     letters = np.array(
@@ -148,7 +154,7 @@ def _measured(ink: Ink, line: Line) -> _Measures:
     )
     if not len(letters):
         height = float(line.height)
-        return _Measures(height, height, None, height, stroke, 0, gaps)
+        return _Measures(height, height, None, height, stroke, 0, gaps, shapes)
     tops, bottoms, widths = letters.T
     heights = bottoms - tops
     base = float(np.median(bottoms[heights >= np.median(heights)]))
@@ -159,7 +165,8 @@ def _measured(ink: Ink, line: Line) -> _Measures:
     capitals = float(tall[-1] if len(tall) <= FEW_LETTERS else np.percentile(tall, TALL, method="lower"))
     low = tall[(tall > LOWER[0] * capitals) & (tall < LOWER[1] * capitals)]
     lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
-    return _Measures(base, capitals, lower, float(np.median(widths[stands])), stroke, len(letters), gaps)
+    breadth = float(np.median(widths[stands]))
+    return _Measures(base, capitals, lower, breadth, stroke, len(letters), gaps, shapes)
 
 
 def _stroke(letters: Mask) -> float:

@@ -86,7 +86,7 @@ class _Finder:
         found: list[RuledTable] = []
         run: list[_Slab] = []
         for slab in [*_slabs(levels, lines), None]:
-            if slab is not None and self._edges([*run, slab]):
+            if slab is not None and self._goes_on(run, slab):
                 run.append(slab)
                 continue
             # another table of that length, or text between them
@@ -94,6 +94,22 @@ class _Finder:
                 found.append(made)
             run = [slab] if slab is not None and self._edges([slab]) else []
         return found
+
+    def _goes_on(self, run: Sequence[_Slab], slab: _Slab) -> bool:
+        is_alike = not run or self._is_closed(run[-1]) == self._is_closed(slab)
+        return is_alike and bool(self._edges([*run, slab]))
+
+    def _is_closed(self, slab: _Slab) -> bool:
+        """It stands between two upright rules, as all rows of a grid do and nothing outside it."""
+        near, box = SAME_EDGE_EM * self._em, slab.box
+        return all(
+            any(
+                abs((rule.left + rule.right) / 2 - edge) <= near
+                and min(rule.bottom, box.bottom) - max(rule.top, box.top) > 0.6 * box.height
+                for rule in self._rules.uprights
+            )
+            for edge in (box.left, box.right)
+        )
 
     def _edges(self, slabs: Sequence[_Slab]) -> list[float]:
         """Where columns end; none where nothing is in the last slab."""
@@ -131,7 +147,7 @@ class _Finder:
         return [(box.left + int(a), box.left + int(b)) for a, b in inner if b - a >= least]
 
     def _table(self, slabs: Sequence[_Slab]) -> RuledTable | None:
-        if len(slabs) < FEWEST_RULES - 1:
+        if len(slabs) < FEWEST_RULES - 1 or not any(slab.lines for slab in slabs):
             return None
         box = joined([slab.box for slab in slabs])
         edges = self._kept(self._edges(slabs), slabs)

@@ -14,6 +14,7 @@ MAX_NUMBER_EM = 1.7
 """Width of a bullet or a number before an item of a list."""
 MIN_ITEM_EM = 4.0
 ALIGNED_EM = 0.4
+MANY_CELLS = 5
 SURE_STRIP_EM = 0.9
 """White between cells that spread words never have."""
 SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
@@ -29,11 +30,17 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
     while at < len(rows):
         grid = _Grid(rows, at, em, rules)
         if grid.is_table():
-            parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in grid.cells)))
+            # the first row may lack its first cell, and looks like a row of fewer columns
+            has_head = at > 0 and bool(parts) and isinstance(parts[-1], Line) and grid.takes(rows[at - 1])
+            cells = [*([grid.in_columns(rows[at - 1])] if has_head else []), *grid.cells]
+            parts = parts[:-1] if has_head else parts
+            parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in cells)))
             at = grid.end
-        else:
-            parts.append(joined(rows[at]))
-            at += 1
+            continue
+        # of a list no item begins a table, however short those that follow are
+        end = grid.end if grid.is_list() else at + 1
+        parts += [joined(row) for row in rows[at:end]]
+        at = end
     return parts
 
 
@@ -49,7 +56,19 @@ class _Grid:
         ]
         if self._strips:
             self._grow(rows, start)
-        self.cells = [_in_columns(row, self._strips) for row in self._taken]
+        self.cells = [self.in_columns(row) for row in self._taken]
+
+    def in_columns(self, row: Row) -> list[Line | None]:
+        """One cell a column, ``None`` where there is none."""
+        return _in_columns(row, self._strips)
+
+    def takes(self, row: Row) -> bool:
+        """The row above keeps all strips white, and stands as near as the rows do."""
+        if len(row) < 2 or len(self._still_white(self._strips, [*self._taken, row])) < len(self._strips):
+            return False
+        middles = [float(np.median([cell.middle for cell in one])) for one in (row, *self._taken)]
+        step, *others = np.diff(middles)
+        return bool(step <= 1.2 * np.median(others))
 
     def _grow(self, rows: Sequence[Row], start: int) -> None:
         strips = self._strips
@@ -103,20 +122,32 @@ class _Grid:
         return self._rules.count_levels(left, right, bottom - 0.2 * self._em, bottom + self._em) > 0
 
     def is_table(self) -> bool:
-        columns = [[row[at] for row in self.cells if row[at] is not None] for at in range(len(self.cells[0]))]
-        found = [[cell for cell in column if cell is not None] for column in columns]
-        if len(self.cells) < 2 or len(columns) < 2:
+        found = self._columns()
+        if len(self.cells) < 2 or len(found) < 2:
             return False
-        if sum(map(len, found)) < 0.55 * len(self.cells) * len(columns) or not all(found):
+        if sum(map(len, found)) < 0.55 * len(self.cells) * len(found) or not all(found):
             return False
         if self._has_rules(found):
             return True
-        if self._is_list(found) or self._is_spread():
+        if self.is_list() or self._is_spread():
             return False
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
             return False
         return all(self._is_aligned(column, at_right=column is not found[-1]) for column in found)
+
+    def is_list(self) -> bool:
+        """Bullets or numbers beside what they point at."""
+        columns = self._columns()
+        if len(self.cells) < 2 or len(columns) != 2 or not all(columns):
+            return False
+        widest = float(np.median([line.width for line in columns[0]]))
+        text = max(line.width for line in columns[-1])
+        return widest < MAX_NUMBER_EM * self._em and text > MIN_ITEM_EM * self._em
+
+    def _columns(self) -> list[list[Line]]:
+        """Cells that are not empty."""
+        return [[cell for cell in column if cell is not None] for column in zip(*self.cells, strict=True)]
 
     def _is_spread(self) -> bool:
         """In some rows all words stand as far from each other as the cells do."""
@@ -147,12 +178,6 @@ class _Grid:
         around = 1.3 * self._em
         return self._rules.count_levels(box.left, box.right, box.top - around, box.bottom + around) >= 3
 
-    def _is_list(self, columns: Sequence[Sequence[Line]]) -> bool:
-        """Bullets or numbers beside what they point at."""
-        widest = float(np.median([line.width for line in columns[0]]))
-        text = max(line.width for line in columns[-1])
-        return len(columns) == 2 and widest < MAX_NUMBER_EM * self._em and text > MIN_ITEM_EM * self._em
-
     def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
         """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
         of its last column, too.
@@ -163,6 +188,10 @@ class _Grid:
         ]
         if at_right or len(column) > 3:
             edges.append([cell.right for cell in column])
+        centres = sorted(edges[1])
+        if len(centres) >= MANY_CELLS:  # of one cell a sign may be lost
+            centres = min(centres[1:], centres[:-1], key=lambda some: some[-1] - some[0])
+        edges[1] = centres
         return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
 
 

@@ -1,0 +1,170 @@
+"""Letters of a line measured finer than in pixels, and held against the same letters elsewhere on the page.
+
+A heading may be printed a twentieth larger than the text, in another font: less than the pixel by which boxes
+around letters err, and less than "BUT" differs from "gap" in the same font. The same letter tells.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log
+
+import numpy as np
+import numpy.typing as npt
+
+from app.ocr.regions.ink import Gray
+from app.ocr.regions.lines import Line
+
+Floats = npt.NDArray[np.float64]
+Columns = npt.NDArray[np.int64]
+
+EDGE = (0.15, 0.85)
+"""Of a letter's darkest: what is lighter is paper, what is darker is all ink; between them lies its edge."""
+LEAST = 2.0
+"""Pixels, that a letter measures at least."""
+TOUCHING = (0.5, 0.65, 0.8)
+"""Of a line's darkest, below which a column may part two letters."""
+ASCENDERS, DESCENDERS = frozenset("bdfhklß"), frozenset("gjpqyQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What stands between two columns of white: from column ``left`` to before ``right`` of the page; height
+    and width in pixels and parts of them.
+    """
+
+    left: int
+    right: int
+    height: float
+    width: float
+
+
+Letters = tuple[Letter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """A line beside the same letters of the page's other lines, as logarithms of ratios, medians over its
+    letters; ``spread``: how far the widths' are apart, as those of another font are; ``count``: of letters.
+    """
+
+    height: float = 0.0
+    width: float = 0.0
+    spread: float = 0.0
+    count: int = 0
+
+
+def letters_of(gray: Gray, line: Line, gaps: Sequence[tuple[int, int]]) -> tuple[Letters, ...]:
+    """``gray``: (H, W), paper at 255. ``gaps``: (start, end) of all white in the line, pixels of the page.
+    Letters between the gaps; then between columns that are ever less white, for letters that touch.
+    """
+    darkness: Floats = 255 - gray[line.top : line.bottom, line.left : line.right].astype(np.float64)
+    columns = darkness.max(axis=0)
+    peak = float(columns.max(initial=1.0))
+    starts = np.array([line.left, *(end for _, end in gaps)]) - line.left
+    ends = np.array([*(start for start, _ in gaps), line.right]) - line.left
+    cuts = [(starts[ends > starts], ends[ends > starts])]
+    for level in TOUCHING:
+        edges = np.diff(np.concatenate(([False], columns > level * peak, [False])).astype(np.int8))
+        cuts.append((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)))
+    return tuple(_measured(darkness, columns, *cut, line.left) for cut in cuts)
+
+
+def _measured(darkness: Floats, columns: Floats, starts: Columns, ends: Columns, left: int) -> Letters:
+    """``darkness``: (H, W); ``columns``: (W,), its maxima; ``starts``, ``ends``: (N,) of letters."""
+    if not len(starts):
+        return ()
+    bounds = np.stack([starts, np.minimum(ends, len(columns) - 1)], axis=1).reshape(-1)
+    rows = np.maximum.reduceat(darkness, bounds, axis=1)[:, ::2]  # (H, N)
+    peaks = np.maximum(rows.max(axis=0), 1.0)
+    heights = _inked(rows / peaks).sum(axis=0)
+    inked = np.concatenate(([0.0], np.cumsum(_inked(columns / columns.max()))))
+    widths = inked[ends] - inked[starts]
+    return tuple(
+        Letter(left + start, left + end, height, width)
+        for start, end, height, width in zip(
+            starts.tolist(), ends.tolist(), heights.tolist(), widths.tolist(), strict=True
+        )
+    )
+
+
+def _inked(darkness: Floats) -> Floats:
+    clipped: Floats = np.clip((darkness - EDGE[0]) / (EDGE[1] - EDGE[0]), 0, 1)
+    return clipped
+
+
+def beside_the_same(
+    letters: Mapping[Line, Sequence[Letters]], texts: Mapping[Line, str]
+) -> dict[Line, Alike]:
+    """Of every line."""
+    named = {line: _named(found, texts[line]) for line, found in letters.items()}
+    own: dict[str, dict[Line, list[Letter]]] = defaultdict(lambda: defaultdict(list))
+    for line, pairs in named.items():
+        for name, letter in pairs:
+            for kind in (name, _class_of(name)):
+                own[kind][line].append(letter)
+    return {line: _alike(line, pairs, own) for line, pairs in named.items()}
+
+
+def _alike(
+    line: Line, pairs: Sequence[tuple[str, Letter]], own: Mapping[str, Mapping[Line, Sequence[Letter]]]
+) -> Alike:
+    heights: list[float] = []
+    widths: list[float] = []
+    usual: dict[str, tuple[float, float] | None] = {}
+    for name, letter in pairs:
+        for kind in (name, _class_of(name)):
+            if kind not in usual:
+                usual[kind] = _usual(line, own[kind])
+        same, like = usual[name], usual[_class_of(name)]
+        if same is not None:
+            heights.append(log(letter.height / same[0]))
+            widths.append(log(letter.width / same[1]))
+        elif like is not None:
+            heights.append(log(letter.height / like[0]))
+    if not heights:
+        return Alike()
+    width = float(np.median(widths)) if widths else 0.0
+    spread = float(np.median(np.abs(np.array(widths) - width))) if len(widths) > 1 else 0.0
+    return Alike(float(np.median(heights)), width, spread, len(heights))
+
+
+def _usual(line: Line, found: Mapping[Line, Sequence[Letter]]) -> tuple[float, float] | None:
+    """Height and width on the other lines."""
+    others = [letter for other, letters in found.items() if other is not line for letter in letters]
+    if not others:
+        return None
+    return float(np.median([one.height for one in others])), float(np.median([one.width for one in others]))
+
+
+def _class_of(name: str) -> str:
+    """Letters as high as each other; no name of a letter is as long."""
+    if name.isupper():
+        return "capital"
+    if name.isdigit():
+        return "digit"
+    if name in ASCENDERS:
+        return "ascender"
+    return "descender" if name in DESCENDERS else "lower" if name.isalpha() else "sign"
+
+
+def _named(found: Sequence[Letters], text: str) -> list[tuple[str, Letter]]:
+    """Letters and what they are, of those words that have as many as stand between their spaces."""
+    words, apart = text.split(), found[0] if found else ()
+    if not words or not apart:
+        return []
+    gaps = [right.left - left.right for left, right in pairwise(apart)]
+    spaces = sorted(sorted(range(len(gaps)), key=lambda at: -gaps[at])[: len(words) - 1])
+    starts = [apart[0].left, *(apart[at + 1].left for at in spaces)]
+    ends = [*(apart[at].right for at in spaces), apart[-1].right]
+    named: list[tuple[str, Letter]] = []
+    for word, start, end in zip(words, starts, ends, strict=False):
+        of_word = ([one for one in level if start <= one.left and one.right <= end] for level in found)
+        letters = next((level for level in of_word if len(level) == len(word)), [])
+        named += [
+            (name, letter)
+            for name, letter in zip(word, letters, strict=False)
+            if name.isalnum() and min(letter.height, letter.width) >= LEAST
+        ]
+    return named

@@ -89,7 +89,8 @@ def test_what_is_fitted_is_found_again_when_loaded(tmp_path: Path) -> None:
     assert (network.chances(traits).argmax(axis=1) == labels).mean() > 0.95
     save(network, tmp_path / "headings.safetensors")
     again = load(tmp_path / "headings.safetensors")
-    assert (again.chances(traits) == network.chances(traits)).all()
+    for name in ("mean", "scale", "inner", "outer"):
+        assert np.array_equal(getattr(again, name), getattr(network, name).astype(np.float32)), name
 
 
 @needs_font

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -125,9 +126,9 @@ def _alike(
             heights.append(log(letter.height / like[0]))
     if not heights:
         return Alike()
-    width = float(np.median(widths)) if widths else 0.0
-    spread = float(np.median(np.abs(np.array(widths) - width))) if len(widths) > 1 else 0.0
-    return Alike(float(np.median(heights)), width, spread, len(heights))
+    width = median(widths) if widths else 0.0
+    spread = median(abs(one - width) for one in widths) if len(widths) > 1 else 0.0
+    return Alike(median(heights), width, spread, len(heights))
 
 
 def _usual(line: Line, found: Mapping[Line, Sequence[Letter]]) -> tuple[float, float] | None:
@@ -135,7 +136,8 @@ def _usual(line: Line, found: Mapping[Line, Sequence[Letter]]) -> tuple[float, f
     others = [letter for other, letters in found.items() if other is not line for letter in letters]
     if not others:
         return None
-    return float(np.median([one.height for one in others])), float(np.median([one.width for one in others]))
+    # of few numbers, thousands of times: not by numpy
+    return median([one.height for one in others]), median([one.width for one in others])
 
 
 def _class_of(name: str) -> str:

@@ -13,8 +13,10 @@ LINE_OF_X, LINE_OF_CAPITAL = 1.75, 1.27
 """A line's height, in those of its small letters and of its capitals."""
 MAX_LETTER_EM = 6.0
 """What is higher and no stroke is a picture; letters that begin a chapter are not."""
-MAX_LINES, MAX_MARKS = 1000, 2000
-"""Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes."""
+MAX_LINES, MAX_MARKS, MAX_LARGE = 1000, 2000, 50
+"""Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes. Large
+lines, whose dots are as high as small letters, are few.
+"""
 MIN_SPACE_EM, CELL_GAP_EM, WORD_GAP_EM = 0.22, 0.42, 1.2
 """White inside a line, in heights of a line: between letters at most; between stretches at least, as cells of
 a table may stand; between words at most, which those of a typewriter or of justified text reach."""
@@ -101,7 +103,7 @@ def find_lines(ink: Ink) -> list[Line]:
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
     for rows, columns in ndimage.find_objects(labels):
         found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
-    large = [line for line in found if line.height > 2 * em]
+    large = _largest([line for line in found if line.height > 2 * em], MAX_LARGE)
     is_mark = [line.height < 0.45 * em or any(_is_mark_of(line, one) for one in large) for line in found]
     whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
     lines = [part for line in whole for part in _split(line, mask, em)]

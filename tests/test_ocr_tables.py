@@ -38,6 +38,8 @@ def test_tables_under_each_other_are_apart_and_rules_end_with_their_column() -> 
     tops = (0, 30, 60, 120, 150, 180)
     cells = [cell for top in tops for cell in row(top, (50, 120), (200, 260))]
     assert [len(part.rows) for part in in_order(cells) if isinstance(part, Table)] == [3, 3]
+    short = [cell for top in (0, 30, 80, 110, 140) for cell in row(top, (50, 120), (200, 260 + top))]
+    assert [len(part.rows) for part in in_order(short) if isinstance(part, Table)] == [2, 3]
     beside = [line for top in tops for line in row(top, (500, 720))]
     parts = in_order([*cells, *beside])
     assert [type(part) for part in parts] == [Table, Table, *[Line] * 6]

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from app.ocr.regions.headings import KINDS, Floats, heading_chances
+from app.ocr.regions.letters import Alike, beside_the_same
 from app.ocr.regions.lines import Line, Table, joined
 from app.ocr.regions.numbers import numbered_items, page_number
 from app.ocr.regions.prints import Lead, PageLines, Print
@@ -20,6 +22,8 @@ under its text, go on longer."""
 HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
 MAX_HEADING_LINES = 3
+MIN_LETTERS, SAME_SIZE = 4, 0.05
+"""Letters that tell the size of a line; by how much lines of one heading differ in it, as a logarithm."""
 SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
 """By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
 items in the next column, are; in heights of a line."""
@@ -147,13 +151,25 @@ class _Blocks:
         return bool(self._chances[line][0] < 0.5)
 
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
-        one, other = self._page.prints[above], self._page.prints[below]
-        is_low = any(not TALL.search(self._texts[line]) for line in (above, below))
-        alike = _are_alike(one, other) or is_low
+        one = self._page.prints[above]
+        alike = self._are_of_one_size(above, below)
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
         most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
         return alike and step <= most
+
+    def _are_of_one_size(self, *lines: Line) -> bool:
+        """By their boxes, or by their letters, which are of another font than those they are held against."""
+        is_low = any(not TALL.search(self._texts[line]) for line in lines)
+        if is_low or _are_alike(*(self._page.prints[line] for line in lines)):
+            return True
+        one, other = (self._alike[line] for line in lines)
+        return min(one.count, other.count) >= MIN_LETTERS and abs(one.height - other.height) <= SAME_SIZE
+
+    @cached_property
+    def _alike(self) -> dict[Line, Alike]:
+        """Seldom asked for: of pages on which lines of headings follow each other."""
+        return beside_the_same({line: self._page.prints[line].letters for line in self._texts}, self._texts)
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
         """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""

@@ -102,6 +102,10 @@ class _Order:
         open_group: list[Line] = []
         for band in bands:
             together = [*open_group, *band]
+            if open_group and self._parts_rows(open_group, band):
+                groups.append(open_group)
+                open_group = list(band)
+                continue
             # a short last line above a table is none of its rows
             if open_group and self._gutters(open_group) and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
@@ -119,6 +123,10 @@ class _Order:
         if open_group:
             groups.append(open_group)
         return groups
+
+    def _parts_rows(self, group: Sequence[Line], band: Sequence[Line]) -> bool:
+        """A ruled table with nothing beside it, under rows of another one."""
+        return len(band) == 1 and band[0] in self._tables and self._text_columns(group) is None
 
     def _begins_columns(self, band: Sequence[Line], together: Sequence[Line]) -> bool:
         """Under a running head that stands across them."""

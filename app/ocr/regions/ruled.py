@@ -96,8 +96,14 @@ class _Finder:
         return found
 
     def _goes_on(self, run: Sequence[_Slab], slab: _Slab) -> bool:
-        is_alike = not run or self._is_closed(run[-1]) == self._is_closed(slab)
-        return is_alike and bool(self._edges([*run, slab]))
+        """The slab is of the table above it, not of another one, nor a line of text between two."""
+        edges = self._edges([*run, slab])
+        if not run:
+            return bool(edges)
+        if self._is_closed(run[-1]) != self._is_closed(slab):
+            return False
+        is_text = len(slab.lines) == 1 and not self._is_closed(slab) and len(edges) < len(self._edges(run))
+        return bool(edges) and not is_text
 
     def _is_closed(self, slab: _Slab) -> bool:
         """It stands between two upright rules, as all rows of a grid do and nothing outside it."""

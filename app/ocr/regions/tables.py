@@ -75,7 +75,7 @@ class _Grid:
         for at in range(start + 1, len(rows)):
             gap = min(cell.top for cell in rows[at]) - max(cell.bottom for cell in rows[at - 1])
             left = self._still_white(strips, rows[start : at + 1])
-            if self._is_break(rows[start : at + 1]) or gap > MAX_ROW_GAP_EM * self._em:
+            if self._is_break(rows[start : at + 2], at - start) or gap > MAX_ROW_GAP_EM * self._em:
                 return
             if not self._may_lose(strips, left, rows[at], at - start):
                 return
@@ -87,11 +87,18 @@ class _Grid:
                 # text under a table may be too short to cross its strips
                 self._strips, self._taken, self.end = strips, list(rows[start : at + 1]), at + 1
 
-    def _is_break(self, rows: Sequence[Row]) -> bool:
-        """The last row stands farther below than those before it below each other."""
+    def _is_break(self, rows: Sequence[Row], at: int) -> bool:
+        """Row ``at`` stands farther below than those before it below each other; than the one before and the
+        one after it, where there are no more.
+        """
         middles = [float(np.median([cell.middle for cell in row])) for row in rows]
-        *before, last = np.diff(middles)
-        return len(before) > 1 and bool(last > 1.45 * np.median(before) + 0.2 * self._em)
+        steps = np.diff(middles)
+        around = steps[: at - 1] if at > 2 else np.delete(steps, at - 1)
+        if len(around) < 2:
+            return False
+        if at > 2:
+            return bool(steps[at - 1] > 1.45 * np.median(around) + 0.2 * self._em)
+        return bool(steps[at - 1] > 1.3 * around.max())
 
     def _still_white(self, strips: Sequence[Strip], rows: Sequence[Row]) -> list[Strip]:
         """What the last row leaves of the strips."""

@@ -29,7 +29,7 @@ from benchmarks.report import publish
 from training.settings import load_settings
 
 KINDS = (CLEAN, DEGRADED)
-PAGES, TIMED_PAGES = 60, 10
+PAGES, TIMED_PAGES = 150, 10
 Figures = dict[str, object]
 
 

@@ -166,3 +166,12 @@ def workers(num: int, data_dir: Path, database_url: str, **settings: Any) -> Ite
         for worker in started:
             if worker.process.returncode is None:
                 worker.kill()
+
+
+def assert_every_page_once(client: Client, job_id: str, num_pages: int) -> None:
+    result = client.result(job_id)
+    assert [page["index"] for page in result["pages"]] == list(range(num_pages))
+    assert all(page["markdown"] and "error" not in page for page in result["pages"])
+    events = client.events(job_id)
+    assert [number for number, _, _ in events] == list(range(1, num_pages + 2))
+    assert sorted(page["index"] for _, name, page in events if name == "page") == list(range(num_pages))

@@ -2,30 +2,39 @@
 hardware allows.
 
 Run through ``python -m benchmarks.engine --full-size``. For each mode and number of pages: encode all
-pages, prune them, prefill them packed, decode ``output_tokens`` of each, all in one batch.
-``pages_per_s`` counts all four stages, images included. A stage's ``share`` is its physical limit divided
-by what it took: the larger of its floating-point operations at ``FLOPS`` and the bytes it must read at
-``BYTES_PER_S``.
+pages, prune them, assemble their prompts, prefill them packed, decode ``output_tokens`` of each, all in one
+batch; some of the pages go through all but decoding before. ``pages_per_s`` counts all stages, images
+included. A stage's ``share`` is its physical limit divided by what it took: the larger of its floating-point
+operations at ``FLOPS`` and the bytes it must read at ``BYTES_PER_S``.
+
+Pages and prompts are all different, and the tokens of a step are drawn at random before the next: the output
+of random weights soon is the same few tokens on every page, which choose the same experts, and a step would
+read few.
+``experts_read`` is the share of a layer's routed experts that the last step chose, mean over layers, and
+the limit counts no more than these.
 """
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
 from app.ocr.decoder import Decoder, DecoderLimits, Prompt, kv_shape
-from app.ocr.deepseek import DeepSeekOcr
+from app.ocr.deepseek import DeepSeekOcr, suit_cuda
+from app.ocr.fused import native
 from app.ocr.kv_cache import KvPlan
 from app.ocr.ladder import Rung
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import Mode, PageViews
+from app.ocr.preprocess import preprocess
 from app.ocr.recipe import ModeSpec, Recipe
-from app.ocr.sam_attention import fold_sam_attention
 from app.ocr.scheduler import BatchLimit, chunks_within
 from app.ocr.vision import Encoded, Prepared, Vision
 from benchmarks.synthetic import SyntheticOcr
@@ -37,6 +46,10 @@ BYTES_PER_S = 4.3e12
 """Device memory, likewise."""
 PAPER_KEEP_RATIO = 0.8425
 """What the dynamic ratio keeps on Large pages in the paper."""
+
+WARM_PAGES = 32
+NOISE_STEP = 997
+"""Numbers between the noise of one page and that of the next: no multiple of a patch."""
 
 Result = TypeVar("Result")
 
@@ -121,8 +134,11 @@ def build(device: torch.device, *, tiny: bool) -> Any:
         for weights in network.model.vision_tower.sam_encoder.parameters():
             if weights.ndim > 1:
                 weights.normal_(0, 0.02)
+        # large beside what layers add: what comes next depends on the token, as in a model that writes, and
+        # pages whose tokens differ go on differing
+        network.model.language_model.embed_tokens.weight.normal_(0, 1)
     if device.type == "cuda":
-        fold_sam_attention(network)  # as load_model does: without it SAM holds 1.6 GB a page
+        suit_cuda(network)  # as load_model does
     return network
 
 
@@ -136,24 +152,41 @@ class NoTokenizer:
 class FullSizeOcr(SyntheticOcr):
     """Encodes as the service does; pages are noise."""
 
-    def __init__(self, network: Any, name: str) -> None:
+    def __init__(self, network: Any, name: str, view_px: int = 1024) -> None:
         super().__init__(network, name)
         recipe = Recipe(
             name=name,
-            modes={"base": ModeSpec(view_px=1024, pad=True)},
+            modes={"base": ModeSpec(view_px=view_px, pad=True)},
             default_mode="base",
             default_prompt="",
         )
         self._encoder = DeepSeekOcr(network, NoTokenizer(), recipe)  # type: ignore[arg-type]
+        self.modes, self.default_mode = recipe.view_modes(), recipe.default_mode
+        self._drawn = torch.empty(0)
 
     def page(self, case: Case, seed: int) -> PageViews:
-        generator = torch.Generator().manual_seed(seed)
-        view = torch.rand(3, case.mode.view_px, case.mode.view_px, generator=generator) * 2 - 1
+        """Noise that no two seeds share: cut from one piece at other places, which costs nothing."""
+        view = self._noise(seed, 3, case.mode.view_px, case.mode.view_px)
         tiles = None
         if case.mode.tile_px:
             count = case.tile_columns * case.tile_rows
-            tiles = torch.rand(count, 3, case.mode.tile_px, case.mode.tile_px, generator=generator) * 2 - 1
+            tiles = self._noise(seed, count, 3, case.mode.tile_px, case.mode.tile_px)
         return PageViews(case.mode, view, tiles, case.tile_columns, case.tile_rows)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """As many ids as a prompt has, others for every text."""
+        rng = random.Random(prompt)  # noqa: S311 - a fixed draw
+        return [rng.randrange(4, self.embeddings.num_embeddings) for _ in range(12)]
+
+    def preprocess(self, image: Image.Image, mode: str) -> PageViews:  # noqa: ARG002 - there is one
+        return preprocess(image, self.modes["base"])
+
+    def _noise(self, seed: int, *sizes: int) -> torch.Tensor:
+        count, start = math.prod(sizes), seed * NOISE_STEP
+        if len(self._drawn) < start + count:
+            generator = torch.Generator().manual_seed(0)
+            self._drawn = torch.rand(start + count + 256 * NOISE_STEP, generator=generator) * 2 - 1
+        return self._drawn[start : start + count].view(sizes)
 
     @torch.inference_mode()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
@@ -195,16 +228,16 @@ class Weights:
         itemsize = network.lm_head.weight.element_size()
         return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
 
-    def bytes_read(self, num_tokens: int) -> float:
-        """By one pass over ``num_tokens``: every expert that one of them chooses, if they choose at
-        random.
-        """
-        share = 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
-        return self.itemsize * (self.always + self.routed * share)
+    def share_read(self, num_tokens: int) -> float:
+        """Of the routed experts by one pass over ``num_tokens``, if they choose at random."""
+        return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
 
-    def limit_s(self, num_tokens: int, kv_bytes: float = 0.0) -> float:
+    def limit_s(self, num_tokens: int, kv_bytes: float = 0.0, share: float | None = None) -> float:
+        """``share``: of the routed experts that are read, by default what chance gives."""
+        share = self.share_read(num_tokens) if share is None else share
         active = self.always + self.routed * self.experts_per_token / self.experts
-        return max(2 * active * num_tokens / FLOPS, (self.bytes_read(num_tokens) + kv_bytes) / BYTES_PER_S)
+        read = self.itemsize * (self.always + self.routed * share)
+        return max(2 * active * num_tokens / FLOPS, (read + kv_bytes) / BYTES_PER_S)
 
 
 class Stopwatch:
@@ -234,6 +267,7 @@ class FullSize:
         self.model = FullSizeOcr(build(device, tiny=tiny), "full size, random weights")
         self.watch = Stopwatch(device)
         self.weights = Weights.of(self.model.network)
+        self._vocab = int(self.model.embeddings.num_embeddings)
         longest = max(len(patch_mask(self.model.page(case, 0))) for case in cases(tiny=tiny))
         slot_tokens = longest + len(self.model.prompt_ids(self.model.default_prompt)) + 2 + output_tokens
         limits = DecoderLimits(
@@ -243,40 +277,65 @@ class FullSize:
         self.decoder.warm_up()
 
     def measure(self, case: Case, num_pages: int, encode_pages: int, prefill_tokens: int) -> dict[str, Any]:
-        pages = [self._prepared(case, seed) for seed in range(min(num_pages, 8))]
-        pages = [pages[i % len(pages)] for i in range(num_pages)]
-        tokens, vision_s = self.watch(lambda: self._encode(pages, encode_pages))
-        (prompts, kept), prune_s = self.watch(lambda: self._prompts(pages, tokens))
+        pages = [self._prepared(case, seed) for seed in range(num_pages)]
+        # kernels load and choose themselves before what counts
+        self._until_prefill(pages[:WARM_PAGES], encode_pages, prefill_tokens)
+        encoded, seconds = self._until_prefill(pages, encode_pages, prefill_tokens)
+        prompts = [page.prompt for page in encoded]
         try:
-            _, prefill_s = self.watch(lambda: self._prefill(prompts, prefill_tokens))
             _, decode_s = self.watch(self._decode)
+            experts_read = self._experts_read()
         finally:  # the next configuration starts from an empty cache, whatever became of this one
-            while self.decoder.num_rows:
-                self.decoder.release(self.decoder.num_rows - 1)
-        seconds = {"vision": vision_s, "prune": prune_s, "prefill": prefill_s, "decode": decode_s}
-        limits = self._limits(case, num_pages, prompts, len(tokens[0].embeds))
+            self._empty()
+        seconds["decode"] = decode_s
+        visual = encoded[0].counts.visual
+        limits = self._limits(case, prompts, visual, experts_read)
         total = sum(seconds.values())
         return {
             "mode": case.name,
             "pages": num_pages,
-            "visual_tokens": len(tokens[0].embeds),
-            "kept_tokens": kept,
+            "visual_tokens": visual,
+            "kept_tokens": encoded[0].counts.kept,
             **{f"{stage}_ms": round(s * 1e3, 3) for stage, s in seconds.items()},
             **{f"{stage}_ms_a_page": round(s * 1e3 / num_pages, 4) for stage, s in seconds.items()},
             **{
                 f"{stage}_share": round(limits[stage] / s, 4)
                 for stage, s in seconds.items()
-                if s and limits[stage]
+                if s and limits.get(stage)
             },
             "decode_tok_per_s": round(num_pages * (self.output_tokens - 1) / decode_s, 1),
             "pages_per_s": round(num_pages / total, 4),
+            "experts_read": round(experts_read, 3),
             "memory_gib": round(self._memory_gib(), 2),
         }
+
+    def _until_prefill(
+        self, pages: Sequence[Prepared], encode_pages: int, prefill_tokens: int
+    ) -> tuple[list[Encoded], dict[str, float]]:
+        """The pages as running rows, and the seconds of each stage that led there."""
+        self._empty()
+        tokens, vision_s = self.watch(lambda: self._encode(pages, encode_pages))
+        encoded, prompts_s = self.watch(lambda: self._prompts(pages, tokens))
+        try:
+            _, prefill_s = self.watch(
+                lambda: self._prefill([page.prompt for page in encoded], prefill_tokens)
+            )
+        except Exception:
+            self._empty()
+            raise
+        prune_s = math.fsum(page.prune_ms for page in encoded) / 1e3
+        seconds = {
+            "vision": vision_s,
+            "prune": prune_s,
+            "assemble": prompts_s - prune_s,
+            "prefill": prefill_s,
+        }
+        return encoded, seconds
 
     def _prepared(self, case: Case, seed: int) -> Prepared:
         prune = case.keep_ratio is not None
         rung = Rung(case.mode.name, "rtprune" if prune else "none", case.keep_ratio, NgramRule())
-        ids = self.model.prompt_ids(self.model.default_prompt)
+        ids = self.model.prompt_ids(f"page {seed}")
         return Prepared(self.model.page(case, seed), 0.2, ids, rung, 0.0, 0.0)
 
     def _encode(self, pages: Sequence[Prepared], at_once: int) -> list[VisualTokens]:
@@ -285,13 +344,13 @@ class FullSize:
             tokens += self.model.encode([page.views for page in pages[start : start + at_once]])
         return tokens
 
-    def _prompts(self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens]) -> tuple[list[Prompt], int]:
-        """Everything the engine does between vision and prefill; without pruning, only the assembly."""
+    def _prompts(self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens]) -> list[Encoded]:
+        """Everything the engine does between vision and prefill."""
         vision = Vision(Recorded(self.model, list(tokens)), BatchLimit(len(pages)))
         encoded = [page for page in vision.encode(pages) if isinstance(page, Encoded)]
         if len(encoded) != len(pages):
             raise RuntimeError(f"{len(pages) - len(encoded)} of {len(pages)} pages failed")
-        return [page.prompt for page in encoded], encoded[0].counts.kept
+        return encoded
 
     def _prefill(self, prompts: Sequence[Prompt], budget: int) -> None:
         for chunk in chunks_within([len(prompt) for prompt in prompts], budget):
@@ -302,6 +361,7 @@ class FullSize:
         """Reads one step late, as the engine does."""
         pending = None
         for _ in range(self.output_tokens - 1):
+            self.decoder.rows.tokens.random_(4, self._vocab)
             choices = self.decoder.step()
             if pending is not None:
                 pending.read()
@@ -309,8 +369,37 @@ class FullSize:
         if pending is not None:
             pending.read()
 
-    def _limits(self, case: Case, num_pages: int, prompts: Sequence[Prompt], visual: int) -> dict[str, float]:
+    def _empty(self) -> None:
+        while self.decoder.num_rows:
+            self.decoder.release(self.decoder.num_rows - 1)
+
+    @torch.inference_mode()
+    def _experts_read(self) -> float:
+        """The share of a layer's routed experts that one more step would choose, mean over layers."""
+        network: Any = self.model.network
+        gates = [
+            layer.mlp.gate for layer in network.model.language_model.layers if hasattr(layer.mlp, "gate")
+        ]
+        shares: list[float] = []
+        hooks = [
+            gate.register_forward_hook(
+                lambda gate, _, output: shares.append(output[2].unique().numel() / gate.num_experts)
+            )
+            for gate in gates
+        ]
+        count, rows = self.decoder.num_rows, self.decoder.rows
+        embeds = self.model.embed(rows.tokens[:count, None])
+        step = self.decoder.attention().begin()
+        native(network.model.language_model, embeds, rows.positions[:count, None], step)
+        for hook in hooks:
+            hook.remove()
+        return math.fsum(shares) / len(shares)
+
+    def _limits(
+        self, case: Case, prompts: Sequence[Prompt], visual: int, experts_read: float
+    ) -> dict[str, float]:
         """Seconds that each stage cannot beat."""
+        num_pages = len(prompts)
         page = self.model.page(case, 0)
         with FlopCounterMode(display=False) as counter:
             self.model.encode([page])
@@ -321,7 +410,7 @@ class FullSize:
             "vision": num_pages * counter.get_total_flops() / FLOPS,
             "prune": num_pages * hidden_bytes / BYTES_PER_S if case.keep_ratio is not None else 0.0,
             "prefill": self.weights.limit_s(sum(len(prompt) for prompt in prompts)),
-            "decode": math.fsum(self.weights.limit_s(num_pages, kv_bytes) for kv_bytes in kv),
+            "decode": math.fsum(self.weights.limit_s(num_pages, kv_bytes, experts_read) for kv_bytes in kv),
         }
 
     def _memory_gib(self) -> float:

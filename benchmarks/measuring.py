@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from app.ocr.device import give_back_memory, is_lost, is_out_of_memory
-from benchmarks.full_size import BYTES_PER_S, FLOPS, Case, FullSize, cases
+from benchmarks.full_size import BYTES_PER_S, FLOPS, FullSize, cases
+from benchmarks.whole import measure_whole
 
 
 def describe(bench: FullSize) -> dict[str, object]:
@@ -39,17 +40,17 @@ class Measuring:
         self._args = args
         self._device = torch.device(args.device)
         self._warm: set[str] = set()
+        self._cases = {case.name: case for case in cases(tiny=args.tiny_sizes)}
 
     def run(self, todo: list[tuple[str, int]]) -> None:
         bench, todo = self._built(todo)
         if bench is None:
             return
         tell("about", describe(bench))
-        by_name = {case.name: case for case in cases(tiny=self._args.tiny_sizes)}
         for name, num_pages in todo:
             tell("begun", [name, num_pages])
             try:
-                tell("row", self._measured(bench, by_name[name], num_pages))
+                tell("row", self._measured(bench, name, num_pages))
             except Exception as error:  # noqa: BLE001 - it is told, and the others go on
                 tell("row", failed(name, num_pages, f"{type(error).__name__}: {error}"))
                 if is_lost(self._device):
@@ -76,12 +77,15 @@ class Measuring:
             give_back_memory(self._device)
         return None, []
 
-    def _measured(self, bench: FullSize, case: Case, num_pages: int) -> dict[str, Any]:
-        if f"{case.name}:{num_pages}" == self._args.raise_at:
+    def _measured(self, bench: FullSize, name: str, num_pages: int) -> dict[str, Any]:
+        if f"{name}:{num_pages}" == self._args.raise_at:
             raise RuntimeError("as asked")
-        if f"{case.name}:{num_pages}" == self._args.die_at:
+        if f"{name}:{num_pages}" == self._args.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        case = self._cases.get(name)
         at_once = self._args.encode_pages, self._args.prefill_tokens
+        if case is None:
+            return measure_whole(bench.model, num_pages, self._args.output_tokens)
         if case.name not in self._warm:
             bench.measure(case, 1, *at_once)  # kernels load and choose themselves
             self._warm.add(case.name)

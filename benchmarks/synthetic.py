@@ -56,7 +56,7 @@ class SyntheticOcr:
 
     def __init__(self, network: Any, name: str, view_px: int = 512) -> None:
         self._network = network
-        self._embeddings = network.get_input_embeddings()
+        self.embeddings = network.get_input_embeddings()
         self.name = name
         self.modes: Mapping[str, Mode] = {"page": Mode("page", view_px, pad=True)}
         self.default_mode = "page"
@@ -90,7 +90,7 @@ class SyntheticOcr:
         return json.dumps(list(ids))
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self._embeddings(ids)
+        embedded: torch.Tensor = self.embeddings(ids)
         return embedded
 
     def _tokens(self, page: PageViews) -> VisualTokens:

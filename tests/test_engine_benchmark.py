@@ -56,6 +56,39 @@ def test_the_full_size_run_at_tiny_sizes(tmp_path: Path) -> None:
     assert figures["tok_per_s_100"] is figures["pages_per_s_base_64"] is None, "not asked for"
 
 
+def test_the_whole_engine_with_the_full_size_model_at_tiny_sizes() -> None:
+    from benchmarks.full_size import FullSizeOcr, build
+    from benchmarks.whole import WAVES, measure_whole, spread_lengths
+
+    model = FullSizeOcr(build(torch.device("cpu"), tiny=True), "tiny", view_px=128)
+    row = measure_whole(model, 2, 4)
+    assert row["pages_in_all"] == 2 * WAVES
+    assert row["output_tokens_in_all"] == sum(spread_lengths(2 * WAVES, 4))
+    assert set(row["timing_ms"]) >= {"preprocess", "encode", "prefill", "decode"}
+    assert 0.5 <= row["distinct_tokens"] <= 1
+
+
+def test_pages_of_the_whole_run_have_the_stated_length_on_average() -> None:
+    from benchmarks.whole import spread_lengths
+
+    lengths = spread_lengths(256, 1000)
+    assert sum(lengths) / len(lengths) == pytest.approx(1000, rel=0.01)
+    assert (min(lengths), max(lengths)) == (500, 1500)
+    assert lengths != sorted(lengths)
+
+
+def test_pages_of_the_full_size_run_are_all_different() -> None:
+    """Pages that are alike choose the same experts, and a step would read few of them."""
+    from benchmarks.full_size import FullSizeOcr, build, cases
+
+    model = FullSizeOcr(build(torch.device("cpu"), tiny=True), "tiny")
+    pages = [model.page(case, seed) for case in cases(tiny=True)[-1:] for seed in range(3)]
+    assert not any(torch.equal(pages[i].view, pages[j].view) for i, j in ((0, 1), (0, 2), (1, 2)))
+    prompts = {tuple(model.prompt_ids(f"page {seed}")) for seed in range(50)}
+    assert len(prompts) == 50
+    assert len({prompt[-1] for prompt in prompts}) > 25
+
+
 def test_a_configuration_that_fails_or_dies_is_a_row_and_the_others_are_measured(tmp_path: Path) -> None:
     words = ("--full-size", "--tiny-sizes", "--device", "cpu", "--output-tokens", "3", "--batches", "1", "2")
     faults = ("--raise-at", "base:2", "--die-at", "large:1", "--out", str(tmp_path / "full.json"))
@@ -86,6 +119,7 @@ def test_the_aims_are_read_off_the_rows_they_are_stated_for() -> None:
     rows = {one: {"mode": one[0], "pages": one[1], **figures} for one in todo}
     told = summary(rows)
     assert (told["tok_per_s_1"], told["tok_per_s_100"]) == (1.0, 1.0)
+    assert told["engine_pages_per_s_base_64"] == 2.0
     assert (told["pages_per_s_base_64"], told["prune_ms_a_page_32"]) == (2.0, 3.0)
 
 

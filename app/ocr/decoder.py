@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from app.ocr import packed_attention
-from app.ocr.attention import NO_MASK, EachPrefill, RunsDecode, Step, install
+from app.ocr import fused, packed_attention
+from app.ocr.attention import EachPrefill, RunsDecode, Step, install
 from app.ocr.device import adopt, reader_for, runner_for
 from app.ocr.kv_cache import KvCache, KvPlan, KvShape, to_device
 from app.ocr.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.model import OcrModel
 from app.ocr.packed import PackedDecoder, is_worth_packing
+from app.ocr.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +77,7 @@ class NativeDecoder:
         self._language_model, self._head = language_model, head
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        output = self._language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=NO_MASK,
-            use_cache=False,
-            step=step,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return fused.native(self._language_model, embeds, positions, step)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._head(hidden)
@@ -117,11 +110,6 @@ class Decoder:
         num_slots = limits.plan.num_slots
         self._model = model
         language_model = network.model.language_model
-        self._layers: Layers = (
-            PackedDecoder(language_model, network.lm_head)
-            if is_worth_packing(language_model)
-            else NativeDecoder(language_model, network.lm_head)
-        )
         device = model.device
         num_heads = network.config.text_config.num_attention_heads
         self.is_packed = packed_attention.works(kv_shape(model), num_heads, device)
@@ -129,13 +117,14 @@ class Decoder:
         # what reads each row by itself never sees what an earlier page left
         self.cache = KvCache(limits.plan, kv_shape(model), device, window, wipes=not self.is_packed)
         vocab_size = network.config.text_config.vocab_size
-        self._repeats = RepeatState(
+        repeats = RepeatState(
             num_slots, limits.loops, limits.max_distance, model.ngram_exempt_ids, vocab_size, device
         )
-        self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self._logprob_sums = torch.zeros(num_slots, dtype=torch.float32, device=device)
-        self._is_running = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.rows = Rows.of(self.cache, repeats)
+        self._fused = (
+            fused.decoder_for(language_model, network.lm_head, kv_shape(model)) if self.is_packed else None
+        )
+        self._layers = self._fused or layers_of(language_model, network.lm_head)
         self._rules: list[NgramRule] = []
         self._attention: StepAttention | None = None
         self._runner = runner_for(self, device, captures=self.is_packed)
@@ -145,6 +134,11 @@ class Decoder:
     def num_rows(self) -> int:
         return self.cache.num_rows
 
+    def has_room_for(self, more: int) -> bool:
+        """Whether every row's slot holds so many tokens more."""
+        longest = max(self.cache.host_lengths, default=0)
+        return self.cache.window is not None or longest + more <= self.cache.plan.slot_tokens
+
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Prompt], rules: Sequence[NgramRule]) -> Choices:
         """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
@@ -153,7 +147,7 @@ class Decoder:
             logits = self._first_logits(prompts, lengths)
             tokens = logits.argmax(dim=-1)
             logprobs = chosen_logprobs(logits, tokens)
-            positions = to_device([p.next_position for p in prompts], torch.int64, self._positions.device)
+            positions = to_device([p.next_position for p in prompts], torch.int64, self.rows.positions.device)
             nothing = torch.zeros_like(logprobs)
             choices = torch.stack((tokens.double(), nothing, nothing, logprobs))
         except Exception:
@@ -162,10 +156,14 @@ class Decoder:
             raise
         first = self.cache.admit(lengths)
         rows = slice(first, self.num_rows)
-        self._tokens[rows], self._logprob_sums[rows], self._is_running[rows] = tokens, logprobs, 1
-        self._positions[rows] = positions
+        self.rows.tokens[rows], self.rows.logprob_sums[rows], self.rows.is_running[rows] = (
+            tokens,
+            logprobs,
+            1,
+        )
+        self.rows.positions[rows] = positions
         for i, rule in enumerate(rules):
-            self._repeats.start(first + i, rule, tokens[i])
+            self.rows.repeats.start(first + i, rule, tokens[i])
         self._rules.extend(rules)
         self._rows_changed()
         return Choices(self._read_later(choices))
@@ -181,11 +179,11 @@ class Decoder:
     def release(self, row: int) -> int:
         """Free a row's memory; the last row takes its place. Returns that row's old index."""
         last = self.cache.release(row)
-        for state in (self._tokens, self._positions, self._logprob_sums):
+        for state in (self.rows.tokens, self.rows.positions, self.rows.logprob_sums):
             state[row] = state[last]
-        self._is_running[last] = 0
+        self.rows.is_running[last] = 0
         if row != last:
-            self._repeats.move(last, row)
+            self.rows.repeats.move(last, row)
         self._rules[row] = self._rules[last]
         self._rules.pop()
         self._rows_changed()
@@ -197,24 +195,26 @@ class Decoder:
 
         Writes only state of fixed addresses and asks the device nothing, so it can be captured and replayed.
         """
-        tokens, positions = self._tokens[:num_rows], self._positions[:num_rows]
+        if self._fused is not None:
+            return self._fused.step(self.rows, num_rows)
+        tokens, positions = self.rows.tokens[:num_rows], self.rows.positions[:num_rows]
         embeds = self._model.embed(tokens[:, None])  # (n, 1, D)
         hidden = self._layers(embeds, positions[:, None], attention)
         logits = self._layers.head(hidden[:, -1]).float()  # (n, V)
         wanted = logits.argmax(dim=-1)
-        chosen = self._repeats.banned(logits).argmax(dim=-1)
-        extended = self._repeats.after(chosen)
-        sums = self._logprob_sums[:num_rows] + chosen_logprobs(logits, chosen)
+        chosen = self.rows.repeats.banned(logits).argmax(dim=-1)
+        extended = self.rows.repeats.after(chosen)
+        sums = self.rows.logprob_sums[:num_rows] + chosen_logprobs(logits, chosen)
         fields = (chosen, extended.is_repeating, chosen != wanted, sums)
         choices = torch.stack([field.double() for field in fields])
         # State changes only here, where nothing is allocated: a step that runs out of memory can be taken
         # again.
-        self._repeats.accept(extended)
+        self.rows.repeats.accept(extended)
         tokens.copy_(chosen)
-        running = self._is_running[:num_rows]
+        running = self.rows.is_running[:num_rows]
         positions.add_(running)
         self.cache.lengths[:num_rows].add_(running)
-        self._logprob_sums[:num_rows] = sums
+        self.rows.logprob_sums[:num_rows] = sums
         return choices
 
     def attention(self, num_rows: int | None = None) -> StepAttention:
@@ -247,7 +247,13 @@ class Decoder:
     def _rows_changed(self) -> None:
         self._attention = None
         if not self.is_packed:  # a captured step looks as far back as any rule may
-            self._repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+            self.rows.repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+
+
+def layers_of(language_model: Any, head: Any) -> Layers:
+    if is_worth_packing(language_model):
+        return PackedDecoder(language_model, head)
+    return NativeDecoder(language_model, head)
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

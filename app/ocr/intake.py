@@ -91,7 +91,9 @@ class Intake:
         future.add_done_callback(lambda done: self._owner.post(partial(self._prepared, task, life, done)))
 
     def advance(self, num_rows: int, most_rows: int) -> None:
-        """Preprocess ahead, and encode as many pages as there are rows free for, of ``most_rows``."""
+        """Preprocess ahead, and encode as many pages as there are rows free for, of ``most_rows``; where the
+        lane is beside decoding also some that will be next.
+        """
         while self.num_preparing < self._max_ahead:
             with self._lock:
                 popped = self._queue.pop()
@@ -100,9 +102,11 @@ class Intake:
             self.begin(popped[1])
         self._collect()
         num_rows -= len(self.encoded)
-        least = min(most_rows // self._lane.shares, self._num_coming)
-        if self._encoding is None and num_rows >= max(1, least):
-            self._encode(num_rows)
+        # a row that is free waits for nobody; pages that have time are encoded in groups
+        least = most_rows // self._lane.shares if num_rows > 0 else self._lane.group
+        room = num_rows + self._lane.ahead
+        if self._encoding is None and room >= max(1, min(least, self._num_coming)):
+            self._encode(room, at_least=0 if num_rows > 0 else min(least, self._num_coming))
             self._collect()
 
     @property
@@ -154,7 +158,9 @@ class Intake:
         task.waits(time.monotonic())
         heapq.heappush(self._ready, (task.turn, next(self._arrivals), task, prepared))
 
-    def _encode(self, num_rows: int) -> None:
+    def _encode(self, num_rows: int, at_least: int) -> None:
+        if len(self._ready) < at_least:
+            return
         group = self._next_group(min(num_rows, self._limit.value))
         if not group:
             return

@@ -231,7 +231,7 @@ def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
     return torch.zeros(sizes, dtype=shape.dtype, device=device)
 
 
-def to_device(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def to_device(values: Sequence[int] | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(n,) without waiting: a copy from ordinary memory would stop the host until the stream is empty."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    host = torch.as_tensor(values, dtype=dtype)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -142,7 +142,9 @@ class RepeatState:
     """Output history and runs of every row, on the device. Nothing here waits for a device beside the CPU.
 
     ``history``: (S, P) int32, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
-    P) int32, the run at distance d in column d - 1.
+    P) int32, the run at distance d in column d - 1. ``run_needed``: (S, max_distance) int32, the run from
+    which the ban looks at that distance; ``loop_needed``: (max_period,) int32, the run that makes a loop.
+    ``is_exempt``: (V,) bool.
     """
 
     def __init__(
@@ -150,39 +152,39 @@ class RepeatState:
         device: torch.device,
     ) -> None:  # fmt: skip
         span = max(rule.max_period, max_distance)
-        self._history = torch.full((num_slots, span), -1, dtype=torch.int32, device=device)
-        self._runs = torch.zeros((num_slots, span), dtype=torch.int32, device=device)
+        self.history = torch.full((num_slots, span), -1, dtype=torch.int32, device=device)
+        self.runs = torch.zeros((num_slots, span), dtype=torch.int32, device=device)
         self.reach = max_distance
         """Distances that ``banned`` looks at. May be lowered to the largest that a running page's rule has.
         """
-        self._needed = torch.tensor(
+        self.loop_needed = torch.tensor(
             [rule.covered(d) - d for d in range(1, rule.max_period + 1)], dtype=torch.int32, device=device
         )
-        self._run_needed = torch.full((num_slots, max_distance), NEVER, dtype=torch.int32, device=device)
-        self._is_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self._is_exempt[sorted(exempt)] = True
+        self.run_needed = torch.full((num_slots, max_distance), NEVER, dtype=torch.int32, device=device)
+        self.is_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.is_exempt[sorted(exempt)] = True
 
     def start(self, row: int, rule: NgramRule, first_id: torch.Tensor) -> None:
         """A page joins at ``row``; ``first_id`` () int64 is the token its prefill gave."""
-        self._history[row].fill_(-1)
-        self._history[row, 0] = first_id
-        self._runs[row].zero_()
-        self._run_needed[row].fill_(NEVER)
-        self._run_needed[row, : rule.max_distance] = rule.n - 1
+        self.history[row].fill_(-1)
+        self.history[row, 0] = first_id
+        self.runs[row].zero_()
+        self.run_needed[row].fill_(NEVER)
+        self.run_needed[row, : rule.max_distance] = rule.n - 1
 
     def move(self, source: int, target: int) -> None:
-        for state in (self._history, self._runs, self._run_needed):
+        for state in (self.history, self.runs, self.run_needed):
             state[target] = state[source]
 
     def banned(self, scores: torch.Tensor) -> torch.Tensor:
         """(n, V) scores of the first n rows -> the same with -inf for what the rule bans."""
         n = len(scores)
-        is_long = self._runs[:n, : self.reach] >= self._run_needed[:n, : self.reach]
+        is_long = self.runs[:n, : self.reach] >= self.run_needed[:n, : self.reach]
         if scores.device.type == "cpu" and not is_long.any():
             return scores
         # the token d back is what followed the earlier copy, d back, of the tokens that end the output
-        followers = self._history[:n, : self.reach].clamp(min=0).long()
-        is_banned = is_long & ~self._is_exempt[followers]
+        followers = self.history[:n, : self.reach].clamp(min=0).long()
+        is_banned = is_long & ~self.is_exempt[followers]
         ceiling = torch.where(is_banned, -torch.inf, torch.inf).to(scores.dtype)
         return scores.scatter_reduce(1, followers, ceiling, "amin")
 
@@ -192,14 +194,14 @@ class RepeatState:
         """
         n = len(ids)
         latest = ids[:, None].int()
-        history = torch.cat((latest, self._history[:n, :-1]), dim=1)
-        runs = (self._runs[:n] + 1) * (self._history[:n] == latest)
-        return Extended(history, runs, (runs[:, : len(self._needed)] >= self._needed).any(dim=1))
+        history = torch.cat((latest, self.history[:n, :-1]), dim=1)
+        runs = (self.runs[:n] + 1) * (self.history[:n] == latest)
+        return Extended(history, runs, (runs[:, : len(self.loop_needed)] >= self.loop_needed).any(dim=1))
 
     def accept(self, extended: "Extended") -> None:
         n = len(extended.history)
-        self._history[:n] = extended.history
-        self._runs[:n] = extended.runs
+        self.history[:n] = extended.history
+        self.runs[:n] = extended.runs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -52,9 +52,11 @@ class PackedPrefill:
         self._cache = cache
         self._longest = max(lengths)
         self._starts = to_device([0, *accumulate(lengths)], torch.int32, device)
-        rows = [row for row, length in enumerate(lengths, start=first) for _ in range(length)]
+        counts = torch.tensor(lengths)
+        ends = counts.cumsum(0)
+        rows = torch.arange(first, first + len(lengths)).repeat_interleave(counts)
         self._rows = to_device(rows, torch.int64, device)
-        places = [place for length in lengths for place in range(length)]
+        places = torch.arange(int(ends[-1])) - (ends - counts).repeat_interleave(counts)
         self._places = to_device(places, torch.int64, device)
 
     def attend(

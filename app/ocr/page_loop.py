@@ -17,7 +17,7 @@ from typing import Literal
 from app.document import FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
-from app.ocr.device import give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
+from app.ocr.device import give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes, steps_ahead
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.intake import Intake
 from app.ocr.kv_cache import KvPlan
@@ -81,6 +81,7 @@ class PageLoop:
         self._num_alone = 0
         self._running: list[PageTask] = []
         self._pending: deque[_Pass] = deque()
+        self._steps_ahead = steps_ahead(model.device)
         self._decode_clock_ms = 0.0
         self._clock_s = 0.0
         self._steps = 0
@@ -182,6 +183,9 @@ class PageLoop:
             return
         batch = self._intake.encoded[:size]
         del self._intake.encoded[:size]
+        for _ in range(self._steps_ahead):
+            if self._decoder.has_room_for(2):  # this step's, and one before it is known what it gave
+                self._decode()
         self._num_alone = max(0, self._num_alone - size)
         start = time.perf_counter()
         try:

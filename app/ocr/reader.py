@@ -21,7 +21,11 @@ def open_reader(
 
     ``on_death``: see ``Engine``. Raises ``CheckpointError`` for a folder that cannot be used.
     """
-    model = load_model(checkpoint, resolve_device(device))
+    device = resolve_device(device)
+    if device.startswith("cuda"):
+        # pages are prepared in threads of their own, which would each start as many again as there are cores
+        torch.set_num_threads(1)
+    model = load_model(checkpoint, device)
     engine = Engine(model, settings, on_death)
     if any(mode.regions for mode in model.modes.values()):
         return RegionReader(engine, model)
@@ -49,4 +53,6 @@ def engine_settings(settings: Settings) -> EngineSettings:
         kv_memory_share=settings.kv_memory_share,
         max_encode_pages=32,
         max_prefill_tokens=16_384,
+        preprocess_threads=4,
+        prefetch_pages=32,
     )

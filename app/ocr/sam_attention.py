@@ -35,6 +35,7 @@ class FoldedSamAttention(nn.Module):
         self.native: UnlimitedOcrSamVisionAttention = native
         self.attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = fused
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
+        self.train(native.training)  # a new module is in training, whatever it is put around
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(B, H, W, C) -> (B, H, W, C); the second value takes the place of attention weights, never

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from app.errors import PageFailed, ParseError
 from app.ocr.decoder import Prompt
@@ -21,6 +22,8 @@ from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_density
 
 logger = logging.getLogger(__name__)
 PATCH_PX = 64
+MAX_TEXTS = 64
+"""Prompts whose embeddings are kept. None is ever given up: another stream may be reading it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,6 +100,7 @@ class Vision:
     def __init__(self, model: OcrModel, limit: BatchLimit) -> None:
         self._model = model
         self._limit = limit
+        self._texts: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.inference_mode()
     def encode(self, pages: Sequence[Prepared]) -> list[Encoded | ParseError]:
@@ -176,17 +180,23 @@ class Vision:
 
     def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
         """bos, kept visual tokens at their original positions, prompt after the unpruned length."""
-        device = self._model.device
-        ids = torch.tensor([self._model.bos_id, *page.prompt_ids], device=device)
-        text = self._model.embed(ids)  # (1 + P, D)
+        text = self._text(tuple(page.prompt_ids))
         after = 1 + kept.counts.visual
-        positions = torch.cat((
-            torch.zeros(1, dtype=torch.int64, device=device),
-            kept.positions.to(device) + 1,
-            torch.arange(after, after + len(page.prompt_ids), device=device),
-        ))  # fmt: skip
+        written = torch.arange(after, after + len(page.prompt_ids), device=self._model.device)
+        positions = torch.cat((functional.pad(kept.positions + 1, (1, 0)), written))
         embeds = torch.cat((text[:1], kept.embeds.to(text.dtype), text[1:]))
         return Prompt(embeds, positions, after + len(page.prompt_ids))
+
+    def _text(self, prompt_ids: tuple[int, ...]) -> torch.Tensor:
+        """(1 + P, D): bos and the prompt, the same for most pages."""
+        known = self._texts.get(prompt_ids)
+        if known is not None:
+            return known
+        text = self._model.embed(torch.tensor([self._model.bos_id, *prompt_ids], device=self._model.device))
+        wait_for(self._model.device)  # other threads use it on streams of their own
+        if len(self._texts) < MAX_TEXTS:
+            self._texts[prompt_ids] = text
+        return text
 
     def _each(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
@@ -223,7 +233,7 @@ class Vision:
 def keep_all(tokens: VisualTokens, density: float) -> _Kept:
     length, patches = len(tokens.embeds), int(tokens.is_patch.sum())
     counts = VisualCounts(length, length, patches, patches, 1.0, density, None)
-    return _Kept(tokens.embeds, torch.arange(length), counts)
+    return _Kept(tokens.embeds, torch.arange(length, device=tokens.embeds.device), counts)
 
 
 def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | None) -> list[_Kept]:

@@ -1,0 +1,201 @@
+"""The MLP of a decoder layer on CUDA: every row by the experts that its router chooses and the shared ones.
+
+Few rows: each pair of a row and an expert is multiplied by itself. More: the pairs of an expert are gathered,
+so that its weights are read once for all of them, which is what a step with many pages spends its time on.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextMLP, UnlimitedOcrTextMoe
+
+from app.ocr.cuda import kernels
+
+FEW_ROWS = 4
+"""Up to which pairs are multiplied one by one: rows seldom share an expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """What one program of an experts' kernel takes: M pairs, N columns out, K columns in at a time."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+    stages: int
+
+
+def expand_tile(num_rows: int) -> Tile:
+    """Measured on an H200 with 64 experts, 6 a row: the fastest, or within 1 % of it."""
+    if num_rows <= FEW_ROWS:
+        return Tile(16, 32, 128, 4, 4)
+    if num_rows <= 128:
+        return Tile(16, 64, 128, 4, 3)
+    return Tile(32, 64, 64, 4, 4) if num_rows <= 512 else Tile(128, 64, 64, 4, 3)
+
+
+def contract_tile(num_rows: int) -> Tile:
+    if num_rows <= FEW_ROWS:
+        return Tile(16, 32, 128, 4, 4)
+    if num_rows <= 128:
+        return Tile(16, 64, 128, 4, 3)
+    return Tile(32, 64, 64, 4, 4) if num_rows <= 512 else Tile(128, 128, 64, 8, 3)
+
+
+class Experts:
+    """The MLP of a layer as experts of one size, the routed and then the shared ones.
+
+    A dense one is shared ones alone: as many as it takes, the last filled up with zeros, which add nothing.
+    """
+
+    def __init__(self, mlp: UnlimitedOcrTextMLP | UnlimitedOcrTextMoe, inner: int) -> None:
+        shared = mlp if isinstance(mlp, UnlimitedOcrTextMLP) else mlp.shared_experts
+        self.inner = inner
+        num_shared = -(-shared.intermediate_size // inner)
+        beyond = num_shared * inner - shared.intermediate_size
+        gates, ups = (
+            functional.pad(linear.weight, (0, 0, 0, beyond)).view(num_shared, inner, -1)
+            for linear in (shared.gate_proj, shared.up_proj)
+        )  # (S, I, D)
+        self.shared_in = torch.cat((gates, ups), dim=1)  # (S, 2 I, D)
+        down = functional.pad(shared.down_proj.weight, (0, beyond)).view(-1, num_shared, inner)
+        self.shared_out = down.transpose(0, 1).contiguous()  # (S, D, I)
+        self.num_experts, self.top, self.factor = 0, 0, 1.0
+        self.router: torch.Tensor | None = None
+        self.routed_in, self.routed_out = self.shared_in, self.shared_out
+        if isinstance(mlp, UnlimitedOcrTextMoe):
+            self.num_experts, self.top = mlp.gate.num_experts, mlp.gate.top_k
+            self.factor, self.router = float(mlp.gate.routed_scaling_factor), mlp.gate.weight
+            self.routed_in, self.routed_out = mlp.experts.gate_up_proj, mlp.experts.down_proj
+        self.num_parts = self.top + num_shared
+
+    def __call__(
+        self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, scratch: "Scratch"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, D) twice -> their sum, and (n, parts, D), whose sum over the parts is the MLP of its norm."""
+        num_rows, dim = hidden.shape
+        routes = Routes.of(num_rows, self, scratch)
+        hidden, states = self._normed(hidden, part, norm, routes, scratch)
+        inner = states.new_empty((num_rows * self.num_parts, self.inner))
+        out = states.new_empty((num_rows, self.num_parts, dim))
+        self._launch(
+            kernels.expand, expand_tile(num_rows), (self.inner, dim), num_rows,
+            states, self.routed_in, self.shared_in, routes.ids, routes.counts, routes.pairs, inner,
+        )  # fmt: skip
+        self._launch(
+            kernels.contract, contract_tile(num_rows), (dim, self.inner), num_rows,
+            inner, self.routed_out, self.shared_out, routes.ids, routes.shares, routes.counts, routes.pairs,
+            out,
+        )  # fmt: skip
+        return hidden, out
+
+    def _normed(
+        self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, routes: "Routes", scratch: "Scratch"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum and its norm; where there is a router, ``routes`` filled as well."""
+        if self.router is None:
+            return add_norm(hidden, part[:, None], norm)
+        num_rows, dim = hidden.shape
+        out, states = torch.empty_like(hidden), torch.empty_like(hidden)
+        group = min(4 if num_rows <= 16 else 8 if num_rows <= 1024 else 16, power_of_two(self.num_experts))
+        groups = -(-self.num_experts // group)
+        scores = torch.empty((num_rows, self.num_experts), dtype=torch.float32, device=hidden.device)
+        kernels.norm_route[(num_rows, groups)](
+            hidden, part, norm.weight, self.router, out, states, scores, scratch.arrived, routes.ids,
+            routes.shares, routes.counts, routes.pairs, num_rows, self.factor, norm.variance_epsilon,
+            GROUP=group, GROUPS=groups, BLOCK=power_of_two(self.num_experts), BLOCK_D=power_of_two(dim),
+            num_warps=4, **self._sizes(dim, num_rows),
+        )  # fmt: skip
+        return out, states
+
+    def _sizes(self, dim: int, num_rows: int) -> dict[str, Any]:
+        return {
+            "D": dim, "EXPERTS": self.num_experts, "TOP": self.top, "PARTS": self.num_parts,
+            "LISTED": is_listed(num_rows),
+        }  # fmt: skip
+
+    def _launch(
+        self, kernel: Any, tile: Tile, sizes: tuple[int, int], num_rows: int, *tensors: torch.Tensor
+    ) -> None:
+        """``sizes``: columns out and in."""
+        n, k = dividing(tile.n, sizes[0]), dividing(tile.k, sizes[1])
+        chunks, groups = 1, num_rows * self.num_parts
+        if is_listed(num_rows):
+            chunks, groups = -(-num_rows // tile.m), self.num_experts + self.num_parts - self.top
+        kernel[(chunks, groups, sizes[0] // n)](
+            *tensors, num_rows, INNER=self.inner, BLOCK_M=tile.m, BLOCK_N=n, BLOCK_K=k,
+            num_warps=tile.warps, num_stages=tile.stages,
+            **self._sizes(tensors[-1].shape[-1] if kernel is kernels.contract else sizes[1], num_rows),
+        )  # fmt: skip
+
+
+def is_listed(num_rows: int) -> bool:
+    return num_rows > FEW_ROWS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Routes:
+    """``ids``: (n, top) int32; ``shares``: (n, parts) float32; ``counts``: (E,) int32 and ``pairs``: (E, n)
+    int32, each expert's.
+    """
+
+    ids: torch.Tensor
+    shares: torch.Tensor
+    counts: torch.Tensor
+    pairs: torch.Tensor
+
+    @classmethod
+    def of(cls, num_rows: int, experts: Experts, scratch: "Scratch") -> "Routes":
+        device = scratch.arrived.device
+        ids = torch.empty((num_rows, max(1, experts.top)), dtype=torch.int32, device=device)
+        shares = torch.empty((num_rows, experts.num_parts), dtype=torch.float32, device=device)
+        counts, pairs = scratch.next_lists()
+        return cls(ids, shares, counts, pairs)
+
+
+class Scratch:
+    """What the layers of one step share. ``arrived``: int32, zero between kernels.
+
+    Each routed layer counts its experts' pairs from zero.
+    """
+
+    def __init__(self, arrived: torch.Tensor, num_layers: int, num_experts: int, num_rows: int) -> None:
+        self.arrived = arrived
+        sizes = (num_layers, max(1, num_experts))
+        self._counts = torch.zeros(sizes, dtype=torch.int32, device=arrived.device)
+        self._pairs = torch.empty((sizes[1], num_rows), dtype=torch.int32, device=arrived.device)
+        self._layer = 0
+
+    def next_lists(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(E,), zero, and (E, n)."""
+        self._layer += 1
+        return self._counts[self._layer - 1], self._pairs
+
+
+def add_norm(
+    hidden: torch.Tensor, parts: torch.Tensor | None, norm: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, D) plus the sum of (n, P, D), and its RMS norm."""
+    num_rows, dim = hidden.shape
+    normed = torch.empty_like(hidden)
+    out = hidden if parts is None else torch.empty_like(hidden)
+    kernels.add_norm[(num_rows,)](
+        hidden, hidden if parts is None else parts, norm.weight, out, normed, norm.variance_epsilon,
+        D=dim, PARTS=0 if parts is None else parts.shape[1], BLOCK=power_of_two(dim), num_warps=4,
+    )  # fmt: skip
+    return out, normed
+
+
+def power_of_two(size: int) -> int:
+    """The smallest that is not smaller."""
+    return 1 << (size - 1).bit_length()
+
+
+def dividing(block: int, size: int) -> int:
+    """The largest power of two up to ``block`` that divides ``size``."""
+    while size % block:
+        block //= 2
+    return block

@@ -1,0 +1,97 @@
+"""A SAM layer on CUDA without its windows being cut out and put back, and without a bias or folded keys.
+
+The layer as it is copies its input seven times and its attention reads a head of 64 as one of 192. Here the
+projection runs on the grid as it lies, and the kernels of ``sam_kernels`` find each window in it.
+"""
+
+import torch
+from torch import nn
+from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrSamVisionLayer
+
+from app.ocr.cuda import sam_kernels
+
+
+class FusedSamLayer(nn.Module):
+    """Stands in a SAM layer's place and computes with its parameters, which stay reachable as ``native``.
+
+    Position tables are built once per resolution: weights must not change after the first forward.
+    """
+
+    def __init__(self, native: UnlimitedOcrSamVisionLayer) -> None:
+        super().__init__()
+        self.native = native
+        self.train(native.training)
+        self._tables: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, C) -> the same shape."""
+        native = self.native
+        hidden = hidden + native.attn.proj(self.attend(native.attn.qkv(native.layer_norm1(hidden))))
+        mixed: torch.Tensor = hidden + native.mlp(native.layer_norm2(hidden))
+        return mixed
+
+    def attend(self, qkv: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3 C) -> (B, H, W, C)."""
+        attention, side = self.native.attn, self.native.window_size
+        batch, height, width, across = qkv.shape
+        heads = attention.num_attention_heads
+        dim = across // 3 // heads
+        tall, wide = (side, side) if side > 0 else (height, width)
+        of_rows, of_columns = (
+            relate(qkv, table, axis, heads) for axis, table in enumerate(self._position_tables(tall, wide))
+        )
+        out = qkv.new_empty((batch, height, width, heads * dim))
+        windows = -(-height // tall), -(-width // wide)
+        first, rest = pieces(wide)
+        block_m, warps, stages = tile(first)
+        sam_kernels.attend[(-(-tall * wide // block_m), windows[0] * windows[1], batch * heads)](
+            qkv, attention.qkv.bias, of_rows, of_columns, out, attention.scale, height, width, windows[1],
+            TALL=tall, WIDE=wide, HEADS=heads, DIM=dim,
+            PADDED=windows[0] * tall > height or windows[1] * wide > width,
+            BLOCK_M=block_m, FIRST=first, REST=rest, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        return out
+
+    def _position_tables(self, tall: int, wide: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(TALL, TALL, DIM) and (WIDE, WIDE, DIM): positions relative to each row and to each column."""
+        if (tall, wide) not in self._tables:
+            attention = self.native.attn
+            self._tables[tall, wide] = (
+                attention.get_rel_pos(tall, tall, attention.rel_pos_h).contiguous(),
+                attention.get_rel_pos(wide, wide, attention.rel_pos_w).contiguous(),
+            )
+        return self._tables[tall, wide]
+
+
+def pieces(wide: int) -> tuple[int, int]:
+    """Powers of two that hold a row of keys with little to spare: matrix units take 16 at least, a program
+    64.
+
+    >>> pieces(64), pieces(80), pieces(40), pieces(14)
+    ((64, 0), (64, 16), (32, 16), (16, 0))
+    """
+    first = min(64, max(16, 1 << (wide.bit_length() - 1)))
+    rest = wide - first
+    return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
+
+
+def tile(first: int) -> tuple[int, int, int]:  # noqa: ARG001
+    """Queries of a program, its warps and its stages."""
+    return 64, 4, 3
+
+
+def relate(qkv: torch.Tensor, table: torch.Tensor, axis: int, heads: int) -> torch.Tensor:
+    """(B, H, W, 3 C) with (P, P, d) of rows (``axis`` 0) -> (B, heads, P, H * W), or of columns (1) ->
+    (B, heads, H * W, P); flat.
+    """
+    batch, height, width, _ = qkv.shape
+    period, _, dim = table.shape
+    out = qkv.new_empty(batch * heads * period * height * width)
+    sizes, strides, places = (height, width), qkv.stride()[1:3], (width, 1)
+    block = 64
+    sam_kernels.relate[(sizes[axis], -(-sizes[1 - axis] // block), batch * heads)](
+        qkv, table, out, sizes[1 - axis], strides[axis], strides[1 - axis], qkv.stride(0), height * width,
+        places[axis], places[1 - axis], PERIOD=period, HEADS=heads, DIM=dim, TURNED=axis == 0, BLOCK=block,
+        BLOCK_K=max(16, 1 << (period - 1).bit_length()), num_warps=4,
+    )  # fmt: skip
+    return out

@@ -27,6 +27,11 @@ CMD ["python", "-m", "app.cli", "serve"]
 
 FROM base AS worker
 ARG TORCH_INDEX_URL=""
+# Triton builds a launcher for each kernel with it
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY docker/requirements-api.txt docker/requirements-worker.txt ./docker/
 # with an index of CPU builds, torch comes from there and is a tenth of the size
 RUN if [ -n "$TORCH_INDEX_URL" ]; then \
@@ -36,7 +41,7 @@ RUN if [ -n "$TORCH_INDEX_URL" ]; then \
 COPY pyproject.toml README.md LICENSE ./
 COPY rtprune ./rtprune
 COPY app ./app
-ENV RTPRUNE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ENV TRITON_CACHE_DIR=/data/triton RTPRUNE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=20s --start-period=15m CMD ["python", "-m", "app.jobs.probe"]
 STOPSIGNAL SIGTERM

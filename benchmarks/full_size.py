@@ -265,6 +265,8 @@ class FullSize:
         self.device = device
         self.output_tokens = output_tokens
         self.model = FullSizeOcr(build(device, tiny=tiny), "full size, random weights")
+        self._shapes = build(torch.device("meta"), tiny=tiny)
+        self._flops: dict[int, int] = {}
         self.watch = Stopwatch(device)
         self.weights = Weights.of(self.model.network)
         self._vocab = int(self.model.embeddings.num_embeddings)
@@ -401,17 +403,26 @@ class FullSize:
         """Seconds that each stage cannot beat."""
         num_pages = len(prompts)
         page = self.model.page(case, 0)
-        with FlopCounterMode(display=False) as counter:
-            self.model.encode([page])
+        sides = [view.shape[-1] for view in (page.view, *(() if page.tiles is None else page.tiles))]
         hidden_bytes = visual * prompts[0].embeds.shape[1] * self.weights.itemsize
         kv_token = kv_shape(self.model).bytes_per_token
         kv = [num_pages * (len(prompts[0]) + i) * kv_token for i in range(1, self.output_tokens)]
         return {
-            "vision": num_pages * counter.get_total_flops() / FLOPS,
+            "vision": num_pages * sum(map(self._view_flops, sides)) / FLOPS,
             "prune": num_pages * hidden_bytes / BYTES_PER_S if case.keep_ratio is not None else 0.0,
             "prefill": self.weights.limit_s(sum(len(prompt) for prompt in prompts)),
             "decode": math.fsum(self.weights.limit_s(num_pages, kv_bytes, experts_read) for kv_bytes in kv),
         }
+
+    def _view_flops(self, side: int) -> int:
+        """Of the library's modules on shapes alone: neither kernels nor captured graphs can be counted."""
+        if side not in self._flops:
+            vision = self._shapes.model
+            with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                features = vision.vision_tower(torch.empty(1, 3, side, side)).last_hidden_state
+                vision.multi_modal_projector(features)
+            self._flops[side] = counter.get_total_flops()
+        return self._flops[side]
 
     def _memory_gib(self) -> float:
         if self.device.type == "cuda":

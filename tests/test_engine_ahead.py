@@ -10,6 +10,7 @@ from engine_bench import LONG, Bench, hostile, limits
 
 from app.document import ReadOptions
 from app.ocr import vision_graphs
+from app.ocr.device import Pace
 from app.ocr.vision_graphs import BATCHES, VisionGraphs
 
 SHORT = ReadOptions(prune="none", max_output_tokens=9)
@@ -62,7 +63,7 @@ def test_steps_ahead_of_a_prefill_change_no_page(max_page_tokens: int) -> None:
     """Pages join one after the other; in the small slots each ends because its slot is full."""
     endless = ReadOptions(prune="none")
     bench = Bench(hostile(), limits(max_running_pages=3, max_page_tokens=max_page_tokens))
-    bench.loop._steps_ahead = 2
+    bench.loop._pace = Pace(steps_ahead=2, shares=2**31, wait_s=0.0)
     tasks = []
     for number in range(1, 8):
         tasks.append(bench.read(number, [LONG, SHORT, endless][number % 3]))
@@ -71,6 +72,37 @@ def test_steps_ahead_of_a_prefill_change_no_page(max_page_tokens: int) -> None:
     for number, task in enumerate(tasks, start=1):
         assert task.done.result().text == bench.alone(number, [LONG, SHORT, endless][number % 3])
     assert not bench.loop._decoder.cache.host_lengths
+
+
+@pytest.mark.parametrize("wait_s", [3600.0, 0.0])
+def test_rows_that_become_free_wait_for_each_other_while_pages_wait_for_rows(wait_s: float) -> None:
+    """Two of four rows, or as long as stated: then one by one."""
+    bench = ahead(Bench(hostile(), limits(max_running_pages=4)), pages=4, group=1)
+    bench.loop._pace = Pace(steps_ahead=0, shares=2, wait_s=wait_s)
+    lengths = [8, 16, 40, 40, 9, 9, 9]
+    tasks = [
+        bench.read(number, ReadOptions(prune="none", max_output_tokens=length))
+        for number, length in enumerate(lengths, start=1)
+    ]
+    bench.turns(12)
+    assert tasks[0].done.done()
+    assert not tasks[1].done.done()
+    assert bench.loop.load.running == (3 if wait_s else 4)
+    bench.turns(10)
+    assert tasks[1].done.done()
+    assert bench.loop.load.running == 4, "two rows were free at once"
+    bench.finish(*tasks)
+    for number, task in enumerate(tasks, start=1):
+        assert task.done.result().text == bench.alone(
+            number, ReadOptions(prune="none", max_output_tokens=lengths[number - 1])
+        )
+
+
+def test_the_last_page_waits_for_no_row_but_its_own() -> None:
+    bench = ahead(Bench(hostile(), limits(max_running_pages=4)), pages=4, group=1)
+    bench.loop._pace = Pace(steps_ahead=0, shares=2, wait_s=3600.0)
+    tasks = [bench.read(number) for number in range(1, 6)]
+    bench.finish(*tasks, at_most=200)
 
 
 class FakeGraph:

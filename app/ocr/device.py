@@ -274,11 +274,22 @@ def is_lost(device: torch.device) -> bool:
     return False
 
 
-def steps_ahead(device: torch.device) -> int:
-    """Decode steps launched before a prefill, for the device to work on while the host launches that: some
-    170 operations, 5 ms. On CPU what is launched is done.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What is done about the host's time to launch a prefill: on CUDA some 170 operations, 5 ms, for one page
+    or for eight. On CPU what is launched is done, and there is nothing to win.
+
+    ``steps_ahead``: decode steps launched before, for the device to work on meanwhile. ``shares``: where more
+    pages wait than rows are free, one of so many shares of the rows must be, or ``wait_s`` pass.
     """
-    return 1 if device.type == "cuda" else 0
+
+    steps_ahead: int
+    shares: int
+    wait_s: float
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Pace":
+        return cls(1, 16, 0.1) if device.type == "cuda" else cls(0, 2**31, 0.0)
 
 
 def wait_for(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 from app.document import FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
-from app.ocr.device import give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes, steps_ahead
+from app.ocr.device import Pace, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.intake import Intake
 from app.ocr.kv_cache import KvPlan
@@ -81,7 +81,8 @@ class PageLoop:
         self._num_alone = 0
         self._running: list[PageTask] = []
         self._pending: deque[_Pass] = deque()
-        self._steps_ahead = steps_ahead(model.device)
+        self._pace = Pace.on(model.device)
+        self._short_of_rows_s: float | None = None
         self._decode_clock_ms = 0.0
         self._clock_s = 0.0
         self._steps = 0
@@ -183,7 +184,7 @@ class PageLoop:
             return
         batch = self._intake.encoded[:size]
         del self._intake.encoded[:size]
-        for _ in range(self._steps_ahead):
+        for _ in range(self._pace.steps_ahead):
             if self._decoder.has_room_for(2):  # this step's, and one before it is known what it gave
                 self._decode()
         self._num_alone = max(0, self._num_alone - size)
@@ -206,7 +207,7 @@ class PageLoop:
         all behind it wait with it, or pages that need less would pass it for ever.
         """
         waiting = self._intake.encoded[: self._num_free]
-        if not waiting:
+        if not waiting or self._waits_for_rows():
             return 0
         lengths = [len(encoded.prompt) for _, encoded in waiting]
         size = len(chunks_within(lengths, self._settings.max_prefill_tokens)[0])
@@ -214,6 +215,20 @@ class PageLoop:
         num_fitting = self._reserved.how_many([self._intake.size(*pair) for pair in waiting[:size]])
         self._is_full = num_fitting < size
         return num_fitting
+
+    def _waits_for_rows(self) -> bool:
+        """Whether pages are better prefilled together with some that will have a row soon."""
+        is_short = self._num_free < min(self._most_rows // self._pace.shares, len(self._intake.encoded))
+        if not is_short or not self._running:
+            self._short_of_rows_s = None
+            return False
+        now = time.monotonic()
+        if self._short_of_rows_s is None:
+            self._short_of_rows_s = now
+        if now - self._short_of_rows_s < self._pace.wait_s:
+            return True
+        self._short_of_rows_s = None
+        return False
 
     def _admitted(self, batch: PrefillBatch, choices: Choices, prefill_ms: float) -> None:
         now = time.monotonic()

@@ -20,11 +20,9 @@ from app.ocr.cuda.experts import FEW_ROWS, Experts, Scratch, add_norm, dividing,
 from app.ocr.rows import Rows
 
 SPARE = 8
-
-
-def attend_tile(num_rows: int) -> tuple[int, int, int]:  # noqa: ARG001
-    """Keys that a program reads at a time, its warps and its stages."""
-    return 64, 4, 2
+"""Positions beyond the last that pages may have."""
+KEYS_AT_ONCE, WARPS, STAGES = 64, 4, 2
+"""Of attention in a step. Measured on an H200 with 1 to 256 rows of 775 keys: the fastest, or within 6 %."""
 
 
 def num_splits(num_rows: int, num_heads: int) -> int:
@@ -89,7 +87,6 @@ class StepMixer:
         keys, values = cache.keys[layer.index], cache.values[layer.index]
         num_heads = keys.shape[2]
         splits = num_splits(num_rows, num_heads)
-        block, warps, stages = attend_tile(num_rows)
         out = qkv.new_empty((num_rows, num_heads * layer.dim))
         sizes = (num_rows, num_heads, splits)
         partial = torch.empty((*sizes, layer.dim if splits > 1 else 0), dtype=torch.float32, device=device)
@@ -97,8 +94,8 @@ class StepMixer:
         kernels.attend[sizes](
             qkv, keys, values, cache.lengths, cache.prompts, self._rows.positions, self._turns.cosines,
             self._turns.sines, out, partial, tops, sums, self._arrived, layer.scale, cache.window or 1,
-            *keys.stride()[:3], HEADS=num_heads, DIM=layer.dim, SPLITS=splits, BLOCK=block,
-            SLIDES=cache.window is not None, num_warps=warps, num_stages=stages,
+            *keys.stride()[:3], HEADS=num_heads, DIM=layer.dim, SPLITS=splits, BLOCK=KEYS_AT_ONCE,
+            SLIDES=cache.window is not None, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
         return out
 

@@ -71,22 +71,23 @@ class Experts:
             self.factor, self.router = float(mlp.gate.routed_scaling_factor), mlp.gate.weight
             self.routed_in, self.routed_out = mlp.experts.gate_up_proj, mlp.experts.down_proj
         self.num_parts = self.top + num_shared
+        self.dim: int = self.shared_out.shape[1]
 
     def __call__(
         self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, scratch: "Scratch"
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, D) twice -> their sum, and (n, parts, D), whose sum over the parts is the MLP of its norm."""
-        num_rows, dim = hidden.shape
+        num_rows = len(hidden)
         routes = Routes.of(num_rows, self, scratch)
         hidden, states = self._normed(hidden, part, norm, routes, scratch)
         inner = states.new_empty((num_rows * self.num_parts, self.inner))
-        out = states.new_empty((num_rows, self.num_parts, dim))
+        out = states.new_empty((num_rows, self.num_parts, self.dim))
         self._launch(
-            kernels.expand, expand_tile(num_rows), (self.inner, dim), num_rows,
+            kernels.expand, expand_tile(num_rows), (self.inner, self.dim), num_rows,
             states, self.routed_in, self.shared_in, routes.ids, routes.counts, routes.pairs, inner,
         )  # fmt: skip
         self._launch(
-            kernels.contract, contract_tile(num_rows), (dim, self.inner), num_rows,
+            kernels.contract, contract_tile(num_rows), (self.dim, self.inner), num_rows,
             inner, self.routed_out, self.shared_out, routes.ids, routes.shares, routes.counts, routes.pairs,
             out,
         )  # fmt: skip
@@ -98,7 +99,7 @@ class Experts:
         """The sum and its norm; where there is a router, ``routes`` filled as well."""
         if self.router is None:
             return add_norm(hidden, part[:, None], norm)
-        num_rows, dim = hidden.shape
+        num_rows = len(hidden)
         out, states = torch.empty_like(hidden), torch.empty_like(hidden)
         group = min(4 if num_rows <= 16 else 8 if num_rows <= 1024 else 16, power_of_two(self.num_experts))
         groups = -(-self.num_experts // group)
@@ -106,14 +107,14 @@ class Experts:
         kernels.norm_route[(num_rows, groups)](
             hidden, part, norm.weight, self.router, out, states, scores, scratch.arrived, routes.ids,
             routes.shares, routes.counts, routes.pairs, num_rows, self.factor, norm.variance_epsilon,
-            GROUP=group, GROUPS=groups, BLOCK=power_of_two(self.num_experts), BLOCK_D=power_of_two(dim),
-            num_warps=4, **self._sizes(dim, num_rows),
+            GROUP=group, GROUPS=groups, BLOCK=power_of_two(self.num_experts),
+            BLOCK_D=power_of_two(self.dim), num_warps=4, **self._sizes(num_rows),
         )  # fmt: skip
         return out, states
 
-    def _sizes(self, dim: int, num_rows: int) -> dict[str, Any]:
+    def _sizes(self, num_rows: int) -> dict[str, Any]:
         return {
-            "D": dim, "EXPERTS": self.num_experts, "TOP": self.top, "PARTS": self.num_parts,
+            "D": self.dim, "EXPERTS": self.num_experts, "TOP": self.top, "PARTS": self.num_parts,
             "LISTED": is_listed(num_rows),
         }  # fmt: skip
 
@@ -127,8 +128,7 @@ class Experts:
             chunks, groups = -(-num_rows // tile.m), self.num_experts + self.num_parts - self.top
         kernel[(chunks, groups, sizes[0] // n)](
             *tensors, num_rows, INNER=self.inner, BLOCK_M=tile.m, BLOCK_N=n, BLOCK_K=k,
-            num_warps=tile.warps, num_stages=tile.stages,
-            **self._sizes(tensors[-1].shape[-1] if kernel is kernels.contract else sizes[1], num_rows),
+            num_warps=tile.warps, num_stages=tile.stages, **self._sizes(num_rows),
         )  # fmt: skip
 
 

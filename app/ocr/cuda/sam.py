@@ -10,6 +10,9 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from app.ocr.cuda import sam_kernels
 
+QUERIES, WARPS, STAGES = 64, 4, 3
+"""Of a program. Measured on an H200 in windows and whole grids of 40, 64 and 80: the fastest or within 4 %."""
+
 
 class FusedSamLayer(nn.Module):
     """Stands in a SAM layer's place and computes with its parameters, which stay reachable as ``native``.
@@ -43,12 +46,11 @@ class FusedSamLayer(nn.Module):
         out = qkv.new_empty((batch, height, width, heads * dim))
         windows = -(-height // tall), -(-width // wide)
         first, rest = pieces(wide)
-        block_m, warps, stages = tile(first)
-        sam_kernels.attend[(-(-tall * wide // block_m), windows[0] * windows[1], batch * heads)](
+        sam_kernels.attend[(-(-tall * wide // QUERIES), windows[0] * windows[1], batch * heads)](
             qkv, attention.qkv.bias, of_rows, of_columns, out, attention.scale, height, width, windows[1],
             TALL=tall, WIDE=wide, HEADS=heads, DIM=dim,
             PADDED=windows[0] * tall > height or windows[1] * wide > width,
-            BLOCK_M=block_m, FIRST=first, REST=rest, num_warps=warps, num_stages=stages,
+            BLOCK_M=QUERIES, FIRST=first, REST=rest, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
         return out
 
@@ -73,11 +75,6 @@ def pieces(wide: int) -> tuple[int, int]:
     first = min(64, max(16, 1 << (wide.bit_length() - 1)))
     rest = wide - first
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
-
-
-def tile(first: int) -> tuple[int, int, int]:  # noqa: ARG001
-    """Queries of a program, its warps and its stages."""
-    return 64, 4, 3
 
 
 def relate(qkv: torch.Tensor, table: torch.Tensor, axis: int, heads: int) -> torch.Tensor:

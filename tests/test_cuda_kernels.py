@@ -1,5 +1,10 @@
 """Kernels for CUDA against the library's modules: on a GPU, where there is none by Triton's interpreter."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +25,7 @@ from app.ocr.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.rows import Rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+COMPILE = Path(__file__).parent / "cuda_compile.py"
 HIDDEN, HEADS, LAYERS, VOCAB = 32, 2, 2, 48
 RULE = NgramRule(n=2, window=8)
 
@@ -225,6 +231,24 @@ def test_a_row_of_keys_is_held_in_two_powers_of_two() -> None:
         assert first + rest < 2 * wide + 32
         assert all(size & (size - 1) == 0 for size in (first, rest))
         assert rest == 0 or first < wide
+
+
+@pytest.mark.parametrize(("capability", "shared_kib"), [(89, 99), (90, 227)], ids=["L4", "H100"])
+def test_every_kernel_compiles_for_a_card_and_fits_it(
+    capability: int, shared_kib: int, tmp_path: Path
+) -> None:
+    """No card is needed for it. The interpreter takes what the compiler refuses."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(COMPILE), str(capability), str(shared_kib * 1024)],
+        cwd=COMPILE.parent.parent, env=env | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared = json.loads(done.stdout.splitlines()[-1])
+    assert all(taken < shared_kib * 1024 for taken in shared.values())
+    names = {name.split()[0] for name in shared}
+    assert names >= {"expand", "contract", "add_norm", "attend", "norm_route", "scan", "choose", "relate"}
 
 
 def test_attention_is_spread_over_the_card_by_powers_of_two() -> None:

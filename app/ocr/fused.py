@@ -4,6 +4,7 @@ Tried and compared rather than looked up: cards and versions of Triton differ in
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 DTYPES = (torch.bfloat16, torch.float16)
 TOLERANCE = 0.1
 """Of a whole decoder in bfloat16, relative. Two right ways differ by 0.025; a wrong one by more than 1."""
+TRIED = ([3, 7], [2] * 6, [200], [600])
+"""Lengths of prompts, that many of them."""
 SAM_TOLERANCE = 0.02
 """Of one layer."""
 
@@ -52,7 +55,8 @@ def decoder_for(language_model: Any, head: nn.Linear, shape: KvShape) -> "Fused 
         return None
     try:
         fused = decoder.FusedDecoder(language_model, head)
-        if decoder_agrees(fused, language_model, head, shape):
+        # from a step of few rows to a long prompt: other sizes are other kernels, which may want more
+        if all(decoder_agrees(fused, language_model, head, shape, lengths) for lengths in TRIED):
             return fused
         logger.warning("the decoder's kernels compute something else on this device and are not used")
     except Exception:  # whatever it refuses with, there is another way
@@ -78,19 +82,20 @@ def fits_decoder(language_model: Any, head: nn.Linear) -> bool:
 
 
 @torch.inference_mode()
-def decoder_agrees(fused: "Fused", language_model: Any, head: nn.Linear, shape: KvShape) -> bool:
-    """Two prompts and one token more, against the library's layers."""
+def decoder_agrees(
+    fused: "Fused", language_model: Any, head: nn.Linear, shape: KvShape, lengths: Sequence[int]
+) -> bool:
+    """Prompts of ``lengths`` tokens and one token more of each, against the library's layers."""
     device, vocab = head.weight.device, language_model.config.vocab_size
-    lengths = [3, 7]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (sum(lengths) + len(lengths),), generator=generator).to(device)
     embeds = language_model.embed_tokens(ids)[None]
     prompt, more = embeds[:, : sum(lengths)], embeds[0, sum(lengths) :, None]
-    positions = torch.cat([torch.arange(length, device=device) * 2 for length in lengths])[None]
-    after = torch.tensor(lengths, device=device) * 2
+    positions = torch.cat([torch.arange(length, device=device) + 1 for length in lengths])[None]
+    after = torch.tensor(lengths, device=device) + 2
     found = []
     for layers in (fused, None):
-        cache = KvCache(KvPlan(len(lengths), 16), shape, device)
+        cache = KvCache(KvPlan(len(lengths), max(lengths) + 1), shape, device)
         rows = Rows.of(cache, RepeatState(len(lengths), LoopRule(), 1, (), vocab, device))
         step = PackedPrefill(cache, lengths)
         hidden = (

@@ -15,6 +15,8 @@ from app.ocr.cuda import kernels
 
 FEW_ROWS = 4
 """Up to which pairs are multiplied one by one: rows seldom share an expert."""
+LARGE_BYTES = 128 * 1024
+"""What the largest tiles share, with some to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +30,34 @@ class Tile:
     stages: int
 
 
-def expand_tile(num_rows: int) -> Tile:
-    """Measured on an H200 with 64 experts, 6 a row: the fastest, or within 1 % of it."""
-    if num_rows <= FEW_ROWS:
-        return Tile(16, 32, 128, 4, 4)
-    if num_rows <= 128:
-        return Tile(16, 64, 128, 4, 3)
-    return Tile(32, 64, 64, 4, 4) if num_rows <= 512 else Tile(128, 64, 64, 4, 3)
+def expand_tile(num_rows: int, shared_bytes: int = 2**31) -> Tile:
+    """Measured on an H200 with 64 experts, 6 a row: the fastest, or within 1 % of it.
+
+    ``shared_bytes``: of a program, on this card; a smaller one than an A100 takes less at a time.
+    """
+    return _few_rows(num_rows) or (
+        Tile(128, 64, 64, 4, 3) if num_rows > 512 and shared_bytes > LARGE_BYTES else Tile(32, 64, 64, 4, 4)
+    )
 
 
-def contract_tile(num_rows: int) -> Tile:
+def contract_tile(num_rows: int, shared_bytes: int = 2**31) -> Tile:
+    return _few_rows(num_rows) or (
+        Tile(128, 128, 64, 8, 3) if num_rows > 512 and shared_bytes > LARGE_BYTES else Tile(32, 64, 64, 4, 4)
+    )
+
+
+def _few_rows(num_rows: int) -> Tile | None:
     if num_rows <= FEW_ROWS:
         return Tile(16, 32, 128, 4, 4)
-    if num_rows <= 128:
-        return Tile(16, 64, 128, 4, 3)
-    return Tile(32, 64, 64, 4, 4) if num_rows <= 512 else Tile(128, 128, 64, 8, 3)
+    return Tile(16, 64, 128, 4, 3) if num_rows <= 128 else None
+
+
+def shared_bytes(device: torch.device) -> int:
+    """Memory that the threads of one program may share."""
+    if device.type != "cuda":
+        return 2**31
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))
 
 
 class Experts:
@@ -72,6 +87,7 @@ class Experts:
             self.routed_in, self.routed_out = mlp.experts.gate_up_proj, mlp.experts.down_proj
         self.num_parts = self.top + num_shared
         self.dim: int = self.shared_out.shape[1]
+        self._shared_bytes = shared_bytes(self.shared_out.device)
 
     def __call__(
         self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, scratch: "Scratch"
@@ -83,11 +99,11 @@ class Experts:
         inner = states.new_empty((num_rows * self.num_parts, self.inner))
         out = states.new_empty((num_rows, self.num_parts, self.dim))
         self._launch(
-            kernels.expand, expand_tile(num_rows), (self.inner, self.dim), num_rows,
+            kernels.expand, expand_tile(num_rows, self._shared_bytes), (self.inner, self.dim), num_rows,
             states, self.routed_in, self.shared_in, routes.ids, routes.counts, routes.pairs, inner,
         )  # fmt: skip
         self._launch(
-            kernels.contract, contract_tile(num_rows), (self.dim, self.inner), num_rows,
+            kernels.contract, contract_tile(num_rows, self._shared_bytes), (self.dim, self.inner), num_rows,
             inner, self.routed_out, self.shared_out, routes.ids, routes.shares, routes.counts, routes.pairs,
             out,
         )  # fmt: skip

@@ -1,5 +1,5 @@
-"""Compiles every kernel for a kind of card, which needs none: ``python cuda_compile.py 90 232448``. Prints the
-memory that the threads of a program share, kernel by kernel, as JSON.
+"""Compiles every kernel for a kind of card, which needs none: ``python cuda_compile.py 90 232448``. Prints
+the memory that the threads of a program share, kernel by kernel, as JSON.
 
 Not under the interpreter, so in a process of its own.
 """

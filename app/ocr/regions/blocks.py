@@ -27,25 +27,43 @@ MIN_LETTERS, SAME_SIZE = 4, 0.05
 SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
 """By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
 items in the next column, are; in heights of a line."""
+SAME_HANG_EM = 0.33
+"""Likewise white between bullets and their texts: letters begin with more or less white of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bullet:
-    """Where it begins and how large it is, in heights of a line."""
+    """Where it and the text after it begin, and how large it is, in heights of a line."""
 
     left: float
     width: float
     height: float
+    text_left: float
 
-    def is_of_list(self, other: "Bullet", *, is_apart: bool) -> bool:
-        """Items of one list have the same bullet under each other; those in the next column, or of a list
-        inside another, are far to the side. ``is_apart``: there is white between the items.
+    def is_of_list(self, others: Sequence["Bullet"], *, is_apart: bool) -> bool:
+        """Items of one list have the same bullet under each other, as far from their texts; those in the next
+        column, or of a list inside another, are far to the side. ``others``: of the list's items so far;
+        ``is_apart``: there is white after the last.
         """
-        shift = abs(self.left - other.left)
-        if INNER_EM <= shift < COLUMN_EM:
-            return not is_apart
-        size = max(abs(self.width - other.width), abs(self.height - other.height))
-        return size <= SAME_EM and not SAME_EM < shift < INNER_EM
+        last = others[-1]
+        if not self._hangs_like(last):
+            return False
+        if INNER_EM <= abs(self.left - last.left) < COLUMN_EM:
+            steps_out = self.left < last.left  # to where an item stood before
+            return not is_apart and (not steps_out or any(map(self._is_under, others)))
+        return self._is_like(last) and not SAME_EM < abs(self.left - last.left) < INNER_EM
+
+    def _is_under(self, other: "Bullet") -> bool:
+        return self._is_like(other) and abs(self.left - other.left) <= SAME_EM
+
+    def _is_like(self, other: "Bullet") -> bool:
+        return max(abs(self.width - other.width), abs(self.height - other.height)) <= SAME_EM
+
+    def _hangs_like(self, other: "Bullet") -> bool:
+        """Bullets of other widths may be flush right."""
+        hang, other_hang = self.text_left - self.left, other.text_left - other.left
+        shift = hang - other_hang
+        return min(abs(shift), abs(shift - (self.width - other.width))) <= SAME_HANG_EM
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +125,7 @@ class _Blocks:
         lead, em = self._page.leads.get(line), self._page.em
         if lead is None or not lead.is_bullet:
             return None
-        return Bullet(lead.left / em, lead.width / em, lead.height / em)
+        return Bullet(lead.left / em, lead.width / em, lead.height / em, lead.text_left / em)
 
     def _box(self, lines: Sequence[Line]) -> tuple[int, int, int, int]:
         whole = joined(lines)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region, regions_of
@@ -16,6 +16,8 @@ HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 APART = 10
 """White between items that belong to another list, thousandths of the page."""
+MAX_COUNT = 3
+"""From an item to the next one that was read."""
 FARTHEST = 999
 """The right and the lower edge of a page in its tags."""
 FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
@@ -30,7 +32,8 @@ class _Written:
     kind: str
     box: tuple[int, int, int, int]
     lines: list[str]
-    bullet: Bullet | None = None
+    bullets: list[Bullet] = field(default_factory=list)
+    """Of the items, those that are known."""
 
     def takes(self, other: "_Written") -> bool:
         """A list goes on, though its items stand apart."""
@@ -39,21 +42,23 @@ class _Written:
         if self.form == NUMBERED:
             return _follows(other.lines[0], self.lines[-1])
         is_apart = other.box[1] - self.box[3] > APART
-        if self.bullet is None or other.bullet is None:
+        if not self.bullets or not other.bullets:
             return True
-        return self.bullet.is_of_list(other.bullet, is_apart=is_apart)
+        return other.bullets[0].is_of_list(self.bullets, is_apart=is_apart)
 
     def take(self, other: "_Written") -> None:
         left, top, right, bottom = zip(self.box, other.box, strict=True)
         self.box = (min(left), min(top), max(right), max(bottom))
         self.lines += other.lines
-        self.bullet = other.bullet
+        self.bullets += other.bullets
 
 
 def _follows(item: str, above: str) -> bool:
-    """Of numbered items; one that counts back begins another list."""
+    """Of numbered items; one that counts back, or far on, begins another list."""
     one, other = OF_ITEM.match(above), OF_ITEM.match(item)
-    return one is None or other is None or (int(one[1]) < int(other[1]) and one[2] == other[2])
+    if one is None or other is None:
+        return True
+    return 0 < int(other[1]) - int(one[1]) <= MAX_COUNT and one[2] == other[2]
 
 
 def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
@@ -139,8 +144,12 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         elif blocks and blocks[-1].form == form and (form == ITEM or _follows(item, blocks[-1].lines[-1])):
             blocks[-1].lines.append(item)
         else:
-            blocks.append(_Written(form, "text", region.box, [item], region.bullet))
+            blocks.append(_Written(form, "text", region.box, [item], _known(region.bullet)))
     return blocks
+
+
+def _known(bullet: Bullet | None) -> list[Bullet]:
+    return [] if bullet is None else [bullet]
 
 
 def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:
@@ -148,7 +157,9 @@ def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> 
     if line in region.bulleted:
         return ITEM, f"- {text}"
     bullet = BULLET.match(text)
-    if bullet and (line is region.lines[0] or (blocks and blocks[-1].form == ITEM)):
+    # a dash of an item's text may begin any of its lines
+    goes_on = bool(blocks) and blocks[-1].form == ITEM and not region.bulleted
+    if bullet and (line is region.lines[0] or goes_on):
         return ITEM, f"- {text[bullet.end() :]}"
     if number := OF_ITEM.match(text):
         return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"

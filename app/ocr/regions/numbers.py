@@ -23,6 +23,8 @@ FAR_EM, SAME_EM = 0.6, 0.4
 most; in heights of a line."""
 SAME_TEXT_EM, NUMBER_EM = 0.35, 0.8
 """Likewise the texts of items after their numbers; those numbers themselves, flush right."""
+SAME_WIDTH_EM = 0.3
+"""By how much two numbers of as many digits differ in width."""
 MAX_ITEM_LINES, LONGEST_NUMBER = 12, 3
 
 
@@ -95,12 +97,21 @@ class _Item:
         self.number, self.mark = number, mark
 
     def may_be(self, number: int, mark: str) -> bool:
-        """It was read as something that this number looks like."""
+        """It was read as something that this number looks like: not both its digits and its mark are others."""
         match = READ_AS.match(self.text)
         if match is None or (match[2] in ".)" and match[2] != mark):
             return False
         head, expected = match[1].translate(LOOK_ALIKE), str(number)
-        return head == expected or (len(head) == len(expected) and any(map(str.isdigit, match[1])))
+        is_other = len(head) == len(expected) and any(map(str.isdigit, match[1]))
+        return head == expected or (is_other and match[2] == mark)
+
+    def is_as_wide(self, number: int, other: "_Item", em: float) -> bool:
+        """What it begins with is as wide as this number is beside another item's."""
+        if self.lead is None or other.lead is None or other.number is None:
+            return True
+        more = len(str(number)) - len(str(other.number))
+        digit = other.lead.width / (len(str(other.number)) + 0.5)  # with the mark, half as wide
+        return abs(self.lead.width - other.lead.width - more * digit) <= SAME_WIDTH_EM * em
 
 
 def with_numbers_told(page: PageLines, texts: Sequence[str]) -> list[str]:
@@ -110,7 +121,7 @@ def with_numbers_told(page: PageLines, texts: Sequence[str]) -> list[str]:
     by_line = dict(zip(page.lines, texts, strict=True))
     for items in _runs(page, by_line):
         read = [item.number for item in items]
-        _tell(items)
+        _tell(items, page.em)
         for item, number in zip(items, read, strict=True):
             if item.number is not None and item.number != number:
                 by_line[item.line] = f"{item.number}{item.mark} {_unnumbered(item, number)}"
@@ -160,24 +171,26 @@ def _are_of_list(page: PageLines, one: _Item, other: _Item) -> bool:
     return shift < NUMBER_EM * page.em and text_shift < SAME_TEXT_EM * page.em
 
 
-def _tell(items: Sequence[_Item]) -> None:
+def _tell(items: Sequence[_Item], em: float) -> None:
     """Number those that the numbers around leave no doubt about, or whose misread number looks like it."""
     for above, item, below in zip(items, items[1:], items[2:], strict=False):
         if above.number is not None and below.number == above.number + 2:
             item.told(above.number + 1, above.mark)
     known = [at for at, item in enumerate(items) if item.number is not None]
     for upper, lower in pairwise([-1, *known]):
-        _tell_between(items[upper] if upper >= 0 else None, items[upper + 1 : lower], items[lower])
+        _tell_between(items[upper] if upper >= 0 else None, items[upper + 1 : lower], items[lower], em)
     for before, item in pairwise(items):
         if item.number is None and before.number is not None and item.may_be(before.number + 1, before.mark):
             item.told(before.number + 1, before.mark)
 
 
-def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item) -> None:
+def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item, em: float) -> None:
     """Those between two numbers, or before the first."""
     number, mark = below.number or 0, below.mark
     goes_on = above is not None and number == (above.number or 0) + len(items) + 1
-    begins = number == len(items) + 1 and all(item.lead is not None for item in items)
+    begins = number == len(items) + 1 and all(
+        item.lead is not None and item.is_as_wide(at, below, em) for at, item in enumerate(items, 1)
+    )
     for item in reversed(items):
         number -= 1
         if number < 1 or not (goes_on or begins or item.may_be(number, mark)):

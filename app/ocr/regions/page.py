@@ -72,25 +72,32 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
-    """A dash between words of a paragraph, that came to stand at a line's begin: the lines above and below
-    begin there too, and the one above is full.
+    """A dash between words of a paragraph or an item, that came to stand at a line's begin: the lines above and
+    below begin there too, and the one above is full.
     """
     above, line, below = around
-    lead = leads[line]
-    if lead.bullet not in DASHES or not isinstance(above, Line):
+    if leads[line].bullet not in DASHES or not isinstance(above, Line):
         return False
-    beside = [
-        part
-        for part in (above, below)
-        if isinstance(part, Line) and abs(part.left - line.left) < SAME_EM * em
-    ]
-    if above not in beside or any(part in leads and leads[part].is_bullet for part in beside):
+    parts = [part for part in (above, below) if isinstance(part, Line)]
+    if any(_is_bulleted(part, leads) and abs(part.left - line.left) < SAME_EM * em for part in parts):
+        return False
+    beside = [part for part in parts if abs(_text_left(part, leads) - line.left) < SAME_EM * em]
+    if above not in beside:
         return False
     if not 0 < line.bottom - above.bottom < NEXT_EM * em or above.right < line.right - FULL_EM * em:
         return False
     if below not in beside or below.bottom - line.bottom > NEXT_EM * em:
-        return line.width < above.width - FULL_EM * em
+        return line.width < above.right - _text_left(above, leads) - FULL_EM * em
     return True
+
+
+def _is_bulleted(line: Line, leads: dict[Line, Lead]) -> bool:
+    return line in leads and leads[line].is_bullet
+
+
+def _text_left(line: Line, leads: dict[Line, Lead]) -> int:
+    """After the bullet."""
+    return leads[line].text_left if _is_bulleted(line, leads) else line.left
 
 
 def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:

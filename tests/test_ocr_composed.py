@@ -83,16 +83,36 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
 
 
+def moved(bullet: Bullet, by: float) -> Bullet:
+    return replace(bullet, left=bullet.left + by, text_left=bullet.text_left + by)
+
+
 def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
-    disc, dash = Bullet(1.0, 0.4, 0.4), Bullet(1.0, 0.6, 0.1)
-    shifted, inner, column = (replace(disc, left=left) for left in (1.3, 2.5, 20.0))
+    disc, dash = Bullet(1.0, 0.4, 0.4, 2.5), Bullet(1.0, 0.6, 0.1, 2.5)
+    shifted, inner, column = (moved(disc, by) for by in (0.3, 1.5, 19.0))
     for one, other in ((disc, dash), (disc, shifted), (dash, column)):
         for is_apart in (False, True):
-            assert not one.is_of_list(other, is_apart=is_apart)
-            assert not other.is_of_list(one, is_apart=is_apart)
-    assert disc.is_of_list(column, is_apart=True)
-    assert disc.is_of_list(inner, is_apart=False)
-    assert not disc.is_of_list(inner, is_apart=True)
+            assert not one.is_of_list([other], is_apart=is_apart)
+            assert not other.is_of_list([one], is_apart=is_apart)
+    assert column.is_of_list([disc], is_apart=True)
+    assert inner.is_of_list([disc], is_apart=False)
+    assert not inner.is_of_list([disc], is_apart=True)
+
+
+def test_bullets_of_one_list_are_as_far_from_their_texts() -> None:
+    disc = Bullet(1.0, 0.4, 0.4, 2.5)
+    nearer, about_there = replace(disc, text_left=1.9), replace(disc, text_left=2.35)
+    assert not nearer.is_of_list([disc], is_apart=False)
+    assert about_there.is_of_list([disc], is_apart=False)
+    flush_right = Bullet(2.2, 0.9, 0.1, 4.2)
+    assert flush_right.is_of_list([disc], is_apart=False)
+
+
+def test_a_list_steps_out_only_to_where_its_items_stood() -> None:
+    outer = Bullet(1.0, 0.4, 0.4, 2.5)
+    inner = moved(outer, 1.5)
+    assert outer.is_of_list([outer, inner], is_apart=False)
+    assert not outer.is_of_list([inner], is_apart=False)
 
 
 @needs_font
@@ -119,6 +139,20 @@ def test_a_dash_of_a_paragraph_is_no_bullet_where_its_line_begins() -> None:
     page = printed_page([*running, *items, *((140, top, words) for _, top, _ in items)])
     bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
     assert [line.top > 290 for line in bulleted] == [True] * 3
+
+
+@needs_font
+def test_a_dash_of_an_item_is_no_bullet_where_its_line_begins() -> None:
+    words = "of pebbles that lie in the river below the bridge"
+    rows = [(100, 100, "•"), (140, 100, f"Full {words}"), (140, 136, "–"), (180, 136, "and end.")]  # noqa: RUF001
+    nested = [(100, 300, "•"), (140, 300, f"Full {words}")]
+    nested += [place for top in (336, 372) for place in ((140, top, "–"), (180, top, "and end."))]  # noqa: RUF001
+    page = printed_page([*rows, *nested])
+    bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
+    assert [line.top // 36 for line in bulleted] == [100 // 36, 300 // 36, 336 // 36, 372 // 36]
+    texts = ["Full of pebbles", "– and end.", "Full of pebbles", "and end.", "and end."]  # noqa: RUF001
+    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    assert markdown.startswith("- Full of pebbles – and end.\n")  # noqa: RUF001
 
 
 @needs_font

@@ -114,3 +114,27 @@ def test_what_hangs_under_an_item_keeps_its_words() -> None:
 def test_numbers_of_two_lists_are_left_alone() -> None:
     read = ["4. one", "5. two", "1. three", "2. four"]
     assert with_numbers_told(list_page(["4.", "5.", "1.", "2."]), read) == read
+
+
+@needs_font
+@pytest.mark.parametrize("word", ["Well", "At!", "My"])
+def test_a_word_above_a_list_is_no_number_of_it(word: str) -> None:
+    """Though its text begins where those of the items do."""
+    read = [f"{word} one", "2. two", "3. three"]
+    assert with_numbers_told(list_page([word, "2.", "3."]), read) == read
+
+
+@needs_font
+def test_a_number_with_another_mark_is_told_only_if_it_is_that_number() -> None:
+    read = ["1. one", "2. two", "8, pebbles"]
+    assert with_numbers_told(list_page(["1.", "2.", "8,"]), read) == read
+    assert with_numbers_told(list_page(["1.", "2.", "3."]), ["1. one", "2. two", "3, three"])[2] == "3. three"
+
+
+@needs_font
+def test_a_list_that_counts_far_on_is_another_one() -> None:
+    page = list_page(["1.", "2.", "9.", "10."])
+    markdown = to_markdown(
+        page_text(page, ["1. one", "2. two", "9. other", "10. last"], tagged=True)
+    ).markdown
+    assert markdown == "1. one\n2. two\n\n9. other\n10. last"

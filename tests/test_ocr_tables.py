@@ -1,5 +1,7 @@
 """What stands in rows is a table, ruled or not, and ends where it ends."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, row
@@ -10,6 +12,7 @@ from app.ocr.regions.composed import compose, page_text
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.order import in_order
 from app.ocr.regions.page import cut_page
+from app.ocr.regions.rules import Rules
 
 
 def test_aligned_cells_are_a_table_and_text_around_it_is_not() -> None:
@@ -57,6 +60,42 @@ def test_spread_words_under_each_other_are_no_table() -> None:
         line for at, spans in enumerate(spread) for line in row(30 * at, spans[0], (320, 380), (470, 500))
     ]
     assert [type(part) for part in in_order(cells)] == [Table]
+
+
+def test_few_rows_are_a_table_where_no_justified_line_would_end() -> None:
+    """Short of the text's right edge, or with so much white that the next word would have fit."""
+    cells = [cell for top in (0, 30) for cell in row(top, (50, 120), (160, 240), (280, 340))]
+    wide = [cell for top in (0, 30) for cell in row(top, (50, 120), (330, 400), (620, 700))]
+    text = [line for top in (100, 130, 160) for line in row(top, (50, 700))]
+    assert [type(part) for part in in_order([*cells, *text])] == [Table, Line, Line, Line]
+    assert [type(part) for part in in_order([*wide, *text])] == [Table, Line, Line, Line]
+    flush = [replace(cell, right=700) if cell.right == 340 else cell for cell in cells]
+    assert [type(part) for part in in_order([*flush, *text])] == [Line] * 5
+
+
+def long_row(top: int, *gaps: tuple[int, int]) -> Line:
+    """A row of long cells: one stretch from 50 to 420."""
+    return Line(50, top, 420, top + 20, gaps=gaps)
+
+
+@pytest.mark.parametrize("place", [0, 90])
+def test_a_row_of_long_cells_is_one_of_the_table_next_to_it(place: int) -> None:
+    tops = [top for top in (0, 30, 60, 90) if top != place]
+    cells = [cell for top in tops for cell in row(top, (50, 120), (280, 330))]
+    parts = in_order([*cells, long_row(place, (150, 156), (271, 280))])
+    assert [len(part.rows) for part in parts if isinstance(part, Table)] == [4]
+    for gaps in (((150, 162), (271, 280)), ((150, 156), (310, 319)), ((150, 156),)):
+        parts = in_order([*cells, long_row(place, *gaps)])
+        assert [len(part.rows) for part in parts if isinstance(part, Table)] == [3]
+    apart = in_order([*cells, long_row(place + (30 if place else -30), (150, 156), (271, 280))])
+    assert [len(part.rows) for part in apart if isinstance(part, Table)] == [3]
+
+
+def test_two_rows_between_rules_are_a_table_however_long_the_cells_of_one_are() -> None:
+    rows = [long_row(40, (150, 156), (271, 280)), *row(70, (50, 120), (280, 330))]
+    assert [type(part) for part in in_order(rows)] == [Line, Line]
+    rules = Rules(levels=tuple(Line(40, top, 430, top + 2) for top in (32, 65, 98)))
+    assert [type(part) for part in in_order(rows, rules)] == [Table]
 
 
 def drawn_table(
@@ -135,6 +174,22 @@ def test_a_grid_without_print_is_no_table_and_costs_nothing_else() -> None:
 def test_no_item_of_a_list_begins_a_table_however_short_it_is() -> None:
     items = [cell for at, right in enumerate((250, 130, 140)) for cell in row(30 * at, (50, 65), (90, right))]
     assert [type(part) for part in in_order(items)] == [Line] * 3
+
+
+def test_items_are_no_table_however_short_all_of_them_are() -> None:
+    items = [cell for at, right in enumerate((150, 130, 140)) for cell in row(30 * at, (50, 65), (90, right))]
+    assert [type(part) for part in in_order(items)] == [Line] * 3
+    cells = [
+        cell for at, right in enumerate((200, 180, 190)) for cell in row(30 * at, (50, 65), (140, right))
+    ]
+    assert [type(part) for part in in_order(cells)] == [Table]
+
+
+def test_an_item_above_a_table_is_no_row_of_it() -> None:
+    """Its bullet and its text stand in one column."""
+    cells = [cell for top in (30, 60) for cell in row(top, (50, 120), (280, 330), (480, 560))]
+    parts = in_order([*row(0, (50, 60), (90, 200)), *cells])
+    assert [len(part.rows) for part in parts if isinstance(part, Table)] == [2]
 
 
 def test_a_first_row_without_a_first_cell_is_one_of_the_table() -> None:

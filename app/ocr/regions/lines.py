@@ -37,6 +37,7 @@ class Line:
     """An unbroken stretch of a printed line: pixels from (left, top) to before (right, bottom).
 
     ``space``: pixels of white between two of its words, usually; 0 where nobody looked or it has one word.
+    ``gaps``: where that white stands, from left to right; none where nobody looked.
     """
 
     left: int
@@ -44,6 +45,7 @@ class Line:
     right: int
     bottom: int
     space: float = field(default=0.0, compare=False)
+    gaps: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def height(self) -> int:
@@ -243,8 +245,10 @@ def _stretches(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
 
 
 def _with_space(line: Line, mask: Mask, least: float) -> Line:
-    widths = [end - start for start, end in gaps_of(line, mask, least)]
-    return replace(line, space=float(np.median(widths))) if widths else line
+    gaps = gaps_of(line, mask, least)
+    if not gaps:
+        return line
+    return replace(line, space=float(np.median([end - start for start, end in gaps])), gaps=tuple(gaps))
 
 
 def gaps_of(line: Line, mask: Mask, least: float) -> list[tuple[int, int]]:

@@ -97,7 +97,7 @@ class _Item:
         self.number, self.mark = number, mark
 
     def may_be(self, number: int, mark: str) -> bool:
-        """It was read as something that this number looks like: not both its digits and its mark are others."""
+        """It was read as something that this number looks like; digits and mark are not both others."""
         match = READ_AS.match(self.text)
         if match is None or (match[2] in ".)" and match[2] != mark):
             return False

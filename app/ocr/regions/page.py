@@ -72,8 +72,8 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
-    """A dash between words of a paragraph or an item, that came to stand at a line's begin: the lines above and
-    below begin there too, and the one above is full.
+    """A dash between words of a paragraph or an item, that came to stand at a line's begin: the lines above
+    and below begin there too, and the one above is full.
     """
     above, line, below = around
     if leads[line].bullet not in DASHES or not isinstance(above, Line):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Row, Table, joined
+from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Row, Table, cut_at, joined
 from app.ocr.regions.rules import Rules
 
 MAX_ROW_GAP_EM = 2.2
@@ -19,6 +19,15 @@ SURE_STRIP_EM = 0.9
 """White between cells that spread words never have."""
 SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
 """The narrowest white in a spread line, in the widest; and the share of a table's rows that may look so."""
+LONGEST_WORD_EM, SPACE_EM, SHORT_EM = 8.0, 0.33, 1.0
+"""By what a justified line's spaces are wider, all together, at most: the next word did not fit; a usual
+space; white at its right that no justified line has; in heights of a line."""
+HANG_EM = 2.2
+"""From where a list's number begins to where its text does, at most."""
+SAME_STEP = (0.75, 1.2)
+"""From row to row, in the usual step of a table's."""
+SAME_WHITE = 0.9
+"""White between cells is no narrower than any other of their row; but for what letters have beside them."""
 Strip = tuple[float, float]
 ENDLESS = float("inf")
 
@@ -29,12 +38,13 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
     at = 0
     while at < len(rows):
         grid = _Grid(rows, at, em, rules)
+        above = rows[at - 1] if at > 0 and parts and isinstance(parts[-1], Line) else None
+        has_head = above is not None and not grid.is_table() and grid.take_ruled(above)
         if grid.is_table():
-            # the first row may lack its first cell, and looks like a row of fewer columns
-            has_head = at > 0 and bool(parts) and isinstance(parts[-1], Line) and grid.takes(rows[at - 1])
-            cells = [*([grid.in_columns(rows[at - 1])] if has_head else []), *grid.cells]
+            has_head = has_head or (above is not None and grid.take_head(above))
+            grid.take_on(rows)
             parts = parts[:-1] if has_head else parts
-            parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in cells)))
+            parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in grid.cells)))
             at = grid.end
             continue
         # of a list no item begins a table, however short those that follow are
@@ -49,6 +59,7 @@ class _Grid:
 
     def __init__(self, rows: Sequence[Row], start: int, em: float, rules: Rules) -> None:
         self._em, self._rules = em, rules
+        self._right = max(row[-1].right for row in rows)
         self.end = start + 1
         self._taken = [rows[start]]
         self._strips: list[Strip] = [
@@ -62,13 +73,76 @@ class _Grid:
         """One cell a column, ``None`` where there is none."""
         return _in_columns(row, self._strips)
 
-    def takes(self, row: Row) -> bool:
-        """The row above keeps all strips white, and stands as near as the rows do."""
-        if len(row) < 2 or len(self._still_white(self._strips, [*self._taken, row])) < len(self._strips):
+    def take_head(self, row: Row) -> bool:
+        """The row above, if it is one of the table: it may lack its first cell, and looks like a row of fewer
+        columns, or have little white between its cells.
+        """
+        if not self._is_in_step(row, is_above=True):
             return False
-        middles = [float(np.median([cell.middle for cell in one])) for one in (row, *self._taken)]
-        step, *others = np.diff(middles)
-        return bool(step <= 1.2 * np.median(others))
+        kept = self._still_white(self._strips, [*self._taken, row]) if len(row) > 1 else []
+        cells = self.in_columns(row) if len(kept) == len(self._strips) else []
+        return self._put_above(row, cells if len(cells) - cells.count(None) > 1 else self._cut(row))
+
+    def take_ruled(self, row: Row) -> bool:
+        """The row above one that stands alone, with lines ruled around both."""
+        if len(self._taken) > 1 or not self._strips or not self._has_rules([row, *self._taken]):
+            return False
+        return self._put_above(row, self._cut(row))
+
+    def take_on(self, rows: Sequence[Row]) -> None:
+        """Rows below that have little white between their cells."""
+        while self.end < len(rows) and self._is_in_step(rows[self.end], is_above=False):
+            cells = self._cut(rows[self.end])
+            if cells is None:
+                return
+            self.cells.append(cells)
+            self._taken.append(rows[self.end])
+            self.end += 1
+
+    def _put_above(self, row: Row, cells: list[Line | None] | None) -> bool:
+        if cells is None:
+            return False
+        self.cells.insert(0, cells)
+        self._taken.insert(0, row)
+        return True
+
+    def _cut(self, row: Row) -> list[Line | None] | None:
+        """Cells of a row whose widest white stands in the strips, and what is between in line with the
+        columns; ``None`` for any other.
+        """
+        white = sorted([*(gap for cell in row for gap in cell.gaps), *_between(row)])
+        apart: list[tuple[int, int]] = []
+        for a, b in self._strips:
+            crossing = [gap for gap in white if min(gap[1], b) > max(gap[0], a)]
+            if not crossing:
+                return None
+            apart.append(max(crossing, key=lambda gap: gap[1] - gap[0]))
+        others = [end - start for start, end in white if (start, end) not in apart]
+        if min(end - start for start, end in apart) < SAME_WHITE * max(others, default=0):
+            return None
+        cells = cut_at(joined(row), apart)
+        columns = zip(self._columns(), cells, strict=True)
+        return [*cells] if all(self._is_under(column, cell) for column, cell in columns) else None
+
+    def _is_in_step(self, row: Row, *, is_above: bool) -> bool:
+        """It stands as near to the first or last row as rows do to each other."""
+        if len(self._taken) < 2:
+            return False
+        rows = [row, *self._taken] if is_above else [*self._taken, row]
+        steps = np.diff([float(np.median([cell.middle for cell in one])) for one in rows])
+        step, others = (steps[0], steps[1:]) if is_above else (steps[-1], steps[:-1])
+        least, most = (share * float(np.median(others)) for share in SAME_STEP)
+        return bool(least <= step <= most)
+
+    def _is_under(self, column: Sequence[Line], cell: Line) -> bool:
+        """At the left, in the middle or at the right, wherever all of the column are."""
+        together = [*column, cell]
+        edges = (
+            [one.left for one in together],
+            [(one.left + one.right) / 2 for one in together],
+            [one.right for one in together],
+        )
+        return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
 
     def _grow(self, rows: Sequence[Row], start: int) -> None:
         strips = self._strips
@@ -150,7 +224,9 @@ class _Grid:
             return False
         widest = float(np.median([line.width for line in columns[0]]))
         text = max(line.width for line in columns[-1])
-        return widest < MAX_NUMBER_EM * self._em and text > MIN_ITEM_EM * self._em
+        hang = min(row[1].left - row[0].left for row in self.cells if row[0] and row[1])
+        is_item = text > MIN_ITEM_EM * self._em or hang < HANG_EM * self._em
+        return widest < MAX_NUMBER_EM * self._em and is_item
 
     def _columns(self) -> list[list[Line]]:
         """Cells that are not empty."""
@@ -174,9 +250,17 @@ class _Grid:
         narrowest = min(b - a for a, b in self._strips) / self._em
         left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
         is_flush = max(max(left) - min(left), max(right) - min(right)) <= ALIGNED_EM * self._em
+        is_flush = is_flush and max(right) > self._right - SHORT_EM * self._em
         if num_whole < 3 and len(self._strips) == 1 and narrowest < SURE_STRIP_EM:
             return True
+        if all(map(self._lacks_words, self._taken)):
+            return False
         return is_flush and (narrowest < SURE_STRIP_EM or num_whole < 3)
+
+    def _lacks_words(self, row: Row) -> bool:
+        """More would have stood in the row, were it a line of text."""
+        white = [end - start - SPACE_EM * self._em for start, end in _between(row)]
+        return sum(white) > LONGEST_WORD_EM * self._em
 
     def _has_rules(self, rows: Sequence[Row]) -> bool:
         box = joined([cell for row in rows for cell in row])
@@ -200,6 +284,11 @@ class _Grid:
             centres = min(centres[1:], centres[:-1], key=lambda some: some[-1] - some[0])
         edges[1] = centres
         return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
+
+
+def _between(row: Row) -> list[tuple[int, int]]:
+    """White between stretches."""
+    return [(left.right, right.left) for left, right in pairwise(row)]
 
 
 def _in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:

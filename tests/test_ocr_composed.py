@@ -83,6 +83,15 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
     assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
 
 
+def test_a_sentence_that_ends_with_a_number_begins_no_list() -> None:
+    lines = tuple(Line(0, top, 300, top + 20) for top in (0, 30, 60))
+    texts = ["There were as many as", "60. Nobody knows", "what became of them"]
+    region = Region("text", (0, 0, 300, 80), lines)
+    assert to_markdown(compose([region], texts, tagged=True)).markdown == " ".join(texts)
+    markdown = to_markdown(compose([region], ["1. one", "60. nobody", "knows"], tagged=True)).markdown
+    assert markdown.startswith("1. one\n")
+
+
 def moved(bullet: Bullet, by: float) -> Bullet:
     return replace(bullet, left=bullet.left + by, text_left=bullet.text_left + by)
 

@@ -396,3 +396,26 @@ def test_pages_are_read_in_regions_and_can_be_cancelled(text: TextSource) -> Non
             await reader.close()
 
     asyncio.run(read())
+
+
+@needs_font
+@pytest.mark.parametrize(("second", "size", "headings"), [
+    ("Bridges and rivers", 44, 1), ("Bridges and rivers", 36, 2), ("AND", 44, 1), ("SHORES", 28, 2),
+])  # fmt: skip
+def test_lines_of_one_heading_are_of_one_size(second: str, size: int, headings: int) -> None:
+    """Told by the letters they share, or that the page has, whatever else is written."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    bold, body = (
+        (ImageFont.truetype(FAMILY.bold, px) for px in (44, size)),
+        ImageFont.truetype(FAMILY.regular, 22),
+    )
+    title = "STONES OF THE LAND" if second == "AND" else "Pebbles of the long river"
+    for top, text, font in zip((100, 160), (title, second), bold, strict=True):
+        draw.text((120, top), text, font=font)
+    texts = [title, second, *["Pebbles of Quartz LIE IN the rivers beside the SHORE, and AND so on"] * 8]
+    for number, text in enumerate(texts[2:]):
+        draw.text((120, 260 + 32 * number), text, font=body)
+    page = cut_page(image).page
+    assert page is not None
+    assert [region.kind == "text" for region in regions_of(page, texts)].count(False) == headings

@@ -22,8 +22,10 @@ under its text, go on longer."""
 HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
 MAX_HEADING_LINES = 3
-MIN_LETTERS, SAME_SIZE = 4, 0.05
-"""Letters that tell the size of a line; by how much lines of one heading differ in it, as a logarithm."""
+FEW_LETTERS, MIN_LETTERS = 2, 4
+"""That tell that two lines are of one size; and that they are not."""
+SAME_SIZE, OTHER_SIZE = 0.05, 0.08
+"""By how much lines of one heading differ in it, and lines of two, as a logarithm."""
 SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
 """By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
 items in the next column, are; in heights of a line."""
@@ -176,13 +178,20 @@ class _Blocks:
         most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
         return alike and step <= most
 
-    def _are_of_one_size(self, *lines: Line) -> bool:
-        """By their boxes, or by their letters, which are of another font than those they are held against."""
-        is_low = any(not TALL.search(self._texts[line]) for line in lines)
-        if is_low or _are_alike(*(self._page.prints[line] for line in lines)):
+    def _are_of_one_size(self, above: Line, below: Line) -> bool:
+        """By the letters that both have, or that the page has too; by their boxes, where those are few."""
+        prints = {line: self._page.prints[line] for line in (above, below)}
+        alike = beside_the_same({line: own.letters for line, own in prints.items()}, self._texts)[below]
+        apart = abs(alike.height)
+        if alike.count < FEW_LETTERS:
+            one, other = (self._alike[line] for line in prints)
+            alike, apart = min(one, other, key=lambda one: one.count), abs(one.height - other.height)
+        if alike.count >= FEW_LETTERS and apart <= SAME_SIZE:
             return True
-        one, other = (self._alike[line] for line in lines)
-        return min(one.count, other.count) >= MIN_LETTERS and abs(one.height - other.height) <= SAME_SIZE
+        if alike.count >= MIN_LETTERS and apart > OTHER_SIZE:
+            return False
+        is_low = any(not TALL.search(self._texts[line]) for line in prints)
+        return is_low or _are_alike(*prints.values())
 
     @cached_property
     def _alike(self) -> dict[Line, Alike]:

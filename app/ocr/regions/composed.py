@@ -132,10 +132,13 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
 def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:
     """Lines of a paragraph or an item together; each item of a list on a line of its own."""
     blocks: list[_Written] = []
+    are_numbered = sum(OF_ITEM.match(text) is not None for text in read) > 1
     for line, text in zip(region.lines, read, strict=True):
         if not text:
             continue
         form, item = _item(region, line, text, blocks)
+        if form == NUMBERED and not are_numbered and line is not region.lines[0]:
+            form = None  # a sentence ended with a number
         if form is None:
             if blocks:
                 blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))

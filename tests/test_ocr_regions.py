@@ -17,7 +17,7 @@ from app.ocr.reader import open_reader
 from app.ocr.regions.blocks import Region, regions_of
 from app.ocr.regions.composed import compose
 from app.ocr.regions.ink import find_ink, long_runs
-from app.ocr.regions.lines import Line, find_lines
+from app.ocr.regions.lines import Line, Table, find_lines
 from app.ocr.regions.order import in_order
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
@@ -151,6 +151,23 @@ def test_columns_are_read_one_after_the_other() -> None:
     left = [line for top in range(60, 360, 30) for line in row(top, (50, 470))]
     right = [line for top in range(65, 365, 30) for line in row(top, (530, 950))]
     assert in_order([*right, *title, *left]) == [*title, *left, *right]
+
+
+def spread_rows(gaps: list[int], left: int) -> list[list[tuple[int, int]]]:
+    """Lines of 400 pixels with white of 30 that begins at each of these."""
+    return [[(left, left + gap), (left + gap + 30, left + 400)] for gap in gaps]
+
+
+def test_columns_of_spread_lines_are_no_table_and_rows_of_amounts_are() -> None:
+    """Side by side at the same heights: white between words is elsewhere in the next line."""
+    halves = [spread_rows([120, 260, 80, 200, 310, 150], left) for left in (0, 460)]
+    lines = [[line for at, spans in enumerate(half) for line in row(30 * at, *spans)] for half in halves]
+    parts = in_order([*lines[0], *lines[1]])
+    assert all(isinstance(part, Line) for part in parts)
+    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 6 + [False] * 6
+    amounts = [[(0, 120), (340, 400), (460, 600 + at), (800, 860)] for at in range(6)]
+    (table,) = in_order([line for at, spans in enumerate(amounts) for line in row(30 * at, *spans)])
+    assert isinstance(table, Table)
 
 
 def test_signs_in_a_margin_are_kept_out_of_the_lines() -> None:

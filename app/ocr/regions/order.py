@@ -1,6 +1,7 @@
 """The order that lines are read in: columns one after the other, tables told from them."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,6 +29,8 @@ MIN_TEXT_EM = 10.0
 """Width of a column that only running text can fill."""
 FULL = 0.8
 """Of a column's width, that lines of running text fill."""
+FLUSH_EM, MIN_FLUSH = 0.5, 4
+"""White at the ends of justified lines, at most, and such lines under each other, at least."""
 
 
 NO_RULES = Rules()
@@ -166,7 +169,8 @@ class _Order:
             return False
         if self._are_ruled_together(left, right, edge) or self._are_leads(left, right):
             return False
-        if any(map(self._is_running, sides)) or all(map(self._is_wide, sides)):
+        is_text = any(self._is_running(side) or self._is_justified(side) for side in sides)
+        if is_text or all(map(self._is_wide, sides)):
             return True
         return self._is_ruled_alone(left) or self._is_ruled_alone(right) or not self._in_step(left, right)
 
@@ -213,6 +217,19 @@ class _Order:
         for band in bands_of(side):
             run = run + 1 if extent(band) >= FULL * width and not self._gutters(band) else 0
             if run == 3:
+                return True
+        return False
+
+    def _is_justified(self, side: Sequence[Line]) -> bool:
+        """Lines under each other reach from edge to edge, and white in one is not where it is in the next."""
+        width, bands = extent(side), bands_of(side)
+        if width < MIN_TEXT_EM * self._em:
+            return False
+        run = 0
+        for above, band in pairwise([[], *bands]):
+            is_flush = extent(band) >= width - FLUSH_EM * self._em
+            run = 0 if not is_flush else run + 1 if run and not self._gutters([*above, *band]) else 1
+            if run == MIN_FLUSH:
                 return True
         return False
 

@@ -88,8 +88,10 @@ def test_a_sentence_that_ends_with_a_number_begins_no_list() -> None:
     texts = ["There were as many as", "60. Nobody knows", "what became of them"]
     region = Region("text", (0, 0, 300, 80), lines)
     assert to_markdown(compose([region], texts, tagged=True)).markdown == " ".join(texts)
-    markdown = to_markdown(compose([region], ["1. one", "60. nobody", "knows"], tagged=True)).markdown
-    assert markdown.startswith("1. one\n")
+    for above, below in ((Line(0, 0, 120, 20), lines[2]), (lines[0], Line(30, 60, 300, 80))):
+        item = Region("text", (0, 0, 300, 80), (above, lines[1], below))
+        markdown = to_markdown(compose([item], texts, tagged=True)).markdown
+        assert markdown == "There were as many as\n\n60. Nobody knows what became of them"
 
 
 def moved(bullet: Bullet, by: float) -> Bullet:

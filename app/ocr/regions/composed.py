@@ -16,6 +16,9 @@ HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 APART = 10
 """White between items that belong to another list, thousandths of the page."""
+FULL, SAME_LEFT = 3.0, 0.4
+"""White at a line's end that a word would have fit in; how far apart lines of a paragraph begin at most; in
+heights of a line."""
 MAX_COUNT = 3
 """From an item to the next one that was read."""
 FARTHEST = 999
@@ -137,7 +140,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         if not text:
             continue
         form, item = _item(region, line, text, blocks)
-        if form == NUMBERED and not are_numbered and line is not region.lines[0]:
+        if form == NUMBERED and not are_numbered and _is_running(region.lines, line):
             form = None  # a sentence ended with a number
         if form is None:
             if blocks:
@@ -149,6 +152,14 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         else:
             blocks.append(_Written(form, "text", region.box, [item], _known(region.bullet)))
     return blocks
+
+
+def _is_running(lines: Sequence[Line], line: Line) -> bool:
+    """The line above is full, and lines begin under each other: nothing hangs, as under an item."""
+    at = lines.index(line)
+    near = SAME_LEFT * line.height
+    is_full = at > 0 and lines[at - 1].right > max(one.right for one in lines) - FULL * line.height
+    return is_full and all(abs(one.left - line.left) < near for one in lines[at - 1 : at + 2])
 
 
 def _known(bullet: Bullet | None) -> list[Bullet]:

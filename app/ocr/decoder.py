@@ -155,13 +155,7 @@ class Decoder:
                 self.cache.wipe(row, min(length, self.cache.plan.slot_tokens))
             raise
         first = self.cache.admit(lengths)
-        rows = slice(first, self.num_rows)
-        self.rows.tokens[rows], self.rows.logprob_sums[rows], self.rows.is_running[rows] = (
-            tokens,
-            logprobs,
-            1,
-        )
-        self.rows.positions[rows] = positions
+        self.rows.admit(first, tokens, positions, logprobs)
         for i, rule in enumerate(rules):
             self.rows.repeats.start(first + i, rule, tokens[i])
         self._rules.extend(rules)
@@ -179,11 +173,7 @@ class Decoder:
     def release(self, row: int) -> int:
         """Free a row's memory; the last row takes its place. Returns that row's old index."""
         last = self.cache.release(row)
-        for state in (self.rows.tokens, self.rows.positions, self.rows.logprob_sums):
-            state[row] = state[last]
-        self.rows.is_running[last] = 0
-        if row != last:
-            self.rows.repeats.move(last, row)
+        self.rows.release(row, last)
         self._rules[row] = self._rules[last]
         self._rules.pop()
         self._rows_changed()

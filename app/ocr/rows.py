@@ -29,3 +29,21 @@ class Rows:
         return cls(
             cache, repeats, zeros(torch.int64), zeros(torch.int64), zeros(torch.float32), zeros(torch.int32)
         )
+
+    def admit(
+        self, first: int, tokens: torch.Tensor, positions: torch.Tensor, logprobs: torch.Tensor
+    ) -> None:
+        """Rows ``first`` and on begin with their first tokens, (B,) each."""
+        rows = slice(first, first + len(tokens))
+        self.tokens[rows] = tokens
+        self.positions[rows] = positions
+        self.logprob_sums[rows] = logprobs
+        self.is_running[rows] = 1
+
+    def release(self, row: int, last: int) -> None:
+        """``row`` has ended, and the last one takes its place."""
+        for state in (self.tokens, self.positions, self.logprob_sums):
+            state[row] = state[last]
+        self.is_running[last] = 0
+        if row != last:
+            self.repeats.move(last, row)

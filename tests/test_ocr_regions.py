@@ -170,6 +170,21 @@ def test_columns_of_spread_lines_are_no_table_and_rows_of_amounts_are() -> None:
     assert isinstance(table, Table)
 
 
+def test_short_paragraphs_side_by_side_are_columns() -> None:
+    """Each begins with an indent and ends with a short line, so that few full lines follow each other."""
+
+    def paragraph(top: int, left: int, gap: int) -> list[Line]:
+        first, full = [(left + 40, left + gap), (left + gap + 30, left + 400)], [(left, left + 400)]
+        return [*row(top, *first), *row(top + 30, *full), *row(top + 60, (left, left + 150))]
+
+    halves = [
+        [line for at in range(4) for line in paragraph(90 * at, left, 120 + 60 * at)] for left in (0, 460)
+    ]
+    parts = in_order([*halves[0], *halves[1]])
+    assert [part for part in parts if isinstance(part, Table)] == []
+    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 12 + [False] * 12
+
+
 def test_signs_in_a_margin_are_kept_out_of_the_lines() -> None:
     text = [line for top in range(0, 300, 30) for line in row(top, (100, 600))]
     margin = [Line(5, top, 17, top + 18) for top in range(3, 200, 22)]

@@ -29,8 +29,8 @@ MIN_TEXT_EM = 10.0
 """Width of a column that only running text can fill."""
 FULL = 0.8
 """Of a column's width, that lines of running text fill."""
-FLUSH_EM, MIN_FLUSH = 0.5, 4
-"""White at the ends of justified lines, at most, and such lines under each other, at least."""
+FLUSH_EM, MIN_FLUSH = 0.5, 3
+"""White at the ends of justified lines, at most, and pairs of such lines under each other, at least."""
 
 
 NO_RULES = Rules()
@@ -221,17 +221,18 @@ class _Order:
         return False
 
     def _is_justified(self, side: Sequence[Line]) -> bool:
-        """Lines under each other reach from edge to edge, and white in one is not where it is in the next."""
-        width, bands = extent(side), bands_of(side)
+        """Lines under each other reach as far to the right, from an edge or an indent, and white in one is
+        not where it is in the next.
+        """
+        width, right = extent(side), max(line.right for line in side)
         if width < MIN_TEXT_EM * self._em:
             return False
-        run = 0
-        for above, band in pairwise([[], *bands]):
-            is_flush = extent(band) >= width - FLUSH_EM * self._em
-            run = 0 if not is_flush else run + 1 if run and not self._gutters([*above, *band]) else 1
-            if run == MIN_FLUSH:
-                return True
-        return False
+        num_flush = 0
+        for pair in pairwise(bands_of(side)):
+            reaches = min(max(line.right for line in band) for band in pair)
+            is_flush = reaches >= right - FLUSH_EM * self._em and min(map(extent, pair)) >= FULL * width
+            num_flush += is_flush and not self._gutters([line for band in pair for line in band])
+        return num_flush >= MIN_FLUSH
 
     def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = 0.3) -> bool:
         """Rows on both sides lie at the same heights, as those of a table do."""

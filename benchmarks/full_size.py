@@ -37,13 +37,10 @@ from app.ocr.preprocess import preprocess
 from app.ocr.recipe import ModeSpec, Recipe
 from app.ocr.scheduler import BatchLimit, chunks_within
 from app.ocr.vision import Encoded, Prepared, Vision
+from benchmarks.limits import BYTES_PER_S, FLOPS, Weights
 from benchmarks.synthetic import SyntheticOcr
 from rtprune import VisualTokens
 
-FLOPS = 790e12
-"""bfloat16 operations a second, measured on an H200."""
-BYTES_PER_S = 4.3e12
-"""Device memory, likewise."""
 PAPER_KEEP_RATIO = 0.8425
 """What the dynamic ratio keeps on Large pages in the paper."""
 
@@ -201,43 +198,6 @@ def patch_mask(page: PageViews) -> torch.Tensor:
         grids.insert(0, (page.tile_rows * side, page.tile_columns * side))
     flags = [flag for rows, columns in grids for _ in range(rows) for flag in [*[True] * columns, False]]
     return torch.tensor([*flags, False])
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Parameters of the decoder that a step reads: always, and if their expert is chosen."""
-
-    always: int
-    routed: int
-    experts: int
-    experts_per_token: int
-    itemsize: int
-
-    @classmethod
-    def of(cls, network: Any) -> "Weights":
-        text = network.config.text_config
-        routed = always = 0
-        for name, weights in (
-            *network.model.language_model.named_parameters(),
-            ("lm_head", network.lm_head.weight),
-        ):
-            if ".experts." in name:
-                routed += weights.numel()
-            elif "embed_tokens" not in name:
-                always += weights.numel()
-        itemsize = network.lm_head.weight.element_size()
-        return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
-
-    def share_read(self, num_tokens: int) -> float:
-        """Of the routed experts by one pass over ``num_tokens``, if they choose at random."""
-        return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
-
-    def limit_s(self, num_tokens: int, kv_bytes: float = 0.0, share: float | None = None) -> float:
-        """``share``: of the routed experts that are read, by default what chance gives."""
-        share = self.share_read(num_tokens) if share is None else share
-        active = self.always + self.routed * self.experts_per_token / self.experts
-        read = self.itemsize * (self.always + self.routed * share)
-        return max(2 * active * num_tokens / FLOPS, (read + kv_bytes) / BYTES_PER_S)
 
 
 class Stopwatch:

@@ -60,7 +60,7 @@ def told(args: argparse.Namespace, todo: list[Configuration]) -> Iterator[tuple[
     words = [sys.executable, "-m", "benchmarks.measuring", "--configurations", json.dumps(todo)]
     for name in PASSED_ON:
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    words += [f"--{flag}" for flag in ("tiny-sizes", "library") if getattr(args, flag.replace("-", "_"))]
+    words += [f"--{flag}" for flag in ("tiny-sizes", "native") if getattr(args, flag.replace("-", "_"))]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         for line in child.stdout or ():
             if line.startswith("{"):

@@ -15,7 +15,8 @@ import torch
 
 from app.ocr import fused
 from app.ocr.device import give_back_memory, is_lost, is_out_of_memory
-from benchmarks.full_size import BYTES_PER_S, FLOPS, FullSize, cases
+from benchmarks.full_size import FullSize, cases
+from benchmarks.limits import BYTES_PER_S, FLOPS
 from benchmarks.whole import measure_whole
 
 
@@ -41,7 +42,7 @@ class Measuring:
         self._args = args
         self._device = torch.device(args.device)
         self._warm: set[str] = set()
-        if args.library:
+        if args.native:
             fused.HAS_KERNELS = False
         self._cases = {case.name: case for case in cases(tiny=args.tiny_sizes)}
 
@@ -112,7 +113,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--encode-pages", type=int, default=8, help="pages encoded at once")
     parser.add_argument("--prefill-tokens", type=int, default=32768, help="tokens prefilled at once")
     parser.add_argument(
-        "--library", action="store_true", help="the library's modules instead of kernels of our own"
+        "--native", action="store_true", help="the library's modules instead of kernels of our own"
     )
     parser.add_argument(
         "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"

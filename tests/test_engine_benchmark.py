@@ -125,7 +125,8 @@ def test_the_aims_are_read_off_the_rows_they_are_stated_for() -> None:
 
 def test_the_full_size_is_the_one_the_arithmetic_speaks_of() -> None:
     """3.34 B parameters; on an H200 decoding cannot beat 3,600 tok/s at 1 page and 62 k at 256."""
-    from benchmarks.full_size import Weights, build
+    from benchmarks.full_size import build
+    from benchmarks.limits import Weights
 
     network = build(torch.device("meta"), tiny=False)
     assert round(sum(weights.numel() for weights in network.parameters()) / 1e9, 2) == 3.34
@@ -138,7 +139,8 @@ def test_the_full_size_is_the_one_the_arithmetic_speaks_of() -> None:
 
 def test_vision_cannot_take_less_than_the_arithmetic_says() -> None:
     """On an H200 1.44 ms a page in Base, 2.45 in Large, 4.4 in Gundam with 2 x 3 tiles."""
-    from benchmarks.full_size import FLOPS, FullSize, build
+    from benchmarks.full_size import FullSize, build
+    from benchmarks.limits import FLOPS
 
     bench = FullSize.__new__(FullSize)
     bench._shapes, bench._flops = build(torch.device("meta"), tiny=False), {}

@@ -17,9 +17,10 @@ from functools import partial
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import PageFailed
+from app.ocr.engine_load import EngineLoad
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.model import OcrModel
-from app.ocr.page_loop import EngineLoad, PageLoop
+from app.ocr.page_loop import PageLoop
 from app.ocr.stream import pieces_of
 from app.ocr.task import PageTask, new_task
 

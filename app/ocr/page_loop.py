@@ -18,6 +18,7 @@ from app.document import FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
 from app.ocr.device import Pace, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
+from app.ocr.engine_load import EngineLoad
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.intake import Intake
 from app.ocr.kv_cache import KvPlan
@@ -29,19 +30,6 @@ from app.ocr.vision import Encoded, failure_of
 
 logger = logging.getLogger(__name__)
 PrefillBatch = list[tuple[PageTask, Encoded]]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineLoad:
-    """How busy the engine is, for health checks and metrics."""
-
-    queued: int
-    preparing: int
-    encoding: int
-    running: int
-    slots: int
-    kv_bytes: int
-    steps: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from PIL import Image
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.ocr.engine import Engine, EngineStream
+from app.ocr.engine_load import EngineLoad
 from app.ocr.model import OcrModel
-from app.ocr.page_loop import EngineLoad
 from app.ocr.regions.composed import page_text
 from app.ocr.regions.page import CutPage, cut_page
 from app.ocr.regions.views import line_text

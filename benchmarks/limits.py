@@ -1,0 +1,46 @@
+"""What the hardware allows: operations and bytes a second, and what a pass of the decoder must read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+FLOPS = 790e12
+"""bfloat16 operations a second, measured on an H200."""
+BYTES_PER_S = 4.3e12
+"""Device memory, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of the decoder that a step reads: always, and if their expert is chosen."""
+
+    always: int
+    routed: int
+    experts: int
+    experts_per_token: int
+    itemsize: int
+
+    @classmethod
+    def of(cls, network: Any) -> "Weights":
+        text = network.config.text_config
+        routed = always = 0
+        for name, weights in (
+            *network.model.language_model.named_parameters(),
+            ("lm_head", network.lm_head.weight),
+        ):
+            if ".experts." in name:
+                routed += weights.numel()
+            elif "embed_tokens" not in name:
+                always += weights.numel()
+        itemsize = network.lm_head.weight.element_size()
+        return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
+
+    def share_read(self, num_tokens: int) -> float:
+        """Of the routed experts by one pass over ``num_tokens``, if they choose at random."""
+        return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
+
+    def limit_s(self, num_tokens: int, kv_bytes: float = 0.0, share: float | None = None) -> float:
+        """``share``: of the routed experts that are read, by default what chance gives."""
+        share = self.share_read(num_tokens) if share is None else share
+        active = self.always + self.routed * self.experts_per_token / self.experts
+        read = self.itemsize * (self.always + self.routed * share)
+        return max(2 * active * num_tokens / FLOPS, (read + kv_bytes) / BYTES_PER_S)

@@ -1,0 +1,99 @@
+"""The order that lines are read in: columns one after the other, rows of a table together."""
+
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, needs_font, printed_page, row
+
+from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.order import in_order
+from app.ocr.regions.page import cut_page
+
+
+def test_columns_are_read_one_after_the_other() -> None:
+    title = row(0, (100, 900))
+    left = [line for top in range(60, 360, 30) for line in row(top, (50, 470))]
+    right = [line for top in range(65, 365, 30) for line in row(top, (530, 950))]
+    assert in_order([*right, *title, *left]) == [*title, *left, *right]
+
+
+def spread_rows(gaps: list[int], left: int) -> list[list[tuple[int, int]]]:
+    """Lines of 400 pixels with white of 30 that begins at each of these."""
+    return [[(left, left + gap), (left + gap + 30, left + 400)] for gap in gaps]
+
+
+def test_columns_of_spread_lines_are_no_table_and_rows_of_amounts_are() -> None:
+    """Side by side at the same heights: white between words is elsewhere in the next line."""
+    halves = [spread_rows([120, 260, 80, 200, 310, 150], left) for left in (0, 460)]
+    lines = [[line for at, spans in enumerate(half) for line in row(30 * at, *spans)] for half in halves]
+    parts = in_order([*lines[0], *lines[1]])
+    assert all(isinstance(part, Line) for part in parts)
+    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 6 + [False] * 6
+    amounts = [[(0, 120), (340, 400), (460, 600 + at), (800, 860)] for at in range(6)]
+    (table,) = in_order([line for at, spans in enumerate(amounts) for line in row(30 * at, *spans)])
+    assert isinstance(table, Table)
+
+
+def test_short_paragraphs_side_by_side_are_columns() -> None:
+    """Each begins with an indent and ends with a short line, so that few full lines follow each other."""
+
+    def paragraph(top: int, left: int, gap: int) -> list[Line]:
+        first, full = [(left + 40, left + gap), (left + gap + 30, left + 400)], [(left, left + 400)]
+        return [*row(top, *first), *row(top + 30, *full), *row(top + 60, (left, left + 150))]
+
+    halves = [
+        [line for at in range(4) for line in paragraph(90 * at, left, 120 + 60 * at)] for left in (0, 460)
+    ]
+    parts = in_order([*halves[0], *halves[1]])
+    assert [part for part in parts if isinstance(part, Table)] == []
+    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 12 + [False] * 12
+
+
+def test_signs_in_a_margin_are_kept_out_of_the_lines() -> None:
+    text = [line for top in range(0, 300, 30) for line in row(top, (100, 600))]
+    margin = [Line(5, top, 17, top + 18) for top in range(3, 200, 22)]
+    assert in_order([*text, *margin]) == [*margin, *text]
+    numbers = [Line(5, line.top, 17, line.bottom) for line in text]
+    assert len(in_order([*text, *numbers])) == len(text)
+    items = [Line(60, line.top, 72, line.bottom - 5) for line in text[::2]]
+    assert len(in_order([*text, *items])) == len(text), "numbers stand higher than letters that hang"
+
+
+@needs_font
+def test_numbers_of_items_under_a_wide_letterhead_stay_with_their_texts() -> None:
+    items = range(200, 800, 100)
+    numbers = [(340, top, f"{number}.") for number, top in enumerate(items, 23)]
+    texts = [(410, top + line, "Pebbles of quartz lie in the river") for top in items for line in (0, 36)]
+    page = printed_page([(60, 90, "The Society of Rivers"), (760, 90, "Of pebbles"), *numbers, *texts])
+    body = [line for line in page.lines if line.top > 150]
+    assert [line.left < 400 for line in body] == [True, False] * len(items)
+
+
+@needs_font
+def test_columns_under_a_running_head_that_stands_across_them() -> None:
+    """What the head and a figure's scale keep white on the left is no reason to read across."""
+    head = [(100, 60, "150"), (180, 60, "Of rivers, of stones and of whatever else is there")]
+    scale = [(100, 160 + 90 * number, f"0.{number}") for number in range(6)]
+    left = [(180, 160 + 36 * number, "Pebbles of quartz lie in") for number in range(30)]
+    right = [(640, 160 + 36 * number, "beside the old bridge and nobody") for number in range(30)]
+    page = printed_page([*head, *scale, *left, *right])
+    sides = [line.left > 600 for line in page.lines if line.top > 120]
+    assert sides == sorted(sides)
+    assert sum(sides) == len(right)
+
+
+@needs_font
+def test_words_of_a_large_heading_are_not_in_columns() -> None:
+    image = Image.new("L", A4, 255)
+    large, small = (ImageFont.truetype(FAMILY.regular, size) for size in (64, 12))
+    for top, words in (
+        (100, "Corporate social stones and"),
+        (190, "pebbles of rivers"),
+        (280, "In two parts"),
+    ):
+        ImageDraw.Draw(image).text((100, top), words, font=large)
+    for top in range(500, 1500, 20):
+        ImageDraw.Draw(image).text(
+            (100, top), "Pebbles of quartz lie in the river below the bridge and", font=small
+        )
+    page = cut_page(image).page
+    assert page is not None
+    assert sum(line.top < 400 for line in page.lines) == 3

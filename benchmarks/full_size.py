@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
 from app.ocr.decoder import Decoder, DecoderLimits, Prompt, kv_shape
@@ -37,7 +36,7 @@ from app.ocr.preprocess import preprocess
 from app.ocr.recipe import ModeSpec, Recipe
 from app.ocr.scheduler import BatchLimit, chunks_within
 from app.ocr.vision import Encoded, Prepared, Vision
-from benchmarks.limits import BYTES_PER_S, FLOPS, Weights
+from benchmarks.limits import BYTES_PER_S, FLOPS, ViewFlops, Weights
 from benchmarks.synthetic import SyntheticOcr
 from rtprune import VisualTokens
 
@@ -225,8 +224,7 @@ class FullSize:
         self.device = device
         self.output_tokens = output_tokens
         self.model = FullSizeOcr(build(device, tiny=tiny), "full size, random weights")
-        self._shapes = build(torch.device("meta"), tiny=tiny)
-        self._flops: dict[int, int] = {}
+        self._view_flops = ViewFlops(build(torch.device("meta"), tiny=tiny))
         self.watch = Stopwatch(device)
         self.weights = Weights.of(self.model.network)
         self._vocab = int(self.model.embeddings.num_embeddings)
@@ -368,21 +366,11 @@ class FullSize:
         kv_token = kv_shape(self.model).bytes_per_token
         kv = [num_pages * (len(prompts[0]) + i) * kv_token for i in range(1, self.output_tokens)]
         return {
-            "vision": num_pages * sum(map(self._view_flops, sides)) / FLOPS,
+            "vision": num_pages * sum(map(self._view_flops.of, sides)) / FLOPS,
             "prune": num_pages * hidden_bytes / BYTES_PER_S if case.keep_ratio is not None else 0.0,
             "prefill": self.weights.limit_s(sum(len(prompt) for prompt in prompts)),
             "decode": math.fsum(self.weights.limit_s(num_pages, kv_bytes, experts_read) for kv_bytes in kv),
         }
-
-    def _view_flops(self, side: int) -> int:
-        """Of the library's modules on shapes alone: neither kernels nor captured graphs can be counted."""
-        if side not in self._flops:
-            vision = self._shapes.model
-            with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-                features = vision.vision_tower(torch.empty(1, 3, side, side)).last_hidden_state
-                vision.multi_modal_projector(features)
-            self._flops[side] = counter.get_total_flops()
-        return self._flops[side]
 
     def _memory_gib(self) -> float:
         if self.device.type == "cuda":

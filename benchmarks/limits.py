@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 FLOPS = 790e12
 """bfloat16 operations a second, measured on an H200."""
 BYTES_PER_S = 4.3e12
@@ -44,3 +47,22 @@ class Weights:
         active = self.always + self.routed * self.experts_per_token / self.experts
         read = self.itemsize * (self.always + self.routed * share)
         return max(2 * active * num_tokens / FLOPS, (read + kv_bytes) / BYTES_PER_S)
+
+
+class ViewFlops:
+    """Operations that a view costs, counted on shapes alone: neither kernels nor captured graphs can be
+    counted. ``network``: the library's modules, on torch's meta device.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+        self._counted: dict[int, int] = {}
+
+    def of(self, side: int) -> int:
+        if side not in self._counted:
+            model = self._network.model
+            with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                features = model.vision_tower(torch.empty(1, 3, side, side)).last_hidden_state
+                model.multi_modal_projector(features)
+            self._counted[side] = counter.get_total_flops()
+        return self._counted[side]

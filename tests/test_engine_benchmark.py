@@ -139,11 +139,10 @@ def test_the_full_size_is_the_one_the_arithmetic_speaks_of() -> None:
 
 def test_vision_cannot_take_less_than_the_arithmetic_says() -> None:
     """On an H200 1.44 ms a page in Base, 2.45 in Large, 4.4 in Gundam with 2 x 3 tiles."""
-    from benchmarks.full_size import FullSize, build
-    from benchmarks.limits import FLOPS
+    from benchmarks.full_size import build
+    from benchmarks.limits import FLOPS, ViewFlops
 
-    bench = FullSize.__new__(FullSize)
-    bench._shapes, bench._flops = build(torch.device("meta"), tiny=False), {}
-    base, large, tile = (bench._view_flops(side) / FLOPS * 1e3 for side in (1024, 1280, 640))
+    flops = ViewFlops(build(torch.device("meta"), tiny=False))
+    base, large, tile = (flops.of(side) / FLOPS * 1e3 for side in (1024, 1280, 640))
     stated = {base: 1.44, large: 2.45, base + 6 * tile: 4.4}
     assert all(abs(found / wanted - 1) < 0.02 for found, wanted in stated.items()), stated

@@ -215,12 +215,12 @@ def norm_route(
 
 @triton.jit
 def members(
-    ids, counts, pairs, num_rows, which, chunk,
-    EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr, LISTED: tl.constexpr,
+    routed, shared, ids, counts, pairs, num_rows, which, chunk,
+    SIZE: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr, LISTED: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """The expert of a program (shared ones come after the routed), the pairs it takes, which of them
-    count.
+    """The expert of a program (shared ones come after the routed), its weights, SIZE of them, the pairs it
+    takes, which of them count.
     """
     places = chunk * BLOCK_M + tl.arange(0, BLOCK_M)
     if LISTED:
@@ -239,7 +239,11 @@ def members(
             expert = tl.load(ids + which // PARTS * TOP + k)
         mine = which + places * 0
         exist = places < 1
-    return expert, mine, exist
+    if expert < EXPERTS:
+        weight = routed + expert.to(tl.int64) * SIZE
+    else:
+        weight = shared + (expert - EXPERTS).to(tl.int64) * SIZE
+    return expert, weight, mine, exist
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -254,15 +258,12 @@ def expand(
     A program takes BLOCK_N columns of one expert for BLOCK_M of its pairs (LISTED), or of one pair.
     """
     chunk, which, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    expert, mine, exist = members(
-        ids, counts, pairs, num_rows, which, chunk, EXPERTS, TOP, PARTS, LISTED, BLOCK_M
-    )
+    _, weight, mine, exist = members(
+        routed, shared, ids, counts, pairs, num_rows, which, chunk, 2 * INNER * D, EXPERTS, TOP, PARTS,
+        LISTED, BLOCK_M,
+    )  # fmt: skip
     if tl.max(exist.to(tl.int32), axis=0) == 0:
         return
-    if expert < EXPERTS:
-        weight = routed + expert.to(tl.int64) * (2 * INNER * D)
-    else:
-        weight = shared + (expert - EXPERTS).to(tl.int64) * (2 * INNER * D)
     inner = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.arange(0, BLOCK_K)
     left = states + (mine // PARTS)[:, None] * D + steps[None, :]
@@ -288,17 +289,15 @@ def contract(
     ``routed`` (EXPERTS, D, INNER), ``shared`` (PARTS - TOP, D, INNER), whose weight is 1.
     """
     chunk, which, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    expert, mine, exist = members(
-        ids, counts, pairs, num_rows, which, chunk, EXPERTS, TOP, PARTS, LISTED, BLOCK_M
-    )
+    expert, weight, mine, exist = members(
+        routed, shared, ids, counts, pairs, num_rows, which, chunk, D * INNER, EXPERTS, TOP, PARTS,
+        LISTED, BLOCK_M,
+    )  # fmt: skip
     if tl.max(exist.to(tl.int32), axis=0) == 0:
         return
+    share = exist.to(tl.float32)
     if expert < EXPERTS:
-        weight = routed + expert.to(tl.int64) * (D * INNER)
         share = tl.load(shares + mine, mask=exist, other=0.0)
-    else:
-        weight = shared + (expert - EXPERTS).to(tl.int64) * (D * INNER)
-        share = exist.to(tl.float32)
     columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.arange(0, BLOCK_K)
     left = states + mine[:, None] * INNER + steps[None, :]

@@ -171,3 +171,25 @@ def test_a_dash_of_an_item_is_no_bullet_where_its_line_begins() -> None:
 def test_what_is_no_bullet_is_left_in_its_line(mark: str) -> None:
     page = printed_page([(100, 100, mark), (140, 100, "Pebbles of quartz lie"), (140, 136, "in the river")])
     assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+@pytest.mark.parametrize("sign", ["•", "◦", "▪"])
+def test_a_bullet_needs_no_more_than_a_space_after_it(sign: str) -> None:
+    font = ImageFont.truetype(FAMILY.regular, 26)
+    image = Image.new("L", (1200, 400), 255)
+    draw = ImageDraw.Draw(image)
+    left = 60 + round(font.getbbox(sign)[2]) + 6
+    for number in range(3):
+        draw.text((60, 40 + 44 * number), sign, font=font)
+        draw.text((left, 40 + 44 * number), "Pebbles of quartz lie", font=font)
+    page = cut_page(image).page
+    assert page is not None
+    assert [page.leads[line].bullet for line in page.lines] == [sign] * 3
+
+
+@needs_font
+@pytest.mark.parametrize("word", ["o f", "'Tis", "\u2019s", "a b", "e. g."])
+def test_signs_of_a_text_are_no_bullets(word: str) -> None:
+    page = printed_page([(100, 100, f"{word} pebbles of quartz lie"), (100, 140, "in the river below")])
+    assert not any(lead.is_bullet for lead in page.leads.values())

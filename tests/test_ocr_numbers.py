@@ -138,3 +138,47 @@ def test_a_list_that_counts_far_on_is_another_one() -> None:
         page_text(page, ["1. one", "2. two", "9. other", "10. last"], tagged=True)
     ).markdown
     assert markdown == "1. one\n2. two\n\n9. other\n10. last"
+
+
+NARROW = "A plain line of text here"
+
+
+@needs_font
+def test_items_that_a_mere_space_parts_from_their_numbers_are_a_list() -> None:
+    """As browsers print them; lines that hang under an item's text belong to it."""
+    font = ImageFont.truetype(FAMILY.regular, 24)
+    hang = 100 + round(font.getlength("1. "))
+    rows = [(100, 60, NARROW * 2)]
+    for at, number in enumerate(["1.", "", "2.", "3."]):
+        rows.append((100 if number else hang, 140 + 34 * at, f"{number} Pebbles of quartz lie".strip()))
+    page = printed_page([*rows, (100, 320, NARROW * 2)])
+    read = [text for _, _, text in [*rows, (0, 0, NARROW * 2)]]
+    markdown = to_markdown(page_text(page, read, tagged=True)).markdown
+    quartz = "Pebbles of quartz lie"
+    items = f"1. {quartz} {quartz}\n2. {quartz}\n3. {quartz}"
+    assert markdown == f"{NARROW * 2}\n\n{items}\n\n{NARROW * 2}"
+
+
+@needs_font
+def test_words_of_a_paragraph_are_no_numbers_of_the_heading_below() -> None:
+    """Nothing that was read is lost, though lines begin with short words as wide as numbers."""
+    lines = ["He felt very troubled, too, about", "an ass that is always laden with it"]
+    page = printed_page(
+        [*((100, 100 + 34 * at, text) for at, text in enumerate(lines)), (100, 200, "3. Deer")]
+    )
+    read = [*lines, "3. Deer"]
+    assert with_numbers_told(page, read) == read
+
+
+@needs_font
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [
+        (["1. one", "2.1n two", "3. three"], ["1. one", "2. 1n two", "3. three"]),
+        (["1. one", "2. two", "3,11 was"], ["1. one", "2. two", "3. 11 was"]),
+        (["1. one", "2. two", "a. three"], ["1. one", "2. two", "3. three"]),
+        (["r. one", "2. two", "3. three"], ["1. one", "2. two", "3. three"]),
+    ],
+)
+def test_a_number_is_told_from_its_text_though_no_space_was_read(read: list[str], told: list[str]) -> None:
+    assert with_numbers_told(list_page(["1.", "2.", "3."]), read) == told

@@ -97,3 +97,10 @@ def test_words_of_a_large_heading_are_not_in_columns() -> None:
     page = cut_page(image).page
     assert page is not None
     assert sum(line.top < 400 for line in page.lines) == 3
+
+
+def test_columns_whose_lines_stand_between_each_others_are_read_one_after_the_other() -> None:
+    """As of two columns of which one begins half a line lower."""
+    left = [line for top in range(60, 360, 34) for line in row(top, (50, 470))]
+    right = [line for top in range(77, 360, 34) for line in row(top, (530, 950))]
+    assert in_order([*right, *left]) == [*left, *right]

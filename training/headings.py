@@ -9,6 +9,7 @@ lines are read with as many errors as the pocket checkpoint makes. The same argu
 import argparse
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,12 @@ WHOLE = 0.3
 """Share of whole pages: parts of them have a title as often, and cost less."""
 MIN_CHARACTERS, MAX_CHARACTERS = 100, 1800
 DEGRADED = 0.5
+EVEN = 0.5
+"""Share of pages on which headings of a level are of one size; on the others each has its own."""
+SUB_TITLE, TITLE = (1.0, 1.5), (1.12, 1.7)
+"""Those sizes, in the body's and in the second level's."""
 MISREAD = 0.02
-HIDDEN, NETWORKS, STEPS, DECAY = 16, 4, 150, 3e-4
+HIDDEN, NETWORKS, STEPS, DECAY = 24, 4, 250, 1e-4
 """Units of a network, networks whose logits are averaged (they are written as one), steps, weight decay."""
 Labels = npt.NDArray[np.int64]
 Examples = tuple[Floats, Labels]
@@ -50,9 +55,11 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
     rng = random.Random(seed)
     em = rng.uniform(*BODY_PT) * DPI / 72
     width, height = WHOLE_PX if rng.random() < WHOLE else (rng.uniform(*side) for side in PART_PX)
-    page = Layout(
-        rng, text, families, LayoutStyle(round(width), round(height), em, 1.0, MAX_CHARACTERS)
-    ).fill()
+    style = LayoutStyle(round(width), round(height), em, 1.0, MAX_CHARACTERS)
+    if rng.random() < EVEN:
+        sub_title = rng.uniform(*SUB_TITLE)
+        style = replace(style, levels=(sub_title * rng.uniform(*TITLE), sub_title))
+    page = Layout(rng, text, families, style).fill()
     if page.characters < MIN_CHARACTERS:
         return None
     image = draw_page(rng, page)

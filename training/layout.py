@@ -27,6 +27,8 @@ class Family:
 class LayoutStyle:
     """``em``: of the body text, drawing pixels. ``structured``: chance of headings, lists, tables and
     columns. ``tracking``: white between letters, in ems. ``ligatures``: fi, fl and the like in one glyph.
+    ``levels``: how large headings of the first and the second level are, in the body's size; else each for
+    itself.
     """
 
     width: float
@@ -36,6 +38,7 @@ class LayoutStyle:
     max_characters: int
     tracking: float = 0.0
     ligatures: bool = False
+    levels: tuple[float, float] | None = None
 
 
 class Layout:
@@ -108,7 +111,10 @@ class Layout:
 
     def _heading(self, level: int) -> None:
         rng, style = self._rng, self._style
-        scale = rng.uniform(1.35, 2.1) if level == 1 else rng.uniform(1.05, 1.35)
+        if style.levels is not None:
+            scale = style.levels[level - 1]
+        else:
+            scale = rng.uniform(1.35, 2.1) if level == 1 else rng.uniform(1.05, 1.35)
         face = Face(self._heading_font, style.em * scale, style.tracking, ligatures=style.ligatures)
         left, right = self._column
         words = [fitted for word in self._text.heading(rng) if (fitted := face.fit(word))]

@@ -4,16 +4,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import log
 
 import numpy as np
 
-from app.ocr.regions.headings import KINDS, Floats, heading_chances
+from app.ocr.regions.headings import KINDS, heading_chances
 from app.ocr.regions.letters import Alike, beside_the_same
+from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined
-from app.ocr.regions.numbers import numbered_items, page_number
+from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
 from app.ocr.regions.prints import Lead, PageLines, Print
 
-TEXT, PAGE_NUMBER = KINDS[0], "page_number"
+TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
+LEAST_CHANCE = 1e-6
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
 """Letters as high as capitals; of a line without any, the size is that of its small letters."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -87,7 +90,8 @@ class Region:
 
 def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
     """``texts``: of all lines in order. The regions have the same lines in the same order."""
-    blocks = _Blocks(page, dict(zip(page.lines, texts, strict=True)))
+    by_line = dict(zip(page.lines, texts, strict=True))
+    blocks = _Blocks(with_leads_told(page, by_line), by_line)
     groups: list[list[Line] | Table] = []
     for part in page.parts:
         before = groups[-1] if groups else None
@@ -97,7 +101,7 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
             before.append(part)
         else:
             groups.append([part])
-    return [blocks.region(group) for group in groups]
+    return [blocks.region(group, kind) for group, kind in zip(groups, blocks.kinds(groups), strict=True)]
 
 
 class _Blocks:
@@ -108,11 +112,26 @@ class _Blocks:
         self._number = page_number(page, texts)
         self._items = numbered_items(page, texts)
 
-    def region(self, group: list[Line] | Table) -> Region:
+    def kinds(self, groups: Sequence[list[Line] | Table]) -> list[str]:
+        """Titles are told from other headings when all headings of the page are known."""
+        kinds = [TABLE if isinstance(group, Table) else self._kind(group) for group in groups]
+        found = [at for at, kind in enumerate(kinds) if kind in KINDS[1:]]
+        headings = [self._heading(group) for at in found if not isinstance(group := groups[at], Table)]
+        for at, is_title in zip(found, are_titles(headings), strict=True):
+            kinds[at] = KINDS[1 if is_title else 2]
+        return kinds
+
+    def _heading(self, lines: Sequence[Line]) -> Heading:
+        """Its lines are of one level."""
+        size = float(np.median([log(self._page.prints[line].size) for line in lines]))
+        chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
+        return Heading(size, chances.sum(axis=0))
+
+    def region(self, group: list[Line] | Table, kind: str) -> Region:
         if isinstance(group, Table):
-            return Region("table", self._box(group.lines), group)
+            return Region(kind, self._box(group.lines), group)
         return Region(
-            self._kind(group),
+            kind,
             self._box(group),
             tuple(group),
             self._bullets(group),
@@ -226,9 +245,7 @@ class _Blocks:
             return PAGE_NUMBER
         if not self._is_heading(lines[0]):
             return TEXT
-        # lines of one heading are of one level
-        together: Floats = np.log([self._chances[line][1:] for line in lines]).sum(axis=0)
-        return KINDS[1 + int(together.argmax())]
+        return KINDS[1 + int(self._heading(lines).chances.argmax())]
 
 
 def _are_alike(one: Print, other: Print) -> bool:

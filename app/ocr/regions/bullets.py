@@ -7,7 +7,13 @@ from app.ocr.regions.ink import Mask
 
 DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
 DASHES = frozenset((HYPHEN, DASH))
+LIKE_DISC = frozenset((DISC, SQUARE, RING))
 MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
+APART_EM, NEAR_EM = 0.4, 0.15
+"""White after a bullet of any form; and after a disc, a square or a ring lower than small letters, that
+stands as high as they do: no sign of a text is like that."""
+NEAR_TALLEST_EM, NEAR_HIGHEST_EM = 0.48, 0.4
+"""How high those are, and how far above the base they stand, at most."""
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 FLAT_EM, DASH_EM = 0.17, 0.42
@@ -22,13 +28,15 @@ THIN = 0.66
 """Of its box: a star fills less, a disc more."""
 
 
-def bullet_of(mark: Mask, base: float, em: float) -> str | None:
+def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:
     """``mark``: (H, W) bool, what stands apart at the begin of a line; ``base``: row that the line's letters
-    stand on; ``em`` in pixels. One low piece that stands above the base, as no letter does, or a solid one;
-    ``None`` for anything else.
+    stand on; ``em`` in pixels; ``white``: width in ems of what follows. One low piece that stands above the
+    base, as no letter does, or a solid one; ``None`` for anything else.
     """
+    if mark.shape[1] > MAX_BULLET_EM * em or white < NEAR_EM:
+        return None
     labels, count = ndimage.label(mark, np.ones((3, 3)))
-    if count == 0 or mark.shape[1] > MAX_BULLET_EM * em:
+    if count == 0:
         return None
     areas = np.bincount(labels.ravel())[1:]
     largest, boxes = int(areas.argmax()), ndimage.find_objects(labels)
@@ -45,8 +53,11 @@ def bullet_of(mark: Mask, base: float, em: float) -> str | None:
     if height > TALLEST_EM * em or width < SLENDER * height or not is_above:
         return None
     if height < FLAT_EM * em:
-        return DASH if width >= DASH_EM * em else HYPHEN
-    return _shape(labels[rows, columns] == largest + 1)
+        shape = DASH if width >= DASH_EM * em else HYPHEN
+    else:
+        shape = _shape(labels[rows, columns] == largest + 1)
+    is_like_sign = height > NEAR_TALLEST_EM * em or base - rows.stop > NEAR_HIGHEST_EM * em
+    return None if white < APART_EM and (is_like_sign or shape not in LIKE_DISC) else shape
 
 
 def _shape(piece: Mask) -> str:

@@ -35,6 +35,10 @@ MIN_ADVANCE_EM = 0.8
 FINE = 0.06
 """Logarithm of a ratio of sizes that tells alone, where letters say it."""
 NO_NEIGHBOUR = 17
+MIN_LETTERS = 3
+"""Of a line that is among the page's largest: a chapter's number is no heading."""
+SAME_SIZE, SAME_STROKE = 0.05, 0.15
+"""By how much sizes and strokes of lines that are printed alike differ, as logarithms."""
 Floats = npt.NDArray[np.float32]
 
 
@@ -88,6 +92,7 @@ class _Traits:
         self._page, self._texts = page, texts
         lines = page.lines
         self._count = len(lines)
+        self._letters = [page.prints[line] for line in lines if page.prints[line].count >= MIN_LETTERS]
         self._left = min((line.left for line in lines), default=0)
         self._right = max((line.right for line in lines), default=1)
         advances = _advances(page, texts)
@@ -102,6 +107,7 @@ class _Traits:
             *self._print[line],
             *self._alike[line],
             *self._said[line],
+            *self._among(line),
             *self._place(above, line),
             *self._beside(line, above, is_above=True),
             *self._beside(line, below, is_above=False),
@@ -119,6 +125,16 @@ class _Traits:
             min(own.count, 30) / 30,
         ]
 
+    def _among(self, line: Line) -> list[float]:
+        """How much larger the page's largest lines are, and how many are printed as this one is."""
+        own = self._page.prints[line]
+        alike = sum(
+            abs(log(other.size / own.size)) < SAME_SIZE and abs(log(other.stroke / own.stroke)) < SAME_STROKE
+            for other in self._letters
+        )
+        largest = max((other.size for other in self._letters), default=own.size)
+        return [_log(largest / own.size), log1p(alike) / 4, min(alike, 3) / 3]
+
     def _place(self, above: Part | None, line: Line) -> list[float]:
         em, left, right = self._page.em, self._left, self._right
         lead = self._page.leads.get(line)
@@ -135,7 +151,7 @@ class _Traits:
             log(self._count) / 4,
             _log(self._page.pitch / em),
             float(lead is not None and lead.is_bullet),
-            float(lead is not None and not lead.is_bullet),
+            float(lead is not None and not lead.is_bullet and not lead.is_narrow),
         ]
 
     def _beside(self, line: Line, other: Part | None, *, is_above: bool) -> list[float]:

@@ -26,7 +26,7 @@ LEAST = 2.0
 """Pixels, that a letter measures at least."""
 TOUCHING = (0.5, 0.65, 0.8)
 """Of a line's darkest, below which a column may part two letters."""
-ASCENDERS, DESCENDERS = frozenset("bdfhklß"), frozenset("gjpqyQ")
+LOW, ASCENDERS, DESCENDERS = frozenset("acemnorsuvwxz"), frozenset("bdfhklß"), frozenset("gpqy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +141,16 @@ def _usual(line: Line, found: Mapping[Line, Sequence[Letter]]) -> tuple[float, f
 
 
 def _class_of(name: str) -> str:
-    """Letters as high as each other; no name of a letter is as long."""
+    """Letters as high as each other; no name of a letter is as long. Some are as high as no other is."""
     if name.isupper():
         return "capital"
     if name.isdigit():
         return "digit"
     if name in ASCENDERS:
         return "ascender"
-    return "descender" if name in DESCENDERS else "lower" if name.isalpha() else "sign"
+    if name in DESCENDERS:
+        return "descender"
+    return "low" if name in LOW else f"only {name}"
 
 
 def _named(found: Sequence[Letters], text: str) -> list[tuple[str, Letter]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from app.ocr.regions.lines import Line, Part
@@ -16,7 +16,9 @@ BETWEEN_DASHES = re.compile(r"([-–—])\s*(\d{1,4})\s*[-–—.]")  # noqa: RU
 OF_ITEM = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
 READ_AS = re.compile(r"(\S{1,3}?)\s?([.),:;])\s*(?=[^\s\d])")
 """What an item's number and its dot may be read as, together with the item's first letters."""
-LOOK_ALIKE = str.maketrans("OoQIl|itJZzASsGbTB", "000111111224556678")
+WITH_DIGIT = re.compile(r"(\S{1,3}?)([.),:;])(?=\d)")
+"""Likewise where that letter was read as a digit: only numbers around tell it from a decimal."""
+LOOK_ALIKE = str.maketrans("OoQIl|irtJZzASsGbTB", "0001111111224556678")
 """Letters that digits are read as."""
 FAR_EM, SAME_EM = 0.6, 0.4
 """White between a page's number and its text at least; by how much items of a list are apart at their left at
@@ -47,6 +49,21 @@ def shown_number(text: str) -> str:
     """A page's number as it is printed: of two dashes one is often read as a dot, or without its space."""
     match = BETWEEN_DASHES.fullmatch(text)
     return text if match is None else f"{match[1]} {match[2]} {match[1]}"
+
+
+def with_leads_told(page: PageLines, texts: Mapping[Line, str]) -> PageLines:
+    """Of what a mere space parts from the text, numbers alone stay: only reading tells them from words."""
+    told = {
+        line: _told_lead(lead, is_number=OF_ITEM.match(texts[line]) is not None)
+        for line, lead in page.leads.items()
+    }
+    return replace(page, leads={line: lead for line, lead in told.items() if lead is not None})
+
+
+def _told_lead(lead: Lead, *, is_number: bool) -> Lead | None:
+    if is_number:
+        return lead.near or lead
+    return None if lead.is_narrow else lead
 
 
 def numbered_items(page: PageLines, texts: Mapping[Line, str]) -> set[Line]:
@@ -93,16 +110,37 @@ class _Item:
     number: int | None = None
     mark: str = ""
 
+    @property
+    def is_like_numbered(self) -> bool:
+        """It begins with what a number and its mark may be read as, whatever number."""
+        return READ_AS.match(self.text) is not None or WITH_DIGIT.match(self.text) is not None
+
+    @property
+    def is_word(self) -> bool:
+        """It begins with a word that no number is read as, or is nothing else."""
+        first, _, rest = self.text.partition(" ")
+        return not rest or (len(first) > 1 and first.isalpha())
+
+    @property
+    def may_be_text(self) -> bool:
+        """It begins with a word, or with what may be a decimal: a line of text, unless numbers are around."""
+        is_decimal = self.lead is None and READ_AS.match(self.text) is None
+        return self.number is None and (self.is_word or is_decimal)
+
     def told(self, number: int, mark: str) -> None:
         self.number, self.mark = number, mark
 
-    def may_be(self, number: int, mark: str) -> bool:
-        """It was read as something that this number looks like; digits and mark are not both others."""
-        match = READ_AS.match(self.text)
+    def may_be(self, number: int, mark: str, *, goes_on: bool = False) -> bool:
+        """It was read as something that this number looks like; digits and mark are not both others.
+        ``goes_on``: it stands where the item after a numbered one would.
+        """
+        match = READ_AS.match(self.text) or WITH_DIGIT.match(self.text)
         if match is None or (match[2] in ".)" and match[2] != mark):
             return False
         head, expected = match[1].translate(LOOK_ALIKE), str(number)
-        is_other = len(head) == len(expected) and any(map(str.isdigit, match[1]))
+        # what looks like another number may begin another list
+        stands_as_number = goes_on and self.lead is not None and not head.isdigit()
+        is_other = len(head) == len(expected) and (stands_as_number or any(map(str.isdigit, match[1])))
         return head == expected or (is_other and match[2] == mark)
 
     def is_as_wide(self, number: int, other: "_Item", em: float) -> bool:
@@ -142,10 +180,16 @@ def _runs(page: PageLines, texts: Mapping[Line, str]) -> list[list[_Item]]:
             continue
         open_runs = [run for run in open_runs if line.left - run[-1].line.left > -NUMBER_EM * page.em]
         item = _item(page, line, texts[line])
-        if item.lead is None and item.number is None and READ_AS.match(item.text) is None:
+        if item.lead is None and item.number is None and not item.is_like_numbered:
             continue
         num_lines = 0
-        depth = next((at for at, run in enumerate(open_runs) if _are_of_list(page, run[-1], item)), None)
+        fitting = [at for at, run in enumerate(open_runs) if _are_of_list(page, run[-1], item)]
+        if item.may_be_text:
+            fitting = [at for at in fitting if open_runs[at][-1].number is not None]
+            if not fitting:
+                continue
+        num_lines = 0
+        depth = min(fitting, key=lambda at: open_runs[at][-1].lead is None, default=None)
         if depth is None:
             open_runs.append([item])
             runs.append(open_runs[-1])
@@ -157,7 +201,9 @@ def _runs(page: PageLines, texts: Mapping[Line, str]) -> list[list[_Item]]:
 
 def _item(page: PageLines, line: Line, text: str) -> _Item:
     lead, match = page.leads.get(line), OF_ITEM.match(text)
-    item = _Item(line, None if lead is None or lead.is_bullet else lead, text)
+    item = _Item(line, None, text)
+    if lead is not None and not lead.is_bullet:
+        item.lead = _told_lead(lead, is_number=match is not None or item.is_like_numbered)
     if match is not None:
         item.told(int(match[1]), match[2])
     return item
@@ -166,7 +212,7 @@ def _item(page: PageLines, line: Line, text: str) -> _Item:
 def _are_of_list(page: PageLines, one: _Item, other: _Item) -> bool:
     shift = abs(one.line.left - other.line.left)
     if one.lead is None or other.lead is None:
-        return shift < SAME_EM * page.em and READ_AS.match(other.text) is not None
+        return shift < SAME_EM * page.em and other.is_like_numbered
     text_shift = abs(one.lead.text_left - other.lead.text_left)
     return shift < NUMBER_EM * page.em and text_shift < SAME_TEXT_EM * page.em
 
@@ -180,7 +226,9 @@ def _tell(items: Sequence[_Item], em: float) -> None:
     for upper, lower in pairwise([-1, *known]):
         _tell_between(items[upper] if upper >= 0 else None, items[upper + 1 : lower], items[lower], em)
     for before, item in pairwise(items):
-        if item.number is None and before.number is not None and item.may_be(before.number + 1, before.mark):
+        if item.number is not None or before.number is None:
+            continue
+        if item.may_be(before.number + 1, before.mark, goes_on=True):
             item.told(before.number + 1, before.mark)
 
 
@@ -189,7 +237,8 @@ def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item, em:
     number, mark = below.number or 0, below.mark
     goes_on = above is not None and number == (above.number or 0) + len(items) + 1
     begins = number == len(items) + 1 and all(
-        item.lead is not None and item.is_as_wide(at, below, em) for at, item in enumerate(items, 1)
+        item.lead is not None and not item.is_word and item.is_as_wide(at, below, em)
+        for at, item in enumerate(items, 1)
     )
     for item in reversed(items):
         number -= 1
@@ -200,8 +249,8 @@ def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item, em:
 
 def _unnumbered(item: _Item, number: int | None) -> str:
     """The text without what its number was read as."""
-    match = (OF_ITEM if number is not None else READ_AS).match(item.text)
-    if match is not None:
+    patterns = (READ_AS, WITH_DIGIT) if number is None else (OF_ITEM,)
+    if match := next((match for one in patterns if (match := one.match(item.text))), None):
         return item.text[match.end() :]
     first, _, rest = item.text.partition(" ")
     return rest if rest and len(first) <= LONGEST_NUMBER else item.text

@@ -61,7 +61,7 @@ class _Order:
     def parts(self, lines: Sequence[Line]) -> list[Part]:
         parts: list[Part] = []
         rows: list[Row] = []  # not in columns, so far
-        for group in self._groups(bands_of(lines)):
+        for group in self._groups(_shifted_together(bands_of(lines))):
             columns = self._text_columns(group)
             if columns is None:
                 rows += [row for band in bands_of(group) for row in rows_of(band)]
@@ -243,3 +243,19 @@ class _Order:
             for band in bands
         ]
         return sum(gap < near_em * self._em for gap in beside) >= 0.6 * len(bands)
+
+
+def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:
+    """Bands that reach into each other, from columns whose lines do not stand at the same heights, as one."""
+    together: list[list[Line]] = []
+    for band in bands:
+        if together and _reach_into(together[-1], band):
+            together[-1] += band
+        else:
+            together.append([*band])
+    return together
+
+
+def _reach_into(upper: Sequence[Line], lower: Sequence[Line]) -> bool:
+    pairs = [(one, other) for one in upper for other in lower if one.bottom > other.top]
+    return bool(pairs) and not any(min(a.right, b.right) > max(a.left, b.left) for a, b in pairs)

@@ -9,7 +9,7 @@ from scipy import ndimage
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink, Mask
 from app.ocr.regions.letters import Letters, letters_of
-from app.ocr.regions.lines import MIN_SPACE_EM, Line, Part, gaps_of, lines_of
+from app.ocr.regions.lines import Line, Part, gaps_of, lines_of
 
 MIN_LETTER_PX = 4
 ON_LINE = 0.09
@@ -22,7 +22,9 @@ LOWER = (0.5, 0.87)
 """Heights of lower-case letters, in those of capitals, at least and at most."""
 MIN_LOWER = 2
 """Letters that say how high lower-case ones are."""
-LEAD_GAP_EM, BULLET_GAP_EM, MAX_NUMBER_EM = 0.3, 0.4, 1.9
+LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
+NARROW_GAP_EM = 0.18
+"""Of a mere space, as browsers set after the number of an item."""
 WIDEST = 0.8
 """Of the widest white near a line's begin, that white after its number has at least."""
 
@@ -49,7 +51,8 @@ class Print:
 class Lead:
     """What a line begins with, apart from its text: ``text_left`` is where that begins. ``bullet``: the sign;
     ``None`` for what may be a number. ``left``, ``width``,
-    ``height``: of the bullet or number, pixels.
+    ``height``: of the bullet or number, pixels. ``is_narrow``: what follows is no more than a space, so that
+    it is a number only if it was read as one; ``near``: the same where wider white follows its first word.
     """
 
     bullet: str | None
@@ -57,6 +60,8 @@ class Lead:
     left: int
     width: int
     height: int
+    is_narrow: bool = False
+    near: "Lead | None" = None
 
     @property
     def is_bullet(self) -> bool:
@@ -179,19 +184,22 @@ def _stroke(letters: Mask) -> float:
 
 def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     """A bullet, or what may be a number, with white after it; ``None`` for a line that is all text."""
-    gaps = [gap for gap in gaps_of(line, ink.mask, MIN_SPACE_EM * em) if gap[1] - gap[0] >= LEAD_GAP_EM * em]
-    gaps = [gap for gap in gaps if gap[0] - line.left <= MAX_NUMBER_EM * em]
+    white = [gap for gap in gaps_of(line, ink.mask, 1) if gap[0] - line.left <= MAX_NUMBER_EM * em]
+    for start, end in white:
+        mark = ink.mask[line.top : line.bottom, line.left : start]
+        bullet = bullet_of(mark, base - line.top, em, white=(end - start) / em)
+        if bullet is not None:
+            rows = np.flatnonzero(mark.any(axis=1))
+            return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
+    gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
+    near: Lead | None = None
+    # the first white is between a digit and its dot
+    start, end = next((gap for gap in white[1:] if gap[1] - gap[0] >= NARROW_GAP_EM * em), (0, 0))
+    if end and (start, end) not in gaps:
+        near = Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
     if not gaps:
-        return None
-    start, end = gaps[0]
-    # a dash in running text has a mere space after it
-    is_apart = end - start >= BULLET_GAP_EM * em
-    mark = ink.mask[line.top : line.bottom, line.left : start]
-    bullet = bullet_of(mark, base - line.top, em) if is_apart else None
-    if bullet is not None:
-        rows = np.flatnonzero(mark.any(axis=1))
-        return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
+        return near
     # a typewriter's digit and its dot are as far apart as words
     widest = max(end - start for start, end in gaps)
     start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
-    return Lead(None, end, line.left, start - line.left, line.height)
+    return Lead(None, end, line.left, start - line.left, line.height, near=near)

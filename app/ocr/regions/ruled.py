@@ -11,6 +11,7 @@ import numpy as np
 from app.ocr.regions.ink import Mask
 from app.ocr.regions.lines import Cell, Line, Table, joined, rows_of
 from app.ocr.regions.rules import Rules
+from app.ocr.regions.wrapped import wrapped_rows
 
 SAME_EDGE_EM = 0.7
 """Rules of one table begin and end so near each other, in heights of a line."""
@@ -216,6 +217,8 @@ class _Finder:
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]
         if not texts:
             return [((),) * (len(edges) + 1)]
+        if (wrapped := wrapped_rows(columns, self._em, is_ruled=True)) is not None:
+            return wrapped
         usual, times = Counter(map(len, columns)).most_common(1)[0]
         is_grid = bool(self._uprights([slab])) and num_slabs >= FEWEST_RULES
         is_pair = is_grid and max(map(len, columns)) == 2 and len(columns) <= MAX_PAIRED

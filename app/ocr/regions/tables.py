@@ -7,6 +7,7 @@ import numpy as np
 
 from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Row, Table, cut_at, joined
 from app.ocr.regions.rules import Rules
+from app.ocr.regions.wrapped import wrapped_rows
 
 MAX_ROW_GAP_EM = 2.2
 """White between rows of a table, in heights of a line."""
@@ -28,6 +29,8 @@ SAME_STEP = (0.75, 1.2)
 """From row to row, in the usual step of a table's."""
 SAME_WHITE = 0.9
 """White between cells is no narrower than any other of their row; but for what letters have beside them."""
+MIN_WRAPPED, MAX_WRAPPED = 3, 60
+"""Printed rows of a table with cells of several lines, at least and at most."""
 Strip = tuple[float, float]
 ENDLESS = float("inf")
 
@@ -37,6 +40,11 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
     parts: list[Part] = []
     at = 0
     while at < len(rows):
+        if (wrapped := _wrapped_table(rows[at : at + MAX_WRAPPED], em)) is not None:
+            table, num_rows = wrapped
+            parts.append(table)
+            at += num_rows
+            continue
         grid = _Grid(rows, at, em, rules)
         above = rows[at - 1] if at > 0 and parts and isinstance(parts[-1], Line) else None
         has_head = above is not None and not grid.is_table() and grid.take_ruled(above)
@@ -52,6 +60,54 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
         parts += [joined(row) for row in rows[at:end]]
         at = end
     return parts
+
+
+def _wrapped_table(rows: Sequence[Row], em: float) -> tuple[Table, int] | None:
+    """Whose cells have several lines, beside the middle of their row; and how many of the rows are its."""
+    ends = [0]  # of what stands close together and leaves a strip white, beside its first row
+    while ends[-1] < len(rows) and (ends[-1] == 0 or _strips_of(rows[: ends[-1] + 1], em)):
+        ends.append(ends[-1] + 1)
+        if ends[-1] < len(rows) and _white_between(rows[ends[-1] - 1], rows[ends[-1]]) > MAX_ROW_GAP_EM * em:
+            break
+    for end in reversed(ends):
+        if end < MIN_WRAPPED:
+            break
+        strips = _strips_of(rows[:end], em)
+        columns = [
+            [cell for row in rows[:end] if (cell := _in_columns(row, strips)[at]) is not None]
+            for at in range(len(strips) + 1)
+        ]
+        if any(max(line.width for line in column) < MAX_NUMBER_EM * em for column in columns[:1]):
+            continue  # items of a list
+        cells = wrapped_rows(columns, em, is_ruled=False)
+        if cells is not None and len(cells) > 1 and all(_is_even(column, em) for column in columns):
+            return Table(tuple(cells)), end
+    return None
+
+
+def _strips_of(rows: Sequence[Row], em: float) -> list[Strip]:
+    """White through all of the rows, as wide as between cells."""
+    strips: list[Strip] = []
+    right = ENDLESS
+    for line in sorted((line for row in rows for line in row), key=lambda one: one.left):
+        if line.left - right >= CELL_GAP_EM * em:
+            strips.append((right, line.left))
+        right = line.right if right == ENDLESS else max(right, line.right)
+    return strips
+
+
+def _white_between(above: Row, below: Row) -> float:
+    return min(cell.top for cell in below) - max(cell.bottom for cell in above)
+
+
+def _is_even(column: Sequence[Line], em: float) -> bool:
+    """Cells that begin, end or have their middles under each other."""
+    edges = (
+        [cell.left for cell in column],
+        [(cell.left + cell.right) / 2 for cell in column],
+        [cell.right for cell in column],
+    )
+    return any(max(edge) - min(edge) <= ALIGNED_EM * em for edge in edges)
 
 
 class _Grid:
@@ -136,18 +192,12 @@ class _Grid:
 
     def _is_under(self, column: Sequence[Line], cell: Line) -> bool:
         """At the left, in the middle or at the right, wherever all of the column are."""
-        together = [*column, cell]
-        edges = (
-            [one.left for one in together],
-            [(one.left + one.right) / 2 for one in together],
-            [one.right for one in together],
-        )
-        return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
+        return _is_even([*column, cell], self._em)
 
     def _grow(self, rows: Sequence[Row], start: int) -> None:
         strips = self._strips
         for at in range(start + 1, len(rows)):
-            gap = min(cell.top for cell in rows[at]) - max(cell.bottom for cell in rows[at - 1])
+            gap = _white_between(rows[at - 1], rows[at])
             left = self._still_white(strips, rows[start : at + 1])
             if self._is_break(rows[start : at + 2], at - start) or gap > MAX_ROW_GAP_EM * self._em:
                 return
@@ -215,7 +265,11 @@ class _Grid:
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
             return False
-        return all(self._is_aligned(column, at_right=column is not found[-1]) for column in found)
+        lefts = [cell.left for cell in found[0]]
+        is_flush = max(lefts) - min(lefts) <= ALIGNED_EM * self._em
+        return all(
+            self._is_aligned(column, at_right=column is not found[-1] or not is_flush) for column in found
+        )
 
     def is_list(self) -> bool:
         """Bullets or numbers beside what they point at."""
@@ -270,8 +324,8 @@ class _Grid:
         return self._rules.count_levels(box.left, box.right, box.top - around, box.bottom + around) >= 3
 
     def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
-        """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
-        of its last column, too.
+        """At the left, in the middle or at the right, as cells of a table are; justified text, that is flush
+        on the left, is at the right of its last column, too.
         """
         edges: list[list[float]] = [
             [cell.left for cell in column],

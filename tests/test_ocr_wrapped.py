@@ -1,0 +1,93 @@
+"""Tables whose cells have several lines: one row of the table each, however its lines stand."""
+
+import pytest
+from region_pages import row
+
+from app.ocr.regions.lines import Cell, Line, Table
+from app.ocr.regions.order import in_order
+from app.ocr.regions.wrapped import wrapped_rows
+
+EM, PITCH = 20, 24
+LEFT = (50, 300, 550)
+
+
+def cells_of(counts: list[tuple[int, ...]], *, white: int, at_top: bool) -> list[list[list[Line]]]:
+    """Rows of cells with so many lines: ``white`` between rows beyond that between lines."""
+    table: list[list[list[Line]]] = []
+    top = 100.0
+    for of_row in counts:
+        most = max(of_row)
+        shifts = [0.0 if at_top else PITCH * (most - count) / 2 for count in of_row]
+        table.append(
+            [
+                [
+                    line
+                    for at in range(count)
+                    for line in row(round(top + shift + PITCH * at), (left, left + 90))
+                ]
+                for left, count, shift in zip(LEFT, of_row, shifts, strict=False)
+            ]
+        )
+        top += PITCH * most + white
+    return table
+
+
+def ruled_rows(columns: list[list[Line]]) -> list[tuple[Cell, ...]] | None:
+    return wrapped_rows(columns, EM, is_ruled=True)
+
+
+def columns_of(table: list[list[list[Line]]]) -> list[list[Line]]:
+    return [[line for cell in column for line in cell] for column in zip(*table, strict=True)]
+
+
+COUNTS: list[list[tuple[int, ...]]] = [
+    [(1, 1, 1), (2, 1, 1), (1, 3, 2), (1, 1, 1)],
+    [(2, 1), (1, 1), (1, 2)],
+    [(1, 1, 2), (2, 2, 1), (1, 1, 3), (1, 2, 1)],
+]
+
+
+@pytest.mark.parametrize("at_top", [False, True])
+@pytest.mark.parametrize("counts", COUNTS)
+def test_lines_of_a_cell_are_together(counts: list[tuple[int, ...]], at_top: bool) -> None:
+    table = cells_of(counts, white=10, at_top=at_top)
+    rows = ruled_rows(columns_of(table))
+    assert rows is not None
+    assert [[list(cell) for cell in cells] for cells in rows] == table
+    if at_top and len(counts[0]) < 3:
+        return  # a first line with a wide space looks like that
+    (found,) = in_order([line for cells in table for cell in cells for line in cell])
+    assert isinstance(found, Table)
+    assert [[list(cell) for cell in cells] for cells in found.rows] == table
+
+
+def test_rows_of_single_lines_are_none_of_it() -> None:
+    assert ruled_rows(columns_of(cells_of([(1, 1, 1)] * 5, white=8, at_top=True))) is None
+
+
+def test_a_cell_beside_several_rows_does_not_make_them_one() -> None:
+    """A name that stands for two rows of amounts."""
+    assert ruled_rows(columns_of(cells_of([(1, 2, 2), (1, 2, 2)], white=10, at_top=False))) is None
+
+
+def test_columns_of_text_are_no_cells() -> None:
+    """Lines of all columns are as far from each other everywhere, half a line higher on one side."""
+    left = [line for top in range(100, 300, PITCH) for line in row(top, (50, 300))]
+    right = [line for top in range(100 + PITCH // 2, 300, PITCH) for line in row(top, (350, 600))]
+    assert ruled_rows([left, right]) is None
+
+
+def test_rows_that_lack_a_cell_stay_rows() -> None:
+    table = cells_of([(1, 1, 1)] * 4, white=8, at_top=True)
+    columns = columns_of(table)
+    columns[2] = columns[2][:2]
+    assert ruled_rows(columns) is None
+
+
+def test_items_with_long_texts_are_no_table() -> None:
+    lines = [
+        line
+        for at in range(3)
+        for line in [*row(100 + 60 * at, (50, 60), (75, 500)), *row(124 + 60 * at, (75, 420))]
+    ]
+    assert not any(isinstance(part, Table) for part in in_order(lines))

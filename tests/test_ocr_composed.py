@@ -193,3 +193,16 @@ def test_a_bullet_needs_no_more_than_a_space_after_it(sign: str) -> None:
 def test_signs_of_a_text_are_no_bullets(word: str) -> None:
     page = printed_page([(100, 100, f"{word} pebbles of quartz lie"), (100, 140, "in the river below")])
     assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+def test_dashes_with_a_space_after_them_are_bullets_under_each_other_alone() -> None:
+    def signs(dashes: list[str]) -> list[str | None]:
+        right = 100 + round(ImageFont.truetype(FAMILY.regular, 24).getbbox("–")[2])  # noqa: RUF001
+        rows = [(100, 100 + 60 * at, dash) for at, dash in enumerate(dashes) if dash]
+        texts = [(right + 5, 100 + 60 * at, "pebbles of quartz") for at in range(len(dashes))]
+        page = printed_page([*rows, *texts])
+        return [lead.bullet for lead in page.leads.values() if lead.is_bullet]
+
+    assert signs(["\u2013", "\u2013", ""]) == ["\u2013"] * 2
+    assert signs(["\u2013", "", ""]) == []

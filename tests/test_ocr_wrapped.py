@@ -91,3 +91,23 @@ def test_items_with_long_texts_are_no_table() -> None:
         for line in [*row(100 + 60 * at, (50, 60), (75, 500)), *row(124 + 60 * at, (75, 420))]
     ]
     assert not any(isinstance(part, Table) for part in in_order(lines))
+
+
+@pytest.mark.parametrize(("next_word", "is_broken"), [(40, True), (15, False)])
+def test_rows_as_near_as_lines_are_told_by_what_had_no_room(next_word: int, is_broken: bool) -> None:
+    """A cell goes on in its next line where a word did not fit, not where there was room for it."""
+    names = [line for top in (100, 124, 172) for line in row(top, (50, 140))]
+    ends = {100: 400, 124: 370, 172: 400}
+    texts = [line for top, right in ends.items() for line in row(top, (300, right))]
+    below = Line(300, 148, 350, 168, gaps=((300 + next_word, 306 + next_word),))
+    rows = ruled_rows([names, sorted([*texts, below], key=lambda line: line.top)])
+    assert (rows is not None) == is_broken
+    if rows is not None:
+        assert [[len(cell) for cell in cells] for cells in rows] == [[1, 1], [1, 2], [1, 1]]
+
+
+def test_rows_whose_cells_all_have_two_lines_are_told_by_other_rows() -> None:
+    table = cells_of([(1, 1, 1), (2, 2, 2), (1, 2, 1), (1, 1, 1)], white=10, at_top=False)
+    rows = ruled_rows(columns_of(table))
+    assert rows is not None
+    assert [[list(cell) for cell in cells] for cells in rows] == table

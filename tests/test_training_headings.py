@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from app.ocr.regions.headings import KINDS, fitted, heading_chances, load, traits_of
+from app.ocr.regions.headings import KINDS, alike_of, fitted, heading_chances, load, traits_of
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.prints import PageLines
 from training.headings import drawn, fit, misread, save
@@ -40,7 +40,13 @@ def page_with(middle: str, font: Path, size: int, *, white: int) -> tuple[PageLi
 
 
 def chances_of_middle(page: PageLines, texts: list[str]) -> "np.typing.NDArray[np.float32]":
-    return list(heading_chances(page, dict(zip(page.lines, texts, strict=True))).values())[3]
+    named = dict(zip(page.lines, texts, strict=True))
+    return list(heading_chances(page, named, alike_of(page, named)).values())[3]
+
+
+def named_traits(page: PageLines, texts: list[str]) -> "np.typing.NDArray[np.float32]":
+    named = dict(zip(page.lines, texts, strict=True))
+    return traits_of(page, named, alike_of(page, named))[1]
 
 
 @needs_font
@@ -56,7 +62,7 @@ def test_a_line_apart_is_a_heading_and_one_of_a_paragraph_is_not(font: Path) -> 
 def test_widths_of_letters_tell_the_size_whatever_is_written() -> None:
     for words in ("rivers of the northern plains", "some words on this and that"):
         page, texts = page_with(words, FAMILY.regular, 30, white=10)
-        _, traits = traits_of(page, dict(zip(page.lines, texts, strict=True)))
+        traits = named_traits(page, texts)
         assert np.exp(traits[3, 4]) == pytest.approx(30 / 24, abs=0.09)
         assert np.exp(traits[[0, 1, 5], 4]) == pytest.approx(1, abs=0.03)
 
@@ -64,12 +70,12 @@ def test_widths_of_letters_tell_the_size_whatever_is_written() -> None:
 @needs_font
 def test_traits_do_not_hang_on_where_the_page_begins() -> None:
     page, texts = page_with("Rivers", FAMILY.bold, 26, white=12)
-    _, here = traits_of(page, dict(zip(page.lines, texts, strict=True)))
+    here = named_traits(page, texts)
     moved = {line: replace(line, left=line.left + 50, right=line.right + 50) for line in page.lines}
     prints = {moved[line]: page.prints[line] for line in page.lines}
     leads = {moved[line]: lead for line, lead in page.leads.items()}
     there = replace(page, parts=tuple(moved.values()), prints=prints, leads=leads)
-    _, same = traits_of(there, dict(zip(there.lines, texts, strict=True)))
+    same = named_traits(there, texts)
     assert np.allclose(here, same)
 
 

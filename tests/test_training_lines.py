@@ -21,6 +21,7 @@ from app.ocr.regions.views import (
     find_words,
     line_rows,
     line_text,
+    line_views,
 )
 from training.lines import LineRenderer, LineStyle
 from training.printed import Face, PrintedPage
@@ -120,6 +121,28 @@ def test_a_word_wider_than_a_row_is_cut_and_joined_again() -> None:
     for before, after in pairwise(rows):
         if after.is_cut:
             assert abs(after.source[0] - before.source[2]) <= 2, "nothing is left out"
+
+
+@pytest.mark.parametrize("leader", ["." * 30, ". " * 12, "…" * 8])
+def test_dots_that_lead_on_are_counted_and_not_read(leader: str) -> None:
+    ink = find_ink(drawn(f"Of rivers {leader} 17", FONT))
+    assert ink is not None
+    lines = sorted(find_lines(ink), key=lambda line: line.left)
+    views = [view for line in lines for view in line_views(ink, line, lines[0].height)]
+    words = ["Of rivers", "17"]
+    shown = [sum(len(view.cuts) for view in line_views(ink, line, lines[0].height)) for line in lines]
+    assert sum(shown) == len(words)
+    read = iter(words)
+    text = line_text(views, ["\n".join(next(read) for _ in view.cuts) for view in views])
+    dots = leader.replace("…", "...").replace(" ", "")
+    assert text == f"Of rivers {dots} 17"
+
+
+def test_what_ends_with_a_few_dots_is_read_as_it_is() -> None:
+    ink = find_ink(drawn("and so on ... to the end...", FONT))
+    assert ink is not None
+    (line,) = find_lines(ink)
+    assert not any(row.dots for view in line_rows(ink, line, line.height) for row in view)
 
 
 def test_rows_keep_to_rows_of_patches() -> None:

@@ -18,7 +18,7 @@ import torch
 from PIL import ImageOps
 from safetensors.numpy import save_file
 
-from app.ocr.regions.headings import KINDS, SPREAD, Floats, Network, traits_of
+from app.ocr.regions.headings import KINDS, SPREAD, Floats, Network, alike_of, traits_of
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import find_print
@@ -85,7 +85,7 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
         inside = inside[np.argsort(x[inside], kind="stable")]
         texts[line] = misread(rng, "".join(_spelled(marks[index]) for index in inside).strip())
         labels[line] = int(np.bincount(kinds[inside], minlength=len(KINDS)).argmax())
-    lines, traits = traits_of(cut, texts)
+    lines, traits = traits_of(cut, texts, alike_of(cut, texts))
     return (traits, np.array([labels[line] for line in lines], np.int64)) if lines else None
 
 

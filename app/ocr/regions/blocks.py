@@ -3,13 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import log
 
 import numpy as np
 
-from app.ocr.regions.headings import KINDS, heading_chances
-from app.ocr.regions.letters import Alike, beside_the_same
+from app.ocr.regions.headings import KINDS, alike_of, heading_chances, size_of
+from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
@@ -107,7 +106,8 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 class _Blocks:
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
         self._page = page
-        self._chances = heading_chances(page, texts)
+        self._alike = alike_of(page, texts)
+        self._chances = heading_chances(page, texts, self._alike)
         self._texts = texts
         self._number = page_number(page, texts)
         self._items = numbered_items(page, texts)
@@ -123,9 +123,12 @@ class _Blocks:
 
     def _heading(self, lines: Sequence[Line]) -> Heading:
         """Its lines are of one level."""
-        size = float(np.median([log(self._page.prints[line].size) for line in lines]))
+        size = float(np.median([log(self._size(line)) for line in lines]))
         chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
         return Heading(size, chances.sum(axis=0))
+
+    def _size(self, line: Line) -> float:
+        return size_of(self._page.prints[line], self._alike[line])
 
     def region(self, group: list[Line] | Table, kind: str) -> Region:
         if isinstance(group, Table):
@@ -190,11 +193,10 @@ class _Blocks:
         return bool(self._chances[line][0] < 0.5)
 
     def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
-        one = self._page.prints[above]
         alike = self._are_of_one_size(above, below)
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
-        most = max(pitch * self._page.em * one.size, PARAGRAPH_PITCH * self._page.pitch)
+        most = max(pitch * self._page.em * self._size(above), PARAGRAPH_PITCH * self._page.pitch)
         return alike and step <= most
 
     def _are_of_one_size(self, above: Line, below: Line) -> bool:
@@ -211,11 +213,6 @@ class _Blocks:
             return False
         is_low = any(not TALL.search(self._texts[line]) for line in prints)
         return is_low or _are_alike(*prints.values())
-
-    @cached_property
-    def _alike(self) -> dict[Line, Alike]:
-        """Seldom asked for: of pages on which lines of headings follow each other."""
-        return beside_the_same({line: self._page.prints[line].letters for line in self._texts}, self._texts)
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
         """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""

@@ -9,9 +9,9 @@ DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  #
 DASHES = frozenset((HYPHEN, DASH))
 LIKE_DISC = frozenset((DISC, SQUARE, RING))
 MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
-APART_EM, NEAR_EM = 0.4, 0.15
-"""White after a bullet of any form; and after a disc, a square or a ring lower than small letters, that
-stands as high as they do: no sign of a text is like that."""
+APART_EM, SPACE_EM, NEAR_EM = 0.4, 0.15, 0.06
+"""White after a bullet of any form; after one that others under it tell from a sign of the text; and after a
+disc, a square or a ring lower than small letters, that stands as high as they do: no sign of a text is."""
 NEAR_TALLEST_EM, NEAR_HIGHEST_EM = 0.48, 0.4
 """How high those are, and how far above the base they stand, at most."""
 SOLID = 0.72
@@ -28,15 +28,15 @@ THIN = 0.66
 """Of its box: a star fills less, a disc more."""
 
 
-def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:
+def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bool] | None:
     """``mark``: (H, W) bool, what stands apart at the begin of a line; ``base``: row that the line's letters
     stand on; ``em`` in pixels; ``white``: width in ems of what follows. One low piece that stands above the
-    base, as no letter does, or a solid one; ``None`` for anything else.
+    base, as no letter does, or a solid one; ``None`` for anything else. The sign, and whether it is one
+    whatever other lines begin with: a dash with a mere space after it may be one of the text, and what does
+    not stand above the base a letter.
     """
-    if mark.shape[1] > MAX_BULLET_EM * em or white < NEAR_EM:
-        return None
     labels, count = ndimage.label(mark, np.ones((3, 3)))
-    if count == 0:
+    if count == 0 or mark.shape[1] > MAX_BULLET_EM * em or white < NEAR_EM:
         return None
     areas = np.bincount(labels.ravel())[1:]
     largest, boxes = int(areas.argmax()), ndimage.find_objects(labels)
@@ -48,16 +48,20 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:
     if has_dot or areas.sum() > WITH_SPECKS * areas.max():
         return None
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
-    is_above = is_solid or base - rows.stop >= 0.07 * em
-    if height > TALLEST_EM * em or width < SLENDER * height or not is_above:
+    if height > TALLEST_EM * em or width < SLENDER * height:
         return None
     if height < FLAT_EM * em:
-        shape = DASH if width >= DASH_EM * em else HYPHEN
+        sign = DASH if width >= DASH_EM * em else HYPHEN
     else:
-        shape = _shape(labels[rows, columns] == largest + 1)
-    is_like_sign = height > NEAR_TALLEST_EM * em or base - rows.stop > NEAR_HIGHEST_EM * em
-    return None if white < APART_EM and (is_like_sign or shape not in LIKE_DISC) else shape
+        sign = _shape(labels[rows, columns] == largest + 1)
+    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
+    is_above = is_solid or base - rows.stop >= 0.07 * em
+    is_low = height <= NEAR_TALLEST_EM * em and base - rows.stop <= NEAR_HIGHEST_EM * em
+    is_like_disc = sign in LIKE_DISC and is_low
+    if is_like_disc or (is_above and white >= APART_EM):
+        return sign, is_above
+    may_be = sign not in LIKE_DISC and is_above and white >= SPACE_EM
+    return (sign, False) if may_be else None
 
 
 def _shape(piece: Mask) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import log, log1p
+from math import exp, log, log1p
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ FINE = 0.06
 NO_NEIGHBOUR = 17
 MIN_LETTERS = 3
 """Of a line that is among the page's largest: a chapter's number is no heading."""
+SURE_LETTERS = 4
+"""That say how large a line is."""
 SAME_SIZE, SAME_STROKE = 0.05, 0.15
 """By how much sizes and strokes of lines that are printed alike differ, as logarithms."""
 Floats = npt.NDArray[np.float32]
@@ -72,15 +74,25 @@ def fitted() -> Network:
     return load(WEIGHTS)
 
 
-def heading_chances(page: PageLines, texts: dict[Line, str]) -> dict[Line, Floats]:
-    """Of every line outside tables, (3,): that it is of each of ``KINDS``."""
-    lines, traits = traits_of(page, texts)
+def alike_of(page: PageLines, texts: dict[Line, str]) -> dict[Line, Alike]:
+    """Every line beside the same letters elsewhere on the page."""
+    return beside_the_same({line: page.prints[line].letters for line in page.lines}, texts)
+
+
+def size_of(own: Print, alike: Alike) -> float:
+    """In the page's body: by its letters, or by its capitals where those say little."""
+    return exp(alike.height) if alike.count >= SURE_LETTERS else own.size
+
+
+def heading_chances(page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> dict[Line, Floats]:
+    """Of every line outside tables, (3,): that it is of each of ``KINDS``. ``alike``: as ``alike_of``."""
+    lines, traits = traits_of(page, texts, alike)
     return dict(zip(lines, fitted().chances(traits), strict=True)) if lines else {}
 
 
-def traits_of(page: PageLines, texts: dict[Line, str]) -> tuple[list[Line], Floats]:
+def traits_of(page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> tuple[list[Line], Floats]:
     """Lines outside tables (N), and what decides over them (N, T)."""
-    traits = _Traits(page, texts)
+    traits = _Traits(page, texts, alike)
     lines = [part for part in page.parts if isinstance(part, Line)]
     around = zip([None, *page.parts], page.parts, [*page.parts[1:], None], strict=False)
     rows = [traits.row(above, line, below) for above, line, below in around if isinstance(line, Line)]
@@ -88,15 +100,15 @@ def traits_of(page: PageLines, texts: dict[Line, str]) -> tuple[list[Line], Floa
 
 
 class _Traits:
-    def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
+    def __init__(self, page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> None:
         self._page, self._texts = page, texts
         lines = page.lines
         self._count = len(lines)
-        self._letters = [page.prints[line] for line in lines if page.prints[line].count >= MIN_LETTERS]
+        self._sizes = {line: size_of(page.prints[line], alike[line]) for line in lines}
+        self._worded = [line for line in lines if page.prints[line].count >= MIN_LETTERS]
         self._left = min((line.left for line in lines), default=0)
         self._right = max((line.right for line in lines), default=1)
         advances = _advances(page, texts)
-        alike = beside_the_same({line: page.prints[line].letters for line in lines}, texts)
         self._print = {line: self._printed(line, advances.get(line)) for line in lines}
         self._alike = {line: _shown(alike[line]) for line in lines}
         self._said = {line: _said(texts[line]) for line in lines}
@@ -127,13 +139,14 @@ class _Traits:
 
     def _among(self, line: Line) -> list[float]:
         """How much larger the page's largest lines are, and how many are printed as this one is."""
-        own = self._page.prints[line]
+        size, stroke = self._sizes[line], self._page.prints[line].stroke
         alike = sum(
-            abs(log(other.size / own.size)) < SAME_SIZE and abs(log(other.stroke / own.stroke)) < SAME_STROKE
-            for other in self._letters
+            abs(log(self._sizes[other] / size)) < SAME_SIZE
+            and abs(log(self._page.prints[other].stroke / stroke)) < SAME_STROKE
+            for other in self._worded
         )
-        largest = max((other.size for other in self._letters), default=own.size)
-        return [_log(largest / own.size), log1p(alike) / 4, min(alike, 3) / 3]
+        largest = max((self._sizes[other] for other in self._worded), default=size)
+        return [_log(largest / size), log1p(alike) / 4, min(alike, 3) / 3]
 
     def _place(self, above: Part | None, line: Line) -> list[float]:
         em, left, right = self._page.em, self._left, self._right

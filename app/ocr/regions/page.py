@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from app.ocr.regions.bullets import DASHES
+from app.ocr.regions.bullets import DASHES, STAR
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, find_lines, lines_of
 from app.ocr.regions.order import in_order
@@ -19,6 +19,8 @@ from app.ocr.regions.views import LineView, line_views
 FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 1.7
 """White at a line's end that a word would have fit in; how far apart lines of a paragraph begin, and stand
 below each other, at most; in heights of a line."""
+UNDER_EM, AS_LARGE_EM = 0.2, 0.1
+"""By how much bullets of a list are apart at their left, and differ in size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
             lead = lead_of(ink, part, own.base, em * max(1.0, own.size))
             if lead is not None:
                 found[part] = lead
+    found = {line: lead for line, lead in found.items() if lead.is_sure or _has_like(line, found, em)}
     leads: dict[Line, Lead] = {}
     texts: list[Part] = []
     for above, part, below in zip([None, *parts], parts, [*parts[1:], None], strict=False):
@@ -69,6 +72,25 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
         texts.append(text)
     height, width = ink.mask.shape
     return PageLines(tuple(texts), prints, leads, em, _usual_pitch(texts, prints, em), width, height)
+
+
+def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
+    """Another line begins below or above it with the same sign; of letters, with a bullet."""
+    own = leads[line]
+    others = (lead for other, lead in leads.items() if other is not line and lead.bullet == own.bullet)
+    return any(
+        (lead.is_sure or lead.bullet in DASHES or lead.bullet == STAR)
+        and all(
+            abs(one - other) <= near * em
+            for one, other, near in (
+                (lead.left, own.left, UNDER_EM),
+                (lead.text_left, own.text_left, UNDER_EM),
+                (lead.width, own.width, AS_LARGE_EM),
+                (lead.height, own.height, AS_LARGE_EM),
+            )
+        )
+        for lead in others
+    )
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:

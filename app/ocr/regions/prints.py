@@ -53,6 +53,7 @@ class Lead:
     ``None`` for what may be a number. ``left``, ``width``,
     ``height``: of the bullet or number, pixels. ``is_narrow``: what follows is no more than a space, so that
     it is a number only if it was read as one; ``near``: the same where wider white follows its first word.
+    ``is_sure``: a bullet whatever other lines begin with.
     """
 
     bullet: str | None
@@ -62,6 +63,7 @@ class Lead:
     height: int
     is_narrow: bool = False
     near: "Lead | None" = None
+    is_sure: bool = True
 
     @property
     def is_bullet(self) -> bool:
@@ -187,10 +189,11 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     white = [gap for gap in gaps_of(line, ink.mask, 1) if gap[0] - line.left <= MAX_NUMBER_EM * em]
     for start, end in white:
         mark = ink.mask[line.top : line.bottom, line.left : start]
-        bullet = bullet_of(mark, base - line.top, em, white=(end - start) / em)
-        if bullet is not None:
-            rows = np.flatnonzero(mark.any(axis=1))
-            return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
+        found = bullet_of(mark, base - line.top, em, white=(end - start) / em)
+        if found is not None:
+            rows, (bullet, is_sure) = np.flatnonzero(mark.any(axis=1)), found
+            height = int(rows[-1] - rows[0]) + 1
+            return Lead(bullet, end, line.left, start - line.left, height, is_sure=is_sure)
     gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
     near: Lead | None = None
     # the first white is between a digit and its dot

@@ -164,18 +164,21 @@ class _Finder:
         return RuledTable(box, Table(tuple(rows)))
 
     def _kept(self, edges: Sequence[float], slabs: Sequence[_Slab]) -> list[float]:
-        """Without edges of columns that are almost empty, where white is narrow enough for a space."""
+        """Without edges of columns that are almost empty, where white is narrow enough for a space; and
+        without those between a head and the cells it is for, beside it.
+        """
         kept = list(edges)
         ruled = self._uprights(slabs)
         strips = self._strips([line for slab in slabs for line in slab.lines], joined([s.box for s in slabs]))
         for edge in edges:
-            width = max((b - a for a, b in strips if a <= edge <= b), default=0)
-            if edge in ruled or width >= SURE_STRIP_EM * self._em:
+            if edge in ruled:
                 continue
+            width = max((b - a for a, b in strips if a <= edge <= b), default=0)
             rows = [row for slab in slabs for row in self._text_rows(slab, kept)]
             at = kept.index(edge)
-            filled = [sum(bool(row[column]) for row in rows) for column in (at, at + 1)]
-            if min(filled) < MIN_FILLED * len(rows):
+            left, right = ([bool(row[column]) for row in rows] for column in (at, at + 1))
+            is_empty = min(sum(left), sum(right)) < MIN_FILLED * len(rows)
+            if _is_headed(left, right) or (is_empty and width < SURE_STRIP_EM * self._em):
                 kept.remove(edge)
         return kept
 
@@ -209,7 +212,9 @@ class _Finder:
         filled = np.flatnonzero(self._mask[whole.top : whole.bottom, start:stop].any(axis=0))
         if not len(filled):
             return None
-        return Line(start + int(filled[0]), whole.top, start + int(filled[-1]) + 1, whole.bottom, whole.space)
+        left, right = start + int(filled[0]), start + int(filled[-1]) + 1
+        gaps = tuple(gap for line in near for gap in line.gaps if left < gap[0] and gap[1] < right)
+        return Line(left, whole.top, right, whole.bottom, whole.space, gaps)
 
     def _rows(self, slab: _Slab, edges: Sequence[float], num_slabs: int) -> list[tuple[Cell, ...]]:
         """One row, whose cells have several lines, or several where most columns have as many lines."""
@@ -229,6 +234,12 @@ class _Finder:
         if is_pair or (num_slabs >= FEWEST_RULES and filled <= CELL_LINES_FILLED):
             return [tuple(map(tuple, columns))]
         return [tuple((cell,) if cell else () for cell in row) for row in texts]
+
+
+def _is_headed(one: Sequence[bool], other: Sequence[bool]) -> bool:
+    """Of two columns, one has the first row's cell alone and the other has all the others."""
+    head, *below = zip(one, other, strict=True)
+    return set(below) == {(True, False) if head == (False, True) else (False, True)} and head[0] != head[1]
 
 
 def _nearest(columns: Sequence[Sequence[Line]], middles: Sequence[float]) -> list[tuple[Cell, ...]]:

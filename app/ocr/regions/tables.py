@@ -1,11 +1,11 @@
 """Rows of print -> lines of text and tables: rows in a table keep the same strips white."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 
-from app.ocr.regions.lines import CELL_GAP_EM, Line, Part, Row, Table, cut_at, joined
+from app.ocr.regions.lines import CELL_GAP_EM, Cell, Line, Part, Row, Table, cut_at, joined
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.wrapped import wrapped_rows
 
@@ -80,7 +80,7 @@ def _wrapped_table(rows: Sequence[Row], em: float) -> tuple[Table, int] | None:
         if any(max(line.width for line in column) < MAX_NUMBER_EM * em for column in columns[:1]):
             continue  # items of a list
         cells = wrapped_rows(columns, em, is_ruled=False)
-        if cells is not None and len(cells) > 1 and all(_is_even(column, em) for column in columns):
+        if cells is not None and all(map(_are_even, zip(*cells, strict=True), repeat(em))):
             return Table(tuple(cells)), end
     return None
 
@@ -98,6 +98,13 @@ def _strips_of(rows: Sequence[Row], em: float) -> list[Strip]:
 
 def _white_between(above: Row, below: Row) -> float:
     return min(cell.top for cell in below) - max(cell.bottom for cell in above)
+
+
+def _are_even(column: Sequence[Cell], em: float) -> bool:
+    """A head may stand otherwise."""
+    head, *others = column
+    lines = [line for cell in others for line in cell]
+    return _is_even(lines, em) or _is_even([*head, *lines], em)
 
 
 def _is_even(column: Sequence[Line], em: float) -> bool:
@@ -135,9 +142,19 @@ class _Grid:
         """
         if not self._is_in_step(row, is_above=True):
             return False
+        if self._is_between_columns(row):
+            return self._put_above(row, [*row])
         kept = self._still_white(self._strips, [*self._taken, row]) if len(row) > 1 else []
         cells = self.in_columns(row) if len(kept) == len(self._strips) else []
         return self._put_above(row, cells if len(cells) - cells.count(None) > 1 else self._cut(row))
+
+    def _is_between_columns(self, row: Row) -> bool:
+        """It has a stretch for each column, that no other column is under."""
+        columns = [joined(column) for column in self._columns()]
+        return len(row) == len(columns) and all(
+            left.right <= column.left and before.right <= right.left
+            for (left, right), (before, column) in zip(pairwise(row), pairwise(columns), strict=True)
+        )
 
     def take_ruled(self, row: Row) -> bool:
         """The row above one that stands alone, with lines ruled around both."""

@@ -28,17 +28,25 @@ LETTER_EM = 0.9
 """A line of stretches no wider has white around every letter."""
 SPACED = 1.7
 """Times the white between such letters: between words."""
+LEAST_DOTS, DOT_EM, DOT_STEP_EM, SAME_STEP_PX = 5, 0.2, 0.9, 2
+"""Of a leader: dots at least; how wide and high they are and how far from each other, in ems, at most; by how
+much steps from dot to dot differ."""
+HIGHEST_DOT = 0.4
+"""Of the line's height, that is above a dot."""
 MOST_SQUEEZED = 1.25
 """A word wider than a row by more is cut, others are made narrower."""
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Ink from ``left`` to before ``right``. ``is_cut``: no space was seen before it."""
+    """Ink from ``left`` to before ``right``. ``is_cut``: no space was seen before it. ``dots``: how many lead
+    on to what follows, as in a table of contents; they are counted and not read. 0 for a word.
+    """
 
     left: int
     right: int
     is_cut: bool = False
+    dots: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Row:
     size: tuple[int, int]
     is_cut: bool
     """In the middle of a word: no space belongs before its first letter."""
+    dots: int = 0
+    """That follow it on the page, and are not shown."""
 
     def in_view(self, x: float, y: float) -> tuple[float, float] | None:
         """Where a point of the page is shown; ``None`` where it is not."""
@@ -64,10 +74,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LineView:
-    """``image``: gray. ``cuts``: of each row, whether it goes on with the word before."""
+    """``image``: gray. ``cuts``: of each row, whether it goes on with the word before; ``dots``: how many
+    follow it.
+    """
 
     image: Image.Image
     cuts: tuple[bool, ...]
+    dots: tuple[int, ...] = ()
 
 
 def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
@@ -79,7 +92,7 @@ def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
     pad = round(0.1 * em)
     top, bottom = max(0, line.top - pad), min(ink.gray.shape[0], line.bottom + pad)
     scale = min(EM_PX / em, (ROW_PX - 2) / (bottom - top))
-    words = _fitted(find_words(ink, line, em), ink, line, ROOM_PX / scale)
+    words = _fitted(_with_leaders(find_words(ink, line, em), ink, line, em), ink, line, ROOM_PX / scale)
     filled = _filled(words, ROOM_PX / scale)
     views: list[list[Row]] = []
     for number, row_words in enumerate(filled):
@@ -92,7 +105,9 @@ def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
 def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
     """Views of one line, in order."""
     return [
-        LineView(draw_view(ink.gray, rows), tuple(row.is_cut for row in rows))
+        LineView(
+            draw_view(ink.gray, rows), tuple(row.is_cut for row in rows), tuple(row.dots for row in rows)
+        )
         for rows in line_rows(ink, line, typical_px)
     ]
 
@@ -103,9 +118,12 @@ def line_text(views: Sequence[LineView], read: Sequence[str]) -> str:
     for view, answer in zip(views, read, strict=True):
         rows = answer.split("\n")
         # an answer of more or fewer rows than were shown says not where it left one out
-        cuts = view.cuts if len(rows) == len(view.cuts) else (False,) * len(rows)
-        for row, is_cut in zip(rows, cuts, strict=True):
+        is_known = len(rows) == len(view.cuts)
+        cuts = view.cuts if is_known else (False,) * len(rows)
+        dots = view.dots if is_known and view.dots else (*[0] * (len(rows) - 1), sum(view.dots))
+        for row, is_cut, count in zip(rows, cuts, dots, strict=True):
             text += row if is_cut or not (text and row) else f" {row}"
+            text += f" {'.' * count}" if count else ""
     return text
 
 
@@ -130,6 +148,56 @@ def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
         )
     words = cut_at(line, [(start, end) for start, end in gaps if end - start >= least])
     return [Word(word.left, word.right) for word in words if word.width]
+
+
+def _with_leaders(words: Sequence[Word], ink: Ink, line: Line, em: float) -> list[Word]:
+    """Words, and rows of dots between them as one each."""
+    leaders = _leaders(ink, line, em)
+    if not leaders:
+        return [*words]
+    parted = [*leaders]
+    for word in words:
+        edges = [word.left]
+        for leader in leaders:
+            if leader.left < word.right and word.left < leader.right:
+                edges += [leader.left, leader.right]
+        edges.append(word.right)
+        parted += [
+            Word(left, right) for left, right in zip(edges[::2], edges[1::2], strict=True) if left < right
+        ]
+    return sorted(parted, key=lambda word: word.left)
+
+
+def _leaders(ink: Ink, line: Line, em: float) -> list[Word]:
+    """Dots as far from each other, at least ``LEAST_DOTS``."""
+    pieces = [one for one in cut_at(line, gaps_of(line, ink.mask, 1)) if one.width]
+    if sum(one.width <= DOT_EM * em for one in pieces) < LEAST_DOTS:
+        return []
+    found: list[Word] = []
+    run: list[Line] = []
+    for piece in [*pieces, None]:
+        if piece is not None and _is_dot(ink, piece, em) and _is_in_step(run, piece, em):
+            run.append(piece)
+            continue
+        if len(run) >= LEAST_DOTS:
+            found.append(Word(run[0].left, run[-1].right, dots=len(run)))
+        run = [piece] if piece is not None and _is_dot(ink, piece, em) else []
+    return found
+
+
+def _is_dot(ink: Ink, piece: Line, em: float) -> bool:
+    if piece.width > DOT_EM * em:
+        return False
+    rows = np.flatnonzero(ink.mask[piece.top : piece.bottom, piece.left : piece.right].any(axis=1))
+    return bool(rows[-1] - rows[0] < DOT_EM * em and rows[0] > HIGHEST_DOT * piece.height)
+
+
+def _is_in_step(run: Sequence[Line], piece: Line, em: float) -> bool:
+    if not run:
+        return True
+    step = piece.left - run[-1].left
+    usual = run[-1].left - run[-2].left if len(run) > 1 else step
+    return step <= DOT_STEP_EM * em and abs(step - usual) <= max(SAME_STEP_PX, 0.2 * usual)
 
 
 def _parted(whites: Sequence[int], em: float) -> float | None:
@@ -167,7 +235,7 @@ def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Wo
     fitted: list[Word] = []
     for word in words:
         width = word.right - word.left
-        if width <= MOST_SQUEEZED * room:
+        if word.dots or width <= MOST_SQUEEZED * room:
             fitted.append(word)
             continue
         parts = -(-width // int(room))
@@ -180,12 +248,13 @@ def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Wo
 
 
 def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
-    """As many words a row as fit."""
+    """As many words a row as fit; dots end one, and stand for no row of their own."""
     rows: list[list[Word]] = []
     for word in words:
-        if rows and word.right - rows[-1][0].left <= room:
+        goes_on = bool(rows) and not rows[-1][-1].dots
+        if goes_on and (word.dots or word.right - rows[-1][0].left <= room):
             rows[-1].append(word)
-        else:
+        elif not word.dots:
             rows.append([word])
     return rows
 
@@ -193,8 +262,10 @@ def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
 def _row(ink: Ink, words: Sequence[Word], span: tuple[int, int], scale: float, number: int) -> Row:
     """A word wider than the view is made narrower."""
     top, bottom = span
+    dots = words[-1].dots
+    words = words[:-1] if dots else words
     left, right = max(0, words[0].left - 1), min(ink.gray.shape[1], words[-1].right + 1)
     width = min(ROOM_PX, max(1, round((right - left) * scale)))
     height = max(1, round((bottom - top) * scale))
     place = MARGIN_PX, number * ROW_PX + (ROW_PX - height) // 2
-    return Row((left, top, right, bottom), place, (width, height), words[0].is_cut)
+    return Row((left, top, right, bottom), place, (width, height), words[0].is_cut, dots)

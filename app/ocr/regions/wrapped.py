@@ -1,7 +1,7 @@
 """Rows of a table whose cells have several lines."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median
 
 from app.ocr.regions.lines import Cell, Line
@@ -10,6 +10,8 @@ SAME_LEVEL_EM, SAME_MIDDLE_EM = 0.25, 0.3
 """By how much lines beside each other, and cells of one row, are apart at most, in heights of a line."""
 APART_EM = 0.12
 """White between rows, beyond that between the lines of a cell, at least."""
+SLACK_EM = 0.3
+"""Of room in a column that a word may have lacked."""
 MAX_CELL_LINES = 5
 NARROW_TABLE, MIN_UNRULED = 2, 3
 """Columns in which nothing tells a cell beside several rows; rows and columns that are none by chance."""
@@ -29,7 +31,11 @@ def wrapped_rows(columns: Sequence[Column], em: float, *, is_ruled: bool) -> lis
         ways.append(_topped(levels, len(columns)))
     for rows in ways:
         is_enough = is_ruled or len(rows) >= MIN_UNRULED
-        if is_enough and any(map(_is_wrapped, rows)) and _are_apart(rows, em):
+        if not is_enough or not any(map(_is_wrapped, rows)):
+            continue
+        if _are_apart(rows, em):
+            return _with_even_rows_joined(rows, em)
+        if is_ruled and _are_broken(rows, em):
             return rows
     return None
 
@@ -91,11 +97,43 @@ def _is_spanned(row: Sequence[Column]) -> bool:
 
 
 def _are_apart(rows: Sequence[Sequence[Column]], em: float) -> bool:
-    within = [below.middle - above.middle for row in rows for cell in row for above, below in pairwise(cell)]
-    between = [
-        under[0].middle - over[-1].middle
-        for upper, lower in pairwise(rows)
-        for over, under in zip(upper, lower, strict=True)
-        if len(over) > 1 or len(under) > 1
-    ]
-    return not between or min(between) >= median(within) + APART_EM * em
+    between = [step for pair in pairwise(rows) if (step := _step(*pair)) and max(map(len, chain(*pair))) > 1]
+    return not between or min(between) >= _step_within(rows) + APART_EM * em
+
+
+def _step_within(rows: Sequence[Sequence[Column]]) -> float:
+    """From line to line of a cell, pixels."""
+    cells = [cell for row in rows for cell in row]
+    return median(below.middle - above.middle for cell in cells for above, below in pairwise(cell))
+
+
+def _step(upper: Sequence[Column], lower: Sequence[Column]) -> float:
+    """From the last lines of a row to the first of the next, pixels: in the column where they are nearest."""
+    return min(under[0].middle - over[-1].middle for over, under in zip(upper, lower, strict=True))
+
+
+def _with_even_rows_joined(rows: Sequence[tuple[Cell, ...]], em: float) -> list[tuple[Cell, ...]]:
+    """Rows whose cells have all as many lines: those are as near to each other as in other cells."""
+    near = _step_within(rows) + APART_EM * em / 2
+    joined: list[tuple[Cell, ...]] = []
+    for row in rows:
+        if joined and not _is_wrapped(joined[-1]) and not _is_wrapped(row) and _step(joined[-1], row) <= near:
+            joined[-1] = tuple((*over, *under) for over, under in zip(joined[-1], row, strict=True))
+        else:
+            joined.append(row)
+    return joined
+
+
+def _are_broken(rows: Sequence[Sequence[Column]], em: float) -> bool:
+    """Lines of a cell end where the next one's first word had no room, in the width of its column; rows are
+    named by a first cell of one line.
+    """
+    if any(len(row[0]) > 1 for row in rows):
+        return False
+    for column in zip(*rows, strict=True):
+        right = max(line.right for cell in column for line in cell)
+        for above, below in (pair for cell in column for pair in pairwise(cell)):
+            first_px = (below.gaps[0][0] if below.gaps else below.right) - below.left
+            if above.right + above.space + first_px <= right - SLACK_EM * em:
+                return False
+    return True

@@ -125,7 +125,7 @@ class _Blocks:
         """Its lines are of one level."""
         size = float(np.median([log(self._size(line)) for line in lines]))
         chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
-        return Heading(size, chances.sum(axis=0))
+        return Heading(size, chances.sum(axis=0), all(map(self._page.is_centred, lines)))
 
     def _size(self, line: Line) -> float:
         return size_of(self._page.prints[line], self._alike[line])

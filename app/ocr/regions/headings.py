@@ -151,7 +151,6 @@ class _Traits:
     def _place(self, above: Part | None, line: Line) -> list[float]:
         em, left, right = self._page.em, self._left, self._right
         lead = self._page.leads.get(line)
-        is_centred = abs(line.left + line.right - left - right) < 1.2 * em and line.left - left > 2 * em
         is_first_of_column = not isinstance(above, Line) or self._page.step(above, line) <= 0
         return [
             float(above is None),
@@ -160,7 +159,7 @@ class _Traits:
             line.width / (right - left),
             min((line.left - left) / em, 20) / 10,
             min((right - line.right) / em, 20) / 10,
-            float(is_centred),
+            float(self._page.is_centred(line)),
             log(self._count) / 4,
             _log(self._page.pitch / em),
             float(lead is not None and lead.is_bullet),

@@ -1,4 +1,4 @@
-"""Which headings of a page are its titles: larger ones, as all headings of one level are of one size."""
+"""Which headings of a page are its titles: larger or centred ones, as those of one level are alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,33 +12,51 @@ AS_LARGE, OTHER_SIZE = 0.04, 0.12
 """By how much sizes of one level are apart, and of two at least, as logarithms."""
 UNEVEN = 2.0
 """Logarithm of how much less likely titles are as small as other headings, or of two sizes."""
+LARGER, EVEN = 0.1, 0.06
+STANDS_OUT = 2.0
+"""By how much the first heading of a page is larger than all others, and those differ, as logarithms; and of
+how much more likely it is a title then, or where it alone is centred."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
     """``size``: in the body's, as a logarithm. ``chances``: (2,), of being a title and of another level, as
-    logarithms.
+    logarithms. ``is_centred``: on the page.
     """
 
     size: float
     chances: Floats
+    is_centred: bool = False
 
 
 def are_titles(headings: Sequence[Heading]) -> list[bool]:
-    """Of the headings of a page, by the likeliest way to part them."""
+    """Of the headings of a page, in order, by the likeliest way to part them."""
     if not headings:
         return []
     sizes = np.array([heading.size for heading in headings])
     chances = np.array([heading.chances for heading in headings])  # (H, 2)
-    ways = [chances[:, 0] > chances[:, 1], np.zeros(len(sizes), bool), *(sizes >= one for one in sizes)]
-    best = max(ways, key=lambda way: _likelihood(sizes, chances, way))
+    is_first = np.arange(len(headings)) == 0
+    ways = [chances[:, 0] > chances[:, 1], np.zeros(len(sizes), bool), is_first]
+    ways += [sizes >= one for one in sizes]
+    centred = np.array([heading.is_centred for heading in headings])
+    best = max(ways, key=lambda way: _likelihood(sizes, centred, chances, way))
     return [bool(one) for one in best]
 
 
-def _likelihood(sizes: Floats, chances: Floats, are_titles: Mask) -> float:
-    """``sizes``: (H,); ``chances``: (H, 2); ``are_titles``: (H,) bool. As a logarithm."""
+def _likelihood(sizes: Floats, centred: Mask, chances: Floats, are_titles: Mask) -> float:
+    """``sizes``: (H,); ``centred``, ``are_titles``: (H,) bool; ``chances``: (H, 2). As a logarithm."""
+    alone = float(np.where(are_titles, chances[:, 0], chances[:, 1]).sum())
     titles, others = sizes[are_titles], sizes[~are_titles]
-    are_small = len(titles) > 0 and len(others) > 0 and titles.min() < others.max() + AS_LARGE
-    are_uneven = len(titles) > 1 and titles.max() - titles.min() > OTHER_SIZE
-    alone = np.where(are_titles, chances[:, 0], chances[:, 1]).sum()
-    return float(alone) - UNEVEN * (int(are_small) + int(are_uneven))
+    if not len(titles):
+        return alone
+    if titles.max() - titles.min() > OTHER_SIZE:
+        alone -= UNEVEN
+    if not len(others):
+        return alone
+    is_apart = bool(centred[are_titles].all() and not centred[~are_titles].any())
+    if titles.min() < others.max() + AS_LARGE and not is_apart:
+        alone -= UNEVEN
+    are_even = others.max() - others.min() < EVEN
+    if are_titles[0] and are_even and (is_apart or titles.min() > others.max() + LARGER):
+        alone += STANDS_OUT
+    return alone

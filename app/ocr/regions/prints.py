@@ -25,6 +25,8 @@ MIN_LOWER = 2
 LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
 NARROW_GAP_EM = 0.18
 """Of a mere space, as browsers set after the number of an item."""
+CENTRED_EM, INDENTED_EM = 1.2, 2.0
+"""Of a line in the middle: by how much white left and right of it differs at most; white left of it."""
 WIDEST = 0.8
 """Of the widest white near a line's begin, that white after its number has at least."""
 
@@ -88,6 +90,12 @@ class PageLines:
     @property
     def lines(self) -> list[Line]:
         return [line for part in self.parts for line in lines_of(part)]
+
+    def is_centred(self, line: Line) -> bool:
+        """In the middle of all that is printed, and not from edge to edge."""
+        left, right = min(one.left for one in self.lines), max(one.right for one in self.lines)
+        shift = line.left + line.right - left - right
+        return abs(shift) < CENTRED_EM * self.em and line.left - left > INDENTED_EM * self.em
 
     def step(self, above: Line, below: Line) -> float:
         """From what the one stands on to what the other does, pixels."""

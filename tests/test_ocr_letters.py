@@ -5,7 +5,7 @@ from math import log
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from region_pages import A4, FAMILY, FONTS, needs_font
+from region_pages import A4, FAMILY, FONTS, needs_font, printed_page
 
 from app.ocr.regions.letters import Alike, beside_the_same
 from app.ocr.regions.page import cut_page
@@ -63,3 +63,14 @@ def test_words_whose_letters_are_not_told_apart_say_nothing() -> None:
     letters = {line: page.prints[line].letters for line in page.lines}
     for text in ("", "Pebble", "Peb bles", "?!"):
         assert beside_the_same(letters, {page.lines[0]: text}) == {page.lines[0]: Alike()}
+
+
+@needs_font
+def test_letters_with_a_dot_say_nothing_of_those_without() -> None:
+    """Two lines of one size that have few letters in common: "i" and "t" are higher than "e"."""
+    page = printed_page([(100, 100, "titi tilt sets"), (100, 150, "warn our man")])
+    texts = ["titi tilt sets", "warn our man"]
+    letters = {line: page.prints[line].letters for line in page.lines}
+    alike = beside_the_same(letters, dict(zip(page.lines, texts, strict=True)))[page.lines[1]]
+    assert alike.count > 3
+    assert abs(alike.height) < 0.04

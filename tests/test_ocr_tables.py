@@ -212,3 +212,33 @@ def test_a_row_between_rules_has_cells_of_several_lines() -> None:
     assert [[len(cell) for cell in row] for row in region.part.rows] == [[1, 1], [1, 2], [2, 1], [1, 2]]
     markdown = to_markdown(compose([region], read, tagged=True)).markdown
     assert "<tr><td>North bank</td><td>gravel</td></tr><tr><td>Weir</td><td>mud reeds</td></tr>" in markdown
+
+
+def test_a_head_in_the_middle_above_numbers_at_the_right_is_of_their_column() -> None:
+    """As browsers set it; between the columns' strips, under no number."""
+    head = row(0, (60, 160), (420, 480))
+    cells = [row(top, (50, 150 + top), (640 - top, 700)) for top in (40, 80, 120, 160)]
+    lines = [*head, *(cell for cells_of_row in cells for cell in cells_of_row)]
+    (table,) = in_order(lines)
+    assert isinstance(table, Table)
+    assert [[cell for (cell,) in cells_of_row] for cells_of_row in table.rows] == [head, *cells]
+
+
+@needs_font
+def test_a_ruled_table_has_no_column_for_a_head_alone() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.truetype(FAMILY.regular, 24)
+    for top in (100, 150, 330):
+        draw.line((100, top, 1100, top), fill=0, width=2)
+    for left, top, text in [(160, 110, "River"), (700, 110, "Length")]:
+        draw.text((left, top), text, font=font)
+    for at, (name, length) in enumerate([("Tees", "137"), ("Tamar", "98"), ("Severn", "354")]):
+        draw.text((140, 170 + 50 * at), name, font=font)
+        draw.text((1090, 170 + 50 * at), length, font=font, anchor="ra")
+    page = cut_page(image).page
+    assert page is not None
+    (table,) = page.parts
+    assert isinstance(table, Table)
+    assert [len(cells) for cells in table.rows] == [2] * 4
+    assert all(len(cell) == 1 for cells in table.rows for cell in cells)

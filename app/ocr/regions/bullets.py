@@ -12,6 +12,8 @@ MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
 APART_EM, SPACE_EM, NEAR_EM = 0.4, 0.15, 0.06
 """White after a bullet of any form; after one that others under it tell from a sign of the text; and after a
 disc, a square or a ring lower than small letters, that stands as high as they do: no sign of a text is."""
+ROUND = 1.4
+"""Its width over its height at most, and the other way round."""
 NEAR_TALLEST_EM, NEAR_HIGHEST_EM = 0.48, 0.4
 """How high those are, and how far above the base they stand, at most."""
 SOLID = 0.72
@@ -57,9 +59,11 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
     is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
     is_above = is_solid or base - rows.stop >= 0.07 * em
     is_low = height <= NEAR_TALLEST_EM * em and base - rows.stop <= NEAR_HIGHEST_EM * em
-    is_like_disc = sign in LIKE_DISC and is_low
-    if is_like_disc or (is_above and white >= APART_EM):
-        return sign, is_above
+    is_like_disc = sign in LIKE_DISC and is_low and width < ROUND * height < ROUND**2 * width
+    if is_above and white >= APART_EM:
+        return sign, True
+    if is_like_disc:
+        return sign, is_above and white >= SPACE_EM
     may_be = sign not in LIKE_DISC and is_above and white >= SPACE_EM
     return (sign, False) if may_be else None
 

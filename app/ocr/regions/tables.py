@@ -15,7 +15,7 @@ MAX_NUMBER_EM = 1.7
 """Width of a bullet or a number before an item of a list."""
 MIN_ITEM_EM = 4.0
 ALIGNED_EM = 0.4
-MANY_CELLS = 5
+MANY_CELLS, SURE_ROWS = 5, 3
 SURE_STRIP_EM = 0.9
 """White between cells that spread words never have."""
 SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
@@ -282,11 +282,10 @@ class _Grid:
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
             return False
-        lefts = [cell.left for cell in found[0]]
-        is_flush = max(lefts) - min(lefts) <= ALIGNED_EM * self._em
-        return all(
-            self._is_aligned(column, at_right=column is not found[-1] or not is_flush) for column in found
-        )
+        sides = ([cell.left for cell in found[0]], [(cell.left + cell.right) / 2 for cell in found[0]])
+        is_flush, is_centred = (max(side) - min(side) <= ALIGNED_EM * self._em for side in sides)
+        at_right = is_centred and not is_flush and len(sides[0]) >= SURE_ROWS
+        return all(self._is_aligned(column, at_right=column is not found[-1] or at_right) for column in found)
 
     def is_list(self) -> bool:
         """Bullets or numbers beside what they point at."""
@@ -341,8 +340,8 @@ class _Grid:
         return self._rules.count_levels(box.left, box.right, box.top - around, box.bottom + around) >= 3
 
     def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
-        """At the left, in the middle or at the right, as cells of a table are; justified text, that is flush
-        on the left, is at the right of its last column, too.
+        """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
+        of its last column, too.
         """
         edges: list[list[float]] = [
             [cell.left for cell in column],

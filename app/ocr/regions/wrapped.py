@@ -30,11 +30,11 @@ def wrapped_rows(columns: Sequence[Column], em: float, *, is_ruled: bool) -> lis
     if is_ruled or len(columns) >= MIN_UNRULED:
         ways.append(_topped(levels, len(columns)))
     for rows in ways:
-        is_enough = is_ruled or len(rows) >= MIN_UNRULED
-        if not is_enough or not any(map(_is_wrapped, rows)):
+        if not any(map(_is_wrapped, rows)):
             continue
         if _are_apart(rows, em):
-            return _with_even_rows_joined(rows, em)
+            found = _with_even_rows_joined(rows, em)
+            return found if is_ruled or len(found) >= MIN_UNRULED else None
         if is_ruled and _are_broken(rows, em):
             return rows
     return None

@@ -19,6 +19,7 @@ import torch
 from app.ocr.reader import open_reader, resolve_device
 from app.reader import PageReader
 from benchmarks.accuracy import peers as peers_of
+from benchmarks.accuracy.browser import BROWSER, browser_pages
 from benchmarks.accuracy.curve import curve, open_curve_reader
 from benchmarks.accuracy.pages import (
     A4_KINDS,
@@ -49,7 +50,7 @@ async def measure(arguments: argparse.Namespace, settings: Settings, save: Calla
     figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
     rendered = RenderedPages(settings)
     if not arguments.curve_only:
-        await measure_accuracy(arguments, rendered, figures, save)
+        await measure_accuracy(arguments, settings, rendered, figures, save)
     if arguments.curve or arguments.curve_only:
         figures["curve"] = await measure_curve(arguments, rendered)
     save(figures)
@@ -57,12 +58,15 @@ async def measure(arguments: argparse.Namespace, settings: Settings, save: Calla
 
 async def measure_accuracy(
     arguments: argparse.Namespace,
+    settings: Settings,
     rendered: RenderedPages,
     figures: Figures,
     save: Callable[[Figures], None],
 ) -> None:
     count = arguments.pages or RENDERED_PAGES
-    kinds = [rendered.kind(name, count) for name in arguments.kinds if name != BLANK]
+    kinds = [rendered.kind(name, count) for name in arguments.kinds if name in RENDERED]
+    if BROWSER in arguments.kinds:
+        kinds.append(browser_pages(settings, arguments.weasyprint).kind(count))
     real = documents(arguments.documents, arguments.pages) if arguments.documents else []
     peers, absent = (
         peers_of.find_peers(arguments.rapidocr_python, arguments.threads) if arguments.peers else ([], {})
@@ -163,7 +167,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=_positive,
         help=f"of each kind (default: {RENDERED_PAGES} rendered, {BLANK_PAGES} blank, all real ones)",
     )
-    add("--kinds", nargs="+", choices=[*RENDERED, BLANK], default=[*RENDERED, BLANK], help="default: all")
+    kinds = [*RENDERED, BLANK]
+    add("--kinds", nargs="+", choices=[*kinds, BROWSER], default=kinds, help=f"default: all but {BROWSER}")
+    add("--weasyprint", default="weasyprint", help=f"command that prints {BROWSER} pages")
     add(
         "--pruning",
         nargs="+",

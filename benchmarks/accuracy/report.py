@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.browser import BROWSER
 from benchmarks.accuracy.curve import METHOD_NAMES
 from benchmarks.accuracy.pages import A4_KINDS
 from benchmarks.accuracy.plot import Point, line_plot
@@ -80,7 +81,7 @@ def _all_rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _cells(row: Mapping[str, Any]) -> Sequence[object]:
-    has_structure = row["prompt"] == MARKDOWN and row["kind"] in A4_KINDS
+    has_structure = row["prompt"] == MARKDOWN and row["kind"] in (*A4_KINDS, BROWSER)
     return (
         row["kind"].replace("_", " "), row["pages"], row["reader"], row["prompt"], row.get("pruning", ""),
         _rate(row["character_error_rate"]), _rate(row["median_of_pages"]), _rate(row["words_read"]),

@@ -178,7 +178,22 @@ def test_words_of_a_paragraph_are_no_numbers_of_the_heading_below() -> None:
         (["1. one", "2. two", "3,11 was"], ["1. one", "2. two", "3. 11 was"]),
         (["1. one", "2. two", "a. three"], ["1. one", "2. two", "3. three"]),
         (["r. one", "2. two", "3. three"], ["1. one", "2. two", "3. three"]),
+        (["4. one", "2. two", "3. three"], ["1. one", "2. two", "3. three"]),
     ],
 )
 def test_a_number_is_told_from_its_text_though_no_space_was_read(read: list[str], told: list[str]) -> None:
     assert with_numbers_told(list_page(["1.", "2.", "3."]), read) == told
+
+
+@needs_font
+def test_lines_hang_under_an_item_however_wide_its_spaces_are() -> None:
+    """Of a justified line, whose first word has more white after it than the number."""
+    rows = [
+        (100, 100, "1."),
+        (140, 100, "It"),
+        (190, 100, "was a femur of unusual size, as"),
+        (140, 134, "it is said"),
+    ]
+    page = printed_page(rows)
+    read = ["1. It was a femur of unusual size, as", "it is said"]
+    assert to_markdown(page_text(page, read, tagged=True)).markdown == " ".join(read)

@@ -70,6 +70,13 @@ def test_a_cell_beside_several_rows_does_not_make_them_one() -> None:
     assert ruled_rows(columns_of(cells_of([(1, 2, 2), (1, 2, 2)], white=10, at_top=False))) is None
 
 
+def test_between_rules_it_is_one_row() -> None:
+    (row_of_table,) = cells_of([(1, 2, 2)], white=0, at_top=False)
+    rows = wrapped_rows(columns_of([row_of_table]), EM, is_ruled=True, is_row=True)
+    assert rows is not None
+    assert [[list(cell) for cell in cells] for cells in rows] == [row_of_table]
+
+
 def test_columns_of_text_are_no_cells() -> None:
     """Lines of all columns are as far from each other everywhere, half a line higher on one side."""
     left = [line for top in range(100, 300, PITCH) for line in row(top, (50, 300))]

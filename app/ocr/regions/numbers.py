@@ -28,6 +28,7 @@ SAME_TEXT_EM, NUMBER_EM = 0.35, 0.8
 SAME_WIDTH_EM = 0.3
 """By how much two numbers of as many digits differ in width."""
 MAX_ITEM_LINES, LONGEST_NUMBER = 12, 3
+FIRST = 1
 
 
 def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
@@ -222,6 +223,11 @@ def _tell(items: Sequence[_Item], em: float) -> None:
     for above, item, below in zip(items, items[1:], items[2:], strict=False):
         if above.number is not None and below.number == above.number + 2:
             item.told(above.number + 1, above.mark)
+    for at, (item, below) in enumerate(pairwise(items)):
+        earlier = items[at - 1].number if at else None
+        goes_on = earlier is not None and item.number == earlier + 1
+        if item.number is not None and below.number == FIRST + 1 and not goes_on:
+            item.told(FIRST, below.mark)  # no list begins with its second item
     known = [at for at, item in enumerate(items) if item.number is not None]
     for upper, lower in pairwise([-1, *known]):
         _tell_between(items[upper] if upper >= 0 else None, items[upper + 1 : lower], items[lower], em)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import ndimage
@@ -23,8 +24,8 @@ LOWER = (0.5, 0.87)
 MIN_LOWER = 2
 """Letters that say how high lower-case ones are."""
 LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
-NARROW_GAP_EM = 0.18
-"""Of a mere space, as browsers set after the number of an item."""
+NARROW_GAP_EM, DOT_EM = 0.18, 0.3
+"""Of a mere space, as browsers set after the number of an item; height of the dot before it, at most."""
 CENTRED_EM, INDENTED_EM = 1.2, 2.0
 """Of a line in the middle: by how much white left and right of it differs at most; white left of it."""
 WIDEST = 0.8
@@ -202,15 +203,24 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
             rows, (bullet, is_sure) = np.flatnonzero(mark.any(axis=1)), found
             height = int(rows[-1] - rows[0]) + 1
             return Lead(bullet, end, line.left, start - line.left, height, is_sure=is_sure)
+    near = _number_before_space(ink, line, white, em)
     gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
-    near: Lead | None = None
-    # the first white is between a digit and its dot
-    start, end = next((gap for gap in white[1:] if gap[1] - gap[0] >= NARROW_GAP_EM * em), (0, 0))
-    if end and (start, end) not in gaps:
-        near = Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
     if not gaps:
         return near
     # a typewriter's digit and its dot are as far apart as words
     widest = max(end - start for start, end in gaps)
     start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
     return Lead(None, end, line.left, start - line.left, line.height, near=near)
+
+
+def _number_before_space(ink: Ink, line: Line, white: Sequence[tuple[int, int]], em: float) -> Lead | None:
+    """What may be a number with its mark, before the first white as wide as a space."""
+    for (_, left), (start, end) in pairwise(white):  # the first white is between a digit and its dot
+        if end - start < NARROW_GAP_EM * em:
+            continue
+        rows = np.flatnonzero(ink.mask[line.top : line.bottom, left:start].any(axis=1))
+        is_dot = len(rows) > 0 and rows[-1] - rows[0] < DOT_EM * em
+        if end - start >= LEAD_GAP_EM * em and not is_dot:
+            return None
+        return Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
+    return None

@@ -222,7 +222,8 @@ class _Finder:
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]
         if not texts:
             return [((),) * (len(edges) + 1)]
-        if (wrapped := wrapped_rows(columns, self._em, is_ruled=True)) is not None:
+        is_row = num_slabs >= FEWEST_RULES
+        if (wrapped := wrapped_rows(columns, self._em, is_ruled=True, is_row=is_row)) is not None:
             return wrapped
         usual, times = Counter(map(len, columns)).most_common(1)[0]
         is_grid = bool(self._uprights([slab])) and num_slabs >= FEWEST_RULES

@@ -19,14 +19,17 @@ Column = Sequence[Line]
 Level = list[tuple[int, Line]]
 
 
-def wrapped_rows(columns: Sequence[Column], em: float, *, is_ruled: bool) -> list[tuple[Cell, ...]] | None:
+def wrapped_rows(
+    columns: Sequence[Column], em: float, *, is_ruled: bool, is_row: bool = False
+) -> list[tuple[Cell, ...]] | None:
     """``columns``: their lines from top to bottom; ``em``: height of a line. ``None`` where cells have one
     line each, or lines are not where those of cells would be: with their middles, or their first lines,
     beside each other, and with more white between rows than between the lines of a cell. Lines of text stand
-    like the latter by chance, where no rules are around them.
+    like the latter by chance, where no rules are around them. ``is_row``: rules are between rows, so that no
+    cell stands beside several.
     """
     levels = _levels(columns, em)
-    ways = [_middled(levels, len(columns), em)]
+    ways = [_middled(levels, len(columns), em, may_span=not is_row)]
     if is_ruled or len(columns) >= MIN_UNRULED:
         ways.append(_topped(levels, len(columns)))
     for rows in ways:
@@ -40,7 +43,9 @@ def wrapped_rows(columns: Sequence[Column], em: float, *, is_ruled: bool) -> lis
     return None
 
 
-def _middled(levels: Sequence[Level], num_columns: int, em: float) -> list[tuple[Cell, ...]]:
+def _middled(
+    levels: Sequence[Level], num_columns: int, em: float, *, may_span: bool
+) -> list[tuple[Cell, ...]]:
     """A row ends where the cells of all columns are there, with their middles beside each other. None where
     some are left over.
     """
@@ -56,7 +61,8 @@ def _middled(levels: Sequence[Level], num_columns: int, em: float) -> list[tuple
             rows.append(tuple(map(tuple, row)))
             row = [[] for _ in range(num_columns)]
     wrapped = list(filter(_is_wrapped, rows))
-    return [] if any(row) or sum(map(_is_spanned, wrapped)) > len(wrapped) / 2 else rows
+    is_spanned = may_span and sum(map(_is_spanned, wrapped)) > len(wrapped) / 2
+    return [] if any(row) or is_spanned else rows
 
 
 def _topped(levels: Sequence[Level], num_columns: int) -> list[tuple[Cell, ...]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 
 import numpy as np
 
@@ -236,13 +237,12 @@ class _Order:
 
     def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = 0.3) -> bool:
         """Rows on both sides lie at the same heights, as those of a table do."""
-        heights = [float(np.median([line.bottom for line in band])) for band in bands_of(left)]
-        bands = bands_of(right)
-        beside = [
-            min(abs(height - float(np.median([line.bottom for line in band]))) for height in heights)
-            for band in bands
-        ]
-        return sum(gap < near_em * self._em for gap in beside) >= 0.6 * len(bands)
+        heights, others = (
+            np.array([median(line.bottom for line in band) for band in bands_of(side)])
+            for side in (left, right)
+        )
+        beside = np.abs(heights[:, None] - others).min(axis=0)
+        return bool((beside < near_em * self._em).sum() >= 0.6 * len(others))
 
 
 def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise, repeat
+from statistics import median
 
 import numpy as np
 
@@ -31,6 +32,8 @@ SAME_WHITE = 0.9
 """White between cells is no narrower than any other of their row; but for what letters have beside them."""
 MIN_WRAPPED, MAX_WRAPPED = 3, 60
 """Printed rows of a table with cells of several lines, at least and at most."""
+MAX_BELOW = 4
+"""Short lines under it that leave its strips white, at most."""
 Strip = tuple[float, float]
 ENDLESS = float("inf")
 
@@ -38,6 +41,7 @@ ENDLESS = float("inf")
 def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
     """Rows from top to bottom -> tables, and the others as lines. ``em``: height of a line."""
     parts: list[Part] = []
+    middles = [median(cell.middle for cell in row) for row in rows]
     at = 0
     while at < len(rows):
         if (wrapped := _wrapped_table(rows[at : at + MAX_WRAPPED], em)) is not None:
@@ -45,7 +49,7 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
             parts.append(table)
             at += num_rows
             continue
-        grid = _Grid(rows, at, em, rules)
+        grid = _Grid(rows, at, em, rules, middles)
         above = rows[at - 1] if at > 0 and parts and isinstance(parts[-1], Line) else None
         has_head = above is not None and not grid.is_table() and grid.take_ruled(above)
         if grid.is_table():
@@ -64,36 +68,36 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
 
 def _wrapped_table(rows: Sequence[Row], em: float) -> tuple[Table, int] | None:
     """Whose cells have several lines, beside the middle of their row; and how many of the rows are its."""
-    ends = [0]  # of what stands close together and leaves a strip white, beside its first row
-    while ends[-1] < len(rows) and (ends[-1] == 0 or _strips_of(rows[: ends[-1] + 1], em)):
-        ends.append(ends[-1] + 1)
-        if ends[-1] < len(rows) and _white_between(rows[ends[-1] - 1], rows[ends[-1]]) > MAX_ROW_GAP_EM * em:
+    strips: list[list[Strip]] = []  # white through the first rows, as long as there is some beside the first
+    inked: list[Strip] = []
+    for at, row in enumerate(rows):
+        inked = _joined_spans([*inked, *((line.left, line.right) for line in row)], CELL_GAP_EM * em)
+        is_apart = at > 0 and _white_between(rows[at - 1], row) > MAX_ROW_GAP_EM * em
+        if is_apart or (at > 0 and len(inked) < 2):
             break
-    for end in reversed(ends):
-        if end < MIN_WRAPPED:
-            break
-        strips = _strips_of(rows[:end], em)
-        columns = [
-            [cell for row in rows[:end] if (cell := _in_columns(row, strips)[at]) is not None]
-            for at in range(len(strips) + 1)
-        ]
-        if any(max(line.width for line in column) < MAX_NUMBER_EM * em for column in columns[:1]):
+        strips.append([(left[1], right[0]) for left, right in pairwise(inked)])
+    for end in range(len(strips), max(MIN_WRAPPED, len(strips) - MAX_BELOW) - 1, -1):
+        cells = [_in_columns(row, strips[end - 1]) for row in rows[:end]]
+        if all(None not in row for row in cells):
+            return None
+        columns = [[cell for cell in column if cell] for column in zip(*cells, strict=True)]
+        if max(line.width for line in columns[0]) < MAX_NUMBER_EM * em:
             continue  # items of a list
-        cells = wrapped_rows(columns, em, is_ruled=False)
-        if cells is not None and all(map(_are_even, zip(*cells, strict=True), repeat(em))):
-            return Table(tuple(cells)), end
+        found = wrapped_rows(columns, em, is_ruled=False)
+        if found is not None and all(map(_are_even, zip(*found, strict=True), repeat(em))):
+            return Table(tuple(found)), end
     return None
 
 
-def _strips_of(rows: Sequence[Row], em: float) -> list[Strip]:
-    """White through all of the rows, as wide as between cells."""
-    strips: list[Strip] = []
-    right = ENDLESS
-    for line in sorted((line for row in rows for line in row), key=lambda one: one.left):
-        if line.left - right >= CELL_GAP_EM * em:
-            strips.append((right, line.left))
-        right = line.right if right == ENDLESS else max(right, line.right)
-    return strips
+def _joined_spans(spans: Sequence[Strip], least: float) -> list[Strip]:
+    """Those with less white between them as one, from left to right."""
+    joined_spans: list[Strip] = []
+    for left, right in sorted(spans):
+        if joined_spans and left - joined_spans[-1][1] < least:
+            joined_spans[-1] = joined_spans[-1][0], max(right, joined_spans[-1][1])
+        else:
+            joined_spans.append((left, right))
+    return joined_spans
 
 
 def _white_between(above: Row, below: Row) -> float:
@@ -120,8 +124,10 @@ def _is_even(column: Sequence[Line], em: float) -> bool:
 class _Grid:
     """The most rows, from one on, that have strips in common: ``rows[start:end]``."""
 
-    def __init__(self, rows: Sequence[Row], start: int, em: float, rules: Rules) -> None:
-        self._em, self._rules = em, rules
+    def __init__(
+        self, rows: Sequence[Row], start: int, em: float, rules: Rules, middles: Sequence[float]
+    ) -> None:
+        self._em, self._rules, self._middles = em, rules, middles
         self._right = max(row[-1].right for row in rows)
         self.end = start + 1
         self._taken = [rows[start]]
@@ -216,7 +222,7 @@ class _Grid:
         for at in range(start + 1, len(rows)):
             gap = _white_between(rows[at - 1], rows[at])
             left = self._still_white(strips, rows[start : at + 1])
-            if self._is_break(rows[start : at + 2], at - start) or gap > MAX_ROW_GAP_EM * self._em:
+            if self._is_break(start, at - start) or gap > MAX_ROW_GAP_EM * self._em:
                 return
             if not self._may_lose(strips, left, rows[at], at - start):
                 return
@@ -228,12 +234,11 @@ class _Grid:
                 # text under a table may be too short to cross its strips
                 self._strips, self._taken, self.end = strips, list(rows[start : at + 1]), at + 1
 
-    def _is_break(self, rows: Sequence[Row], at: int) -> bool:
-        """Row ``at`` stands farther below than those before it below each other; than the one before and the
-        one after it, where there are no more.
+    def _is_break(self, start: int, at: int) -> bool:
+        """Row ``at`` after the first stands farther below than those before it below each other; than the one
+        before and the one after it, where there are no more.
         """
-        middles = [float(np.median([cell.middle for cell in row])) for row in rows]
-        steps = np.diff(middles)
+        steps = np.diff(self._middles[start : start + at + 2])
         around = steps[: at - 1] if at > 2 else np.delete(steps, at - 1)
         if len(around) < 2:
             return False

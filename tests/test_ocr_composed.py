@@ -206,3 +206,14 @@ def test_dashes_with_a_space_after_them_are_bullets_under_each_other_alone() -> 
 
     assert signs(["\u2013", "\u2013", ""]) == ["\u2013"] * 2
     assert signs(["\u2013", "", ""]) == []
+
+
+@needs_font
+@pytest.mark.parametrize("mark", ["'", "\u2019", "`", "^"])
+def test_marks_of_a_text_under_each_other_are_no_bullets(mark: str) -> None:
+    """As wide as a space apart from their letters, which a typewriter's are."""
+    right = 100 + round(ImageFont.truetype(FAMILY.regular, 24).getbbox(mark)[2])
+    rows = [(100, 100 + 40 * at, mark) for at in range(3)]
+    texts = [(right + 4, 100 + 40 * at, "economic pebbles of quartz") for at in range(3)]
+    page = printed_page([*rows, *texts])
+    assert not any(lead.is_bullet for lead in page.leads.values())

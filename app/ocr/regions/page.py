@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from app.ocr.regions.bullets import DASHES, STAR
+from app.ocr.regions.bullets import DASHES
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, find_lines, lines_of
 from app.ocr.regions.order import in_order
@@ -79,7 +79,7 @@ def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
     own = leads[line]
     others = (lead for other, lead in leads.items() if other is not line and lead.bullet == own.bullet)
     return any(
-        (lead.is_sure or lead.bullet in DASHES or lead.bullet == STAR)
+        (lead.is_sure or lead.bullet in DASHES)
         and all(
             abs(one - other) <= near * em
             for one, other, near in (

@@ -24,8 +24,9 @@ LOWER = (0.5, 0.87)
 MIN_LOWER = 2
 """Letters that say how high lower-case ones are."""
 LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
-NARROW_GAP_EM, DOT_EM = 0.18, 0.3
-"""Of a mere space, as browsers set after the number of an item; height of the dot before it, at most."""
+NARROW_GAP_EM, DOT_EM, BELOW_EM = 0.18, 0.3, 0.05
+"""Of a mere space, as browsers set after the number of an item; height of the dot before it, at most; how far
+below the letters a bracket reaches."""
 CENTRED_EM, INDENTED_EM = 1.2, 2.0
 """Of a line in the middle: by how much white left and right of it differs at most; white left of it."""
 WIDEST = 0.8
@@ -203,7 +204,7 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
             rows, (bullet, is_sure) = np.flatnonzero(mark.any(axis=1)), found
             height = int(rows[-1] - rows[0]) + 1
             return Lead(bullet, end, line.left, start - line.left, height, is_sure=is_sure)
-    near = _number_before_space(ink, line, white, em)
+    near = _number_before_space(ink, line, white, base, em)
     gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
     if not gaps:
         return near
@@ -213,14 +214,16 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
     return Lead(None, end, line.left, start - line.left, line.height, near=near)
 
 
-def _number_before_space(ink: Ink, line: Line, white: Sequence[tuple[int, int]], em: float) -> Lead | None:
-    """What may be a number with its mark, before the first white as wide as a space."""
+def _number_before_space(
+    ink: Ink, line: Line, white: Sequence[tuple[int, int]], base: float, em: float
+) -> Lead | None:
+    """What may be a number with its dot or bracket, before the first white as wide as a space."""
     for (_, left), (start, end) in pairwise(white):  # the first white is between a digit and its dot
         if end - start < NARROW_GAP_EM * em:
             continue
-        rows = np.flatnonzero(ink.mask[line.top : line.bottom, left:start].any(axis=1))
+        rows = line.top + np.flatnonzero(ink.mask[line.top : line.bottom, left:start].any(axis=1))
         is_dot = len(rows) > 0 and rows[-1] - rows[0] < DOT_EM * em
-        if end - start >= LEAD_GAP_EM * em and not is_dot:
-            return None
-        return Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
+        is_bracket = len(rows) > 0 and rows[-1] >= base + BELOW_EM * em
+        if is_dot or is_bracket:
+            return Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
     return None

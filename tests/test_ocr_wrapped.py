@@ -66,8 +66,18 @@ def test_rows_of_single_lines_are_none_of_it() -> None:
 
 
 def test_a_cell_beside_several_rows_does_not_make_them_one() -> None:
-    """A name that stands for two rows of amounts."""
+    """A name that stands for two rows of amounts, or several."""
     assert ruled_rows(columns_of(cells_of([(1, 2, 2), (1, 2, 2)], white=10, at_top=False))) is None
+
+
+def test_cells_of_the_same_columns_beside_several_rows_do_not_make_them_one() -> None:
+    """As numbers of layers beside the names and times of two variants each."""
+    columns = columns_of(cells_of([(1, 2, 2), (1, 2, 2)], white=10, at_top=False))
+    beside = [Line(line.left + 250, line.top, line.right + 250, line.bottom) for line in columns[0]]
+    shifted = [
+        [Line(one.left + 500, one.top, one.right + 500, one.bottom) for one in columns[at]] for at in (1, 2)
+    ]
+    assert ruled_rows([columns[0], beside, *columns[1:], *shifted]) is None
 
 
 def test_between_rules_it_is_one_row() -> None:

@@ -61,8 +61,7 @@ def _middled(
             rows.append(tuple(map(tuple, row)))
             row = [[] for _ in range(num_columns)]
     wrapped = list(filter(_is_wrapped, rows))
-    is_spanned = may_span and sum(map(_is_spanned, wrapped)) > len(wrapped) / 2
-    return [] if any(row) or is_spanned else rows
+    return [] if any(row) or (may_span and _are_spanned(wrapped)) else rows
 
 
 def _topped(levels: Sequence[Level], num_columns: int) -> list[tuple[Cell, ...]]:
@@ -96,10 +95,17 @@ def _is_wrapped(row: Sequence[Column]) -> bool:
     return len(set(map(len, row))) > 1
 
 
-def _is_spanned(row: Sequence[Column]) -> bool:
-    """One cell stands beside several rows of all others."""
-    counts = sorted(map(len, row))
-    return len(row) > NARROW_TABLE and counts[0] == 1 and counts[1] == counts[-1]
+def _are_spanned(rows: Sequence[Sequence[Column]]) -> bool:
+    """Cells of the same columns stand beside several rows of all others, each time; or one cell of each."""
+    if any(len(row) <= NARROW_TABLE for row in rows):
+        return False
+    alone = [[len(cell) == 1 for cell in row] for row in rows]
+    heights = [{len(cell) for cell in row if len(cell) > 1} for row in rows]
+    are_alike = all(len(counts) == 1 for counts in heights) and all(one == alone[0] for one in alone)
+    if len(rows) > 1 and are_alike and 2 * sum(alone[0]) < len(alone[0]):
+        return True
+    spanned = sum(sum(one) == 1 and len(counts) == 1 for one, counts in zip(alone, heights, strict=True))
+    return spanned > len(rows) / 2
 
 
 def _are_apart(rows: Sequence[Sequence[Column]], em: float) -> bool:

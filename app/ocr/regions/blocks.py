@@ -12,7 +12,7 @@ from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
-from app.ocr.regions.prints import Lead, PageLines, Print
+from app.ocr.regions.prints import Lead, PageLines, Print, is_centred
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE = 1e-6
@@ -109,6 +109,10 @@ class _Blocks:
         self._alike = alike_of(page, texts)
         self._chances = heading_chances(page, texts, self._alike)
         self._texts = texts
+        self._edges = (
+            min((line.left for line in page.lines), default=0),
+            max((line.right for line in page.lines), default=0),
+        )
         self._number = page_number(page, texts)
         self._items = numbered_items(page, texts)
 
@@ -125,7 +129,9 @@ class _Blocks:
         """Its lines are of one level."""
         size = float(np.median([log(self._size(line)) for line in lines]))
         chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
-        return Heading(size, chances.sum(axis=0), all(map(self._page.is_centred, lines)))
+        left, right = self._edges
+        are_centred = all(is_centred(line, left, right, self._page.em) for line in lines)
+        return Heading(size, chances.sum(axis=0), are_centred)
 
     def _size(self, line: Line) -> float:
         return size_of(self._page.prints[line], self._alike[line])

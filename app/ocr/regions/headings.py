@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from app.ocr.regions.letters import Alike, beside_the_same
 from app.ocr.regions.lines import Line, Part, Table
-from app.ocr.regions.prints import PageLines, Print, weighted_median
+from app.ocr.regions.prints import PageLines, Print, is_centred, weighted_median
 
 WEIGHTS = Path(__file__).with_name("headings.safetensors")
 KINDS = ("text", "title", "sub_title")
@@ -105,7 +105,11 @@ class _Traits:
         lines = page.lines
         self._count = len(lines)
         self._sizes = {line: size_of(page.prints[line], alike[line]) for line in lines}
-        self._worded = [line for line in lines if page.prints[line].count >= MIN_LETTERS]
+        worded = [line for line in lines if page.prints[line].count >= MIN_LETTERS]
+        self._largest = max((self._sizes[line] for line in worded), default=0.0)
+        self._worded = np.log(
+            np.array([(self._sizes[line], page.prints[line].stroke) for line in worded]).reshape(-1, 2)
+        )
         self._left = min((line.left for line in lines), default=0)
         self._right = max((line.right for line in lines), default=1)
         advances = _advances(page, texts)
@@ -140,12 +144,9 @@ class _Traits:
     def _among(self, line: Line) -> list[float]:
         """How much larger the page's largest lines are, and how many are printed as this one is."""
         size, stroke = self._sizes[line], self._page.prints[line].stroke
-        alike = sum(
-            abs(log(self._sizes[other] / size)) < SAME_SIZE
-            and abs(log(self._page.prints[other].stroke / stroke)) < SAME_STROKE
-            for other in self._worded
-        )
-        largest = max((self._sizes[other] for other in self._worded), default=size)
+        near = np.abs(self._worded - (log(size), log(stroke))) < (SAME_SIZE, SAME_STROKE)  # (L, 2)
+        alike = int(near.all(axis=1).sum())
+        largest = self._largest or size
         return [_log(largest / size), log1p(alike) / 4, min(alike, 3) / 3]
 
     def _place(self, above: Part | None, line: Line) -> list[float]:
@@ -159,7 +160,7 @@ class _Traits:
             line.width / (right - left),
             min((line.left - left) / em, 20) / 10,
             min((right - line.right) / em, 20) / 10,
-            float(self._page.is_centred(line)),
+            float(is_centred(line, left, right, em)),
             log(self._count) / 4,
             _log(self._page.pitch / em),
             float(lead is not None and lead.is_bullet),

@@ -93,12 +93,6 @@ class PageLines:
     def lines(self) -> list[Line]:
         return [line for part in self.parts for line in lines_of(part)]
 
-    def is_centred(self, line: Line) -> bool:
-        """In the middle of all that is printed, and not from edge to edge."""
-        left, right = min(one.left for one in self.lines), max(one.right for one in self.lines)
-        shift = line.left + line.right - left - right
-        return abs(shift) < CENTRED_EM * self.em and line.left - left > INDENTED_EM * self.em
-
     def step(self, above: Line, below: Line) -> float:
         """From what the one stands on to what the other does, pixels."""
         return self.prints[below].base - self.prints[above].base
@@ -109,6 +103,12 @@ class PageLines:
             return False
         overlap = min(above.right, below.right) - max(above.left, below.left)
         return overlap > 0 and self.step(above, below) > 0
+
+
+def is_centred(line: Line, left: int, right: int, em: float) -> bool:
+    """In the middle of what is printed from ``left`` to ``right``, and not from edge to edge."""
+    shift = line.left + line.right - left - right
+    return abs(shift) < CENTRED_EM * em and line.left - left > INDENTED_EM * em
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from app.markdown import to_markdown
 from app.ocr.reader import open_reader
 from app.ocr.regions.blocks import Region, regions_of
 from app.ocr.regions.composed import compose
+from app.ocr.regions.finding import find_lines
 from app.ocr.regions.ink import find_ink, long_runs
-from app.ocr.regions.lines import Line, find_lines
+from app.ocr.regions.lines import Line
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from training_pages import FAMILY, FONT, needs_font
 
+from app.ocr.regions.finding import find_lines
 from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line, find_lines
+from app.ocr.regions.lines import Line
 from app.ocr.regions.views import (
     LINE_OF_EM,
     ROOM_PX,

@@ -15,15 +15,15 @@ disc, a square or a ring lower than small letters, that stands as high as they d
 ROUND = 1.4
 """Its width over its height at most, and the other way round."""
 NEAR_TALLEST_EM, NEAR_HIGHEST_EM = 0.48, 0.4
-"""How high those are, and how far above the base they stand, at most."""
+"""How high those are, and how far above the base any disc, square or ring stands, at most."""
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 FLAT_EM, DASH_EM = 0.17, 0.42
 """Dashes are no higher; one as wide is no hyphen."""
 WITH_SPECKS, DOT = 1.15, 0.05
 """Of a bullet's area: it and the specks around it at most; a speck that may be the dot after a digit."""
-SLENDER = 0.45
-"""Width over height; a quotation mark has less."""
+SLENDER, UPRIGHT = 0.45, 1.6
+"""Width over height; a quotation mark has less. Height over width; a disc, a square or a ring has less."""
 FULL, HOLLOW = 0.95, 0.1
 """Of its box: what a square fills, what is white inside a ring."""
 THIN = 0.66
@@ -50,13 +50,12 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
     if has_dot or areas.sum() > WITH_SPECKS * areas.max():
         return None
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height > TALLEST_EM * em or width < SLENDER * height:
+    sign = _sign(labels[rows, columns] == largest + 1, em)
+    is_high = base - rows.stop > NEAR_HIGHEST_EM * em
+    is_quotation = sign in LIKE_DISC and (is_high or height > UPRIGHT * width)
+    if height > TALLEST_EM * em or width < SLENDER * height or is_quotation:
         return None
-    if height < FLAT_EM * em:
-        sign = DASH if width >= DASH_EM * em else HYPHEN
-    else:
-        sign = _shape(labels[rows, columns] == largest + 1)
-    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < 1.6 * width < 3 * height
+    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < UPRIGHT * width < 3 * height
     is_above = is_solid or base - rows.stop >= 0.07 * em
     is_low = height <= NEAR_TALLEST_EM * em and base - rows.stop <= NEAR_HIGHEST_EM * em
     is_like_disc = sign in LIKE_DISC and is_low and width < ROUND * height < ROUND**2 * width
@@ -69,7 +68,10 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
     return (sign, False) if may_be else None
 
 
-def _shape(piece: Mask) -> str:
+def _sign(piece: Mask, em: float) -> str:
+    height, width = piece.shape
+    if height < FLAT_EM * em:
+        return DASH if width >= DASH_EM * em else HYPHEN
     box = piece.size
     if (int(ndimage.binary_fill_holes(piece).sum()) - int(piece.sum())) > HOLLOW * box:
         return RING

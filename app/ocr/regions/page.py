@@ -8,15 +8,16 @@ import numpy as np
 from PIL import Image
 
 from app.ocr.regions.bullets import DASHES
+from app.ocr.regions.finding import find_lines
 from app.ocr.regions.ink import Ink, find_ink
-from app.ocr.regions.lines import Line, Part, find_lines, lines_of
+from app.ocr.regions.lines import Line, Part, lines_of
 from app.ocr.regions.order import in_order
 from app.ocr.regions.prints import Lead, PageLines, Print, lead_of, prints_of
 from app.ocr.regions.ruled import ruled_tables
 from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
 
-FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 1.7
+FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 2.1
 """White at a line's end that a word would have fit in; how far apart lines of a paragraph begin, and stand
 below each other, at most; in heights of a line."""
 UNDER_EM, AS_LARGE_EM = 0.2, 0.1

@@ -60,8 +60,25 @@ def ruled_tables(mask: Mask, lines: Sequence[Line], rules: Rules) -> list[RuledT
     if not lines or len(rules.levels) < FEWEST_RULES:
         return []
     em = float(np.median([line.height for line in lines]))
-    finder = _Finder(mask, rules, em)
-    return [found for levels in _of_one_length(rules.levels, em) for found in finder.tables(levels, lines)]
+    finder, groups = _Finder(mask, rules, em), _of_one_length(rules.levels, em)
+    return [
+        found
+        for levels in groups
+        for found in finder.tables(levels, lines, [group for group in groups if group is not levels])
+    ]
+
+
+def _holds_table(slab: _Slab, others: Sequence[Sequence[Line]]) -> bool:
+    """Another one stands between its rules."""
+    box = slab.box
+    return any(
+        sum(
+            box.top < level.middle < box.bottom and box.left <= (level.left + level.right) / 2 <= box.right
+            for level in levels
+        )
+        >= FEWEST_RULES
+        for levels in others
+    )
 
 
 def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
@@ -83,10 +100,14 @@ class _Finder:
     def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
         self._mask, self._rules, self._em = mask, rules, em
 
-    def tables(self, levels: Sequence[Line], lines: Sequence[Line]) -> list[RuledTable]:
+    def tables(
+        self, levels: Sequence[Line], lines: Sequence[Line], others: Sequence[Sequence[Line]]
+    ) -> list[RuledTable]:
+        """``levels``: rules of one length; ``others``: those of each other length."""
         found: list[RuledTable] = []
         run: list[_Slab] = []
-        for slab in [*_slabs(levels, lines), None]:
+        slabs = [None if _holds_table(slab, others) else slab for slab in _slabs(levels, lines)]
+        for slab in [*slabs, None]:
             if slab is not None and self._goes_on(run, slab):
                 run.append(slab)
                 continue

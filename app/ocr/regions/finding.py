@@ -1,0 +1,164 @@
+"""Lines of print, found on a page by its white."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from app.ocr.regions.ink import Ink, Mask, long_runs
+from app.ocr.regions.lines import Line, is_stacked, joined
+from app.ocr.regions.stretches import stretches_of
+
+MIN_LINE_PX = 6
+LINE_OF_X, LINE_OF_CAPITAL = 1.75, 1.27
+"""A line's height, in those of its small letters and of its capitals."""
+MAX_LETTER_EM = 6.0
+"""What is higher and no stroke is a picture; letters that begin a chapter are not."""
+MAX_LINES, MAX_MARKS, MAX_LARGE = 1000, 2000, 50
+"""Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes. Large
+lines, whose dots are as high as small letters, are few.
+"""
+PARTED_EM = 0.2
+"""White between pieces of one sign, at most."""
+MARK_SHARE = 0.25
+"""Of large letters' height, that their dots and commas are high and wide at most."""
+OWN_INK = 0.2
+"""Of two lines' ink, that each has in letters which do not reach into the other."""
+
+
+def find_lines(ink: Ink) -> list[Line]:
+    """Stretches of print, in no order."""
+    letters = _letters(ink.mask)
+    if letters is None:
+        return []
+    em, mask = letters
+    # letters and words of a line run together, lines and columns do not
+    reach = max(3, round(0.75 * em))
+    # nor does print close to the page's edge with that
+    smeared = ~long_runs(np.pad(~mask, ((0, 0), (reach, reach)), constant_values=True), reach)
+    smeared = smeared[:, reach:-reach]
+    smeared &= ~ink.rules  # nor what a ruled line stands between
+    found: list[Line] = []
+    labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
+    for rows, columns in ndimage.find_objects(labels):
+        found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
+    large = _largest([line for line in found if line.height > 2 * em], MAX_LARGE)
+    is_mark = [line.height < 0.45 * em or any(_is_mark_of(line, one) for one in large) for line in found]
+    whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
+    lines = [part for line in whole for part in _split(line, mask, em)]
+    marks = _largest([line for line, mark in zip(found, is_mark, strict=True) if mark], MAX_MARKS)
+    return stretches_of(_with_marks(lines, marks, em), ink, em)
+
+
+def _is_mark_of(line: Line, large: Line) -> bool:
+    """A dot of large letters, as high as small ones are."""
+    most = MARK_SHARE * large.height
+    return (
+        max(line.width, line.height) < most
+        and large.left <= line.left
+        and line.right <= large.right
+        and large.top - 2 * most < line.middle < large.bottom + most
+    )
+
+
+def _largest(lines: list[Line], most: int) -> list[Line]:
+    return lines if len(lines) <= most else sorted(lines, key=lambda one: -one.width * one.height)[:most]
+
+
+def _letters(mask: Mask) -> tuple[int, Mask] | None:
+    """(height of a line of print, ink without what is too large for print: pictures, frames).
+
+    Most letters are as high as an x is, or all are capitals.
+    """
+    labels, count = ndimage.label(mask, np.ones((3, 3), int))
+    if count == 0:
+        return None
+    boxes = ndimage.find_objects(labels)
+    heights = np.array([rows.stop - rows.start for rows, _ in boxes])
+    widths = np.array([columns.stop - columns.start for _, columns in boxes])
+    letters = heights[(heights >= MIN_LINE_PX) & (heights < 0.1 * max(mask.shape)) & (widths < 4 * heights)]
+    if len(letters) == 0:
+        return None
+    height = min(LINE_OF_X * float(np.median(letters)), LINE_OF_CAPITAL * float(np.percentile(letters, 80)))
+    em = max(MIN_LINE_PX + 2, round(height))
+    print_mask = mask
+    for at in np.flatnonzero((heights > MAX_LETTER_EM * em) & (widths > em)):
+        print_mask = mask.copy() if print_mask is mask else print_mask
+        print_mask[boxes[at]] &= labels[boxes[at]] != at + 1
+    return em, print_mask
+
+
+def _split(line: Line, mask: Mask, em: int) -> list[Line]:
+    """Two lines whose letters touch, at the whitest row between them."""
+    if line.height < 1.7 * em:
+        return [line]
+    profile = mask[line.top : line.bottom, line.left : line.right].sum(axis=1).astype(float)
+    smooth = ndimage.uniform_filter1d(profile, max(1, em // 8))
+    first, last = round(0.6 * em), line.height - round(0.6 * em)
+    if last <= first:
+        return [line]
+    cut = first + int(np.argmin(smooth[first:last]))
+    if smooth[cut] > 0.35 * smooth.max() or _is_crossed(
+        mask[line.top : line.bottom, line.left : line.right], cut
+    ):
+        return [line]
+    upper = Line(line.left, line.top, line.right, line.top + cut)
+    lower = Line(line.left, line.top + cut, line.right, line.bottom)
+    return [*_split(upper, mask, em), *_split(lower, mask, em)]
+
+
+def _is_crossed(mask: Mask, row: int) -> bool:
+    """Little stands wholly above or wholly below the row: it goes through one line of large letters."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    spans = [rows for rows, _ in ndimage.find_objects(labels)]
+    above = sum(int(areas[at]) for at, rows in enumerate(spans, 1) if rows.stop <= row + 2)
+    below = sum(int(areas[at]) for at, rows in enumerate(spans, 1) if rows.start >= row - 2)
+    return min(above, below) < OWN_INK * float(areas[1:].sum())
+
+
+def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
+    """Dots, accents and bullets join the line they belong to; specks belong to none."""
+    grown = dict(enumerate(lines))
+    alone: list[Line] = []
+    for mark in marks:
+        area = mark.height * mark.width / em**2
+        if area < 0.005:
+            continue
+        # a large letter's dot stands farther above it
+        near_px = round(0.4 * em)
+        near = [
+            (
+                max(line.left - mark.right - near_px, mark.left - line.right - near_px, 0),
+                abs(line.middle - mark.middle),
+                index,
+            )
+            for index, line in grown.items()
+            if line.top - max(0.35 * em, 0.5 * line.height) <= mark.middle <= line.bottom + 0.25 * em
+        ]
+        gap, _, index = min(near, default=(9 * em, 0.0, -1))
+        if gap == 0:
+            line = grown[index]
+            grown[index] = Line(
+                min(line.left, mark.left), min(line.top, mark.top),
+                max(line.right, mark.right), max(line.bottom, mark.bottom),
+            )  # fmt: skip
+        elif gap <= 2.6 * em and (area >= 0.012 or mark.width >= 0.2 * em):  # a bullet, a dash
+            alone.append(mark)
+    pad = round(0.3 * em)
+    padded = [
+        Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad)
+        for mark in _whole_marks(alone, PARTED_EM * em)
+    ]
+    return [*grown.values(), *padded]
+
+
+def _whole_marks(marks: Sequence[Line], near: float) -> list[Line]:
+    """Pieces of one sign, whose thin strokes were lost, as one. ``near``: pixels between them at most."""
+    whole: list[Line] = []
+    for mark in sorted(marks, key=lambda one: one.top):
+        piece = next((one for one in whole if is_stacked(one, mark) and mark.top - one.bottom <= near), None)
+        if piece is not None:
+            whole.remove(piece)
+        whole.append(mark if piece is None else joined([piece, mark]))
+    return whole

@@ -1,0 +1,159 @@
+"""Printed lines -> stretches: apart where white is wider than their spaces, as between cells or columns."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from app.ocr.regions.ink import Ink, Mask
+from app.ocr.regions.lines import CELL_GAP_EM, Gap, Line, cut_at, gaps_of, joined
+from app.ocr.regions.pitch import pitches_of, printed_rows
+
+MIN_SPACE_EM, WORD_GAP_EM = 0.22, 1.2
+"""White inside a line, in heights of a line: between letters at most; between words at most, which those of
+justified text reach."""
+CELL_GAP_SPACES = 1.5
+"""Between stretches at least, in spaces of that line."""
+MIN_SPACE, CELL_GAP = 0.9, 1.9
+"""White in a line whose letters are all as wide, in that width: between words at least; between stretches at
+least, which two spaces are."""
+FEW_SPACES = 5
+"""That say how wide a line's are; all of fewer may be between cells."""
+NEAR, SAME, WIDER = 0.6, 0.8, 1.0
+"""By how much spaces of such a line differ from the usual one where justifying made them wide, in widths of a
+letter; the share that does not differ by more; and by how much white between stretches is wider.
+"""
+UNDER = 0.5
+"""Of a white's width, that is white in the next line as well, as in a table."""
+OVERLAP_EM = 1.5
+"""Of stretches beside each other, as a comma under the letter before it makes."""
+
+
+def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
+    """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
+    rows = printed_rows(lines, em)
+    pitches = pitches_of(lines, rows, ink.mask, em)
+    gaps = [
+        gaps_of(line, ink.mask, _least_space(line, pitch, em))
+        for line, pitch in zip(lines, pitches, strict=True)
+    ]
+    spread = _spread(lines, rows, pitches, gaps)
+    neighbours = _neighbours(lines, spread, em)
+    least = np.maximum(_cell_gaps(lines, pitches, gaps, neighbours, em), spread)
+    groups: list[list[tuple[Line, float]]] = []  # pieces, and the pitch of each
+    first: list[int] = []  # number of the first piece of each line
+    for line, pitch, inner, cell_gap in zip(lines, pitches, gaps, least, strict=True):
+        first.append(len(groups))
+        pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
+        groups += [[(piece, pitch)] for piece in pieces]
+    first.append(len(groups))
+    for left, right in neighbours:
+        one, other = groups[first[left + 1] - 1], groups[first[right]]
+        gap = lines[right].left - lines[left].right
+        if (
+            one is not other
+            and gap < min(least[left], least[right])
+            and not _is_ruled_off(lines[left], lines[right], ink.rules)
+        ):
+            one += other
+            groups = [one if group is other else group for group in groups]
+    whole = {id(group): group for group in groups}.values()
+    return [
+        _with_space(joined([piece for piece, _ in group]), ink.mask, max(pitch for _, pitch in group), em)
+        for group in whole
+    ]
+
+
+def _least_space(line: Line, pitch: float, em: int) -> float:
+    """Between words, pixels. ``pitch``: of a line whose letters are all as wide, or 0."""
+    return MIN_SPACE * pitch if pitch else MIN_SPACE_EM * max(em, line.height)
+
+
+def _with_space(line: Line, mask: Mask, pitch: float, em: int) -> Line:
+    gaps = gaps_of(line, mask, _least_space(line, pitch, em))
+    if not gaps:
+        return line
+    return replace(line, space=float(np.median([end - start for start, end in gaps])), gaps=tuple(gaps))
+
+
+def _cell_gaps(
+    lines: Sequence[Line],
+    pitches: Sequence[float],
+    gaps: Sequence[Sequence[Gap]],
+    neighbours: Sequence[tuple[int, int]],
+    em: int,
+) -> list[float]:
+    """White between stretches of each line, pixels, at least."""
+    spaces = [end - start for inner in gaps for start, end in inner]
+    spaces += [lines[right].left - lines[left].right for left, right in neighbours]
+    usual = float(np.median(spaces)) if spaces else 0.0
+    least: list[float] = []
+    for line, pitch, inner in zip(lines, pitches, gaps, strict=True):
+        if pitch:
+            least.append(CELL_GAP * pitch)
+            continue
+        own = [end - start for start, end in inner]
+        # few gaps may all be between cells; justified lines have spaces of their own
+        space = float(np.median(own)) if len(own) >= FEW_SPACES else usual * max(1.0, line.height / em)
+        least.append(max(CELL_GAP_EM * max(em, line.height), CELL_GAP_SPACES * space))
+    return least
+
+
+def _spread(
+    lines: Sequence[Line],
+    rows: Sequence[Sequence[int]],
+    pitches: Sequence[float],
+    gaps: Sequence[Sequence[Gap]],
+) -> list[float]:
+    """White in pixels that is wider than spaces of lines which were spread to be justified, where all letters
+    are as wide; 0 for other lines.
+    """
+    spread = [0.0] * len(lines)
+    white = [_white_of([lines[number] for number in row], [gaps[number] for number in row]) for row in rows]
+    for at, row in enumerate(rows):
+        pitch = min(pitches[number] for number in row)
+        spaces = np.array([end - start for start, end in white[at]])
+        if not pitch or len(spaces) < FEW_SPACES:
+            continue
+        usual = float(np.median(spaces))
+        around = [*(white[at - 1] if at else []), *(white[at + 1] if at + 1 < len(rows) else [])]
+        if (np.abs(spaces - usual) <= NEAR * pitch).mean() >= SAME and not _is_under(white[at], around):
+            for number in row:
+                spread[number] = usual + WIDER * pitch
+    return spread
+
+
+def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
+    """In the lines and between them."""
+    between = [(left.right, right.left) for left, right in pairwise(row)]
+    return sorted([*(gap for inner in gaps for gap in inner), *between])
+
+
+def _is_under(white: Sequence[Gap], around: Sequence[Gap]) -> bool:
+    """Most of it is white in the lines around, too."""
+    also = [
+        any(min(end, b) - max(start, a) >= UNDER * (end - start) for a, b in around) for start, end in white
+    ]
+    return sum(also) >= SAME * len(white)
+
+
+def _neighbours(lines: Sequence[Line], spread: Sequence[float], em: int) -> list[tuple[int, int]]:
+    """(left, right) numbers of lines that stand beside each other with no more white than between words."""
+    if not lines:
+        return []
+    left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T
+    height = bottom - top
+    widest = np.maximum(WORD_GAP_EM * np.maximum(em, height), spread)
+    shared = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)  # (L, L)
+    gap = left - right[:, None]
+    smaller, larger = np.minimum(height[:, None], height), np.maximum(height[:, None], height)
+    overlaps = (shared > 0.8 * smaller) & (larger < 2.2 * smaller) & (gap < 0)
+    beside = (shared > 0.6 * larger) | overlaps
+    beside &= (gap >= -OVERLAP_EM * em) & (left > left[:, None]) & (gap < np.minimum(widest[:, None], widest))
+    return [(int(one), int(other)) for one, other in np.argwhere(beside)]
+
+
+def _is_ruled_off(left: Line, right: Line, rules: Mask) -> bool:
+    between = rules[max(left.top, right.top) : min(left.bottom, right.bottom), left.right : right.left]
+    return bool(between.any())

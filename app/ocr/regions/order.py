@@ -6,6 +6,7 @@ from statistics import median
 
 import numpy as np
 
+from app.ocr.regions.gutters import ALIGNED_EM, gutters_of
 from app.ocr.regions.lines import Line, Part, Row, Table, bands_of, extent, joined, rows_of
 from app.ocr.regions.ruled import RuledTable
 from app.ocr.regions.rules import Rules
@@ -48,16 +49,17 @@ def in_order(lines: Sequence[Line], rules: Rules = NO_RULES, ruled: Sequence[Rul
         return []
     em = float(np.median([line.height for line in [*free, *cells]]))
     # a table takes its place as a line does, as high and wide as its rules
-    return _Order(em, rules, {one.box: one.table for one in ruled}).parts(
-        [*free, *(one.box for one in ruled)]
-    )
+    order = _Order(em, rules, gutters_of(free, em), {one.box: one.table for one in ruled})
+    return order.parts([*free, *(one.box for one in ruled)])
 
 
 class _Order:
-    """``em``: height of a line. ``tables``: those that stand for themselves, by their boxes."""
+    """``em``: height of a line. ``narrow``: gutters that are known, however narrow. ``tables``: those that
+    stand for themselves, by their boxes.
+    """
 
-    def __init__(self, em: float, rules: Rules, tables: dict[Line, Table]) -> None:
-        self._em, self._rules, self._tables = em, rules, tables
+    def __init__(self, em: float, rules: Rules, narrow: Sequence[Line], tables: dict[Line, Table]) -> None:
+        self._em, self._rules, self._narrow, self._tables = em, rules, narrow, tables
 
     def parts(self, lines: Sequence[Line]) -> list[Part]:
         parts: list[Part] = []
@@ -95,10 +97,20 @@ class _Order:
                 is_ruled = self._rules.has_upright(farthest.right - 2, line.left + 2, top, bottom)
                 size = min(0 if one in self._tables else one.height for one in (line, farthest))
                 least = max(GUTTER_EM * self._em, LARGE_GUTTER_EM * size)
+                is_ruled = is_ruled or self._is_known(farthest.right, line.left, top, bottom)
                 if is_ruled or line.left - farthest.right >= least:
                     gutters.append((farthest.right, line.left))
             farthest = line if farthest is None or line.right > farthest.right else farthest
         return gutters
+
+    def _is_known(self, left: float, right: float, top: float, bottom: float) -> bool:
+        near = ALIGNED_EM * self._em
+        return any(
+            left <= gutter.left + near
+            and gutter.right <= right + near
+            and min(bottom, gutter.bottom) - max(top, gutter.top) > 0.5 * min(gutter.height, bottom - top)
+            for gutter in self._narrow
+        )
 
     def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
         """Bands under each other that keep a gutter in common; others alone."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from app.ocr.regions.bullets import DASHES
+from app.ocr.regions.bullets import APART_EM, DASHES
 from app.ocr.regions.finding import find_lines
 from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Part, lines_of
@@ -22,6 +22,9 @@ FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 2.1
 below each other, at most; in heights of a line."""
 UNDER_EM, AS_LARGE_EM = 0.2, 0.1
 """By how much bullets of a list are apart at their left, and differ in size."""
+
+SEVERAL = 2
+"""Other lines, that do not all begin with the same letter by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +79,23 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
 
 
 def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
-    """Another line begins below or above it with the same sign; of letters, with a bullet."""
+    """Another line begins below or above it with the same sign; of letters, with a bullet, or several do and
+    text stands apart from them.
+    """
     own = leads[line]
-    others = (lead for other, lead in leads.items() if other is not line and lead.bullet == own.bullet)
-    return any(
-        (lead.is_sure or lead.bullet in DASHES)
-        and all(
-            abs(one - other) <= near * em
-            for one, other, near in (
-                (lead.left, own.left, UNDER_EM),
-                (lead.text_left, own.text_left, UNDER_EM),
-                (lead.width, own.width, AS_LARGE_EM),
-                (lead.height, own.height, AS_LARGE_EM),
-            )
-        )
-        for lead in others
-    )
+    others = [
+        lead
+        for other, lead in leads.items()
+        if other is not line
+        and lead.bullet == own.bullet
+        and abs(lead.left - own.left) <= UNDER_EM * em
+        and abs(lead.text_left - own.text_left) <= UNDER_EM * em
+        and abs(lead.width - own.width) <= AS_LARGE_EM * em
+        and abs(lead.height - own.height) <= AS_LARGE_EM * em
+    ]
+    is_apart = own.text_left - own.left - own.width >= APART_EM * em
+    is_column = is_apart and len(others) >= SEVERAL
+    return is_column or any(lead.is_sure or lead.bullet in DASHES for lead in others)
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
@@ -110,7 +114,8 @@ def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line,
     if not 0 < line.bottom - above.bottom < NEXT_EM * em or above.right < line.right - FULL_EM * em:
         return False
     if below not in beside or below.bottom - line.bottom > NEXT_EM * em:
-        return line.width < above.right - _text_left(above, leads) - FULL_EM * em
+        is_last = line.width < above.right - _text_left(above, leads) - FULL_EM * em
+        return is_last or not _has_like(line, leads, em)
     return True
 
 

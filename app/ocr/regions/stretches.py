@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from app.ocr.regions.gutters import gutters_of
 from app.ocr.regions.ink import Ink, Mask
 from app.ocr.regions.lines import CELL_GAP_EM, Gap, Line, cut_at, gaps_of, joined
 from app.ocr.regions.pitch import pitches_of, printed_rows
@@ -48,6 +49,7 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
         pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
         groups += [[(piece, pitch)] for piece in pieces]
     first.append(len(groups))
+    gutters = gutters_of([line for line, pitch in zip(lines, pitches, strict=True) if not pitch], em)
     for left, right in neighbours:
         one, other = groups[first[left + 1] - 1], groups[first[right]]
         gap = lines[right].left - lines[left].right
@@ -55,6 +57,7 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
             one is not other
             and gap < min(least[left], least[right])
             and not _is_ruled_off(lines[left], lines[right], ink.rules)
+            and not any(_is_between(gutter, lines[left], lines[right]) for gutter in gutters)
         ):
             one += other
             groups = [one if group is other else group for group in groups]
@@ -152,6 +155,11 @@ def _neighbours(lines: Sequence[Line], spread: Sequence[float], em: int) -> list
     beside = (shared > 0.6 * larger) | overlaps
     beside &= (gap >= -OVERLAP_EM * em) & (left > left[:, None]) & (gap < np.minimum(widest[:, None], widest))
     return [(int(one), int(other)) for one, other in np.argwhere(beside)]
+
+
+def _is_between(gutter: Line, left: Line, right: Line) -> bool:
+    is_beside = gutter.top <= max(left.top, right.top) and min(left.bottom, right.bottom) <= gutter.bottom
+    return is_beside and left.right <= gutter.left + 1 and gutter.right <= right.left
 
 
 def _is_ruled_off(left: Line, right: Line, rules: Mask) -> bool:

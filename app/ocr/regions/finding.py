@@ -6,18 +6,22 @@ import numpy as np
 from scipy import ndimage
 
 from app.ocr.regions.ink import Ink, Mask, long_runs
-from app.ocr.regions.lines import Line, is_stacked, joined
+from app.ocr.regions.lines import Line, cut_at, gaps_in, is_stacked, joined
 from app.ocr.regions.stretches import stretches_of
 
 MIN_LINE_PX = 6
 LINE_OF_X, LINE_OF_CAPITAL = 1.75, 1.27
 """A line's height, in those of its small letters and of its capitals."""
-MAX_LETTER_EM = 6.0
-"""What is higher and no stroke is a picture; letters that begin a chapter are not."""
+MAX_LETTER_EM, MAX_LINE_EM = 6.0, 8.0
+"""What is higher and no stroke is a picture, letters that begin a chapter are not; and a line higher than the
+other is no print."""
 MAX_LINES, MAX_MARKS, MAX_LARGE = 1000, 2000, 50
 """Of a page; a newspaper's has some 600 lines. More is no print, and ordering it would take minutes. Large
 lines, whose dots are as high as small letters, are few.
 """
+TALL_EM, BESIDE_EM, AS_HIGH = 2.5, 0.35, 0.4
+"""Height of what may be no line alone, in heights of a line; white in it that may part it; the share of their
+height that words of a line have in common."""
 PARTED_EM = 0.2
 """White between pieces of one sign, at most."""
 MARK_SHARE = 0.25
@@ -40,14 +44,45 @@ def find_lines(ink: Ink) -> list[Line]:
     smeared &= ~ink.rules  # nor what a ruled line stands between
     found: list[Line] = []
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
-    for rows, columns in ndimage.find_objects(labels):
-        found.append(Line(columns.start, rows.start, columns.stop, rows.stop))
+    for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        line = Line(columns.start, rows.start, columns.stop, rows.stop)
+        if line.height > TALL_EM * em:
+            found += _beside(line, mask[rows, columns] & (labels[rows, columns] == number), em)
+        else:
+            found.append(line)
     large = _largest([line for line in found if line.height > 2 * em], MAX_LARGE)
     is_mark = [line.height < 0.45 * em or any(_is_mark_of(line, one) for one in large) for line in found]
     whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
-    lines = [part for line in whole for part in _split(line, mask, em)]
+    parts = (part for line in whole for part in _split(line, mask, em))
+    lines = [part for part in parts if part.height <= MAX_LINE_EM * em]
     marks = _largest([line for line, mark in zip(found, is_mark, strict=True) if mark], MAX_MARKS)
     return stretches_of(_with_marks(lines, marks, em), ink, em)
+
+
+def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
+    """A line, and what stands beside it and is far higher or lower, apart: a picture's edge, a binding.
+
+    ``mask``: (H, W), ink of the line alone.
+    """
+    pieces = [_tight(piece, line, mask) for piece in cut_at(line, gaps_in(mask, line.left, BESIDE_EM * em))]
+    parted: list[list[Line]] = []
+    for piece in pieces:
+        if parted and _is_as_high(joined(parted[-1]), piece):
+            parted[-1].append(piece)
+        else:
+            parted.append([piece])
+    return [joined(group) for group in parted]
+
+
+def _tight(piece: Line, line: Line, mask: Mask) -> Line:
+    ink = mask[:, piece.left - line.left : piece.right - line.left].any(axis=1)
+    rows = line.top + np.flatnonzero(ink)
+    return Line(piece.left, int(rows[0]), piece.right, int(rows[-1]) + 1)
+
+
+def _is_as_high(one: Line, other: Line) -> bool:
+    shared = min(one.bottom, other.bottom) - max(one.top, other.top)
+    return shared > AS_HIGH * max(one.height, other.height)
 
 
 def _is_mark_of(line: Line, large: Line) -> bool:

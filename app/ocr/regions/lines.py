@@ -74,12 +74,14 @@ def lines_of(part: Part) -> list[Line]:
 
 def gaps_of(line: Line, mask: Mask, least: float) -> list[Gap]:
     """White in the line, at least so wide, in pixels of the page."""
-    columns = mask[line.top : line.bottom, line.left : line.right].any(axis=0)
-    edges = np.flatnonzero(np.diff(np.concatenate(([True], columns, [True])).astype(np.int8)))
+    return gaps_in(mask[line.top : line.bottom, line.left : line.right], line.left, least)
+
+
+def gaps_in(mask: Mask, left: int, least: float) -> list[Gap]:
+    """``mask``: (H, W), what stands from column ``left`` of the page on."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([True], mask.any(axis=0), [True])).astype(np.int8)))
     return [
-        (line.left + start, line.left + end)
-        for start, end in edges.reshape(-1, 2).tolist()
-        if end - start >= least
+        (left + start, left + end) for start, end in edges.reshape(-1, 2).tolist() if end - start >= least
     ]
 
 

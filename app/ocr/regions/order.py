@@ -54,12 +54,12 @@ def in_order(lines: Sequence[Line], rules: Rules = NO_RULES, ruled: Sequence[Rul
 
 
 class _Order:
-    """``em``: height of a line. ``narrow``: gutters that are known, however narrow. ``tables``: those that
+    """``em``: height of a line. ``known``: gutters, however narrow. ``tables``: those that
     stand for themselves, by their boxes.
     """
 
-    def __init__(self, em: float, rules: Rules, narrow: Sequence[Line], tables: dict[Line, Table]) -> None:
-        self._em, self._rules, self._narrow, self._tables = em, rules, narrow, tables
+    def __init__(self, em: float, rules: Rules, known: Sequence[Line], tables: dict[Line, Table]) -> None:
+        self._em, self._rules, self._known, self._tables = em, rules, known, tables
 
     def parts(self, lines: Sequence[Line]) -> list[Part]:
         parts: list[Part] = []
@@ -109,7 +109,7 @@ class _Order:
             left <= gutter.left + near
             and gutter.right <= right + near
             and min(bottom, gutter.bottom) - max(top, gutter.top) > 0.5 * min(gutter.height, bottom - top)
-            for gutter in self._narrow
+            for gutter in self._known
         )
 
     def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
@@ -182,8 +182,7 @@ class _Order:
             return False
         if self._are_ruled_together(left, right, edge) or self._are_leads(left, right):
             return False
-        is_text = any(self._is_running(side) or self._is_justified(side) for side in sides)
-        if is_text or all(map(self._is_wide, sides)):
+        if any(map(self._is_text, sides)) or all(map(self._is_wide, sides)):
             return True
         return self._is_ruled_alone(left) or self._is_ruled_alone(right) or not self._in_step(left, right)
 
@@ -220,6 +219,21 @@ class _Order:
         if len(bands) < 2 or len(apart) > num_leads or 2 * num_leads > len(bands):
             return False  # a form's boxes and what they are for stand in rows
         return float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
+
+    def _is_text(self, side: Sequence[Line]) -> bool:
+        """Lines of running text, in one column or several."""
+        if self._is_running(side) or self._is_justified(side):
+            return True
+        for gutter in self._known:
+            beside = [line for line in side if gutter.top <= line.middle <= gutter.bottom]
+            edge = (gutter.left + gutter.right) / 2
+            columns = (
+                [line for line in beside if line.right <= edge],
+                [line for line in beside if line.left > edge],
+            )
+            if all(columns) and any(self._is_running(one) or self._is_justified(one) for one in columns):
+                return True
+        return False
 
     def _is_running(self, side: Sequence[Line]) -> bool:
         """Lines of text under each other, from edge to edge."""

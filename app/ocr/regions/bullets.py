@@ -64,7 +64,7 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
     if is_like_disc:
         return sign, is_above and white >= SPACE_EM
     # what is like a star, or higher, may be a mark of the text
-    may_be = sign in DASHES and is_above and is_low and white >= SPACE_EM
+    may_be = (is_solid or (sign in DASHES and is_above and is_low)) and white >= SPACE_EM
     return (sign, False) if may_be else None
 
 

@@ -65,7 +65,8 @@ def _straight(
 ) -> list[Line]:
     """Strips left of ``edge`` between what crosses it."""
     start = edge - STRIP_EM * em
-    crossing = sorted(line.middle for line in lines if line.left < edge and line.right > start)
+    near = ALIGNED_EM * em
+    crossing = sorted(line.middle for line in lines if line.left < edge - near and line.right > start)
     bounds = [-np.inf, *crossing, np.inf]
     found: list[Line] = []
     for above, below in pairwise(bounds):
@@ -85,16 +86,16 @@ def _straight(
         sides = own, [beside[one] for one in own]
         usual = [np.median([lines[one].width for one in side]) for side in sides]
         if min(widths) >= MIN_COLUMN_EM * em and min(usual) >= MIN_LINE_EM * em:
-            near = [line for line in lines if above < line.middle < below]
-            found.append(_grown(Line(int(start), top, edge, bottom), near, NEXT_EM * em))
+            between = [line for line in lines if above < line.middle < below]
+            found.append(_grown(Line(int(start), top, edge, bottom), between, NEXT_EM * em))
     return found
 
 
-def _grown(gutter: Line, near: Sequence[Line], most: float) -> Line:
+def _grown(gutter: Line, lines: Sequence[Line], most: float) -> Line:
     """As high as what stands beside it and goes on with no more white between than ``most``, pixels."""
     top, bottom = gutter.top, gutter.bottom
-    for line in sorted(near, key=lambda one: -one.bottom):
+    for line in sorted(lines, key=lambda one: -one.bottom):
         top = min(top, line.top) if line.bottom > top - most else top
-    for line in sorted(near, key=lambda one: one.top):
+    for line in sorted(lines, key=lambda one: one.top):
         bottom = max(bottom, line.bottom) if line.top < bottom + most else bottom
     return replace(gutter, top=top, bottom=bottom)

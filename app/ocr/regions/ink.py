@@ -20,6 +20,8 @@ MIN_CONTRAST = 48
 """Gray levels between paper and the darkest ink; below it a page is blank."""
 INK_SHARE = 0.4
 """Of that contrast, below the paper around: ink."""
+FAINT_SHARE, HAIR_PX, MIN_HAIR_PX = 0.22, 2, 6
+"""Likewise: what may be a stroke thinner than a pixel; rows that it grays at most; its length at least."""
 MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
 RULE_SHARE = 0.035
@@ -75,6 +77,7 @@ def find_ink(image: Image.Image) -> Ink | None:
     lift = 255.0 - paper_around
     even = np.clip(gray + lift, 0, 255).astype(np.uint8)
     mask = even < 255 - INK_SHARE * contrast
+    mask |= _hairs(even < 255 - FAINT_SHARE * contrast, mask)
     rules = _rules(mask)
     if rules.any():
         rules |= _strokes_between(mask, rules)
@@ -82,6 +85,16 @@ def find_ink(image: Image.Image) -> Ink | None:
         mask &= ~erased
         even = np.where(erased, 255, even).astype(np.uint8)
     return Ink(even, mask, rules, scale, degrees) if mask.any() else None
+
+
+def _hairs(faint: Mask, mask: Mask) -> Mask:
+    """Level strokes thinner than a pixel, as dashes and rules of light fonts are: gray, straight, with white
+    above and below, unlike the edges of what is black.
+    """
+    edges = ndimage.maximum_filter1d(mask, 2 * HAIR_PX + 1, axis=0)
+    thick = long_runs(faint.T, HAIR_PX + 1).T
+    hairs: Mask = long_runs(faint & ~thick & ~edges, MIN_HAIR_PX)
+    return hairs
 
 
 def _contrast(gray: Gray) -> float:

@@ -23,9 +23,6 @@ below each other, at most; in heights of a line."""
 UNDER_EM, AS_LARGE_EM = 0.2, 0.1
 """By how much bullets of a list are apart at their left, and differ in size."""
 
-SEVERAL = 2
-"""Other lines, that do not all begin with the same letter by chance."""
-
 
 @dataclass(frozen=True, slots=True)
 class CutPage:
@@ -79,8 +76,8 @@ def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
 
 
 def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
-    """Another line begins below or above it with the same sign; of letters, with a bullet, or several do and
-    text stands apart from them.
+    """Another line begins below or above it with the same sign; one like a letter, where that is a bullet or
+    text stands apart from it.
     """
     own = leads[line]
     others = [
@@ -94,8 +91,7 @@ def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
         and abs(lead.height - own.height) <= AS_LARGE_EM * em
     ]
     is_apart = own.text_left - own.left - own.width >= APART_EM * em
-    is_column = is_apart and len(others) >= SEVERAL
-    return is_column or any(lead.is_sure or lead.bullet in DASHES for lead in others)
+    return any(is_apart or lead.is_sure or lead.bullet in DASHES for lead in others)
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink, Mask
-from app.ocr.regions.letters import Letters, letters_of
+from app.ocr.regions.letters import Floats, Letters, letters_of
 from app.ocr.regions.lines import Line, Part, gaps_of, lines_of
 
 MIN_LETTER_PX = 4
@@ -21,6 +21,8 @@ FEW_LETTERS = 8
 """Of which one may be the only tall one."""
 LOWER = (0.5, 0.87)
 """Heights of lower-case letters, in those of capitals, at least and at most."""
+LOW_SHARE, SAME_BASE_PX = 0.4, 1.0
+"""Of the highest letter's height: what is lower is a point; by how much letters of one line end apart."""
 MIN_LOWER = 2
 """Letters that say how high lower-case ones are."""
 LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
@@ -174,7 +176,7 @@ def _measured(ink: Ink, line: Line) -> _Measures:
         return _Measures(height, height, None, height, stroke, 0, gaps, shapes)
     tops, bottoms, widths = letters.T
     heights = bottoms - tops
-    base = float(np.median(bottoms[heights >= np.median(heights)]))
+    base = _base(bottoms[heights >= LOW_SHARE * heights.max()])
     stands = np.abs(bottoms - base) <= ON_LINE * heights + 0.8
     if not stands.any():
         stands[:] = True
@@ -184,6 +186,14 @@ def _measured(ink: Ink, line: Line) -> _Measures:
     lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
     breadth = float(np.median(widths[stands]))
     return _Measures(base, capitals, lower, breadth, stroke, len(letters), gaps, shapes)
+
+
+def _base(bottoms: Floats) -> float:
+    """(N,) rows that letters end at -> where most do, the upper one of several: some reach below it."""
+    levels = np.unique(bottoms)
+    counts = [int((np.abs(bottoms - level) <= SAME_BASE_PX).sum()) for level in levels]
+    level = levels[int(np.argmax(counts))]
+    return float(np.median(bottoms[np.abs(bottoms - level) <= SAME_BASE_PX]))
 
 
 def _stroke(letters: Mask) -> float:

@@ -29,9 +29,13 @@ def wrapped_rows(
     cell stands beside several.
     """
     levels = _levels(columns, em)
-    ways = [_middled(levels, len(columns), em, may_span=not is_row)]
+    ways = [_middled(levels, len(columns), em, 0.0, may_span=not is_row)]
     if is_ruled or len(columns) >= MIN_UNRULED:
         ways.append(_topped(levels, len(columns)))
+    steps = [below.middle - above.middle for column in columns for above, below in pairwise(column)]
+    near = min(steps, default=0.0) + APART_EM * em / 2
+    parted = _middled(levels, len(columns), em, near, may_span=not is_row)
+    ways += [parted] if len(parted) > 1 else []
     for rows in ways:
         if not any(map(_is_wrapped, rows)):
             continue
@@ -44,24 +48,35 @@ def wrapped_rows(
 
 
 def _middled(
-    levels: Sequence[Level], num_columns: int, em: float, *, may_span: bool
+    levels: Sequence[Level], num_columns: int, em: float, least: float, *, may_span: bool
 ) -> list[tuple[Cell, ...]]:
-    """A row ends where the cells of all columns are there, with their middles beside each other. None where
-    some are left over.
+    """A row ends where the cells of all columns are there, with their middles beside each other, and what
+    follows in any of them is farther than ``least`` pixels. None where some are left over.
     """
     rows: list[tuple[Cell, ...]] = []
     row: list[list[Line]] = [[] for _ in range(num_columns)]
-    for level in levels:
+    for number, level in enumerate(levels, 1):
         for at, line in level:
             row[at].append(line)
         if max(map(len, row)) > MAX_CELL_LINES:
             return []
-        middles = [(cell[0].middle + cell[-1].middle) / 2 for cell in row if cell]
-        if all(row) and max(middles) - min(middles) <= SAME_MIDDLE_EM * em:
+        if all(row) and _are_level(row, em) and not _goes_on(row, levels[number:], least):
             rows.append(tuple(map(tuple, row)))
             row = [[] for _ in range(num_columns)]
     wrapped = list(filter(_is_wrapped, rows))
     return [] if any(row) or (may_span and _are_spanned(wrapped)) else rows
+
+
+def _are_level(row: Sequence[Column], em: float) -> bool:
+    middles = [(cell[0].middle + cell[-1].middle) / 2 for cell in row]
+    return max(middles) - min(middles) <= SAME_MIDDLE_EM * em
+
+
+def _goes_on(row: Sequence[Column], below: Sequence[Level], least: float) -> bool:
+    """Lines follow in its columns, as near as those of a cell are."""
+    last = [cell[-1].middle for cell in row]
+    near = (level for level in below if level[0][1].middle - max(last) <= 2 * least)
+    return any(line.middle - last[at] <= least for level in near for at, line in level)
 
 
 def _topped(levels: Sequence[Level], num_columns: int) -> list[tuple[Cell, ...]]:
@@ -96,7 +111,7 @@ def _is_wrapped(row: Sequence[Column]) -> bool:
 
 
 def _are_spanned(rows: Sequence[Sequence[Column]]) -> bool:
-    """Cells of the same columns stand beside several rows of all others, each time; or one cell of each."""
+    """Cells of the same columns stand beside several rows of all others, each time; or the first of each."""
     if any(len(row) <= NARROW_TABLE for row in rows):
         return False
     alone = [[len(cell) == 1 for cell in row] for row in rows]
@@ -104,7 +119,9 @@ def _are_spanned(rows: Sequence[Sequence[Column]]) -> bool:
     are_alike = all(len(counts) == 1 for counts in heights) and all(one == alone[0] for one in alone)
     if len(rows) > 1 and are_alike and 2 * sum(alone[0]) < len(alone[0]):
         return True
-    spanned = sum(sum(one) == 1 and len(counts) == 1 for one, counts in zip(alone, heights, strict=True))
+    spanned = sum(
+        one[0] and sum(one) == 1 and len(counts) == 1 for one, counts in zip(alone, heights, strict=True)
+    )
     return spanned > len(rows) / 2
 
 

@@ -217,3 +217,45 @@ def test_marks_of_a_text_under_each_other_are_no_bullets(mark: str) -> None:
     texts = [(right + 4, 100 + 40 * at, "economic pebbles of quartz") for at in range(3)]
     page = printed_page([*rows, *texts])
     assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+def test_rings_like_letters_are_bullets_under_each_other_alone() -> None:
+    """As high as small letters, and as low: two lines do not begin with one letter and white by chance."""
+
+    def signs(rings: int) -> list[str | None]:
+        image = Image.new("L", (1200, 400), 255)
+        draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
+        for at in range(3):
+            draw.text((100, 40 + 44 * at), "pebbles of quartz", font=font)
+            if at < rings:
+                base = 40 + 44 * at + 22
+                draw.ellipse((79, base - 9, 88, base), outline=0, width=2)
+        page = cut_page(image).page
+        assert page is not None
+        return [lead.bullet for lead in page.leads.values() if lead.is_bullet]
+
+    assert signs(2) == ["◦"] * 2
+    assert signs(1) == []
+
+
+@needs_font
+def test_a_quotation_mark_far_from_its_word_is_no_bullet() -> None:
+    """As a typewriter sets it: low pieces stand high, as no bullet does."""
+    rows = [(100, 100 + 40 * at, "'") for at in range(3)]
+    texts = [(118, 100 + 40 * at, "pebbles of quartz") for at in range(3)]
+    page = printed_page([*rows, *texts])
+    assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+def test_squares_stand_on_lines_of_letters_that_reach_below() -> None:
+    image = Image.new("L", (1200, 400), 255)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
+    for at, text in enumerate(["pebbles of quartz", "jaggy gypsy ponyjog", "rain and mist"]):
+        draw.text((100, 40 + 44 * at), text, font=font)
+        base = 40 + 44 * at + 22
+        draw.rectangle((80, base - 12, 91, base - 1), fill=0)
+    page = cut_page(image).page
+    assert page is not None
+    assert [page.leads[line].bullet for line in page.lines] == ["▪"] * 3

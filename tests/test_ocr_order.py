@@ -104,3 +104,11 @@ def test_columns_whose_lines_stand_between_each_others_are_read_one_after_the_ot
     left = [line for top in range(60, 360, 34) for line in row(top, (50, 470))]
     right = [line for top in range(77, 360, 34) for line in row(top, (530, 950))]
     assert in_order([*right, *left]) == [*left, *right]
+
+
+def test_columns_side_by_side_with_others_are_columns_of_text() -> None:
+    """Four of them, two on each page of an open book: lines at the same heights all over."""
+    edges = (0, 320, 700, 1020)
+    sides = [[line for top in range(0, 360, 30) for line in row(top, (left, left + 300))] for left in edges]
+    parts = in_order([line for lines in zip(*sides, strict=True) for line in lines])
+    assert parts == [line for lines in sides for line in lines]

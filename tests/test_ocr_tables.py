@@ -242,3 +242,21 @@ def test_a_ruled_table_has_no_column_for_a_head_alone() -> None:
     assert isinstance(table, Table)
     assert [len(cells) for cells in table.rows] == [2] * 4
     assert all(len(cell) == 1 for cells in table.rows for cell in cells)
+
+
+@needs_font
+def test_a_table_between_the_rules_of_others_stands_for_itself() -> None:
+    """Rules of one length above and below it are of two tables, and it is no part of either."""
+    image = Image.new("L", A4, 255)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
+    for top, right in ((100, 700), (400, 500), (700, 700)):
+        for at in range(4):
+            draw.line((100, top + 50 * at, right, top + 50 * at), fill=0, width=2)
+        for at in range(3):
+            draw.text((120, top + 50 * at + 10), "quartz", font=font)
+            draw.text((right - 120, top + 50 * at + 10), f"{at}80", font=font)
+    page = cut_page(image).page
+    assert page is not None
+    tables = [part for part in page.parts if isinstance(part, Table)]
+    assert [(len(table.rows), len(table.rows[0])) for table in tables] == [(3, 2)] * 3
+    assert len(page.lines) == 18

@@ -128,3 +128,21 @@ def test_rows_whose_cells_all_have_two_lines_are_told_by_other_rows() -> None:
     rows = ruled_rows(columns_of(table))
     assert rows is not None
     assert [[list(cell) for cell in cells] for cells in rows] == table
+
+
+def test_a_row_does_not_end_where_its_middles_meet_too_early() -> None:
+    """A cell of three lines beside cells of two: after its second line all middles are beside each other."""
+    counts: list[tuple[int, ...]] = [(1, 1, 1), (2, 3, 2), (2, 2, 1)]
+    table = cells_of(counts, white=14, at_top=False)
+    rows = wrapped_rows(columns_of(table), EM, is_ruled=False)
+    assert rows is not None
+    assert [[list(cell) for cell in cells] for cells in rows] == table
+
+
+@pytest.mark.parametrize(("alone", "is_row"), [(0, False), (1, True), (2, True)])
+def test_a_first_cell_beside_two_rows_of_all_others_names_them(alone: int, is_row: bool) -> None:
+    """Any other is one of a row whose other cells have two lines."""
+    counts = [(1, 1, 1), tuple(1 if at == alone else 2 for at in range(3)), (1, 1, 1)]
+    table = cells_of(counts, white=14, at_top=False)
+    rows = wrapped_rows(columns_of(table), EM, is_ruled=False)
+    assert (rows is not None) == is_row

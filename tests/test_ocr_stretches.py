@@ -1,0 +1,179 @@
+"""Lines are cut where columns and cells are, not where a typewriter or justifying set words far apart."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, FONTS, needs_font
+
+from app.ocr.regions.finding import find_lines
+from app.ocr.regions.gutters import gutters_of
+from app.ocr.regions.ink import Ink, find_ink
+from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.page import cut_page
+from app.ocr.regions.pitch import pitches_of, printed_rows
+
+MONO = FONTS / "DejaVuSansMono.ttf"
+SIZE, LEFT, RIGHT, STEP = 22, 100, 1100, 34
+WORDS = [
+    "Pebbles of quartz lie in the river below",
+    "an old bridge where three foxes sleep until",
+    "noon it is 'quiet' and all that fills the",
+    "long valley is rain from hills in the west",
+    "most will come back when evening falls here",
+    "'some' of them ran far off into the woods",
+]
+
+
+def justified(draw: ImageDraw.ImageDraw, top: int, words: list[str], font: ImageFont.FreeTypeFont) -> None:
+    space = (RIGHT - LEFT - sum(font.getlength(word) for word in words)) / (len(words) - 1)
+    left = float(LEFT)
+    for word in words:
+        draw.text((round(left), top), word, font=font)
+        left += font.getlength(word) + space
+
+
+def ink_of(image: Image.Image) -> Ink:
+    ink = find_ink(image)
+    assert ink is not None
+    return ink
+
+
+@needs_font
+@pytest.mark.parametrize("name", ["DejaVuSansMono.ttf", "DejaVuSans.ttf"])
+def test_justified_lines_are_whole_whatever_their_letters(name: str) -> None:
+    """A typewriter's letters stand as far apart as other fonts' words do."""
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(FONTS / name, SIZE)
+    for at, words in enumerate(WORDS * 2):
+        justified(ImageDraw.Draw(image), 100 + STEP * at, words.split(), font)
+    page = cut_page(image).page
+    assert page is not None
+    assert [type(part) for part in page.parts] == [Line] * 12
+    assert {(line.left // 10, line.right // 10) for line in page.lines} <= {
+        (left, right) for left in (9, 10) for right in (108, 109, 110)
+    }
+
+
+@needs_font
+def test_two_spaces_part_cells_in_a_typewriters_letters() -> None:
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(MONO, SIZE)
+    rows = [("river stones", "12", "of quartz"), ("oak leaves", "480", "in autumn"), ("rain", "7", "at noon")]
+    for at, cells in enumerate(rows):
+        text = "".join(cell.ljust(width) for cell, width in zip(cells, (14, 5, 9), strict=True))
+        ImageDraw.Draw(image).text((LEFT, 100 + STEP * at), text, font=font)
+    page = cut_page(image).page
+    assert page is not None
+    (table,) = page.parts
+    assert isinstance(table, Table)
+    assert [len(cells) for cells in table.rows] == [3, 3, 3]
+
+
+@needs_font
+@pytest.mark.parametrize(
+    ("name", "text", "is_fixed"),
+    [
+        ("DejaVuSansMono.ttf", "Pebbles of quartz lie in the river", True),
+        ("DejaVuSans.ttf", "Pebbles of quartz lie in the river", False),
+        ("DejaVuSans.ttf", "204819 770135 962204", False),
+    ],
+)
+def test_letters_all_as_wide_have_a_pitch(name: str, text: str, is_fixed: bool) -> None:
+    """Figures are so in every font, and say nothing."""
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(FONTS / name, SIZE)
+    ImageDraw.Draw(image).text((LEFT, 100), text, font=font)
+    ink = ink_of(image)
+    rows, columns = (np.flatnonzero(ink.mask.any(axis=axis)) for axis in (1, 0))
+    line = Line(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    (pitch,) = pitches_of([line], printed_rows([line], line.height), ink.mask, line.height)
+    assert abs(pitch - font.getlength("n")) < 1 if is_fixed else pitch == 0
+
+
+def column(left: int, top: int, count: int, width: int = 300) -> list[Line]:
+    return [Line(left, top + 30 * at, left + width - 9 * (at % 3), top + 30 * at + 20) for at in range(count)]
+
+
+@pytest.mark.parametrize("shift", [0, 15])
+def test_a_narrow_gutter_is_one_where_lines_begin_under_each_other(shift: int) -> None:
+    """No wider than a line is high; lines of the columns beside each other or between each other."""
+    (gutter,) = gutters_of([*column(0, 0, 8), *column(320, shift, 8)], 20)
+    assert (gutter.right, gutter.top) == (320, 0)
+    assert gutter.bottom >= 230
+    heading = Line(0, -60, 620, -40)
+    assert gutters_of([heading, *column(0, 0, 8), *column(320, shift, 8)], 20) == [gutter]
+
+
+def test_white_that_ends_with_the_next_line_is_no_gutter() -> None:
+    """Spaces of spread lines, numbers before items, and few lines beside each other."""
+    spread = [
+        Line(left, 30 * at, right, 30 * at + 20)
+        for at in range(12)
+        for left, right in ((0, 200 + 17 * (at % 5)), (220 + 17 * (at % 5), 600))
+    ]
+    assert gutters_of(spread, 20) == []
+    items = [
+        Line(left, 30 * at, right, 30 * at + 20) for at in range(8) for left, right in ((0, 14), (34, 600))
+    ]
+    assert gutters_of(items, 20) == []
+    assert gutters_of([*column(0, 0, 3), *column(320, 0, 3)], 20) == []
+
+
+@needs_font
+def test_columns_as_near_as_words_are_read_one_after_the_other() -> None:
+    """The gap is one letter's size, as a browser sets it, and lines of both sides are spread."""
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(FAMILY.regular, 20)
+    draw = ImageDraw.Draw(image)
+    for side, left in enumerate((100, 100 + 400 + 20)):
+        for at in range(12):
+            words = WORDS[(at + side) % 6].split()[:7]
+            space = (400 - sum(font.getlength(word) for word in words)) / 6
+            place = float(left)
+            for word in words:
+                draw.text((round(place), 100 + 30 * at), word, font=font)
+                place += font.getlength(word) + space
+    page = cut_page(image).page
+    assert page is not None
+    assert [line.left < 500 for line in page.lines] == [True] * 12 + [False] * 12
+
+
+@needs_font
+def test_a_binding_beside_a_heading_is_no_part_of_it() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((60, 50, 75, 900), fill=0)
+    for top in range(60, 900, 40):
+        draw.rectangle((76, top, 92, top + 14), fill=0)
+    draw.text((112, 90), "Pebbles of quartz", font=ImageFont.truetype(FAMILY.bold, 44))
+    for at in range(8):
+        draw.text(
+            (130, 200 + 40 * at), "lie in the old river below", font=ImageFont.truetype(FAMILY.regular, 24)
+        )
+    found = [line for line in find_lines(ink_of(image)) if line.left > 100]
+    assert len(found) == 9
+    assert max(line.height for line in found) < 60
+
+
+@needs_font
+def test_a_sign_whose_thin_strokes_were_lost_is_one() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    for at in range(3):
+        draw.text((140, 100 + 40 * at), "Pebbles of quartz", font=ImageFont.truetype(FAMILY.regular, 24))
+    draw.rectangle((104, 150, 112, 154), fill=0)  # a low figure in two pieces
+    draw.rectangle((104, 157, 114, 160), fill=0)
+    lines = find_lines(ink_of(image))
+    assert len([line for line in lines if line.left < 120]) == 1
+
+
+@needs_font
+def test_hairlines_are_ink_and_the_edges_of_letters_are_not_more_of_it() -> None:
+    """A dash of a light font is a row of gray, with white around; beside black, gray is an edge."""
+    image = Image.new("L", (600, 400), 255)
+    draw = ImageDraw.Draw(image)
+    for top in (40, 80):
+        draw.text((100, top), "Pebbles of quartz", font=ImageFont.truetype(FAMILY.regular, 24))
+    draw.rectangle((100, 200, 120, 220), fill=0)
+    for top, width in ((221, 20), (240, 12), (260, 3)):
+        draw.line((100, top, 100 + width, top), fill=180)
+    mask = ink_of(image).mask
+    assert mask[240, 100:113].all()
+    assert not mask[221].any()
+    assert not mask[260].any()

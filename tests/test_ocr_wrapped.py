@@ -130,10 +130,11 @@ def test_rows_whose_cells_all_have_two_lines_are_told_by_other_rows() -> None:
     assert [[list(cell) for cell in cells] for cells in rows] == table
 
 
-def test_a_row_does_not_end_where_its_middles_meet_too_early() -> None:
-    """A cell of three lines beside cells of two: after its second line all middles are beside each other."""
+@pytest.mark.parametrize("at_top", [False, True])
+def test_a_row_ends_with_more_white_than_lines_have_between(at_top: bool) -> None:
+    """Not where middles meet too early, nor where all of its cells go on in a next line."""
     counts: list[tuple[int, ...]] = [(1, 1, 1), (2, 3, 2), (2, 2, 1)]
-    table = cells_of(counts, white=14, at_top=False)
+    table = cells_of(counts, white=14, at_top=at_top)
     rows = wrapped_rows(columns_of(table), EM, is_ruled=False)
     assert rows is not None
     assert [[list(cell) for cell in cells] for cells in rows] == table

@@ -29,13 +29,14 @@ def wrapped_rows(
     cell stands beside several.
     """
     levels = _levels(columns, em)
-    ways = [_middled(levels, len(columns), em, 0.0, may_span=not is_row)]
-    if is_ruled or len(columns) >= MIN_UNRULED:
-        ways.append(_topped(levels, len(columns)))
     steps = [below.middle - above.middle for column in columns for above, below in pairwise(column)]
     near = min(steps, default=0.0) + APART_EM * em / 2
-    parted = _middled(levels, len(columns), em, near, may_span=not is_row)
-    ways += [parted] if len(parted) > 1 else []
+    may_be_topped = is_ruled or len(columns) >= MIN_UNRULED
+    ways: list[list[tuple[Cell, ...]]] = []
+    for least in (0.0, near):
+        parted = [_middled(levels, len(columns), em, least, may_span=not is_row)]
+        parted += [_topped(levels, len(columns), least)] if may_be_topped else []
+        ways += [rows for rows in parted if not least or len(rows) > 1]
     for rows in ways:
         if not any(map(_is_wrapped, rows)):
             continue
@@ -76,14 +77,17 @@ def _goes_on(row: Sequence[Column], below: Sequence[Level], least: float) -> boo
     """Lines follow in its columns, as near as those of a cell are."""
     last = [cell[-1].middle for cell in row]
     near = (level for level in below if level[0][1].middle - max(last) <= 2 * least)
-    return any(line.middle - last[at] <= least for level in near for at, line in level)
+    return any(0 < line.middle - last[at] <= least for level in near for at, line in level)
 
 
-def _topped(levels: Sequence[Level], num_columns: int) -> list[tuple[Cell, ...]]:
-    """A row begins where all columns have a line. None where the first lacks some."""
+def _topped(levels: Sequence[Level], num_columns: int, least: float) -> list[tuple[Cell, ...]]:
+    """A row begins where all columns have a line, more than ``least`` pixels below what is above it in any of
+    them. None where the first lacks some.
+    """
     rows: list[list[list[Line]]] = []
-    for level in levels:
-        if len({at for at, _ in level}) == num_columns:
+    for number, level in enumerate(levels):
+        is_whole = len({at for at, _ in level}) == num_columns
+        if is_whole and not (rows and _goes_on(rows[-1], levels[number : number + 1], least)):
             rows.append([[] for _ in range(num_columns)])
         if not rows:
             return []

@@ -112,6 +112,17 @@ class _Order:
             for gutter in self._known
         )
 
+    def _is_in_column(self, lines: Sequence[Line]) -> bool:
+        """On one side of a gutter that is known, where nothing stands on the other, as a column may begin."""
+        return any(
+            all(
+                gutter.top <= line.middle <= gutter.bottom
+                and (line.right <= gutter.left + 1 or line.left >= gutter.right - ALIGNED_EM * self._em)
+                for line in lines
+            )
+            for gutter in self._known
+        )
+
     def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
         """Bands under each other that keep a gutter in common; others alone."""
         groups: list[list[Line]] = []
@@ -123,7 +134,8 @@ class _Order:
                 open_group = list(band)
                 continue
             # a short last line above a table is none of its rows
-            if open_group and self._gutters(open_group) and self._gutters(together):
+            may_go_on = self._gutters(open_group) or self._is_in_column(open_group) if open_group else False
+            if may_go_on and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
                 begins = gap > APART_EM * self._em and self._begins_columns(band, together)
                 if (

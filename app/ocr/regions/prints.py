@@ -17,8 +17,10 @@ ON_LINE = 0.09
 """Of a letter's height, that it may end above or below the line the letters stand on."""
 TALL = 92
 """Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
-FEW_LETTERS = 8
-"""Of which one may be the only tall one."""
+FEW_LETTERS, MANY_LETTERS = 8, 24
+"""Of which one may be the only tall one; of which one in five is tall."""
+AS_TALL = 0.8
+"""Of a capital with its accent, that other capitals are tall at least; small letters are not."""
 LOWER = (0.5, 0.87)
 """Heights of lower-case letters, in those of capitals, at least and at most."""
 LOW_SHARE, SAME_BASE_PX = 0.4, 1.0
@@ -181,11 +183,20 @@ def _measured(ink: Ink, line: Line) -> _Measures:
     if not stands.any():
         stands[:] = True
     tall = np.sort(heights[stands])
-    capitals = float(tall[-1] if len(tall) <= FEW_LETTERS else np.percentile(tall, TALL, method="lower"))
+    capitals = _capitals(tall)
     low = tall[(tall > LOWER[0] * capitals) & (tall < LOWER[1] * capitals)]
     lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
     breadth = float(np.median(widths[stands]))
     return _Measures(base, capitals, lower, breadth, stroke, len(letters), gaps, shapes)
+
+
+def _capitals(tall: Floats) -> float:
+    """(N,) heights of letters, sorted -> of the capitals. Of few letters the tallest is one, with its accent
+    where another is nearly as tall.
+    """
+    if len(tall) > MANY_LETTERS:
+        return float(np.percentile(tall, TALL, method="lower"))
+    return float(tall[-2] if len(tall) > FEW_LETTERS and tall[-2] > AS_TALL * tall[-1] else tall[-1])
 
 
 def _base(bottoms: Floats) -> float:

@@ -187,3 +187,19 @@ def test_lines_hang_under_an_item_however_wide_its_spaces_are() -> None:
     page = printed_page(rows)
     read = ["1. It was a femur of unusual size, as", "it is said"]
     assert to_markdown(page_text(page, read, tagged=True)).markdown == " ".join(read)
+
+
+@needs_font
+def test_a_first_number_that_was_not_read_is_told_and_no_word_is_lost() -> None:
+    """What was read is far wider than what is printed before the item's text."""
+    read = ["Now one", "2. two", "3. three"]
+    assert with_numbers_told(list_page(["1.", "2.", "3."]), read) == ["1. Now one", "2. two", "3. three"]
+
+
+@needs_font
+def test_an_item_follows_what_it_stands_under() -> None:
+    """Not a line of the paragraph above that begins nearly there, with as much white after its first word."""
+    rows = [(88, 100, "so,"), (140, 100, "said the fox"), (102, 140, "1."), (140, 140, "Pebbles lie")]
+    page = printed_page([*rows, (100, 180, "2."), (140, 180, "Pebbles lie")])
+    read = ["so, said the fox", "L Pebbles lie", "2. Pebbles lie"]
+    assert with_numbers_told(page, read) == ["so, said the fox", "1. Pebbles lie", "2. Pebbles lie"]

@@ -112,3 +112,26 @@ def test_columns_side_by_side_with_others_are_columns_of_text() -> None:
     sides = [[line for top in range(0, 360, 30) for line in row(top, (left, left + 300))] for left in edges]
     parts = in_order([line for lines in zip(*sides, strict=True) for line in lines])
     assert parts == [line for lines in sides for line in lines]
+
+
+def test_a_column_that_begins_above_the_one_to_its_left_is_read_after_it() -> None:
+    left = [line for top in range(60, 360, 30) for line in row(top, (50, 470))]
+    right = [line for top in range(20, 350, 30) for line in row(top, (500, 920))]
+    assert in_order([*right, *left]) == [*left, *right]
+
+
+@needs_font
+def test_a_title_of_few_capitals_is_as_large_as_they_are() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    sizes = {}
+    for text in ("Creamier Verona", "Pebbles And Hills", "Ánnex on our own sea"):
+        image.paste(255, (0, 0, *A4))
+        draw.text((100, 100), text, font=ImageFont.truetype(FAMILY.bold, 44))
+        for at in range(8):
+            words = "Pebbles of quartz lie in the river below"
+            draw.text((100, 200 + 40 * at), words, font=ImageFont.truetype(FAMILY.regular, 22))
+        page = cut_page(image).page
+        assert page is not None
+        sizes[text] = page.prints[page.lines[0]].size
+    assert all(1.8 < size < 2.3 for size in sizes.values()), sizes

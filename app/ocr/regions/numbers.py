@@ -28,7 +28,9 @@ SAME_TEXT_EM, NUMBER_EM = 0.35, 0.8
 SAME_WIDTH_EM = 0.3
 """By how much two numbers of as many digits differ in width."""
 MAX_ITEM_LINES, LONGEST_NUMBER = 12, 3
-FIRST = 1
+LONGEST_SIGN, LEAST_LETTER_EM = 2, 0.28
+"""Letters that may be a number and its mark; width of a word's letters, at least."""
+FIRST, ENDLESS = 1, float("inf")
 
 
 def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
@@ -103,11 +105,14 @@ def _with_bullet(page: PageLines, line: Line, text: str) -> str:
 
 @dataclass(slots=True)
 class _Item:
-    """A line that may begin an item. ``number``, ``mark``: as read, or as its neighbours tell."""
+    """A line that may begin an item. ``number``, ``mark``: as read, or as its neighbours tell. ``is_unread``:
+    the word it begins with was read after what it begins with.
+    """
 
     line: Line
     lead: Lead | None
     text: str
+    is_unread: bool = False
     number: int | None = None
     mark: str = ""
 
@@ -120,7 +125,7 @@ class _Item:
     def is_word(self) -> bool:
         """It begins with a word that no number is read as, or is nothing else."""
         first, _, rest = self.text.partition(" ")
-        return not rest or (len(first) > 1 and first.isalpha())
+        return not self.is_unread and (not rest or (len(first) > 1 and first.isalpha()))
 
     @property
     def may_be_text(self) -> bool:
@@ -190,7 +195,7 @@ def _runs(page: PageLines, texts: Mapping[Line, str]) -> list[list[_Item]]:
             if not fitting:
                 continue
         num_lines = 0
-        depth = min(fitting, key=lambda at: open_runs[at][-1].lead is None, default=None)
+        depth = min(fitting, key=lambda at: _distance(open_runs[at][-1], item), default=None)
         if depth is None:
             open_runs.append([item])
             runs.append(open_runs[-1])
@@ -205,6 +210,9 @@ def _item(page: PageLines, line: Line, text: str) -> _Item:
     item = _Item(line, None, text)
     if lead is not None and not lead.is_bullet:
         item.lead = _told_lead(lead, is_number=match is not None or item.is_like_numbered)
+        first = text.partition(" ")[0]
+        is_longer = first.isalpha() and len(first) > LONGEST_SIGN
+        item.is_unread = is_longer and lead.width < LEAST_LETTER_EM * len(first) * page.em
     if match is not None:
         item.told(int(match[1]), match[2])
     return item
@@ -216,6 +224,13 @@ def _are_of_list(page: PageLines, one: _Item, other: _Item) -> bool:
         return shift < SAME_EM * page.em and other.is_like_numbered
     text_shift = abs(one.lead.text_left - other.lead.text_left)
     return shift < NUMBER_EM * page.em and text_shift < SAME_TEXT_EM * page.em
+
+
+def _distance(one: _Item, other: _Item) -> float:
+    """How far apart they and their texts begin."""
+    if one.lead is None or other.lead is None:
+        return ENDLESS
+    return abs(one.line.left - other.line.left) + abs(one.lead.text_left - other.lead.text_left)
 
 
 def _tell(items: Sequence[_Item], em: float) -> None:
@@ -255,6 +270,8 @@ def _tell_between(above: _Item | None, items: Sequence[_Item], below: _Item, em:
 
 def _unnumbered(item: _Item, number: int | None) -> str:
     """The text without what its number was read as."""
+    if item.is_unread:
+        return item.text
     patterns = (READ_AS, WITH_DIGIT) if number is None else (OF_ITEM,)
     if match := next((match for one in patterns if (match := one.match(item.text))), None):
         return item.text[match.end() :]

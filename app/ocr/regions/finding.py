@@ -64,7 +64,9 @@ def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
 
     ``mask``: (H, W), ink of the line alone.
     """
-    pieces = [_tight(piece, line, mask) for piece in cut_at(line, gaps_in(mask, line.left, BESIDE_EM * em))]
+    cut = cut_at(line, gaps_in(mask, line.left, BESIDE_EM * em))
+    # a ruled line that was cut out may leave white at its begin or end
+    pieces = [_tight(piece, line, mask) for piece in cut if piece.width]
     parted: list[list[Line]] = []
     for piece in pieces:
         if parted and _is_as_high(joined(parted[-1]), piece):

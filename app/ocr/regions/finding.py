@@ -65,8 +65,7 @@ def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
     ``mask``: (H, W), ink of the line alone.
     """
     cut = cut_at(line, gaps_in(mask, line.left, BESIDE_EM * em))
-    # a ruled line that was cut out may leave white at its begin or end
-    pieces = [_tight(piece, line, mask) for piece in cut if piece.width]
+    pieces = [tight for piece in cut if (tight := _tight(piece, line, mask)) is not None]
     parted: list[list[Line]] = []
     for piece in pieces:
         if parted and _is_as_high(joined(parted[-1]), piece):
@@ -76,10 +75,11 @@ def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
     return [joined(group) for group in parted]
 
 
-def _tight(piece: Line, line: Line, mask: Mask) -> Line:
+def _tight(piece: Line, line: Line, mask: Mask) -> Line | None:
+    """``None`` for white, as a rule that was cut out leaves."""
     ink = mask[:, piece.left - line.left : piece.right - line.left].any(axis=1)
     rows = line.top + np.flatnonzero(ink)
-    return Line(piece.left, int(rows[0]), piece.right, int(rows[-1]) + 1)
+    return None if not len(rows) else Line(piece.left, int(rows[0]), piece.right, int(rows[-1]) + 1)
 
 
 def _is_as_high(one: Line, other: Line) -> bool:

@@ -177,3 +177,20 @@ def test_hairlines_are_ink_and_the_edges_of_letters_are_not_more_of_it() -> None
     assert mask[240, 100:113].all()
     assert not mask[221].any()
     assert not mask[260].any()
+
+
+@needs_font
+def test_white_between_two_rules_with_print_beside_them_is_no_line() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    for at in range(8):
+        draw.text(
+            (130, 400 + 40 * at), "lie in the old river below", font=ImageFont.truetype(FAMILY.regular, 24)
+        )
+    for left in (103, 109):
+        draw.rectangle((left, 60, left + 1, 360), fill=0)
+    for left in (80, 114):
+        draw.rectangle((left, 100, left + 18, 180), fill=0)
+    lines = find_lines(ink_of(image))
+    assert len([line for line in lines if line.top > 390]) == 8
+    assert all(ink_of(image).mask[line.top : line.bottom, line.left : line.right].any() for line in lines)

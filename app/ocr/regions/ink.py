@@ -20,8 +20,8 @@ MIN_CONTRAST = 48
 """Gray levels between paper and the darkest ink; below it a page is blank."""
 INK_SHARE = 0.4
 """Of that contrast, below the paper around: ink."""
-FAINT_SHARE, HAIR_PX, MIN_HAIR_PX = 0.22, 2, 6
-"""Likewise: what may be a stroke thinner than a pixel; rows that it grays at most; its length at least."""
+FAINT_SHARE, HAIR_PX, MIN_HAIR_PX, MAX_HAIR_PX = 0.22, 2, 6, 40
+"""Likewise: what may be a stroke thinner than a pixel; rows that it grays at most; its length."""
 MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
 RULE_SHARE = 0.035
@@ -88,12 +88,13 @@ def find_ink(image: Image.Image) -> Ink | None:
 
 
 def _hairs(faint: Mask, mask: Mask) -> Mask:
-    """Level strokes thinner than a pixel, as dashes and rules of light fonts are: gray, straight, with white
-    above and below, unlike the edges of what is black.
+    """Level strokes thinner than a pixel, as dashes of light fonts are: gray, straight, with white above and
+    below, unlike the edges of what is black. Longer ones are of ruled paper.
     """
     edges = ndimage.maximum_filter1d(mask, 2 * HAIR_PX + 1, axis=0)
     thick = long_runs(faint.T, HAIR_PX + 1).T
-    hairs: Mask = long_runs(faint & ~thick & ~edges, MIN_HAIR_PX)
+    level = faint & ~thick & ~edges
+    hairs: Mask = long_runs(level, MIN_HAIR_PX) & ~long_runs(level, MAX_HAIR_PX)
     return hairs
 
 

@@ -164,23 +164,6 @@ def test_a_sign_whose_thin_strokes_were_lost_is_one() -> None:
 
 
 @needs_font
-def test_hairlines_are_ink_and_the_edges_of_letters_are_not_more_of_it() -> None:
-    """A dash of a light font is a row of gray, with white around; beside black, gray is an edge."""
-    image = Image.new("L", (600, 400), 255)
-    draw = ImageDraw.Draw(image)
-    for top in (40, 80):
-        draw.text((100, top), "Pebbles of quartz", font=ImageFont.truetype(FAMILY.regular, 24))
-    draw.rectangle((100, 200, 120, 220), fill=0)
-    for top, width in ((221, 20), (240, 12), (260, 3), (280, 300)):
-        draw.line((100, top, 100 + width, top), fill=180)
-    mask = ink_of(image).mask
-    assert mask[240, 100:113].all()
-    assert not mask[221].any()
-    assert not mask[260].any()
-    assert not mask[280].any(), "ruled paper"
-
-
-@needs_font
 def test_white_between_two_rules_with_print_beside_them_is_no_line() -> None:
     image = Image.new("L", A4, 255)
     draw = ImageDraw.Draw(image)

@@ -20,6 +20,13 @@ MIN_CONTRAST = 48
 """Gray levels between paper and the darkest ink; below it a page is blank."""
 INK_SHARE = 0.4
 """Of that contrast, below the paper around: ink."""
+PALE, SHINES, PALEST, CRISP = 0.7, 0.28, 0.12, 0.5
+"""Of that contrast: print that is paler is made darker; what is paler shines through from the back; what is
+paler is paper; and of what is darker than that, the share that is ink where print is as dark as anything."""
+NOISE, DARKER = 5.0, 0.75
+"""Deviations of paper, that print is darker by; of the area of all letters, that paler ones have."""
+MIN_PRINT_PX, MAX_PRINT_PX, FEW_LETTERS = 6, 80, 40
+"""Height of letters, height and width of letters that touch; and how many say nothing of a page."""
 FAINT_SHARE, HAIR_PX, MIN_HAIR_PX, MAX_HAIR_PX = 0.22, 2, 6, 40
 """Likewise: what may be a stroke thinner than a pixel; rows that it grays at most; its length."""
 MAX_SKEW_DEGREES = 2.0
@@ -76,6 +83,9 @@ def find_ink(image: Image.Image) -> Ink | None:
         paper_around = _paper(gray)
     lift = 255.0 - paper_around
     even = np.clip(gray + lift, 0, 255).astype(np.uint8)
+    darkness = _darkness_of_print(even, contrast)
+    if SHINES * contrast < darkness < PALE * contrast:  # what is black is a stain, an edge or a stamp
+        even = (255 - np.clip((255.0 - even) * (contrast / darkness), 0, 255)).astype(np.uint8)
     mask = even < 255 - INK_SHARE * contrast
     mask |= _hairs(even < 255 - FAINT_SHARE * contrast, mask)
     rules = _rules(mask)
@@ -85,6 +95,28 @@ def find_ink(image: Image.Image) -> Ink | None:
         mask &= ~erased
         even = np.where(erased, 255, even).astype(np.uint8)
     return Ink(even, mask, rules, scale, degrees) if mask.any() else None
+
+
+def _darkness_of_print(even: Gray, contrast: float) -> float:
+    """Gray levels between paper and most of what is as high as letters are; ``contrast`` where it is as dark
+    as anything, or no darker than the paper's own noise.
+    """
+    ink = 255 - even
+    least = max(PALEST * contrast, NOISE * 1.4826 * float(np.median(np.abs(ink - np.median(ink)))))
+    shown = ink > least
+    if (ink > INK_SHARE * contrast).sum() >= CRISP * shown.sum():
+        return contrast
+    labels, count = ndimage.label(shown, np.ones((3, 3), int))
+    boxes = ndimage.find_objects(labels)
+    heights = np.array([rows.stop - rows.start for rows, _ in boxes])
+    widths = np.array([columns.stop - columns.start for _, columns in boxes])
+    numbers = 1 + np.flatnonzero((heights >= MIN_PRINT_PX) & (np.maximum(heights, widths) <= MAX_PRINT_PX))
+    if len(numbers) < FEW_LETTERS:
+        return contrast
+    peaks = ndimage.maximum(ink, labels, numbers)
+    order, areas = np.argsort(peaks), np.bincount(labels.ravel(), minlength=count + 1)[numbers]
+    reached = np.cumsum(areas[order])
+    return float(peaks[order][np.searchsorted(reached, DARKER * reached[-1])])
 
 
 def _hairs(faint: Mask, mask: Mask) -> Mask:

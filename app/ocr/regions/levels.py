@@ -13,7 +13,7 @@ AS_LARGE, OTHER_SIZE = 0.04, 0.12
 UNEVEN = 2.0
 """Logarithm of how much less likely titles are as small as other headings, or of two sizes."""
 LARGER, EVEN = 0.1, 0.06
-STANDS_OUT = 2.0
+STANDS_OUT, ALONE_IN_MIDDLE = 2.0, 4.0
 """By how much the first heading of a page is larger than all others, and those differ, as logarithms; and of
 how much more likely it is a title then, or where it alone is centred."""
 
@@ -58,5 +58,5 @@ def _likelihood(sizes: Floats, centred: Mask, chances: Floats, are_titles: Mask)
         alone -= UNEVEN
     are_even = others.max() - others.min() < EVEN
     if are_titles[0] and are_even and (is_apart or titles.min() > others.max() + LARGER):
-        alone += STANDS_OUT
+        alone += ALONE_IN_MIDDLE if is_apart else STANDS_OUT
     return alone

@@ -43,7 +43,7 @@ def test_a_first_heading_that_alone_is_centred_is_a_title() -> None:
     others = [heading(1.2, 0.001), heading(1.2, 0.001)]
     assert are_titles([heading(1.2, 0.2, is_centred=True), *others]) == [True, False, False]
     assert not any(are_titles([heading(1.2, 0.2), *others]))
-    assert are_titles([heading(1.2, 0.03, is_centred=True), *others]) == [True, False, False], "more than size"
+    assert are_titles([heading(1.2, 0.03, is_centred=True), *others]) == [True, False, False]
     assert not any(are_titles([heading(1.4, 0.03), *others]))
 
 

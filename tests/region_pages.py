@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.prints import PageLines
@@ -21,6 +22,12 @@ needs_font = pytest.mark.skipif(
 def row(top: int, *spans: tuple[int, int]) -> list[Line]:
     """Cells beside each other, from ``(left, right)`` of each."""
     return [Line(left, top, right, top + 20) for left, right in spans]
+
+
+def ink_of(image: Image.Image) -> Ink:
+    ink = find_ink(image)
+    assert ink is not None
+    return ink
 
 
 def printed_page(rows: list[tuple[int, int, str]], size: int = 24) -> PageLines:

@@ -3,16 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from region_pages import A4, FAMILY, needs_font
+from region_pages import A4, FAMILY, ink_of, needs_font
 
 from app.ocr.regions.finding import find_lines
-from app.ocr.regions.ink import Ink, find_ink
-
-
-def ink_of(image: Image.Image) -> Ink:
-    ink = find_ink(image)
-    assert ink is not None
-    return ink
 
 
 def page_of(shades: list[int], *, stain: bool = False) -> Image.Image:

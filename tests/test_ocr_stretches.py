@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
-from region_pages import A4, FAMILY, FONTS, needs_font
+from region_pages import A4, FAMILY, FONTS, ink_of, needs_font
 
 from app.ocr.regions.finding import find_lines
 from app.ocr.regions.gutters import gutters_of
-from app.ocr.regions.ink import Ink, find_ink
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.pitch import pitches_of, printed_rows
@@ -30,12 +29,6 @@ def justified(draw: ImageDraw.ImageDraw, top: int, words: list[str], font: Image
     for word in words:
         draw.text((round(left), top), word, font=font)
         left += font.getlength(word) + space
-
-
-def ink_of(image: Image.Image) -> Ink:
-    ink = find_ink(image)
-    assert ink is not None
-    return ink
 
 
 @needs_font

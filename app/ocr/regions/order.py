@@ -97,8 +97,8 @@ class _Order:
                 is_ruled = self._rules.has_upright(farthest.right - 2, line.left + 2, top, bottom)
                 size = min(0 if one in self._tables else one.height for one in (line, farthest))
                 least = max(GUTTER_EM * self._em, LARGE_GUTTER_EM * size)
-                is_ruled = is_ruled or self._is_known(farthest.right, line.left, top, bottom)
-                if is_ruled or line.left - farthest.right >= least:
+                is_known = is_ruled or self._is_known(farthest.right, line.left, top, bottom)
+                if is_known or line.left - farthest.right >= least:
                     gutters.append((farthest.right, line.left))
             farthest = line if farthest is None or line.right > farthest.right else farthest
         return gutters
@@ -111,6 +111,9 @@ class _Order:
             and min(bottom, gutter.bottom) - max(top, gutter.top) > 0.5 * min(gutter.height, bottom - top)
             for gutter in self._known
         )
+
+    def _may_go_on(self, group: Sequence[Line]) -> bool:
+        return bool(self._gutters(group)) or self._is_in_column(group)
 
     def _is_in_column(self, lines: Sequence[Line]) -> bool:
         """On one side of a gutter that is known, where nothing stands on the other, as a column may begin."""
@@ -134,8 +137,7 @@ class _Order:
                 open_group = list(band)
                 continue
             # a short last line above a table is none of its rows
-            may_go_on = self._gutters(open_group) or self._is_in_column(open_group) if open_group else False
-            if may_go_on and self._gutters(together):
+            if open_group and self._may_go_on(open_group) and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
                 begins = gap > APART_EM * self._em and self._begins_columns(band, together)
                 if (

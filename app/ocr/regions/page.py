@@ -96,7 +96,7 @@ def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
     """A dash between words of a paragraph or an item, that came to stand at a line's begin: the lines above
-    and below begin there too, and the one above is full.
+    and below begin there too, or no other dash does, and the one above is full.
     """
     above, line, below = around
     if leads[line].bullet not in DASHES or not isinstance(above, Line):

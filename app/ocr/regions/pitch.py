@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from app.ocr.regions.ink import Mask
-from app.ocr.regions.lines import Line, gaps_of
+from app.ocr.regions.lines import Line, cut_at, gaps_of
 
 BESIDE_EM = 3.0
 """White between words of a printed line, in heights of a line, at most; however wide it is justified."""
@@ -64,9 +64,7 @@ def _pitch_of(row: Sequence[Line], mask: Mask, em: float) -> float | None:
     letters: list[Line] = []
     steps: list[float] = []
     for line in row:
-        white = gaps_of(line, mask, 1)
-        starts, ends = [line.left, *(end for _, end in white)], [*(start for start, _ in white), line.right]
-        pieces = [Line(left, line.top, right, line.bottom) for left, right in zip(starts, ends, strict=True)]
+        pieces = [piece for piece in cut_at(line, gaps_of(line, mask, 1)) if piece.width]
         letters += pieces
         steps += [
             (after.left + after.right - before.left - before.right) / 2

@@ -259,3 +259,39 @@ def test_squares_stand_on_lines_of_letters_that_reach_below() -> None:
     page = cut_page(image).page
     assert page is not None
     assert [page.leads[line].bullet for line in page.lines] == ["▪"] * 3
+
+
+@needs_font
+@pytest.mark.parametrize("indent", [0, 40])
+def test_a_sign_like_a_bullet_in_running_text_is_none(indent: int) -> None:
+    """Lines above and below begin where it does, or the one above begins a paragraph."""
+    words = "of pebbles that lie in the river below the bridge"
+    rows = [(100 + indent, 100, f"Full {words}"), (100, 136, "•"), (140, 136, words), (100, 172, words)]
+    page = printed_page(rows)
+    assert not any(lead.is_bullet for lead in page.leads.values())
+    page = printed_page([*rows[:-1], (140, 172, "and end.")])
+    assert any(lead.is_bullet for lead in page.leads.values()), "a line hangs under the item"
+
+
+@needs_font
+@pytest.mark.parametrize("mark", ["`", "^", "'"])
+def test_accents_that_a_spread_line_begins_with_are_no_bullets(mark: str) -> None:
+    page = printed_page([(100, 100, mark), (130, 100, "pebbles of quartz"), (100, 140, "lie in the river")])
+    assert not any(lead.is_bullet for lead in page.leads.values())
+
+
+@needs_font
+def test_a_number_that_hangs_under_an_item_is_of_its_text() -> None:
+    """Unless a list inside it begins there, and goes on."""
+
+    def markdown(*texts: str) -> str:
+        rows = [(100, 100, "1)"), *((150, 100 + 36 * at, text) for at, text in enumerate(texts))]
+        read = [f"1) {texts[0]}", *texts[1:]]
+        return to_markdown(compose(regions_of(printed_page(rows), read), read, tagged=True)).markdown
+
+    words = "pebbles of quartz"
+    assert markdown(words, f"84. Rivers and {words}", words).count("\n") == 0
+    assert markdown(words, f"1. Rivers and {words}", f"2. Bridges and {words}").split("\n\n") == [
+        f"1) {words}",
+        f"1. Rivers and {words}\n2. Bridges and {words}",
+    ]

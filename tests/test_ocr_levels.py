@@ -8,9 +8,9 @@ import pytest
 from app.ocr.regions.levels import Heading, are_titles
 
 
-def heading(size: float, title: float, *, is_centred: bool = False) -> Heading:
+def heading(size: float, title: float, *, is_across: bool = False) -> Heading:
     """``size``: in the body's; ``title``: chance of being one."""
-    return Heading(log(size), np.log(np.array([title, 1 - title], np.float32)), is_centred)
+    return Heading(log(size), np.log(np.array([title, 1 - title], np.float32)), is_across)
 
 
 def test_a_page_without_headings_has_no_title() -> None:
@@ -39,11 +39,11 @@ def test_a_first_heading_larger_than_the_others_is_a_title() -> None:
     assert not any(are_titles([heading(1.05, 0.2), *others]))
 
 
-def test_a_first_heading_that_alone_is_centred_is_a_title() -> None:
+def test_a_first_heading_that_alone_is_across_is_a_title() -> None:
     others = [heading(1.2, 0.001), heading(1.2, 0.001)]
-    assert are_titles([heading(1.2, 0.2, is_centred=True), *others]) == [True, False, False]
+    assert are_titles([heading(1.2, 0.2, is_across=True), *others]) == [True, False, False]
     assert not any(are_titles([heading(1.2, 0.2), *others]))
-    assert are_titles([heading(1.2, 0.03, is_centred=True), *others]) == [True, False, False]
+    assert are_titles([heading(1.2, 0.03, is_across=True), *others]) == [True, False, False]
     assert not any(are_titles([heading(1.4, 0.03), *others]))
 
 

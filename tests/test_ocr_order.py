@@ -135,3 +135,36 @@ def test_a_title_of_few_capitals_is_as_large_as_they_are() -> None:
         assert page is not None
         sizes[text] = page.prints[page.lines[0]].size
     assert all(1.8 < size < 2.3 for size in sizes.values()), sizes
+
+
+def items(left: int, bottoms: list[int], going_on: list[int]) -> list[Line]:
+    """Items whose texts are of several lengths, with their numbers, and lines that hang under them."""
+    texts = [Line(left + 40, at - 20, left + 150 + at % 70, at) for at in [*bottoms, *going_on]]
+    return [*texts, *(Line(left, at - 18, left + 14, at) for at in bottoms)]
+
+
+def test_lists_side_by_side_are_columns() -> None:
+    """All at the same heights; an item of either stands beside a line of the other that hangs."""
+    left, right = items(0, [50, 80, 140], [110]), items(400, [50, 110, 140], [80])
+    parts = in_order([*left, *right])
+    assert all(isinstance(part, Line) for part in parts)
+    assert [part.left < 380 for part in parts if isinstance(part, Line)] == [True] * 4 + [False] * 4
+
+
+def test_numbers_in_columns_of_a_table_are_cells() -> None:
+    """Of what is counted and how often: no number of the second column stands where the first has none."""
+    left, right = items(0, [50, 80, 110, 140], []), items(400, [50, 80, 140], [110])
+    (table,) = in_order([*left, *right])
+    assert isinstance(table, Table)
+
+
+def test_two_lines_beside_an_item_are_no_column() -> None:
+    """White in spread lines of one item, that are not quite as high as each other."""
+    left = [Line(0, 0, 180, 26), Line(0, 36, 180, 62), Line(0, 72, 180, 98)]
+    right = [Line(220, 0, 390, 18), Line(260, 72, 430, 98)]
+    parts = in_order([*left, *right])
+    assert [(part.left, part.right) for part in parts if isinstance(part, Line)] == [
+        (0, 390),
+        (0, 180),
+        (0, 430),
+    ]

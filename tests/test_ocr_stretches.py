@@ -171,3 +171,69 @@ def test_white_between_two_rules_with_print_beside_them_is_no_line() -> None:
     lines = find_lines(ink_of(image))
     assert len([line for line in lines if line.top > 390]) == 8
     assert all(ink_of(image).mask[line.top : line.bottom, line.left : line.right].any() for line in lines)
+
+
+@needs_font
+def test_words_of_a_spread_line_are_whole_beside_a_column() -> None:
+    """Spaces as wide as letters are high, all of a line alike; low words beside high ones."""
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(FAMILY.regular, 20)
+    draw = ImageDraw.Draw(image)
+    for left in (100, 580):
+        for at, text in enumerate([*WORDS[:5], "foxes sleep"]):
+            words = text.split()[: 6 - at % 2]
+            space = (400 - sum(font.getlength(word) for word in words)) / (len(words) - 1)
+            place = float(left)
+            for word in words:
+                draw.text((round(place), 100 + 30 * at), word, font=font)
+                place += font.getlength(word) + (space if at < 5 else 8)
+    lines = find_lines(ink_of(image))
+    spans = {(round(line.left, -1), round(line.right, -1)) for line in lines if line.top < 240}
+    assert {(left, round(right, -1)) for left, right in spans} == {(100, 500), (580, 980)}
+
+
+@needs_font
+def test_even_rows_of_a_table_are_cells() -> None:
+    """White between the cells of its first row is as wide everywhere, and under it is white again."""
+    image, font = Image.new("L", A4, 255), ImageFont.truetype(FAMILY.regular, 20)
+    rows = ["river stone quartz", "old foxes sleep", "noon quiet fills"]
+    for at, text in enumerate(rows):
+        left = 100.0
+        for word, first in zip(text.split(), rows[0].split(), strict=True):
+            ImageDraw.Draw(image).text((round(left), 100 + 34 * at), word, font=font)
+            left += font.getlength(first) + 30
+    page = cut_page(image).page
+    assert page is not None
+    (table,) = page.parts
+    assert isinstance(table, Table)
+    assert [len(cells) for cells in table.rows] == [3, 3, 3]
+
+
+def test_a_pitch_that_one_line_has_by_chance_is_none() -> None:
+    """Letters as wide as each other, among lines of others; two such lines are code."""
+
+    def drawn(steps: list[int], top: int, mask: np.ndarray) -> Line:
+        left = 100
+        for at, step in enumerate(steps):
+            mask[top + (6 if at % 2 else 0) : top + 20, left : left + step - 4] = True
+            left += step
+        return Line(100, top, left - 4, top + 20)
+
+    fixed, other = [14] * 20, [9, 15, 12, 18] * 5
+    for count in (1, 2):
+        mask = np.zeros((400, 600), bool)
+        shapes = [fixed] * count + [other] * 5
+        lines = [drawn(steps, 20 + 40 * at, mask) for at, steps in enumerate(shapes)]
+        pitches = pitches_of(lines, printed_rows(lines, 20), mask, 20)
+        assert pitches == ([14.0] * 2 if count == 2 else [0.0]) + [0.0] * 5
+
+
+def test_what_thin_strokes_leave_of_a_sign_is_one_line() -> None:
+    """Bars under each other, a pixel apart, with white around."""
+    image = Image.new("L", (400, 120), 255)
+    draw = ImageDraw.Draw(image)
+    for left in (40, 60, 130, 150):
+        draw.rectangle((left, 40, left + 14, 60), fill=0)
+    for top, bottom in ((36, 40), (42, 45), (47, 62)):
+        draw.rectangle((97, top, 111, bottom), fill=0)
+    sign = [line for line in find_lines(ink_of(image)) if 90 < line.left < 120]
+    assert sign == [Line(97, 36, 112, 63)]

@@ -18,10 +18,11 @@ import torch
 from PIL import ImageOps
 from safetensors.numpy import save_file
 
-from app.ocr.regions.headings import KINDS, SPREAD, Floats, Network, alike_of, traits_of
+from app.ocr.regions.headings import KINDS, SPREAD, Floats, Network, alike_of, beside_body, traits_of
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import find_print
+from app.ocr.regions.prints import PageLines
 from training.layout import Family, Layout, LayoutStyle
 from training.lines import Placed, placed_marks
 from training.printed import PrintedPage
@@ -50,8 +51,10 @@ Examples = tuple[Floats, Labels]
 """Traits (N, T) and numbers of ``KINDS`` (N) of the lines of a page."""
 
 
-def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples | None:
-    """``None`` where the page has next to no text, or tables alone."""
+def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> list[Examples]:
+    """Of a page, measured in all its lines and in those of its body, as the service does one after the other;
+    none where the page has next to no text, or tables alone.
+    """
     rng = random.Random(seed)
     em = rng.uniform(*BODY_PT) * DPI / 72
     width, height = WHOLE_PX if rng.random() < WHOLE else (rng.uniform(*side) for side in PART_PX)
@@ -61,7 +64,7 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
         style = replace(style, levels=(sub_title * rng.uniform(*TITLE), sub_title))
     page = Layout(rng, text, families, style).fill()
     if page.characters < MIN_CHARACTERS:
-        return None
+        return []
     image = draw_page(rng, page)
     shares = [(x / page.width, y / page.height, character) for x, y, character in page.marks]
     if rng.random() < DEGRADED:
@@ -73,7 +76,7 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
     ink = find_ink(image)
     cut = None if ink is None else find_print(ink)
     if ink is None or cut is None:
-        return None
+        return []
     rng = random.Random(seed)  # what is misread does not hang on the drawing
     marks, kinds = placed_marks(ink, page, image.size, shares), _kinds(page)
     at = np.array([(mark.x, mark.y) for mark in marks]).reshape(-1, 2)  # (M, 2)
@@ -85,8 +88,17 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> Examples |
         inside = inside[np.argsort(x[inside], kind="stable")]
         texts[line] = misread(rng, "".join(_spelled(marks[index]) for index in inside).strip())
         labels[line] = int(np.bincount(kinds[inside], minlength=len(KINDS)).argmax())
-    lines, traits = traits_of(cut, texts, alike_of(cut, texts))
-    return (traits, np.array([labels[line] for line in lines], np.int64)) if lines else None
+    return _measured(cut, texts, labels)
+
+
+def _measured(page: PageLines, texts: dict[Line, str], labels: dict[Line, int]) -> list[Examples]:
+    lines, traits = traits_of(page, texts, alike_of(page, texts))
+    numbers = np.array([labels[line] for line in lines], np.int64)
+    if not 0 < np.count_nonzero(numbers) < len(lines):
+        return [(traits, numbers)] if lines else []
+    headings = {line for line, number in zip(lines, numbers, strict=True) if number}
+    beside, alike = beside_body(page, texts, [line for line in page.lines if line not in headings])
+    return [(traits, numbers), (traits_of(beside, texts, alike)[1], numbers)]
 
 
 def _spelled(mark: Placed) -> str:
@@ -158,8 +170,7 @@ def main(words: Sequence[str] | None = None) -> None:
     render = load_settings(arguments.settings).render
     text, families = TextSource(render.words), render.families(held_out=False)
     seeds = [100_000 * (1 + series) + number for series in range(SERIES) for number in range(PAGES_A_SERIES)]
-    pages = (drawn(seed, text, families) for seed in seeds)
-    examples = [page for page in pages if page is not None]
+    examples = [example for seed in seeds for example in drawn(seed, text, families)]
     traits, labels = (np.concatenate(column) for column in zip(*examples, strict=True))
     network = fit(traits, labels)
     save(network, arguments.out)

@@ -3,19 +3,20 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import log
 
 import numpy as np
 
-from app.ocr.regions.headings import KINDS, alike_of, heading_chances, size_of
+from app.ocr.regions.headings import KINDS, alike_of, beside_body, heading_chances, size_of
 from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
-from app.ocr.regions.lines import Line, Table, joined
+from app.ocr.regions.lines import Line, Table, joined, lines_of
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
 from app.ocr.regions.prints import Lead, PageLines, Print, is_centred
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
-LEAST_CHANCE = 1e-6
+LEAST_CHANCE, HALF = 1e-6, 0.5
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
 """Letters as high as capitals; of a line without any, the size is that of its small letters."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -24,6 +25,10 @@ under its text, go on longer."""
 HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
 MAX_HEADING_LINES = 3
+SAME_LEFT_EM, SPACE_EM, UNEVEN_LETTERS = 0.5, 0.4, 1.15
+"""How far apart lines of one heading begin, at most, that are flush left; what a word needs beside its
+letters; and by how much these may be wider than the line's are.
+"""
 FEW_LETTERS, MIN_LETTERS = 2, 4
 """That tell that two lines are of one size; and that they are not."""
 SAME_SIZE, OTHER_SIZE = 0.05, 0.08
@@ -81,6 +86,8 @@ class Region:
     """Lines with a bullet before them, which is not part of the line, and that bullet."""
     bullet: Bullet | None = None
     """Of the first line."""
+    hanging: frozenset[Line] = frozenset()
+    """Lines that begin under the text of an item."""
 
     @property
     def lines(self) -> list[Line]:
@@ -105,14 +112,23 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 
 class _Blocks:
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
-        self._page = page
-        self._alike = alike_of(page, texts)
+        self._page, self._alike = page, alike_of(page, texts)
         self._chances = heading_chances(page, texts, self._alike)
+        text = {line for line, chances in self._chances.items() if chances[0] >= HALF}
+        if text and len(text) < len(self._chances):
+            body = [line for line in page.lines if line in text or line not in self._chances]
+            self._page, self._alike = beside_body(page, texts, body)
+            self._chances = heading_chances(self._page, texts, self._alike)
         self._texts = texts
         self._edges = (
             min((line.left for line in page.lines), default=0),
             max((line.right for line in page.lines), default=0),
         )
+        boxes = [joined(lines_of(part)) for part in page.parts]
+        self._second = [
+            below for above, below in pairwise(boxes) if above.right < below.left and below.top < above.top
+        ]
+        """What columns that are not the first begin with."""
         self._number = page_number(page, texts)
         self._items = numbered_items(page, texts)
 
@@ -131,7 +147,15 @@ class _Blocks:
         chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
         left, right = self._edges
         are_centred = all(is_centred(line, left, right, self._page.em) for line in lines)
-        return Heading(size, chances.sum(axis=0), are_centred)
+        return Heading(size, chances.sum(axis=0), are_centred or self._is_across(lines))
+
+    def _is_across(self, lines: Sequence[Line]) -> bool:
+        """Above the begin of a second column, and left of it too."""
+        heading, em = joined(lines), self._page.em
+        return any(
+            heading.left + em < column.left < heading.right - em and heading.bottom <= column.top
+            for column in self._second
+        )
 
     def _size(self, line: Line) -> float:
         return size_of(self._page.prints[line], self._alike[line])
@@ -145,6 +169,7 @@ class _Blocks:
             tuple(group),
             self._bullets(group),
             self._bullet(group[0]),
+            frozenset(line for at, line in enumerate(group) if self._hangs(group[:at], line)),
         )
 
     def _bullets(self, lines: Sequence[Line]) -> dict[Line, str]:
@@ -174,13 +199,13 @@ class _Blocks:
         are_headings = [self._is_heading(line) for line in (above, below)]
         step = self._page.step(above, below)
         if all(are_headings):
-            return len(group) < MAX_HEADING_LINES and self._heading_goes_on(above, below, step)
+            return len(group) < MAX_HEADING_LINES and self._heading_goes_on(group, below, step)
         if any(are_headings):
             return False
         em, pitch = self._page.em, self._page.pitch
-        lead = self._last_lead(group)
-        if lead is not None and abs(below.left - lead.text_left) < 0.5 * em:
+        if self._hangs(group, below):
             return step <= HANGING_PITCH * pitch
+        lead = self._last_lead(group)
         if self._is_list(group) and below not in self._page.leads and lead and below.left < lead.text_left:
             return False
         ends = self._is_bulleted(first) and (below.left < first.left or above.right < below.right - 3 * em)
@@ -196,14 +221,40 @@ class _Blocks:
     def _is_heading(self, line: Line) -> bool:
         if line in self._items or self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
             return False
-        return bool(self._chances[line][0] < 0.5)
+        return bool(self._chances[line][0] < HALF)
 
-    def _heading_goes_on(self, above: Line, below: Line, step: float) -> bool:
+    def _heading_goes_on(self, group: Sequence[Line], below: Line, step: float) -> bool:
+        above = group[-1]
         alike = self._are_of_one_size(above, below)
         are_titles = all(self._kind([line]) == "title" for line in (above, below))
+        # titles are broken where their sense is
+        is_broken = self._texts[below][:1].islower() or (are_titles and len(group) == 1)
+        if not is_broken and self._would_have_fit(above, below):
+            return False
         pitch = TITLE_PITCH if are_titles else HEADING_PITCH
         most = max(pitch * self._page.em * self._size(above), PARAGRAPH_PITCH * self._page.pitch)
         return alike and step <= most
+
+    def _would_have_fit(self, above: Line, below: Line) -> bool:
+        """The first word of a line, at the end of the one above it that begins at the same left."""
+        em = self._page.em * self._size(above)
+        text = self._texts[below]
+        if abs(above.left - below.left) > SAME_LEFT_EM * em or not text:
+            return False
+        first = UNEVEN_LETTERS * below.width * len(text.split()[0]) / len(text)
+        return above.right + SPACE_EM * em + first < self._column_right(below) - SPACE_EM * em
+
+    def _column_right(self, line: Line) -> int:
+        """Where the lines below it end."""
+        parts = self._page.parts
+        right, last = line.right, line
+        for part in parts[parts.index(line) + 1 :]:
+            if isinstance(part, Table):
+                continue
+            if not self._page.is_below(last, part):
+                break
+            right, last = max(right, part.right), part
+        return right
 
     def _are_of_one_size(self, above: Line, below: Line) -> bool:
         """By the letters that both have, or that the page has too; by their boxes, where those are few."""
@@ -219,6 +270,11 @@ class _Blocks:
             return False
         is_low = any(not TALL.search(self._texts[line]) for line in prints)
         return is_low or _are_alike(*prints.values())
+
+    def _hangs(self, group: Sequence[Line], line: Line) -> bool:
+        """Under the text of the group's last item."""
+        lead = self._last_lead(group)
+        return lead is not None and abs(line.left - lead.text_left) < 0.5 * self._page.em
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
         """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""

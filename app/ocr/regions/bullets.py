@@ -14,8 +14,9 @@ APART_EM, SPACE_EM, NEAR_EM = 0.4, 0.15, 0.06
 disc, a square or a ring lower than small letters, that stands as high as they do: no sign of a text is."""
 ROUND = 1.4
 """Its width over its height at most, and the other way round."""
-NEAR_TALLEST_EM, NEAR_HIGHEST_EM = 0.48, 0.4
-"""How high those are, and how far above the base any disc, square or ring stands, at most."""
+NEAR_TALLEST_EM, NEAR_HIGHEST_EM, HIGHEST_EM = 0.48, 0.4, 0.5
+"""How high those are, how far above the base any disc, square or ring stands, and how far any bullet, at
+most; accents and quotation marks stand higher."""
 SOLID = 0.72
 """Of its box, that a disc or a square fills; no letter does."""
 FLAT_EM, DASH_EM = 0.17, 0.42
@@ -51,13 +52,14 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
         return None
     height, width = rows.stop - rows.start, columns.stop - columns.start
     sign = _sign(labels[rows, columns] == largest + 1, em)
-    is_high = base - rows.stop > NEAR_HIGHEST_EM * em
-    is_quotation = sign in LIKE_DISC and (is_high or height > UPRIGHT * width)
-    if height > TALLEST_EM * em or width < SLENDER * height or is_quotation:
+    above = base - rows.stop
+    is_quotation = sign in LIKE_DISC and (above > NEAR_HIGHEST_EM * em or height > UPRIGHT * width)
+    is_accent = above > HIGHEST_EM * em
+    if height > TALLEST_EM * em or width < SLENDER * height or is_accent or is_quotation:
         return None
     is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < UPRIGHT * width < 3 * height
-    is_above = is_solid or base - rows.stop >= 0.07 * em
-    is_low = height <= NEAR_TALLEST_EM * em and base - rows.stop <= NEAR_HIGHEST_EM * em
+    is_above = is_solid or above >= 0.07 * em
+    is_low = height <= NEAR_TALLEST_EM * em and above <= NEAR_HIGHEST_EM * em
     is_like_disc = sign in LIKE_DISC and is_low and width < ROUND * height < ROUND**2 * width
     if is_above and white >= APART_EM:
         return sign, True

@@ -8,7 +8,7 @@ from itertools import islice
 from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.numbers import OF_ITEM, shown_number, with_numbers_told
+from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number, with_numbers_told
 from app.ocr.regions.prints import PageLines
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
@@ -140,7 +140,9 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         if not text:
             continue
         form, item = _item(region, line, text, blocks)
-        if form == NUMBERED and not are_numbered and _is_running(region.lines, line):
+        if form == NUMBERED and (
+            (not are_numbered and _is_running(region.lines, line)) or _is_inside(region, line, item, blocks)
+        ):
             form = None  # a sentence ended with a number
         if form is None:
             if blocks:
@@ -160,6 +162,15 @@ def _is_running(lines: Sequence[Line], line: Line) -> bool:
     near = SAME_LEFT * line.height
     is_full = at > 0 and lines[at - 1].right > max(one.right for one in lines) - FULL * line.height
     return is_full and all(abs(one.left - line.left) < near for one in lines[at - 1 : at + 2])
+
+
+def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]) -> bool:
+    """An item's text, where a list inside it neither begins nor goes on."""
+    if line not in region.hanging or not blocks:
+        return False
+    number = OF_ITEM.match(item)
+    is_first = number is not None and int(number[1]) == FIRST
+    return not is_first and not (blocks[-1].form == NUMBERED and _follows(item, blocks[-1].lines[-1]))
 
 
 def _known(bullet: Bullet | None) -> list[Bullet]:

@@ -22,8 +22,10 @@ lines, whose dots are as high as small letters, are few.
 TALL_EM, BESIDE_EM, AS_HIGH = 2.5, 0.35, 0.4
 """Height of what may be no line alone, in heights of a line; white in it that may part it; the share of their
 height that words of a line have in common."""
-PARTED_EM = 0.2
-"""White between pieces of one sign, at most."""
+PARTED_EM, SIGN_EM, SIGN_HEIGHT_EM = 0.2, 1.0, 1.5
+"""White between pieces of one sign, its width and its height, at most."""
+MARK_EM = 0.45
+"""What is lower is no letter."""
 MARK_SHARE = 0.25
 """Of large letters' height, that their dots and commas are high and wide at most."""
 OWN_INK = 0.2
@@ -51,11 +53,12 @@ def find_lines(ink: Ink) -> list[Line]:
         else:
             found.append(line)
     large = _largest([line for line in found if line.height > 2 * em], MAX_LARGE)
-    is_mark = [line.height < 0.45 * em or any(_is_mark_of(line, one) for one in large) for line in found]
+    is_mark = [line.height < MARK_EM * em or any(_is_mark_of(line, one) for one in large) for line in found]
     whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
     parts = (part for line in whole for part in _split(line, mask, em))
     lines = [part for part in parts if part.height <= MAX_LINE_EM * em]
     marks = _largest([line for line, mark in zip(found, is_mark, strict=True) if mark], MAX_MARKS)
+    lines, marks = _with_whole_signs(lines, marks, em)
     return stretches_of(_with_marks(lines, marks, em), ink, em)
 
 
@@ -185,17 +188,34 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
     pad = round(0.3 * em)
     padded = [
         Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad)
-        for mark in _whole_marks(alone, PARTED_EM * em)
+        for mark in _whole_marks(alone, PARTED_EM * em, SIGN_HEIGHT_EM * em)
     ]
     return [*grown.values(), *padded]
 
 
-def _whole_marks(marks: Sequence[Line], near: float) -> list[Line]:
-    """Pieces of one sign, whose thin strokes were lost, as one. ``near``: pixels between them at most."""
+def _with_whole_signs(lines: Sequence[Line], marks: Sequence[Line], em: int) -> tuple[list[Line], list[Line]]:
+    """Lines and marks anew: pieces that thinned strokes of one sign left under each other are one line."""
+    wide = [line for line in lines if line.width > SIGN_EM * em]
+    narrow = [line for line in lines if line.width <= SIGN_EM * em]
+    whole = _whole_marks([*narrow, *marks], 1, SIGN_HEIGHT_EM * em)
+    are_marks = set(marks)
+    is_low = [one in are_marks or one.height < MARK_EM * em for one in whole]
+    letters = [one for one, low in zip(whole, is_low, strict=True) if not low]
+    return [*wide, *letters], [one for one, low in zip(whole, is_low, strict=True) if low]
+
+
+def _whole_marks(marks: Sequence[Line], near: float, highest: float) -> list[Line]:
+    """Pieces of one sign, whose thin strokes were lost, as one. ``near``: pixels between them, and
+    ``highest``: height of the sign, at most.
+    """
     whole: list[Line] = []
+    near_signs: list[Line] = []
     for mark in sorted(marks, key=lambda one: one.top):
-        piece = next((one for one in whole if is_stacked(one, mark) and mark.top - one.bottom <= near), None)
+        whole += [one for one in near_signs if mark.top - one.bottom > near]
+        near_signs = [one for one in near_signs if mark.top - one.bottom <= near]
+        fitting = (one for one in near_signs if is_stacked(one, mark) and mark.bottom - one.top <= highest)
+        piece = next(fitting, None)
         if piece is not None:
-            whole.remove(piece)
-        whole.append(mark if piece is None else joined([piece, mark]))
-    return whole
+            near_signs.remove(piece)
+        near_signs.append(mark if piece is None else joined([piece, mark]))
+    return [*whole, *near_signs]

@@ -5,19 +5,21 @@ lines above and below: none of these tells alone. ``training/headings.py`` fits 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import exp, log, log1p
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from app.ocr.regions.letters import Alike, beside_the_same
-from app.ocr.regions.lines import Line, Part, Table
-from app.ocr.regions.prints import PageLines, Print, is_centred, weighted_median
+from app.ocr.regions.lines import Line, Part, Table, lines_of
+from app.ocr.regions.prints import PageLines, Print, is_centred, rebased, weighted_median
 
 WEIGHTS = Path(__file__).with_name("headings.safetensors")
 KINDS = ("text", "title", "sub_title")
@@ -41,6 +43,10 @@ SURE_LETTERS = 4
 """That say how large a line is."""
 SAME_SIZE, SAME_STROKE = 0.05, 0.15
 """By how much sizes and strokes of lines that are printed alike differ, as logarithms."""
+INDENT_EM, SAME_INDENT_EM, NEXT_PITCH, CENTRED = (0.7, 3.5), 0.4, 1.3, 0.5
+"""How far the first line of a paragraph is indented, and how far apart two such begin; from it to the next
+one, in the usual pitch; and share of the indent by which that ends farther right, where both are centred.
+"""
 Floats = npt.NDArray[np.float32]
 
 
@@ -74,9 +80,11 @@ def fitted() -> Network:
     return load(WEIGHTS)
 
 
-def alike_of(page: PageLines, texts: dict[Line, str]) -> dict[Line, Alike]:
-    """Every line beside the same letters elsewhere on the page."""
-    return beside_the_same({line: page.prints[line].letters for line in page.lines}, texts)
+def alike_of(
+    page: PageLines, texts: dict[Line, str], body: Collection[Line] | None = None
+) -> dict[Line, Alike]:
+    """Every line beside the same letters elsewhere on the page, or in its ``body``."""
+    return beside_the_same({line: page.prints[line].letters for line in page.lines}, texts, body)
 
 
 def size_of(own: Print, alike: Alike) -> float:
@@ -88,6 +96,15 @@ def heading_chances(page: PageLines, texts: dict[Line, str], alike: dict[Line, A
     """Of every line outside tables, (3,): that it is of each of ``KINDS``. ``alike``: as ``alike_of``."""
     lines, traits = traits_of(page, texts, alike)
     return dict(zip(lines, fitted().chances(traits), strict=True)) if lines else {}
+
+
+def beside_body(
+    page: PageLines, texts: dict[Line, str], body: Sequence[Line]
+) -> tuple[PageLines, dict[Line, Alike]]:
+    """All lines measured in those of the ``body`` alone, and beside its letters: on a page of little else,
+    headings are what is usual.
+    """
+    return rebased(page, body), alike_of(page, texts, frozenset(body))
 
 
 def traits_of(page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> tuple[list[Line], Floats]:
@@ -116,6 +133,8 @@ class _Traits:
         self._print = {line: self._printed(line, advances.get(line)) for line in lines}
         self._alike = {line: _shown(alike[line]) for line in lines}
         self._said = {line: _said(texts[line]) for line in lines}
+        self._shifts = _shifts(page)
+        self._indents = _indents(page)
 
     def row(self, above: Part | None, line: Line, below: Part | None) -> list[float]:
         """Lengths in heights of a line, sizes as logarithms, each scaled to be about one at most."""
@@ -125,6 +144,7 @@ class _Traits:
             *self._said[line],
             *self._among(line),
             *self._place(above, line),
+            *self._indented(line),
             *self._beside(line, above, is_above=True),
             *self._beside(line, below, is_above=False),
         ]
@@ -167,6 +187,12 @@ class _Traits:
             float(lead is not None and not lead.is_bullet and not lead.is_narrow),
         ]
 
+    def _indented(self, line: Line) -> list[float]:
+        """Whether first lines of paragraphs are, and whether this one stands where they do."""
+        em, shift, count = self._page.em, self._shifts[line], len(self._indents)
+        is_like = count > 0 and abs(shift - median(self._indents)) < SAME_INDENT_EM * em
+        return [log1p(count) / 3, _clipped(shift / em, 0, 4) / 2, float(is_like)]
+
     def _beside(self, line: Line, other: Part | None, *, is_above: bool) -> list[float]:
         """How a neighbour stands to the line; zeros where there is none in its column."""
         upper, lower = (other, line) if is_above else (line, other)
@@ -189,6 +215,38 @@ class _Traits:
             log1p(len(text)) / 4,
             _upper_share(text),
         ]
+
+
+def _shifts(page: PageLines) -> dict[Line, int]:
+    """How far right of its column every line begins, pixels; what stands higher than the part before it
+    begins a column.
+    """
+    columns: list[list[Line]] = []
+    top = None
+    for part in page.parts:
+        lines = lines_of(part)
+        if top is None or min(line.top for line in lines) < top:
+            columns.append([])
+        top = min(line.top for line in lines)
+        columns[-1] += lines
+    return {line: line.left - min(one.left for one in column) for column in columns for line in column}
+
+
+def _indents(page: PageLines) -> list[int]:
+    """By how much first lines of paragraphs are indented, pixels; where they are."""
+    shifts = [
+        above.left - below.left
+        for above, below in pairwise(page.parts)
+        if isinstance(above, Line)
+        and isinstance(below, Line)
+        and page.is_below(above, below)
+        and page.step(above, below) <= NEXT_PITCH * page.pitch
+        and above not in page.leads
+        and below not in page.leads
+        and below.right - above.right < CENTRED * (above.left - below.left)  # no centred lines
+    ]
+    least, most = (share * page.em for share in INDENT_EM)
+    return [shift for shift in shifts if least < shift < most]
 
 
 def _shown(alike: Alike) -> list[float]:

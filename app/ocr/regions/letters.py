@@ -4,9 +4,10 @@ A heading may be printed a twentieth larger than the text, in another font: less
 around letters err, and less than "BUT" differs from "gap" in the same font. The same letter tells.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -96,28 +97,65 @@ def _inked(darkness: Floats) -> Floats:
 
 
 def beside_the_same(
-    letters: Mapping[Line, Sequence[Letters]], texts: Mapping[Line, str]
+    letters: Mapping[Line, Sequence[Letters]],
+    texts: Mapping[Line, str],
+    among: Collection[Line] | None = None,
 ) -> dict[Line, Alike]:
-    """Of every line."""
+    """Of every line, beside others ``among`` these, or any."""
     named = {line: _named(found, texts[line]) for line, found in letters.items()}
-    own: dict[str, dict[Line, list[Letter]]] = defaultdict(lambda: defaultdict(list))
+    kinds: dict[str, _Kind] = defaultdict(_Kind)
     for line, pairs in named.items():
+        if among is not None and line not in among:
+            continue
         for name, letter in pairs:
             for kind in (name, _class_of(name)):
-                own[kind][line].append(letter)
-    return {line: _alike(line, pairs, own) for line, pairs in named.items()}
+                kinds[kind].add(line, letter)
+    for one in kinds.values():
+        one.heights.sort()
+        one.widths.sort()
+    return {line: _alike(line, pairs, kinds) for line, pairs in named.items()}
 
 
-def _alike(
-    line: Line, pairs: Sequence[tuple[str, Letter]], own: Mapping[str, Mapping[Line, Sequence[Letter]]]
-) -> Alike:
+@dataclass(slots=True)
+class _Kind:
+    """Letters of one name or class, on all lines: sorted, and those of every line."""
+
+    heights: list[float] = field(default_factory=list)
+    widths: list[float] = field(default_factory=list)
+    own: dict[Line, list[Letter]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, line: Line, letter: Letter) -> None:
+        self.heights.append(letter.height)
+        self.widths.append(letter.width)
+        self.own[line].append(letter)
+
+    def usual(self, line: Line) -> tuple[float, float] | None:
+        """Height and width on the other lines."""
+        own = self.own.get(line, ())
+        if len(own) == len(self.heights):
+            return None
+        return (
+            median(_without(self.heights, [one.height for one in own])),
+            median(_without(self.widths, [one.width for one in own])),
+        )
+
+
+def _without(values: Sequence[float], own: Sequence[float]) -> list[float]:
+    """``values`` are sorted, and stay so."""
+    others = [*values]
+    for one in own:
+        del others[bisect_left(others, one)]
+    return others
+
+
+def _alike(line: Line, pairs: Sequence[tuple[str, Letter]], kinds: Mapping[str, _Kind]) -> Alike:
     heights: list[float] = []
     widths: list[float] = []
     usual: dict[str, tuple[float, float] | None] = {}
     for name, letter in pairs:
         for kind in (name, _class_of(name)):
             if kind not in usual:
-                usual[kind] = _usual(line, own[kind])
+                usual[kind] = kinds[kind].usual(line)
         same, like = usual[name], usual[_class_of(name)]
         if same is not None:
             heights.append(log(letter.height / same[0]))
@@ -129,15 +167,6 @@ def _alike(
     width = median(widths) if widths else 0.0
     spread = median(abs(one - width) for one in widths) if len(widths) > 1 else 0.0
     return Alike(median(heights), width, spread, len(heights))
-
-
-def _usual(line: Line, found: Mapping[Line, Sequence[Letter]]) -> tuple[float, float] | None:
-    """Height and width on the other lines."""
-    others = [letter for other, letters in found.items() if other is not line for letter in letters]
-    if not others:
-        return None
-    # of few numbers, thousands of times: not by numpy
-    return median([one.height for one in others]), median([one.width for one in others])
 
 
 def _class_of(name: str) -> str:

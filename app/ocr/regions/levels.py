@@ -1,4 +1,4 @@
-"""Which headings of a page are its titles: larger or centred ones, as those of one level are alike."""
+"""Which headings of a page are its titles: larger ones or those across it, as those of a level are alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ AS_LARGE, OTHER_SIZE = 0.04, 0.12
 UNEVEN = 2.0
 """Logarithm of how much less likely titles are as small as other headings, or of two sizes."""
 LARGER, EVEN = 0.1, 0.06
-STANDS_OUT, ALONE_IN_MIDDLE = 2.0, 4.0
+STANDS_OUT, ALONE_ACROSS = 2.0, 4.0
 """By how much the first heading of a page is larger than all others, and those differ, as logarithms; and of
-how much more likely it is a title then, or where it alone is centred."""
+how much more likely it is a title then, or where it alone is centred or across columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heading:
     """``size``: in the body's, as a logarithm. ``chances``: (2,), of being a title and of another level, as
-    logarithms. ``is_centred``: on the page.
+    logarithms. ``is_across``: centred on the page, or across its columns.
     """
 
     size: float
     chances: Floats
-    is_centred: bool = False
+    is_across: bool = False
 
 
 def are_titles(headings: Sequence[Heading]) -> list[bool]:
@@ -38,13 +38,13 @@ def are_titles(headings: Sequence[Heading]) -> list[bool]:
     is_first = np.arange(len(headings)) == 0
     ways = [chances[:, 0] > chances[:, 1], np.zeros(len(sizes), bool), is_first]
     ways += [sizes >= one for one in sizes]
-    centred = np.array([heading.is_centred for heading in headings])
-    best = max(ways, key=lambda way: _likelihood(sizes, centred, chances, way))
+    across = np.array([heading.is_across for heading in headings])
+    best = max(ways, key=lambda way: _likelihood(sizes, across, chances, way))
     return [bool(one) for one in best]
 
 
-def _likelihood(sizes: Floats, centred: Mask, chances: Floats, are_titles: Mask) -> float:
-    """``sizes``: (H,); ``centred``, ``are_titles``: (H,) bool; ``chances``: (H, 2). As a logarithm."""
+def _likelihood(sizes: Floats, across: Mask, chances: Floats, are_titles: Mask) -> float:
+    """``sizes``: (H,); ``across``, ``are_titles``: (H,) bool; ``chances``: (H, 2). As a logarithm."""
     alone = float(np.where(are_titles, chances[:, 0], chances[:, 1]).sum())
     titles, others = sizes[are_titles], sizes[~are_titles]
     if not len(titles):
@@ -53,10 +53,10 @@ def _likelihood(sizes: Floats, centred: Mask, chances: Floats, are_titles: Mask)
         alone -= UNEVEN
     if not len(others):
         return alone
-    is_apart = bool(centred[are_titles].all() and not centred[~are_titles].any())
+    is_apart = bool(across[are_titles].all() and not across[~are_titles].any())
     if titles.min() < others.max() + AS_LARGE and not is_apart:
         alone -= UNEVEN
-    are_even = others.max() - others.min() < EVEN
-    if are_titles[0] and are_even and (is_apart or titles.min() > others.max() + LARGER):
-        alone += ALONE_IN_MIDDLE if is_apart else STANDS_OUT
+    is_larger = others.max() - others.min() < EVEN and titles.min() > others.max() + LARGER
+    if are_titles[0] and (is_apart or is_larger):
+        alone += ALONE_ACROSS if is_apart else STANDS_OUT
     return alone

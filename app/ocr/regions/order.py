@@ -31,6 +31,10 @@ MIN_TEXT_EM = 10.0
 """Width of a column that only running text can fill."""
 FULL = 0.8
 """Of a column's width, that lines of running text fill."""
+MAX_SPREAD, MIN_STEPS = 0.1, 3
+"""Share of a column's lines that may be spread wider than its gutter; and lines of a side, at least, that
+tell by where they stand that it is no row of cells.
+"""
 FLUSH_EM, MIN_FLUSH = 0.5, 3
 """White at the ends of justified lines, at most, and pairs of such lines under each other, at least."""
 
@@ -198,7 +202,9 @@ class _Order:
             return False
         if any(map(self._is_text, sides)) or all(map(self._is_wide, sides)):
             return True
-        return self._is_ruled_alone(left) or self._is_ruled_alone(right) or not self._in_step(left, right)
+        if self._is_ruled_alone(left) or self._is_ruled_alone(right) or self._are_lists(left, right):
+            return True
+        return min(len(bands_of(side)) for side in sides) >= MIN_STEPS and not self._in_step(left, right)
 
     def _is_margin(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
         """Signs under each other that belong to no line of the text, as those of text that runs upwards."""
@@ -212,6 +218,30 @@ class _Order:
         """Numbers of items beside their texts, under something wider."""
         narrow = [line for line in side if line.width <= MAX_LEAD_EM * self._em]
         return len(narrow) > FULL * len(side) and self._in_step(text, narrow)
+
+    def _are_lists(self, left: Sequence[Line], right: Sequence[Line]) -> bool:
+        """On either side an item begins beside what begins none on the other, a line that hangs under an item
+        among that: no row of cells does.
+        """
+        sides = [self._items(side) for side in (left, right)]
+        if min(len(leads) for leads, _, _ in sides) < 2:
+            return False
+        beside = [
+            [line for line in hanging + others if _begins_beside(line, leads, own)]
+            for (leads, _, _), (own, hanging, others) in (sides, reversed(sides))
+        ]
+        hanging = [line for _, lines, _ in sides for line in lines]
+        return all(beside) and any(line in hanging for lines in beside for line in lines)
+
+    def _items(self, side: Sequence[Line]) -> tuple[Row, Row, Row]:
+        """Bullets and numbers before items; lines that hang under their texts; what begins other bands."""
+        bands, near = bands_of(side), ALIGNED_EM * self._em
+        leads = [band for band in bands if len(band) > 1 and band[0].width <= MAX_LEAD_EM * self._em]
+        firsts = [band[0] for band in bands if band not in leads]
+        hanging = [
+            line for line in firsts if any(abs(line.left - text.left) <= near for _, text, *_ in leads)
+        ]
+        return [lead for lead, *_ in leads], hanging, [line for line in firsts if line not in hanging]
 
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         """Horizontal lines cross the gutter between rows."""
@@ -230,7 +260,8 @@ class _Order:
         bands = bands_of(side)
         apart = [band for band in bands if self._gutters(band)]
         num_leads = sum(band[0].width <= MAX_LEAD_EM * self._em for band in apart)
-        if len(bands) < 2 or len(apart) > num_leads or 2 * num_leads > len(bands):
+        num_spread = len(apart) - num_leads
+        if len(bands) < 2 or num_spread > MAX_SPREAD * len(bands) or 2 * num_leads > len(bands):
             return False  # a form's boxes and what they are for stand in rows
         return float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
 
@@ -294,6 +325,12 @@ def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:
         else:
             together.append([*band])
     return together
+
+
+def _begins_beside(line: Line, leads: Sequence[Line], own: Sequence[Line]) -> bool:
+    """One of the items of the other side begins beside this line, and beside none of its own side's."""
+    beside = (lead for lead in leads if lead.is_beside(line))
+    return any(not any(lead.is_beside(other) for other in own) for lead in beside)
 
 
 def _reach_into(upper: Sequence[Line], lower: Sequence[Line]) -> bool:

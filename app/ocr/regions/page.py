@@ -17,9 +17,9 @@ from app.ocr.regions.ruled import ruled_tables
 from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
 
-FULL_EM, SAME_EM, NEXT_EM = 3.0, 0.5, 2.1
+FULL_EM, SAME_EM, NEXT_EM, INDENT_EM = 3.0, 0.5, 2.1, 3.5
 """White at a line's end that a word would have fit in; how far apart lines of a paragraph begin, and stand
-below each other, at most; in heights of a line."""
+below each other, and how far its first one is indented, at most; in heights of a line."""
 UNDER_EM, AS_LARGE_EM = 0.2, 0.1
 """By how much bullets of a list are apart at their left, and differ in size."""
 
@@ -95,24 +95,36 @@ def _has_like(line: Line, leads: dict[Line, Lead], em: float) -> bool:
 
 
 def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line, Lead], em: float) -> bool:
-    """A dash between words of a paragraph or an item, that came to stand at a line's begin: the lines above
-    and below begin there too, or no other dash does, and the one above is full.
+    """A dash between words of a paragraph or an item, or another sign like a bullet, that came to stand at a
+    line's begin: the lines above and below begin there too, or no other such sign does, and the one above is
+    full.
     """
     above, line, below = around
-    if leads[line].bullet not in DASHES or not isinstance(above, Line):
+    if not leads[line].is_bullet or not isinstance(above, Line):
         return False
     parts = [part for part in (above, below) if isinstance(part, Line)]
     if any(_is_bulleted(part, leads) and abs(part.left - line.left) < SAME_EM * em for part in parts):
         return False
-    beside = [part for part in parts if abs(_text_left(part, leads) - line.left) < SAME_EM * em]
-    if above not in beside:
-        return False
     if not 0 < line.bottom - above.bottom < NEXT_EM * em or above.right < line.right - FULL_EM * em:
         return False
-    if below not in beside or below.bottom - line.bottom > NEXT_EM * em:
-        is_last = line.width < above.right - _text_left(above, leads) - FULL_EM * em
-        return is_last or not _has_like(line, leads, em)
-    return True
+    goes_on = (
+        below in parts and _begins_at(below, line, leads, em) and below.bottom - line.bottom <= NEXT_EM * em
+    )
+    indent = _text_left(above, leads) - line.left
+    if not _begins_at(above, line, leads, em):
+        is_first = SAME_EM * em < indent < INDENT_EM * em and not _is_bulleted(above, leads)
+        return goes_on and is_first and not _has_like(line, leads, em)
+    if leads[line].bullet not in DASHES:
+        return goes_on and not _has_like(line, leads, em)
+    is_last = line.width < above.right - _text_left(above, leads) - FULL_EM * em
+    return goes_on or is_last or not _has_like(line, leads, em)
+
+
+def _begins_at(part: Part | None, line: Line, leads: dict[Line, Lead], em: float) -> bool:
+    if not isinstance(part, Line):
+        return False
+    edges = (_text_left(part, leads), leads[part].text_left if part in leads else part.left)
+    return any(abs(edge - line.left) < SAME_EM * em for edge in edges)
 
 
 def _is_bulleted(line: Line, leads: dict[Line, Lead]) -> bool:

@@ -50,13 +50,20 @@ def pitches_of(lines: Sequence[Line], rows: Sequence[Sequence[int]], mask: Mask,
     found = [_pitch_of([lines[number] for number in row], mask, em) for row in rows]
     known = [pitch for pitch in found if pitch is not None]
     fixed = [pitch for pitch in known if pitch]
+    are_usual = 2 * len(fixed) > len(known)
     # what is too short to tell is set as most of the page is
-    usual = float(np.median(fixed)) if 2 * len(fixed) > len(known) else 0.0
+    usual = float(np.median(fixed)) if are_usual else 0.0
+    if not are_usual:  # letters of one line may be as wide as each other by chance
+        found = [pitch if pitch and _is_shared(pitch, fixed) else 0.0 for pitch in found]
     pitches = [0.0] * len(lines)
     for row, pitch in zip(rows, found, strict=True):
         for number in row:
             pitches[number] = pitch or usual
     return pitches
+
+
+def _is_shared(pitch: float, pitches: Sequence[float]) -> bool:
+    return sum(abs(pitch - other) <= SAME_STEP * pitch for other in pitches) > 1
 
 
 def _pitch_of(row: Sequence[Line], mask: Mask, em: float) -> float | None:

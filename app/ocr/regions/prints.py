@@ -1,7 +1,7 @@
 """How lines are printed: where their letters stand, how large and heavy they are, what they begin with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -153,6 +153,28 @@ def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
         )
         for line, one in zip(lines, measured, strict=True)
     }
+
+
+def rebased(page: PageLines, body: Sequence[Line]) -> PageLines:
+    """The same page, whose prints are measured in those of these lines."""
+    widths = [line.width for line in body]
+    usual = {
+        name: weighted_median([getattr(page.prints[line], name) for line in body], widths)
+        for name in ("size", "breadth", "stroke")
+    }
+    lower = [(one, line.width) for line in body if (one := page.prints[line].lower) is not None]
+    usual_lower = weighted_median(*zip(*lower, strict=True)) if lower else 1.0
+    prints = {
+        line: replace(
+            one,
+            lower=None if one.lower is None else one.lower / usual_lower,
+            size=one.size / usual["size"],
+            breadth=one.breadth / usual["breadth"],
+            stroke=one.stroke / usual["stroke"],
+        )
+        for line, one in page.prints.items()
+    }
+    return replace(page, prints=prints)
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -25,8 +25,14 @@ NEAR, SAME, WIDER = 0.6, 0.8, 1.0
 """By how much spaces of such a line differ from the usual one where justifying made them wide, in widths of a
 letter; the share that does not differ by more; and by how much white between stretches is wider.
 """
-UNDER = 0.5
-"""Of a white's width, that is white in the next line as well, as in a table."""
+NEAR_EM, WIDER_EM, FEWEST_SPACES = 0.2, 0.5, 2
+"""Likewise in a line of other letters, in heights of a line; and its spaces, at least."""
+UNDER, HALF = 0.7, 0.5
+"""Share of a line's white that is white in the one above or below, too, as in a table; and of its width."""
+FLUSH_EM, AROUND, MIN_FLUSH = 0.3, 4, 2
+"""How far from its column's end a spread line may end; rows above and below that tell where that is; and
+others that end there, at least.
+"""
 OVERLAP_EM = 1.5
 """Of stretches beside each other, as a comma under the letter before it makes."""
 
@@ -39,8 +45,12 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
         gaps_of(line, ink.mask, _least_space(line, pitch, em))
         for line, pitch in zip(lines, pitches, strict=True)
     ]
-    spread = _spread(lines, rows, pitches, gaps)
-    neighbours = _neighbours(lines, spread, em)
+    gutters = gutters_of([line for line, pitch in zip(lines, pitches, strict=True) if not pitch], em)
+    rows = _parted(lines, rows, gutters)
+    spread = _spread(lines, rows, pitches, gaps, em)
+    # low words stand beside high ones
+    in_rows = ((left, right) for row in rows if spread[row[0]] for left, right in pairwise(row))
+    neighbours = sorted({*_neighbours(lines, spread, em), *in_rows})
     least = np.maximum(_cell_gaps(lines, pitches, gaps, neighbours, em), spread)
     groups: list[list[tuple[Line, float]]] = []  # pieces, and the pitch of each
     first: list[int] = []  # number of the first piece of each line
@@ -49,7 +59,6 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
         pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
         groups += [[(piece, pitch)] for piece in pieces]
     first.append(len(groups))
-    gutters = gutters_of([line for line, pitch in zip(lines, pitches, strict=True) if not pitch], em)
     for left, right in neighbours:
         one, other = groups[first[left + 1] - 1], groups[first[right]]
         gap = lines[right].left - lines[left].right
@@ -108,23 +117,62 @@ def _spread(
     rows: Sequence[Sequence[int]],
     pitches: Sequence[float],
     gaps: Sequence[Sequence[Gap]],
+    em: int,
 ) -> list[float]:
-    """White in pixels that is wider than spaces of lines which were spread to be justified, where all letters
-    are as wide; 0 for other lines.
+    """White in pixels that is wider than spaces of lines which were spread to be justified; 0 for others.
+
+    ``rows``: numbers of lines beside each other, in one column.
     """
     spread = [0.0] * len(lines)
     white = [_white_of([lines[number] for number in row], [gaps[number] for number in row]) for row in rows]
+    ends = [(lines[row[0]].left, max(lines[number].right for number in row)) for row in rows]
     for at, row in enumerate(rows):
         pitch = min(pitches[number] for number in row)
+        near, wider = (NEAR * pitch, WIDER * pitch) if pitch else (NEAR_EM * em, WIDER_EM * em)
         spaces = np.array([end - start for start, end in white[at]])
-        if not pitch or len(spaces) < FEW_SPACES:
+        if len(spaces) < (FEW_SPACES if pitch else FEWEST_SPACES):
             continue
         usual = float(np.median(spaces))
-        around = [*(white[at - 1] if at else []), *(white[at + 1] if at + 1 < len(rows) else [])]
-        if (np.abs(spaces - usual) <= NEAR * pitch).mean() >= SAME and not _is_under(white[at], around):
+        # white in words is no space
+        is_even = (np.abs(spaces - usual)[spaces >= HALF * usual] <= near).mean() >= SAME
+        under = max((_share_under(white[at], white[other]) for other in _next_to(at, ends)), default=0.0)
+        if is_even and under < UNDER and (pitch or _is_flush(at, ends, FLUSH_EM * em)):
             for number in row:
-                spread[number] = usual + WIDER * pitch
+                spread[number] = usual + wider
     return spread
+
+
+def _next_to(at: int, ends: Sequence[Gap]) -> list[int]:
+    """Numbers of the rows above and below, in the same column. ``ends``: left and right of every row."""
+    above = (row for row in reversed(range(at)) if _are_stacked(ends[row], ends[at]))
+    below = (row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at]))
+    return [row for row in (next(above, None), next(below, None)) if row is not None]
+
+
+def _is_flush(at: int, ends: Sequence[Gap], near: float) -> bool:
+    """A row ends where others of its column do, and none of those around it goes on."""
+    right = ends[at][1]
+    below = [row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at])]
+    above = [row for row in range(at) if _are_stacked(ends[row], ends[at])]
+    around = [ends[row][1] for row in [*above[-AROUND:], *below[:AROUND]]]
+    others = sum(abs(ends[row][1] - right) <= near for row in [*above, *below])
+    return others >= MIN_FLUSH and max(around) <= right + near
+
+
+def _are_stacked(one: Gap, other: Gap) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _parted(lines: Sequence[Line], rows: Sequence[Sequence[int]], gutters: Sequence[Line]) -> list[list[int]]:
+    """Rows anew, in two where a gutter is."""
+    parted: list[list[int]] = []
+    for row in rows:
+        parted.append([row[0]])
+        for before, number in pairwise(row):
+            if any(_is_between(gutter, lines[before], lines[number]) for gutter in gutters):
+                parted.append([])
+            parted[-1].append(number)
+    return parted
 
 
 def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
@@ -133,12 +181,12 @@ def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
     return sorted([*(gap for inner in gaps for gap in inner), *between])
 
 
-def _is_under(white: Sequence[Gap], around: Sequence[Gap]) -> bool:
-    """Most of it is white in the lines around, too."""
+def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
+    """Of it, that is white in the line around, too."""
     also = [
-        any(min(end, b) - max(start, a) >= UNDER * (end - start) for a, b in around) for start, end in white
+        any(min(end, b) - max(start, a) >= HALF * (end - start) for a, b in around) for start, end in white
     ]
-    return sum(also) >= SAME * len(white)
+    return sum(also) / len(also)
 
 
 def _neighbours(lines: Sequence[Line], spread: Sequence[float], em: int) -> list[tuple[int, int]]:

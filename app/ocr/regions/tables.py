@@ -24,7 +24,7 @@ SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
 LONGEST_WORD_EM, SPACE_EM, SHORT_EM = 8.0, 0.33, 1.0
 """By what a justified line's spaces are wider, all together, at most: the next word did not fit; a usual
 space; white at its right that no justified line has; in heights of a line."""
-HANG_EM = 2.2
+HANG_EM = 2.4
 """From where a list's number begins to where its text does, at most."""
 SAME_STEP = (0.75, 1.2)
 """From row to row, in the usual step of a table's."""

@@ -1,0 +1,74 @@
+"""Headings on printed pages: which are one, and which are titles."""
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+from region_pages import A4, FAMILY, needs_font
+
+from app.ocr.regions.blocks import regions_of
+from app.ocr.regions.lines import Line
+from app.ocr.regions.page import cut_page
+
+BODY = "Pebbles of quartz lie in the river below the old bridge and nobody takes them home"
+Printed = list[tuple[int, int, str, int, bool]]
+"""Left, top, text, size and whether it is bold."""
+
+
+def kinds_of(rows: Printed) -> list[tuple[str, str]]:
+    """Kinds of the regions, and their texts."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    for left, top, text, size, is_bold in rows:
+        font = ImageFont.truetype(FAMILY.bold if is_bold else FAMILY.regular, size)
+        draw.text((left, top), text, font=font)
+    page = cut_page(image).page
+    assert page is not None
+    printed = {(left, top): text for left, top, text, _, _ in rows}
+    texts = [printed[min(printed, key=lambda at: distance(at, line))] for line in page.lines]
+    named = dict(zip(page.lines, texts, strict=True))
+    return [(one.kind, " ".join(named[line] for line in one.lines)) for one in regions_of(page, texts)]
+
+
+def distance(at: tuple[int, int], line: Line) -> int:
+    return abs(at[0] - line.left) + abs(at[1] + 6 - line.top)
+
+
+def paragraph(left: int, top: int, words: int, count: int = 4) -> Printed:
+    text = " ".join(BODY.split()[:words])
+    return [(left, top + 34 * at, text, 22, False) for at in range(count)]
+
+
+@needs_font
+@pytest.mark.parametrize(
+    ("second", "count"), [("Old bridges", 2), ("Bridges and everything that lies below them", 1)]
+)
+def test_headings_on_end_are_two_where_the_seconds_word_would_have_fit(second: str, count: int) -> None:
+    first = "Rivers" if count == 2 else "Rivers of the northern plains and what they have below their"
+    rows = [(100, 100, first, 24, True), (100, 134, second, 24, True)]
+    found = kinds_of([*rows, *paragraph(100, 200, 16), *paragraph(100, 400, 16)])
+    assert [kind == "text" for kind, _ in found] == [False] * count + [True] * 2
+
+
+@needs_font
+def test_a_heading_across_columns_is_their_title() -> None:
+    """However large the others are."""
+    title = [(100, 100, "Rivers of the northern plains and their old bridges in the evening", 27, True)]
+    columns = [
+        part
+        for left in (100, 640)
+        for part in [(left, 170, "Pebbles", 28, True), *paragraph(left, 230, 8, 12)]
+    ]
+    found = [kind for kind, _ in kinds_of([*title, *columns]) if kind != "text"]
+    assert found == ["title", "sub_title", "sub_title"]
+
+
+@needs_font
+def test_headings_are_told_on_a_page_of_little_else() -> None:
+    """More than half of the letters are theirs: what is usual on the page is no measure of them."""
+    rows: Printed = [
+        (100, 100, "PEBBLES OF THE NORTHERN", 40, True),
+        (100, 150, "PLAINS AND BRIDGES", 40, True),
+        (100, 220, "RIVERS AND EVERYTHING THAT LIES BELOW", 23, True),
+        (100, 280, "What the foxes say of them in winter", 23, True),
+        *paragraph(100, 340, 8, 2),
+    ]
+    assert [kind for kind, _ in kinds_of(rows)] == ["title", "sub_title", "sub_title", "text"]

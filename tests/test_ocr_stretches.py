@@ -10,6 +10,7 @@ from app.ocr.regions.gutters import gutters_of
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.pitch import pitches_of, printed_rows
+from app.ocr.regions.stretches import stretches_of
 
 MONO = FONTS / "DejaVuSansMono.ttf"
 SIZE, LEFT, RIGHT, STEP = 22, 100, 1100, 34
@@ -225,6 +226,17 @@ def test_a_pitch_that_one_line_has_by_chance_is_none() -> None:
         lines = [drawn(steps, 20 + 40 * at, mask) for at, steps in enumerate(shapes)]
         pitches = pitches_of(lines, printed_rows(lines, 20), mask, 20)
         assert pitches == ([14.0] * 2 if count == 2 else [0.0]) + [0.0] * 5
+
+
+def test_pieces_that_overlap_are_one() -> None:
+    """As letters that lean over the comma before them."""
+    image = Image.new("L", (400, 120), 255)
+    pieces = [Line(left, 40 + at % 2, left + 60, 60 + at % 2) for at, left in enumerate((40, 92, 144, 196))]
+    for piece in pieces:
+        for left in range(piece.left, piece.right, 8):
+            ImageDraw.Draw(image).rectangle((left, piece.top, left + 4, piece.bottom - 1), fill=0)
+    (line,) = stretches_of(pieces, ink_of(image), 20)
+    assert (line.left, line.right) == (40, 256)
 
 
 def test_what_thin_strokes_leave_of_a_sign_is_one_line() -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from app.ocr.regions.headings import KINDS, alike_of, fitted, heading_chances, load, traits_of
+from app.ocr.regions.headings import KINDS, fitted, heading_chances, load
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.prints import PageLines
+from app.ocr.regions.traits import alike_of, traits_of
 from training.headings import drawn, fit, misread, save
 from training.layout import Family
 from training.text import TextSource

@@ -18,11 +18,12 @@ import torch
 from PIL import ImageOps
 from safetensors.numpy import save_file
 
-from app.ocr.regions.headings import KINDS, SPREAD, Floats, Network, alike_of, beside_body, traits_of
+from app.ocr.regions.headings import KINDS, SPREAD, Network
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import find_print
 from app.ocr.regions.prints import PageLines
+from app.ocr.regions.traits import Floats, alike_of, beside_body, traits_of
 from training.layout import Family, Layout, LayoutStyle
 from training.lines import Placed, placed_marks
 from training.printed import PrintedPage

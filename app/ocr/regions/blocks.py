@@ -8,12 +8,13 @@ from math import log
 
 import numpy as np
 
-from app.ocr.regions.headings import KINDS, alike_of, beside_body, heading_chances, size_of
+from app.ocr.regions.headings import KINDS, heading_chances
 from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined, lines_of
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
 from app.ocr.regions.prints import Lead, PageLines, Print, is_centred
+from app.ocr.regions.traits import alike_of, beside_body, size_of
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE, HALF = 1e-6, 0.5

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.ocr.regions.headings import Floats
 from app.ocr.regions.ink import Mask
+from app.ocr.regions.traits import Floats
 
 AS_LARGE, OTHER_SIZE = 0.04, 0.12
 """By how much sizes of one level are apart, and of two at least, as logarithms."""

@@ -133,6 +133,8 @@ def _spread(
         if len(spaces) < (FEW_SPACES if pitch else FEWEST_SPACES):
             continue
         usual = float(np.median(spaces))
+        if usual <= 0:  # they overlap
+            continue
         # white in words is no space
         is_even = (np.abs(spaces - usual)[spaces >= HALF * usual] <= near).mean() >= SAME
         under = max((_share_under(white[at], white[other]) for other in _next_to(at, ends)), default=0.0)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, FONTS, needs_font
-from scipy import ndimage
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
@@ -17,7 +16,7 @@ from app.ocr.reader import open_reader
 from app.ocr.regions.blocks import Region, regions_of
 from app.ocr.regions.composed import compose
 from app.ocr.regions.finding import find_lines
-from app.ocr.regions.ink import find_ink, long_runs
+from app.ocr.regions.ink import find_ink
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
@@ -267,12 +266,6 @@ def test_structure_of_a_printed_page(degrees: float) -> None:
     assert kinds == ["title", "sub_title", "text", "text", "text", "table", "text"]
     assert [len(region.lines) for region in regions] == [2, 1, 3, 2, 2, 4, 3]
     assert [len(region.bulleted) for region in regions] == [0, 0, 0, 1, 1, 0, 0]
-
-
-def test_runs_are_what_an_opening_keeps() -> None:
-    mask = np.random.default_rng(3).random((40, 300)) < 0.85
-    for length in (2, 9):
-        assert (long_runs(mask, length) == ndimage.binary_opening(mask, np.ones((1, length)))).all()
 
 
 @needs_font

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from app.ocr.regions.ink import Mask
+from app.ocr.regions.masks import Mask
 
 DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
 DASHES = frozenset((HYPHEN, DASH))

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-Gray = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+from app.ocr.regions.masks import Gray, Mask
 
 STEP = 2
 """Areas are looked for on every second pixel of every second row."""

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from app.ocr.regions.ink import Ink, Mask, long_runs
+from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import Line, cut_at, gaps_in, is_stacked, joined
+from app.ocr.regions.masks import Mask, long_runs
 from app.ocr.regions.stretches import stretches_of
 
 MIN_LINE_PX = 6

@@ -9,9 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from app.ocr.regions.dark import without_dark_areas
-
-Gray = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
+from app.ocr.regions.masks import Gray, Mask, deviation, long_runs, near, percentile
 
 MAX_SIDE_PX = 2600
 """Larger pages are scaled down to it: 11 pt at 220 dpi."""
@@ -77,7 +75,7 @@ def find_ink(image: Image.Image) -> Ink | None:
     if abs(degrees) < MIN_SKEW_DEGREES:
         degrees = 0.0
     else:
-        paper = int(np.median(gray))
+        paper = int(percentile(gray, 50))
         turned = Image.fromarray(gray).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=paper)
         gray = np.asarray(turned)
         paper_around = _paper(gray)
@@ -102,7 +100,7 @@ def _darkness_of_print(even: Gray, contrast: float) -> float:
     as anything, or no darker than the paper's own noise.
     """
     ink = 255 - even
-    least = max(PALEST * contrast, NOISE * 1.4826 * float(np.median(np.abs(ink - np.median(ink)))))
+    least = max(PALEST * contrast, NOISE * 1.4826 * deviation(ink))
     shown = ink > least
     if (ink > INK_SHARE * contrast).sum() >= CRISP * shown.sum():
         return contrast
@@ -123,8 +121,8 @@ def _hairs(faint: Mask, mask: Mask) -> Mask:
     """Level strokes thinner than a pixel, as dashes of light fonts are: gray, straight, with white above and
     below, unlike the edges of what is black. Longer ones are of ruled paper.
     """
-    edges = ndimage.maximum_filter1d(mask, 2 * HAIR_PX + 1, axis=0)
-    thick = long_runs(faint.T, HAIR_PX + 1).T
+    edges = near(mask, HAIR_PX, axis=0)
+    thick = long_runs(faint, HAIR_PX + 1, axis=0)
     level = faint & ~thick & ~edges
     hairs: Mask = long_runs(level, MIN_HAIR_PX) & ~long_runs(level, MAX_HAIR_PX)
     return hairs
@@ -133,8 +131,7 @@ def _hairs(faint: Mask, mask: Mask) -> Mask:
 def _contrast(gray: Gray) -> float:
     """Between the paper and the darkest things of any size; single noisy pixels do not count."""
     smooth = ndimage.uniform_filter(gray, 3)
-    paper = float(np.percentile(smooth, 90))
-    return paper - float(np.percentile(smooth, 0.05))
+    return percentile(smooth, 90) - percentile(smooth, 0.05)
 
 
 def _paper(gray: Gray) -> npt.NDArray[np.float32]:
@@ -175,17 +172,17 @@ def _skew(mask: Mask) -> float:
 def _rules(mask: Mask) -> Mask:
     """Straight unbroken strokes, longer than a letter is."""
     length = max(40, round(RULE_SHARE * max(mask.shape)))
-    rules: Mask = long_runs(mask, 2 * length) | long_runs(mask.T, 2 * length).T
+    rules: Mask = long_runs(mask, 2 * length) | long_runs(mask, 2 * length, axis=0)
     return rules
 
 
 def _erased(mask: Mask, rules: Mask) -> Mask:
     """Rules with the gray beside them, but for letters that stand on a level one or go through it."""
-    wide: Mask = ndimage.maximum_filter(rules, 2 * HALO_PX + 1)
+    wide = near(near(rules, HALO_PX, axis=0), HALO_PX, axis=1)
     letters = mask & ~wide
     above, below = (_within(letters, reach=2 * HALO_PX, is_above=is_above) for is_above in (True, False))
     level = long_runs(rules, MIN_STROKE_PX)
-    stands = mask & (above | below) & ndimage.maximum_filter1d(level, 2 * HALO_PX + 1, axis=0) & ~rules
+    stands = mask & (above | below) & near(level, HALO_PX, axis=0) & ~rules
     above, below = (_within(letters, reach=MAX_STROKE_PX, is_above=is_above) for is_above in (True, False))
     erased: Mask = wide & ~stands & ~(level & above & below)
     return erased
@@ -202,26 +199,12 @@ def _within(mask: Mask, reach: int, *, is_above: bool) -> Mask:
 
 def _strokes_between(mask: Mask, rules: Mask) -> Mask:
     """Thin upright strokes from one rule to the next: sides of cells, no longer than letters are."""
-    strokes = long_runs(mask.T, MIN_STROKE_PX).T & ~long_runs(mask, MAX_STROKE_PX + 1)
-    near = ndimage.maximum_filter1d(rules, 2 * REACH_PX + 1, axis=0)
+    strokes = long_runs(mask, MIN_STROKE_PX, axis=0) & ~long_runs(mask, MAX_STROKE_PX + 1)
+    reached = near(rules, REACH_PX, axis=0)
     labels, _ = ndimage.label(strokes & ~rules, np.ones((3, 3)))
     found = np.zeros_like(mask)
     for number, (y, x) in enumerate(ndimage.find_objects(labels), 1):
         is_thin = y.stop - y.start > 4 * (x.stop - x.start)
-        if is_thin and near[y.start, x].any() and near[y.stop - 1, x].any():
+        if is_thin and reached[y.start, x].any() and reached[y.stop - 1, x].any():
             found[y, x] |= labels[y, x] == number
     return found
-
-
-def long_runs(mask: Mask, length: int) -> Mask:
-    """(H, W): of each row, what is set for so many pixels on end. An opening does it too, 50 times slower."""
-    height, width = mask.shape
-    steps = np.zeros((height, width + 1), np.int8)
-    steps[:, :width] = mask
-    steps[:, 1:] -= mask
-    flat = steps.reshape(-1)
-    starts, ends = np.flatnonzero(flat == 1), np.flatnonzero(flat == -1)
-    is_short = ends - starts < length
-    flat[starts[is_short]] = flat[ends[is_short]] = 0
-    runs: Mask = np.cumsum(steps, axis=1, dtype=np.int8)[:, :width].astype(bool)
-    return runs

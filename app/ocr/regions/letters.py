@@ -15,8 +15,8 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from app.ocr.regions.ink import Gray
 from app.ocr.regions.lines import Line
+from app.ocr.regions.masks import Gray
 
 Floats = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]

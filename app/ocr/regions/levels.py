@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.ocr.regions.ink import Mask
+from app.ocr.regions.masks import Mask
 from app.ocr.regions.traits import Floats
 
 AS_LARGE, OTHER_SIZE = 0.04, 0.12

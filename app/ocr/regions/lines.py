@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from app.ocr.regions.ink import Mask
+from app.ocr.regions.masks import Mask
 
 CELL_GAP_EM = 0.42
 """White between stretches of a line at least, as cells of a table may stand, in heights of a line."""

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from app.ocr.regions.ink import Mask
 from app.ocr.regions.lines import Line, cut_at, gaps_of
+from app.ocr.regions.masks import Mask
 
 BESIDE_EM = 3.0
 """White between words of a printed line, in heights of a line, at most; however wide it is justified."""

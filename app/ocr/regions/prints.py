@@ -8,9 +8,10 @@ import numpy as np
 from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
-from app.ocr.regions.ink import Ink, Mask
+from app.ocr.regions.ink import Ink
 from app.ocr.regions.letters import Floats, Letters, letters_of
 from app.ocr.regions.lines import Line, Part, gaps_of, lines_of
+from app.ocr.regions.masks import Mask
 
 MIN_LETTER_PX = 4
 ON_LINE = 0.09

@@ -8,8 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
-from app.ocr.regions.ink import Mask
 from app.ocr.regions.lines import Cell, Line, Table, joined, rows_of
+from app.ocr.regions.masks import Mask
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.wrapped import wrapped_rows
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from app.ocr.regions.ink import Ink, long_runs
+from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import Line
+from app.ocr.regions.masks import long_runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from itertools import pairwise
 import numpy as np
 
 from app.ocr.regions.gutters import gutters_of
-from app.ocr.regions.ink import Ink, Mask
+from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import CELL_GAP_EM, Gap, Line, cut_at, gaps_of, joined
+from app.ocr.regions.masks import Mask
 from app.ocr.regions.pitch import pitches_of, printed_rows
 
 MIN_SPACE_EM, WORD_GAP_EM = 0.22, 1.2

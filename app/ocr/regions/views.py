@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from app.ocr.regions.ink import Gray, Ink
+from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import Line, cut_at, gaps_of
+from app.ocr.regions.masks import Gray
 
 VIEW_PX = 256
 ROW_PX = 64

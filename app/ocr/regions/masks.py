@@ -1,0 +1,72 @@
+"""Pages of pixels that are set or not: long runs of them, what is near them; shades of a whole page.
+
+Each does what a filter or a partition of a library does, ten times faster on a page.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Gray = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+SHADES = 256
+
+
+def long_runs(mask: Mask, length: int, axis: int = 1) -> Mask:
+    """(H, W): of each row (``axis`` 1) or column (0), what is set for so many pixels on end."""
+    runs = np.zeros_like(mask)
+    if length > mask.shape[axis]:
+        return runs
+    begins, reach = mask, 1  # where as many as ``reach`` begin
+    while reach < length:
+        step = min(reach, length - reach)
+        begins = _cut(begins, axis, 0, -step) & _cut(begins, axis, step, None)
+        reach += step
+    _cut(runs, axis, 0, begins.shape[axis])[...] = begins
+    return after(runs, length, axis)
+
+
+def after(mask: Mask, count: int, axis: int) -> Mask:
+    """What is set, and every pixel that is fewer than ``count`` to the right of it, or below (``axis`` 0)."""
+    reached, reach = mask.copy(), 1
+    while reach < count:
+        step = min(reach, count - reach)
+        shifted = _cut(reached, axis, 0, -step).copy()
+        _cut(reached, axis, step, None)[...] |= shifted
+        reach += step
+    return reached
+
+
+def near(mask: Mask, reach: int, axis: int) -> Mask:
+    """What is set, and every pixel at most ``reach`` away from it, along an axis."""
+    padded = np.zeros([size + 2 * reach * (at == axis) for at, size in enumerate(mask.shape)], bool)
+    length = mask.shape[axis]
+    _cut(padded, axis, 0, length)[...] = mask
+    return _cut(after(padded, 2 * reach + 1, axis), axis, reach, reach + length)
+
+
+def _cut(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
+    """A view."""
+    return mask[start:stop] if axis == 0 else mask[:, start:stop]
+
+
+def percentile(gray: Gray, share: float) -> float:
+    """Of all pixels, ``share`` in 0..100; between two shades as ``np.percentile`` does."""
+    return _percentile(
+        np.arange(SHADES, dtype=np.float64), np.bincount(gray.reshape(-1), minlength=SHADES), share
+    )
+
+
+def deviation(gray: Gray) -> float:
+    """Of half the pixels from their median, at most."""
+    counts = np.bincount(gray.reshape(-1), minlength=SHADES)
+    apart = np.abs(np.arange(SHADES) - percentile(gray, 50))
+    order = np.argsort(apart, kind="stable")
+    return _percentile(apart[order], counts[order], 50)
+
+
+def _percentile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:
+    """``values``: (N,), sorted, each so many times."""
+    reached = np.cumsum(counts)
+    place = (reached[-1] - 1) * share / 100
+    lower, upper = values[np.searchsorted(reached, [np.floor(place), np.ceil(place)], side="right")]
+    return float(lower + (upper - lower) * (place - np.floor(place)))

@@ -160,29 +160,25 @@ def _is_crossed(mask: Mask, row: int) -> bool:
 
 def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
     """Dots, accents and bullets join the line they belong to; specks belong to none."""
-    grown = dict(enumerate(lines))
+    boxes = np.array([(line.left, line.top, line.right, line.bottom) for line in lines]).reshape(-1, 4)
     alone: list[Line] = []
+    near_px = round(0.4 * em)
     for mark in marks:
         area = mark.height * mark.width / em**2
         if area < 0.005:
             continue
+        left, top, right, bottom = boxes.T  # (L,) each
         # a large letter's dot stands farther above it
-        near_px = round(0.4 * em)
-        near = [
-            (
-                max(line.left - mark.right - near_px, mark.left - line.right - near_px, 0),
-                abs(line.middle - mark.middle),
-                index,
-            )
-            for index, line in grown.items()
-            if line.top - max(0.35 * em, 0.5 * line.height) <= mark.middle <= line.bottom + 0.25 * em
-        ]
-        gap, _, index = min(near, default=(9 * em, 0.0, -1))
+        above = np.maximum(0.35 * em, 0.5 * (bottom - top))
+        beside = np.flatnonzero((top - above <= mark.middle) & (mark.middle <= bottom + 0.25 * em))
+        gaps = np.maximum(left[beside] - mark.right, mark.left - right[beside]) - near_px
+        gap = max(0, gaps.min(initial=9 * em))
         if gap == 0:
-            line = grown[index]
-            grown[index] = Line(
-                min(line.left, mark.left), min(line.top, mark.top),
-                max(line.right, mark.right), max(line.bottom, mark.bottom),
+            touched = beside[gaps <= 0]
+            nearest = touched[np.abs((top + bottom)[touched] / 2 - mark.middle).argmin()]
+            boxes[nearest] = (
+                min(left[nearest], mark.left), min(top[nearest], mark.top),
+                max(right[nearest], mark.right), max(bottom[nearest], mark.bottom),
             )  # fmt: skip
         elif gap <= 2.6 * em and (area >= 0.012 or mark.width >= 0.2 * em):  # a bullet, a dash
             alone.append(mark)
@@ -191,7 +187,7 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
         Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad)
         for mark in _whole_marks(alone, PARTED_EM * em, SIGN_HEIGHT_EM * em)
     ]
-    return [*grown.values(), *padded]
+    return [*(Line(*box) for box in boxes.tolist()), *padded]
 
 
 def _with_whole_signs(lines: Sequence[Line], marks: Sequence[Line], em: int) -> tuple[list[Line], list[Line]]:

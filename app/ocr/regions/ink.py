@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from app.ocr.regions.dark import without_dark_areas
-from app.ocr.regions.masks import Gray, Mask, deviation, long_runs, near, percentile
+from app.ocr.regions.masks import Gray, Mask, after, deviation, long_runs, near, percentile
 
 MAX_SIDE_PX = 2600
 """Larger pages are scaled down to it: 11 pt at 220 dpi."""
@@ -189,12 +189,10 @@ def _erased(mask: Mask, rules: Mask) -> Mask:
 
 
 def _within(mask: Mask, reach: int, *, is_above: bool) -> Mask:
-    """Where something is set in so many rows above, or below."""
-    # an even reach has a middle to count from; the row itself is in it, too
-    found: Mask = ndimage.maximum_filter1d(
-        mask, reach + 1, axis=0, origin=reach // 2 if is_above else -(reach // 2)
-    )
-    return found
+    """Where something is set in so many rows above, or below, or in the row itself."""
+    if is_above:
+        return after(mask, reach + 1, axis=0)
+    return after(mask[::-1], reach + 1, axis=0)[::-1]
 
 
 def _strokes_between(mask: Mask, rules: Mask) -> Mask:

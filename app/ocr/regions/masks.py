@@ -5,10 +5,10 @@ Each does what a filter or a partition of a library does, ten times faster on a 
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Gray = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
-SHADES = 256
 
 
 def long_runs(mask: Mask, length: int, axis: int = 1) -> Mask:
@@ -51,17 +51,19 @@ def _cut(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
 
 def percentile(gray: Gray, share: float) -> float:
     """Of all pixels, ``share`` in 0..100; between two shades as ``np.percentile`` does."""
-    return _percentile(
-        np.arange(SHADES, dtype=np.float64), np.bincount(gray.reshape(-1), minlength=SHADES), share
-    )
+    return _percentile(np.arange(256.0), _counts(gray), share)
 
 
 def deviation(gray: Gray) -> float:
     """Of half the pixels from their median, at most."""
-    counts = np.bincount(gray.reshape(-1), minlength=SHADES)
-    apart = np.abs(np.arange(SHADES) - percentile(gray, 50))
+    apart = np.abs(np.arange(256.0) - percentile(gray, 50))
     order = np.argsort(apart, kind="stable")
-    return _percentile(apart[order], counts[order], 50)
+    return _percentile(apart[order], _counts(gray)[order], 50)
+
+
+def _counts(gray: Gray) -> npt.NDArray[np.int64]:
+    """(256,) of pixels of each shade."""
+    return np.array(Image.fromarray(gray).histogram())  # five times as fast as numpy's
 
 
 def _percentile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:

@@ -220,6 +220,16 @@ def test_every_prompt_and_pruning_has_a_row(run: tuple[dict[str, Any], str]) -> 
 
 
 @needs_font
+def test_prompts_and_prunings_are_those_asked_for(settings: Settings, tmp_path: Path) -> None:
+    out, threads = tmp_path / "structure.json", torch.get_num_threads()
+    words = ["--kinds", "small", "--pages", "1", "--prompts", "markdown", "--pruning", "none"]
+    main([*words, "--threads", "1", "--out", str(out)], lambda _: settings)
+    torch.set_num_threads(threads)
+    (one,) = json.loads(out.read_text(encoding="utf-8"))["readings"]
+    assert (one["prompt"], one["pruning"], one["pages"]) == ("markdown", "none", 1)
+
+
+@needs_font
 def test_missing_peers_are_named_with_what_to_do(run: tuple[dict[str, Any], str]) -> None:
     figures, shown = run
     assert figures["peers"]["rows"] == []

@@ -32,7 +32,7 @@ from benchmarks.accuracy.pages import (
     blank_pages,
     documents,
 )
-from benchmarks.accuracy.reading import MARKDOWN, PLAIN, PRUNINGS, Figures, blank_row, row, speed
+from benchmarks.accuracy.reading import PLAIN, PROMPTS, PRUNINGS, Figures, blank_row, row, speed
 from benchmarks.report import publish
 from training.settings import Settings, load_settings
 
@@ -96,7 +96,7 @@ async def read_kinds(
     rows = [
         _shown(await row(reader, kind, prompt, pruning))
         for kind in kinds
-        for prompt in (PLAIN, MARKDOWN)
+        for prompt in arguments.prompts
         for pruning in arguments.pruning
     ]
     rows += [_shown(await row(reader, kind, PLAIN, "dynamic")) for kind in real]
@@ -175,6 +175,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=[*PRUNINGS],
         default=[*PRUNINGS],
+        help="of rendered pages; default: both",
+    )
+    add(
+        "--prompts",
+        nargs="+",
+        choices=[*PROMPTS],
+        default=[*PROMPTS],
         help="of rendered pages; default: both",
     )
     add("--documents", type=Path, help="folder of real pages with their truth")

@@ -62,6 +62,17 @@ def test_a_heading_across_columns_is_their_title() -> None:
 
 
 @needs_font
+@pytest.mark.parametrize(
+    ("text", "white", "is_heading"),
+    [("3.1.2 No state", 30, True), ("3.1.2 No state", 0, False), ("3.1.2 No state is this.", 30, False)],
+)
+def test_a_section_is_a_heading_however_it_is_printed(text: str, white: int, is_heading: bool) -> None:
+    rows = paragraph(100, 100, 16)
+    rows += [(100, 236 + white, text, 22, False), *paragraph(100, 270 + 2 * white, 16)]
+    assert ("sub_title" in [kind for kind, _ in kinds_of(rows)]) == is_heading
+
+
+@needs_font
 def test_headings_are_told_on_a_page_of_little_else() -> None:
     """More than half of the letters are theirs: what is usual on the page is no measure of them."""
     rows: Printed = [

@@ -260,3 +260,23 @@ def test_a_table_between_the_rules_of_others_stands_for_itself() -> None:
     tables = [part for part in page.parts if isinstance(part, Table)]
     assert [(len(table.rows), len(table.rows[0])) for table in tables] == [(3, 2)] * 3
     assert len(page.lines) == 18
+
+
+def test_numbers_above_a_long_word_are_cells() -> None:
+    """No list has as wide a number among its others."""
+    cells = [((0, 46), (176, 284)), ((0, 24), (176, 283)), ((0, 24), (176, 270)), ((0, 146), (176, 208))]
+    (table,) = in_order([line for at, spans in enumerate(cells) for line in row(35 * at, *spans)])
+    assert isinstance(table, Table)
+    assert [len(one) for one in table.rows] == [2] * 4
+
+
+def test_a_table_under_a_list_keeps_its_rows() -> None:
+    """Its first cells are as narrow as bullets, but not under them."""
+    items = [line for at in range(4) for line in row(30 * at, (12, 20), (60, 400 + 20 * at))]
+    spans = [(0, 43), (116, 169), (235, 279), (348, 417)]
+    wide = [(0, 92), (117, 211), (236, 283), (348, 394)]
+    cells = [line for at in range(5) for line in row(124 + 30 * at, *(spans if at < 2 else wide))]
+    *lines, table = in_order([*items, *cells])
+    assert len(lines) == 4
+    assert isinstance(table, Table)
+    assert [len(one) for one in table.rows] == [4] * 5

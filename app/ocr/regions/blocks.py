@@ -25,6 +25,8 @@ PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
 under its text, go on longer."""
 HEADING_PITCH, TITLE_PITCH = 1.45, 1.9
 """Likewise lines of one heading, in heights of a line of their size; a page seldom has two titles on end."""
+SECTION = re.compile(r"\d{1,2}(?:\.\d{1,2}){1,3}\.?\s+[A-Z].*[^.,;:]")
+"""A number of several levels, and what is no sentence."""
 MAX_HEADING_LINES = 3
 SAME_LEFT_EM, SPACE_EM, UNEVEN_LETTERS = 0.5, 0.4, 1.15
 """How far apart lines of one heading begin, at most, that are flush left; what a word needs beside its
@@ -222,7 +224,18 @@ class _Blocks:
     def _is_heading(self, line: Line) -> bool:
         if line in self._items or self._is_bulleted(line) or not any(map(str.isalpha, self._texts[line])):
             return False
-        return bool(self._chances[line][0] < HALF)
+        is_section = SECTION.fullmatch(self._texts[line]) is not None
+        return (is_section and self._stands_alone(line)) or bool(self._chances[line][0] < HALF)
+
+    def _stands_alone(self, line: Line) -> bool:
+        """With more white above and below than lines of a paragraph have."""
+        at, most = self._page.parts.index(line), PARAGRAPH_PITCH * self._page.pitch
+        around = (None, *self._page.parts, None)[at : at + 3]
+        return not any(
+            self._page.is_below(upper, lower) and self._page.step(upper, lower) <= most
+            for upper, lower in pairwise(around)
+            if isinstance(upper, Line) and isinstance(lower, Line)
+        )
 
     def _heading_goes_on(self, group: Sequence[Line], below: Line, step: float) -> bool:
         above = group[-1]

@@ -17,7 +17,7 @@ from app.ocr.regions.ruled import ruled_tables
 from app.ocr.regions.rules import find_rules
 from app.ocr.regions.views import LineView, line_views
 
-FULL_EM, SAME_EM, NEXT_EM, INDENT_EM = 3.0, 0.5, 2.1, 3.5
+FULL_EM, SAME_EM, NEXT_EM, INDENT_EM = 3.0, 0.5, 2.4, 3.5
 """White at a line's end that a word would have fit in; how far apart lines of a paragraph begin, and stand
 below each other, and how far its first one is indented, at most; in heights of a line."""
 UNDER_EM, AS_LARGE_EM = 0.2, 0.1

@@ -12,8 +12,8 @@ from app.ocr.regions.wrapped import wrapped_rows
 
 MAX_ROW_GAP_EM = 2.2
 """White between rows of a table, in heights of a line."""
-MAX_NUMBER_EM = 1.7
-"""Width of a bullet or a number before an item of a list."""
+MAX_NUMBER_EM, WIDEST_NUMBER_EM = 1.7, 3.0
+"""Width of bullets or numbers before the items of a list, usually, and of any of them, at most."""
 MIN_ITEM_EM = 4.0
 ALIGNED_EM = 0.4
 MANY_CELLS, SURE_ROWS = 5, 3
@@ -60,7 +60,7 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
             at = grid.end
             continue
         # of a list no item begins a table, however short those that follow are
-        end = grid.end if grid.is_list() else at + 1
+        end = at + grid.count_items() if grid.is_list() else at + 1
         parts += [joined(row) for row in rows[at:end]]
         at = end
     return parts
@@ -297,11 +297,24 @@ class _Grid:
         columns = self._columns()
         if len(self.cells) < 2 or len(columns) != 2 or not all(columns):
             return False
-        widest = float(np.median([line.width for line in columns[0]]))
+        widths = [line.width for line in columns[0]]
+        if max(widths) > WIDEST_NUMBER_EM * self._em:
+            return False
+        widest = float(np.median(widths))
         text = max(line.width for line in columns[-1])
         hang = min(row[1].left - row[0].left for row in self.cells if row[0] and row[1])
         is_item = text > MIN_ITEM_EM * self._em or hang < HANG_EM * self._em
         return widest < MAX_NUMBER_EM * self._em and is_item
+
+    def count_items(self) -> int:
+        """Rows of a list, before one whose first cell is under no bullet or number."""
+        leads = [(at, row[0]) for at, row in enumerate(self.cells) if row[0] is not None]
+        first = leads[0][1]
+        near = ALIGNED_EM * self._em
+        is_under = (min(abs(one.left - first.left), abs(one.right - first.right)) <= near for _, one in leads)
+        return next(
+            (at for (at, _), under in zip(leads, is_under, strict=True) if not under), len(self.cells)
+        )
 
     def _columns(self) -> list[list[Line]]:
         """Cells that are not empty."""

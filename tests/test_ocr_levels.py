@@ -37,6 +37,9 @@ def test_a_first_heading_larger_than_the_others_is_a_title() -> None:
     assert are_titles([heading(1.2, 0.2), *others]) == [True, False, False]
     assert not any(are_titles([*others, heading(1.2, 0.2)])), "titles stand above what they are for"
     assert not any(are_titles([heading(1.05, 0.2), *others]))
+    uneven = [heading(1.0, 0.001), heading(1.1, 0.001)]
+    assert not any(are_titles([heading(1.3, 0.2), *uneven]))
+    assert are_titles([heading(2.0, 0.2), *uneven]) == [True, False, False]
 
 
 def test_a_first_heading_that_alone_is_across_is_a_title() -> None:

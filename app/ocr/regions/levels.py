@@ -12,10 +12,11 @@ AS_LARGE, OTHER_SIZE = 0.04, 0.12
 """By how much sizes of one level are apart, and of two at least, as logarithms."""
 UNEVEN = 2.0
 """Logarithm of how much less likely titles are as small as other headings, or of two sizes."""
-LARGER, EVEN = 0.1, 0.06
+LARGER, FAR_LARGER, EVEN = 0.1, 0.3, 0.06
 STANDS_OUT, ALONE_ACROSS = 2.0, 4.0
-"""By how much the first heading of a page is larger than all others, and those differ, as logarithms; and of
-how much more likely it is a title then, or where it alone is centred or across columns."""
+"""By how much the first heading of a page is larger than all others, where those are even and where they are
+not, and by how much these differ, as logarithms; and of how much more likely it is a title then, or where it
+alone is centred or across columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,8 @@ def _likelihood(sizes: Floats, across: Mask, chances: Floats, are_titles: Mask) 
     is_apart = bool(across[are_titles].all() and not across[~are_titles].any())
     if titles.min() < others.max() + AS_LARGE and not is_apart:
         alone -= UNEVEN
-    is_larger = others.max() - others.min() < EVEN and titles.min() > others.max() + LARGER
+    least = LARGER if others.max() - others.min() < EVEN else FAR_LARGER
+    is_larger = titles.min() > others.max() + least
     if are_titles[0] and (is_apart or is_larger):
         alone += ALONE_ACROSS if is_apart else STANDS_OUT
     return alone

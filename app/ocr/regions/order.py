@@ -12,7 +12,7 @@ from app.ocr.regions.ruled import RuledTable
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.tables import parts_of_rows
 
-GUTTER_EM, LARGE_GUTTER_EM = 1.15, 0.75
+GUTTER_EM, LARGE_GUTTER_EM = 1.05, 0.75
 """White between columns at least, in heights of a line; and in those of large lines beside it, which are
 words of a heading.
 """

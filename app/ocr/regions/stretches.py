@@ -26,7 +26,7 @@ NEAR, SAME, WIDER = 0.6, 0.8, 1.0
 """By how much spaces of such a line differ from the usual one where justifying made them wide, in widths of a
 letter; the share that does not differ by more; and by how much white between stretches is wider.
 """
-NEAR_EM, WIDER_EM, FEWEST_SPACES = 0.2, 0.5, 2
+NEAR_EM, WIDER_EM, FEWEST_SPACES = 0.2, 0.25, 2
 """Likewise in a line of other letters, in heights of a line; and its spaces, at least."""
 UNDER, HALF = 0.7, 0.5
 """Share of a line's white that is white in the one above or below, too, as in a table; and of its width."""

@@ -160,11 +160,11 @@ def test_numbers_in_columns_of_a_table_are_cells() -> None:
 
 def test_two_lines_beside_an_item_are_no_column() -> None:
     """White in spread lines of one item, that are not quite as high as each other."""
-    left = [Line(0, 0, 180, 26), Line(0, 36, 180, 62), Line(0, 72, 180, 98)]
-    right = [Line(220, 0, 390, 18), Line(260, 72, 430, 98)]
+    left = [Line(0, 0, 230, 26), Line(0, 36, 230, 62), Line(0, 72, 230, 98)]
+    right = [Line(270, 0, 500, 18), Line(310, 72, 540, 98)]
     parts = in_order([*left, *right])
     assert [(part.left, part.right) for part in parts if isinstance(part, Line)] == [
-        (0, 390),
-        (0, 180),
-        (0, 430),
+        (0, 500),
+        (0, 230),
+        (0, 540),
     ]

@@ -264,7 +264,7 @@ def test_a_table_between_the_rules_of_others_stands_for_itself() -> None:
 
 def test_numbers_above_a_long_word_are_cells() -> None:
     """No list has as wide a number among its others."""
-    cells = [((0, 46), (176, 284)), ((0, 24), (176, 283)), ((0, 24), (176, 270)), ((0, 146), (176, 208))]
+    cells = [((0, 30), (176, 284)), ((0, 24), (176, 283)), ((0, 24), (176, 270)), ((0, 146), (176, 208))]
     (table,) = in_order([line for at, spans in enumerate(cells) for line in row(35 * at, *spans)])
     assert isinstance(table, Table)
     assert [len(one) for one in table.rows] == [2] * 4

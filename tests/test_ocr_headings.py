@@ -83,3 +83,23 @@ def test_headings_are_told_on_a_page_of_little_else() -> None:
         *paragraph(100, 340, 8, 2),
     ]
     assert [kind for kind, _ in kinds_of(rows)] == ["title", "sub_title", "sub_title", "text"]
+
+
+@needs_font
+@pytest.mark.parametrize("text", ["What the foxes say of winter", "An old bridge and the river"])
+def test_a_line_in_another_font_is_a_heading_though_it_is_no_larger(text: str) -> None:
+    """Its letters are as high and as heavy as the body's, and have other shapes."""
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    body = ImageFont.truetype(FAMILY.regular, 22)
+    serif = ImageFont.truetype(FAMILY.regular.with_name("DejaVuSerif.ttf"), 22)
+    rows = [*paragraph(100, 100, 16), (100, 256, text, 22, False), *paragraph(100, 312, 16)]
+    for left, top, words, _, _ in rows:
+        draw.text((left, top), words, font=serif if words == text else body)
+    page = cut_page(image).page
+    assert page is not None
+    texts = [words for _, _, words, _, _ in rows]
+    named = dict(zip(page.lines, texts, strict=True))
+    kinds = [(one.kind, [named[line] for line in one.lines]) for one in regions_of(page, texts)]
+    assert [kind for kind, lines in kinds if text in lines] == ["sub_title"]
+    assert sum(kind != "text" for kind, _ in kinds) == 1

@@ -1,7 +1,7 @@
 """Which lines are headings, and of which level.
 
-A small network weighs how a line is printed, where it stands and what it says (``traits.py``): none of these
-tells alone. ``training/headings.py`` fits it.
+Boosted trees weigh how a line is printed, where it stands and what it says (``traits.py``): none of these
+tells alone. ``training/headings.py`` fits them.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from app.ocr.regions.letters import Alike
@@ -18,37 +19,50 @@ from app.ocr.regions.traits import Floats, traits_of
 
 WEIGHTS = Path(__file__).with_name("headings.safetensors")
 KINDS = ("text", "title", "sub_title")
-SPREAD = 5.0
-"""Standard deviations from the mean, beyond which a trait says no more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """One hidden layer. ``mean``, ``scale``: (T,) of traits; ``inner``: (T + 1, H) and ``outer``: (H + 1, 3),
-    whose last rows are biases.
+class Trees:
+    """R rounds of a tree for each of ``KINDS``, of at most I inner nodes and I + 1 leaves, as gradient
+    boosting fits them (Friedman 2001). An inner node sends what is at most its threshold to the left; node 0
+    is the root, a negative number n means leaf -1 - n.
+
+    ``traits``: (R, 3, I) int16, number of the trait an inner node looks at; ``thresholds``: (R, 3, I)
+    float64; ``left``, ``right``: (R, 3, I) int16; ``leaves``: (R, 3, I + 1) float32, summed over the rounds.
     """
 
-    mean: Floats
-    scale: Floats
-    inner: Floats
-    outer: Floats
+    traits: npt.NDArray[np.int16]
+    thresholds: npt.NDArray[np.float64]
+    left: npt.NDArray[np.int16]
+    right: npt.NDArray[np.int16]
+    leaves: Floats
 
     def chances(self, traits: Floats) -> Floats:
         """(N, T) -> (N, 3), rows sum to one."""
-        even = np.clip((traits - self.mean) / self.scale, -SPREAD, SPREAD)
-        hidden = np.tanh(even @ self.inner[:-1] + self.inner[-1])  # (N, H)
-        logits = hidden @ self.outer[:-1] + self.outer[-1]
+        rounds, kinds, inner = self.traits.shape
+        first = np.arange(rounds * kinds) * inner  # of the trees' nodes
+        row = np.arange(len(traits))[:, None] * traits.shape[1]
+        node = np.zeros((len(traits), len(first)), np.int64)
+        for _ in range(inner):  # no tree is deeper
+            is_inner = node >= 0
+            if not is_inner.any():
+                break
+            at = first + np.maximum(node, 0)  # (N, R * 3)
+            goes_left = traits.take(row + self.traits.take(at)) <= self.thresholds.take(at)
+            node = np.where(is_inner, np.where(goes_left, self.left.take(at), self.right.take(at)), node)
+        reached = self.leaves.take(np.arange(rounds * kinds) * (inner + 1) - 1 - node)
+        logits = reached.reshape(len(traits), rounds, kinds).sum(axis=1)
         grown = np.exp(logits - logits.max(axis=1, keepdims=True))
         chances: Floats = grown / grown.sum(axis=1, keepdims=True)
         return chances
 
 
-def load(path: Path) -> Network:
-    return Network(**load_file(path))
+def load(path: Path) -> Trees:
+    return Trees(**load_file(path))
 
 
 @cache
-def fitted() -> Network:
+def fitted() -> Trees:
     return load(WEIGHTS)
 
 

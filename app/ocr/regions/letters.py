@@ -7,7 +7,7 @@ around letters err, and less than "BUT" differs from "gap" in the same font. The
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import log
 from statistics import median
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from app.ocr.regions.lines import Line
 from app.ocr.regions.masks import Gray
+from app.ocr.regions.shapes import Unlike, shapes_of, unlike_of
 
 Floats = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]
@@ -33,13 +34,14 @@ LOW, ASCENDERS, DESCENDERS = frozenset("acemnorsuvwxz"), frozenset("bdfhklß"), 
 @dataclass(frozen=True, slots=True)
 class Letter:
     """What stands between two columns of white: from column ``left`` to before ``right`` of the page; height
-    and width in pixels and parts of them.
+    and width in pixels and parts of them; ``shape`` as ``shapes_of`` says.
     """
 
     left: int
     right: int
     height: float
     width: float
+    shape: Floats = field(compare=False, repr=False)
 
 
 Letters = tuple[Letter, ...]
@@ -48,13 +50,15 @@ Letters = tuple[Letter, ...]
 @dataclass(frozen=True, slots=True)
 class Alike:
     """A line beside the same letters of the page's other lines, as logarithms of ratios, medians over its
-    letters; ``spread``: how far the widths' are apart, as those of another font are; ``count``: of letters.
+    letters; ``spread``: how far the widths' are apart, as those of another font are; ``count``: of letters;
+    ``unlike``: how their shapes differ.
     """
 
     height: float = 0.0
     width: float = 0.0
     spread: float = 0.0
     count: int = 0
+    unlike: Unlike = field(default_factory=Unlike)
 
 
 def letters_of(gray: Gray, line: Line, gaps: Sequence[tuple[int, int]]) -> tuple[Letters, ...]:
@@ -80,15 +84,30 @@ def _measured(darkness: Floats, columns: Floats, starts: Columns, ends: Columns,
     bounds = np.stack([starts, np.minimum(ends, len(columns) - 1)], axis=1).reshape(-1)
     rows = np.maximum.reduceat(darkness, bounds, axis=1)[:, ::2]  # (H, N)
     peaks = np.maximum(rows.max(axis=0), 1.0)
-    heights = _inked(rows / peaks).sum(axis=0)
-    inked = np.concatenate(([0.0], np.cumsum(_inked(columns / columns.max()))))
+    inked_rows = _inked(rows / peaks)  # (H, N)
+    heights = inked_rows.sum(axis=0)
+    inked_columns = _inked(columns / columns.max())
+    inked = np.concatenate(([0.0], np.cumsum(inked_columns)))
     widths = inked[ends] - inked[starts]
+    shapes = shapes_of(darkness, _boxes(inked_rows, inked_columns, starts, ends), peaks)
     return tuple(
-        Letter(left + start, left + end, height, width)
-        for start, end, height, width in zip(
-            starts.tolist(), ends.tolist(), heights.tolist(), widths.tolist(), strict=True
+        Letter(left + start, left + end, height, width, shape)
+        for start, end, height, width, shape in zip(
+            starts.tolist(), ends.tolist(), heights.tolist(), widths.tolist(), shapes, strict=True
         )
     )
+
+
+def _boxes(rows: Floats, columns: Floats, starts: Columns, ends: Columns) -> Floats:
+    """``rows``: (H, N) and ``columns``: (W,), shares that are ink -> (N, 4) as ``shapes_of`` wants them."""
+    is_ink = rows > 0
+    first, last = is_ink.argmax(axis=0), len(rows) - 1 - is_ink[::-1].argmax(axis=0)
+    each = np.arange(rows.shape[1])
+    boxes = (
+        starts + 1 - columns[starts], first + 1 - rows[first, each],
+        ends - 1 + columns[ends - 1], last + rows[last, each],
+    )  # fmt: skip
+    return np.stack(boxes, axis=1)
 
 
 def _inked(darkness: Floats) -> Floats:
@@ -113,7 +132,9 @@ def beside_the_same(
     for one in kinds.values():
         one.heights.sort()
         one.widths.sort()
-    return {line: _alike(line, pairs, kinds) for line, pairs in named.items()}
+    shapes = {line: [(name, one.shape) for name, one in pairs] for line, pairs in named.items()}
+    unlike = unlike_of(shapes, among)
+    return {line: replace(_alike(line, pairs, kinds), unlike=unlike[line]) for line, pairs in named.items()}
 
 
 @dataclass(slots=True)

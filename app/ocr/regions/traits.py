@@ -27,7 +27,7 @@ MIN_ADVANCE_EM = 0.8
 """Width of a text whose letters say how wide they are set."""
 FINE = 0.06
 """Logarithm of a ratio of sizes that tells alone, where letters say it."""
-NO_NEIGHBOUR = 17
+NO_NEIGHBOUR = 18
 MIN_LETTERS = 3
 """Of a line that is among the page's largest: a chapter's number is no heading."""
 SURE_LETTERS = 4
@@ -86,7 +86,8 @@ class _Traits:
         self._right = max((line.right for line in lines), default=1)
         advances = _advances(page, texts)
         self._print = {line: self._printed(line, advances.get(line)) for line in lines}
-        self._alike = {line: _shown(alike[line]) for line in lines}
+        usual = _usual_ratio(alike.values())
+        self._alike = {line: _shown(alike[line], usual) for line in lines}
         self._said = {line: _said(texts[line]) for line in lines}
         self._shifts = _shifts(page)
         self._indents = _indents(page)
@@ -164,7 +165,7 @@ class _Traits:
             _clipped((other.left - line.left) / em, -3, 3),
             float(abs(other.left + other.right - line.left - line.right) < em),
             *self._print[other][:6],
-            *self._alike[other][:2],
+            *self._alike[other][:3],
             float(text.endswith((".", "!", "?", ":"))),
             float(text[:1].islower()),
             log1p(len(text)) / 4,
@@ -204,13 +205,23 @@ def _indents(page: PageLines) -> list[int]:
     return [shift for shift in shifts if least < shift < most]
 
 
-def _shown(alike: Alike) -> list[float]:
+def _usual_ratio(lines: Collection[Alike]) -> float:
+    """Of most letters of the page."""
+    told = [one.unlike for one in lines if one.unlike.count]
+    return weighted_median([one.ratio for one in told], [one.count for one in told]) if told else 0.0
+
+
+def _shown(alike: Alike, usual: float) -> list[float]:
+    unlike = alike.unlike
     return [
         _clipped(alike.height, -0.5, 0.7),
         _clipped(alike.height, -FINE, FINE) / FINE,
+        _clipped(unlike.ratio - usual, -0.3, 1.2) if unlike.count else 0.0,
         _clipped(alike.width, -0.5, 0.7),
         min(alike.spread, 0.3),
         min(alike.count, 10) / 10,
+        5 * min(unlike.distance, 0.4),
+        min(unlike.count, 10) / 10,
     ]
 
 

@@ -8,7 +8,8 @@ from region_pages import A4, FAMILY, needs_font, printed_page, row
 
 from app.markdown import to_markdown
 from app.ocr.regions.blocks import Bullet, Region, regions_of
-from app.ocr.regions.composed import compose
+from app.ocr.regions.bullets import DASH, DISC, STAR
+from app.ocr.regions.composed import compose, page_text
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.page import cut_page
@@ -99,7 +100,7 @@ def moved(bullet: Bullet, by: float) -> Bullet:
 
 
 def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
-    disc, dash = Bullet(1.0, 0.4, 0.4, 2.5), Bullet(1.0, 0.6, 0.1, 2.5)
+    disc, dash = Bullet(DISC, 1.0, 0.4, 0.4, 2.5), Bullet(DASH, 1.0, 0.6, 0.1, 2.5)
     shifted, inner, column = (moved(disc, by) for by in (0.3, 1.5, 19.0))
     for one, other in ((disc, dash), (disc, shifted), (dash, column)):
         for is_apart in (False, True):
@@ -111,16 +112,16 @@ def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
 
 
 def test_bullets_of_one_list_are_as_far_from_their_texts() -> None:
-    disc = Bullet(1.0, 0.4, 0.4, 2.5)
+    disc = Bullet(DISC, 1.0, 0.4, 0.4, 2.5)
     nearer, about_there = replace(disc, text_left=1.9), replace(disc, text_left=2.35)
     assert not nearer.is_of_list([disc], is_apart=False)
     assert about_there.is_of_list([disc], is_apart=False)
-    flush_right = Bullet(2.2, 0.9, 0.1, 4.2)
+    flush_right = Bullet(DASH, 2.2, 0.9, 0.1, 4.2)
     assert flush_right.is_of_list([disc], is_apart=False)
 
 
 def test_a_list_steps_out_only_to_where_its_items_stood() -> None:
-    outer = Bullet(1.0, 0.4, 0.4, 2.5)
+    outer = Bullet(DISC, 1.0, 0.4, 0.4, 2.5)
     inner = moved(outer, 1.5)
     assert outer.is_of_list([outer, inner], is_apart=False)
     assert not outer.is_of_list([inner], is_apart=False)
@@ -295,3 +296,66 @@ def test_a_number_that_hangs_under_an_item_is_of_its_text() -> None:
         f"1) {words}",
         f"1. Rivers and {words}\n2. Bridges and {words}",
     ]
+
+
+def numbered(left: float, text_left: float) -> Bullet:
+    return Bullet("", left, 0.8, 1.0, text_left)
+
+
+def test_numbers_of_one_list_or_their_texts_are_under_each_other() -> None:
+    """Numbers that are not the next ones are so only if both are."""
+    first, right = numbered(1.0, 3.0), replace(numbered(0.2, 3.0), width=1.6)
+    beside, elsewhere = numbered(2.0, 3.0), numbered(2.0, 4.0)
+    assert first.counts_on(first, is_next=False)
+    assert right.counts_on(first, is_next=False)  # "10." under "9."
+    assert beside.counts_on(first, is_next=True)
+    assert not beside.counts_on(first, is_next=False)
+    assert not elsewhere.counts_on(first, is_next=True)
+    assert numbered(20.0, 22.0).counts_on(first, is_next=False)  # in the next column
+
+
+@needs_font
+def test_numbered_lists_that_begin_elsewhere_are_apart() -> None:
+    texts = ["1. Pebbles of quartz", "2. and sand", "5. Rivers of the north", "6. and bridges"]
+    places = [(120, 170), (120, 170), (150, 210), (150, 210)]
+    rows = [
+        part
+        for at, (text, (left, text_left)) in enumerate(zip(texts, places, strict=True))
+        for number, words in [text.split(" ", 1)]
+        for part in [(left, 100 + 36 * at, number), (text_left, 100 + 36 * at, words)]
+    ]
+    markdown = to_markdown(page_text(printed_page(rows), texts, tagged=True)).markdown
+    assert markdown == f"{texts[0]}\n{texts[1]}\n\n{texts[2]}\n{texts[3]}"
+
+
+@needs_font
+def test_a_dash_before_a_line_that_another_one_hangs_under_is_a_bullet() -> None:
+    """However wide what is above it, and flush with it."""
+    rows = [
+        (100, 100, "Rivers of the north and all that lies below their old bridges"),
+        (100, 136, DASH), (150, 136, "Pebbles of quartz"), (150, 172, "and sand"),
+        (100, 208, DASH), (150, 208, "Bridges"),
+    ]  # fmt: skip
+    page = printed_page(rows)
+    assert [lead.bullet for lead in page.leads.values() if lead.is_bullet] == [DASH, DASH]
+
+
+@needs_font
+def test_a_star_stands_beside_letters_that_are_all_low() -> None:
+    rows = [
+        part
+        for at, text in enumerate(("over an arrow", *["Rivers of the north"] * 4, "some"))
+        for part in [(120, 100 + 40 * at, "*"), (180, 100 + 40 * at, text)]
+    ]
+    page = printed_page(rows, size=30)
+    assert [page.leads[line].bullet for line in page.lines if line in page.leads] == [STAR] * 6
+
+
+@needs_font
+def test_an_item_begins_where_its_bullet_was_read_though_it_was_not_seen() -> None:
+    """A sign that is like none is no bullet by its form."""
+    rows = [(100, 100, "Pebbles of quartz lie in the"), (100, 132, "river")]
+    rows += [(130, 164, "x"), (180, 164, "Bridges"), (130, 196, "x"), (180, 196, "Rivers")]
+    texts = ["Pebbles of quartz lie in the", "river", "* Bridges", "* Rivers"]
+    markdown = to_markdown(page_text(printed_page(rows), texts, tagged=True)).markdown
+    assert markdown == "Pebbles of quartz lie in the river\n\n- Bridges\n- Rivers"

@@ -1,5 +1,7 @@
 """Lines are cut where columns and cells are, not where a typewriter or justifying set words far apart."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
@@ -7,7 +9,7 @@ from region_pages import A4, FAMILY, FONTS, ink_of, needs_font
 
 from app.ocr.regions.finding import find_lines
 from app.ocr.regions.gutters import gutters_of
-from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.lines import Line, Table, is_stacked
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.pitch import pitches_of, printed_rows
 from app.ocr.regions.stretches import stretches_of
@@ -249,3 +251,19 @@ def test_what_thin_strokes_leave_of_a_sign_is_one_line() -> None:
         draw.rectangle((97, top, 111, bottom), fill=0)
     sign = [line for line in find_lines(ink_of(image)) if 90 < line.left < 120]
     assert sign == [Line(97, 36, 112, 63)]
+
+
+@needs_font
+def test_lines_that_touch_are_apart_from_what_did_not_touch_beside_them() -> None:
+    """A stroke joins a line to the end of the next one; its begin stands alone."""
+    image = Image.new("L", A4, 255)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
+    for top, left in ((100, 240), (132, 254), (164, 240), (196, 240)):
+        draw.text((100, top), "Pebbles lie", font=font)
+        draw.text((left, top), "in the river below the bridge", font=font)
+    draw.line((400, 120, 400, 144), fill=0, width=3)
+    lines = find_lines(ink_of(image))
+    for one, other in combinations(lines, 2):
+        assert not (one.is_beside(other) and is_stacked(one, other)), (one, other)
+    assert sum(line.left == 102 for line in lines) == 4
+    assert all(line.width > 0 for line in lines)

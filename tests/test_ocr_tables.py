@@ -280,3 +280,98 @@ def test_a_table_under_a_list_keeps_its_rows() -> None:
     assert len(lines) == 4
     assert isinstance(table, Table)
     assert [len(one) for one in table.rows] == [4] * 5
+
+
+def columns_of(lines: list[Line], rules: Rules | None = None) -> list[int]:
+    """Of every row of the only table."""
+    (table,) = (part for part in in_order(lines, rules or Rules()) if isinstance(part, Table))
+    return [len(cells) for cells in table.rows]
+
+
+def test_cells_that_stand_as_near_as_words_are_cells() -> None:
+    """In a row between others, or the first."""
+    spans = [(50, 110), (150, 200), (240, 300)]
+    near = [Line(50, 30, 100, 50), Line(150, 30, 310, 50, gaps=((230, 240),))]
+    rows = [row(top, *spans) for top in (0, 60, 90)]
+    assert columns_of([line for cells in [rows[0], near, *rows[1:]] for line in cells]) == [3] * 4
+    first = [Line(50, 0, 200, 20, gaps=((130, 140),)), Line(240, 0, 300, 20)]
+    below = [row(top, *spans) for top in (30, 60, 90)]
+    assert columns_of([line for cells in [first, *below] for line in cells]) == [3] * 4
+
+
+def test_a_line_of_text_under_a_table_is_no_row_where_a_space_stands_in_line() -> None:
+    rows = [line for top in (0, 30, 60) for line in row(top, (50, 110), (150, 200), (240, 300))]
+    spaces = ((110, 119), (142, 150), (190, 199), (231, 240), (270, 279))
+    parts = in_order([*rows, Line(50, 98, 420, 118, gaps=spaces)])
+    assert [type(part) for part in parts] == [Table, Line]
+    assert isinstance(parts[0], Table)
+    assert len(parts[0].rows) == 3
+
+
+def test_the_spread_first_lines_of_an_indented_paragraph_are_no_table() -> None:
+    spread = [*row(0, (81, 180), (290, 500)), *row(30, (50, 180), (287, 500))]
+    text = [line for top in (60, 90, 120) for line in row(top, (50, 500))]
+    assert all(isinstance(part, Line) for part in in_order([*spread, *text]))
+    short = [*row(0, (81, 180), (290, 400)), *row(30, (50, 180), (287, 397))]
+    assert isinstance(in_order([*short, *text])[0], Table)
+
+
+def test_tables_that_are_hardly_farther_apart_than_their_rows_are_two() -> None:
+    upper = [line for top in (0, 30, 60, 90) for line in row(top, (50, 120), (200, 290), (420, 480))]
+    centred = [(70, 100), (60, 110), (50, 120)]
+    lower = [
+        line
+        for at, (left, right) in enumerate(centred)
+        for line in row(130 + 30 * at, (left, right), (left + 85, right + 85), (left + 170, right + 170))
+    ]
+    tables = [part for part in in_order([*upper, *lower]) if isinstance(part, Table)]
+    assert [len(table.rows) for table in tables] == [4, 3]
+
+
+@needs_font
+def test_a_small_grid_is_a_table_and_two_near_each_other_are_two() -> None:
+    image = Image.new("L", A4, 255)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 20)
+    for left, top, middle, right in ((100, 400, 160, 216), (500, 400, 600, 760), (500, 489, 640, 760)):
+        for at in range(3):
+            draw.line((left, top + 40 * at, right, top + 40 * at), fill=0, width=2)
+        for x in (left, middle, right):
+            draw.line((x, top, x, top + 80), fill=0, width=2)
+        for at in range(2):
+            draw.text((left + 8, top + 40 * at + 8), f"1{at}", font=font)
+            draw.text((middle + 8, top + 40 * at + 8), f"3{at}", font=font)
+    for top in range(700, 1500, 34):
+        draw.text((100, top), "Pebbles of quartz lie in the river below the old bridge", font=font)
+    page = cut_page(image).page
+    assert page is not None
+    tables = [part for part in page.parts if isinstance(part, Table)]
+    assert [(len(table.rows), len(table.rows[0])) for table in tables] == [(2, 2)] * 3
+
+
+@needs_font
+def test_columns_between_rules_may_be_hardly_farther_apart_than_words() -> None:
+    image = Image.new("L", A4, 255)
+    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
+    left = 110 + font.getlength("lump of clay") + 12
+    for at, (one, other) in enumerate((("sand", "body"), ("lump of clay", "and all"), ("mud", "stones"))):
+        draw.line((100, 300 + 50 * at, 420, 300 + 50 * at), fill=0, width=2)
+        draw.text((110, 308 + 50 * at), one, font=font)
+        draw.text((left, 308 + 50 * at), other, font=font)
+    draw.line((100, 450, 420, 450), fill=0, width=2)
+    page = cut_page(image).page
+    assert page is not None
+    (table,) = page.parts
+    assert isinstance(table, Table)
+    assert [[len(cell) for cell in cells] for cells in table.rows] == [[1, 1]] * 3
+
+
+@needs_font
+def test_white_between_words_of_a_grids_cells_makes_no_column() -> None:
+    image = Image.new("L", A4, 255)
+    draw = ImageDraw.Draw(image)
+    drawn_table(draw, [["old c", "12 at"], ["one b", "37 in"]], (100, 300, 320), grid=True)
+    page = cut_page(image).page
+    assert page is not None
+    (table,) = page.parts
+    assert isinstance(table, Table)
+    assert [len(cells) for cells in table.rows] == [2, 2]

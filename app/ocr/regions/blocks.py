@@ -18,6 +18,7 @@ from app.ocr.regions.traits import alike_of, beside_body, size_of
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE, HALF = 1e-6, 0.5
+BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
 """Letters as high as capitals; of a line without any, the size is that of its small letters."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -32,10 +33,11 @@ SAME_LEFT_EM, SPACE_EM, UNEVEN_LETTERS = 0.5, 0.4, 1.15
 """How far apart lines of one heading begin, at most, that are flush left; what a word needs beside its
 letters; and by how much these may be wider than the line's are.
 """
-FEW_LETTERS, MIN_LETTERS = 2, 4
-"""That tell that two lines are of one size; and that they are not."""
-SAME_SIZE, OTHER_SIZE = 0.05, 0.08
-"""By how much lines of one heading differ in it, and lines of two, as a logarithm."""
+FEW_LETTERS, MIN_LETTERS, MANY_LETTERS = 2, 4, 12
+"""That tell that two lines are of one size; that they are not; and that they tell it finely."""
+SAME_SIZE, OTHER_SIZE, SURE_SIZE = 0.05, 0.08, 0.055
+"""By how much lines of one heading differ in it; and lines of two, if few and if many letters tell it; as a
+logarithm."""
 SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
 """By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
 items in the next column, are; in heights of a line."""
@@ -45,8 +47,11 @@ SAME_HANG_EM = 0.33
 
 @dataclass(frozen=True, slots=True)
 class Bullet:
-    """Where it and the text after it begin, and how large it is, in heights of a line."""
+    """Its sign, none for a number; where it and the text after it begin, and how large it is, in heights of a
+    line.
+    """
 
+    sign: str
     left: float
     width: float
     height: float
@@ -64,6 +69,15 @@ class Bullet:
             steps_out = self.left < last.left  # to where an item stood before
             return not is_apart and (not steps_out or any(map(self._is_under, others)))
         return self._is_like(last) and not SAME_EM < abs(self.left - last.left) < INNER_EM
+
+    def counts_on(self, last: "Bullet", *, is_next: bool) -> bool:
+        """Numbers of one list, or their texts, begin or end under each other, or are in the next column; both
+        do where it is not the next number.
+        """
+        left, right = self.left - last.left, self.left + self.width - last.left - last.width
+        number, text = min(abs(left), abs(right)), abs(self.text_left - last.text_left)
+        apart = min(number, text) if is_next else max(number, text)
+        return apart <= SAME_HANG_EM or abs(left) >= COLUMN_EM
 
     def _is_under(self, other: "Bullet") -> bool:
         return self._is_like(other) and abs(self.left - other.left) <= SAME_EM
@@ -88,7 +102,7 @@ class Region:
     bulleted: Mapping[Line, str] = field(default_factory=dict)
     """Lines with a bullet before them, which is not part of the line, and that bullet."""
     bullet: Bullet | None = None
-    """Of the first line."""
+    """Of the first line, or its number."""
     hanging: frozenset[Line] = frozenset()
     """Lines that begin under the text of an item."""
 
@@ -181,9 +195,10 @@ class _Blocks:
 
     def _bullet(self, line: Line) -> Bullet | None:
         lead, em = self._page.leads.get(line), self._page.em
-        if lead is None or not lead.is_bullet:
+        if lead is None:
             return None
-        return Bullet(lead.left / em, lead.width / em, lead.height / em, lead.text_left / em)
+        left, text_left = lead.left / em, lead.text_left / em
+        return Bullet(lead.bullet or "", left, lead.width / em, lead.height / em, text_left)
 
     def _box(self, lines: Sequence[Line]) -> tuple[int, int, int, int]:
         whole = joined(lines)
@@ -216,7 +231,8 @@ class _Blocks:
 
     def _begins(self, line: Line) -> bool:
         """Whatever is above it."""
-        return line is self._number or line in self._items or self._is_bulleted(line)
+        is_read = line in self._page.leads and BULLET.match(self._texts[line]) is not None
+        return line is self._number or line in self._items or self._is_bulleted(line) or is_read
 
     def _is_bulleted(self, line: Line) -> bool:
         return line in self._page.leads and self._page.leads[line].is_bullet
@@ -275,12 +291,12 @@ class _Blocks:
         prints = {line: self._page.prints[line] for line in (above, below)}
         alike = beside_the_same({line: own.letters for line, own in prints.items()}, self._texts)[below]
         apart = abs(alike.height)
-        if alike.count < FEW_LETTERS:
+        if alike.count < MIN_LETTERS:
             one, other = (self._alike[line] for line in prints)
             alike, apart = min(one, other, key=lambda one: one.count), abs(one.height - other.height)
         if alike.count >= FEW_LETTERS and apart <= SAME_SIZE:
             return True
-        if alike.count >= MIN_LETTERS and apart > OTHER_SIZE:
+        if alike.count >= MIN_LETTERS and apart > (OTHER_SIZE if alike.count < MANY_LETTERS else SURE_SIZE):
             return False
         is_low = any(not TALL.search(self._texts[line]) for line in prints)
         return is_low or _are_alike(*prints.values())

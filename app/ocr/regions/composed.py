@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from app.ocr.regions.blocks import PAGE_NUMBER, Bullet, Region, regions_of
+from app.ocr.regions.blocks import BULLET, PAGE_NUMBER, Bullet, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number, with_numbers_told
 from app.ocr.regions.prints import PageLines
 
-BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
 APART = 10
@@ -36,17 +35,20 @@ class _Written:
     box: tuple[int, int, int, int]
     lines: list[str]
     bullets: list[Bullet] = field(default_factory=list)
-    """Of the items, those that are known."""
+    """Of the items, or their numbers, those that are known."""
 
     def takes(self, other: "_Written") -> bool:
         """A list goes on, though its items stand apart."""
         if self.form != other.form or self.form not in (ITEM, NUMBERED):
             return False
-        if self.form == NUMBERED:
-            return _follows(other.lines[0], self.lines[-1])
-        is_apart = other.box[1] - self.box[3] > APART
+        steps = _steps(other.lines[0], self.lines[-1]) if self.form == NUMBERED else 1
+        if not 0 < steps <= MAX_COUNT:
+            return False
         if not self.bullets or not other.bullets:
             return True
+        if self.form == NUMBERED:
+            return other.bullets[0].counts_on(self.bullets[-1], is_next=steps == 1)
+        is_apart = other.box[1] - self.box[3] > APART
         return other.bullets[0].is_of_list(self.bullets, is_apart=is_apart)
 
     def take(self, other: "_Written") -> None:
@@ -58,10 +60,15 @@ class _Written:
 
 def _follows(item: str, above: str) -> bool:
     """Of numbered items; one that counts back, or far on, begins another list."""
+    return 0 < _steps(item, above) <= MAX_COUNT
+
+
+def _steps(item: str, above: str) -> int:
+    """From the number of an item to that of the next one; none where they are not written alike."""
     one, other = OF_ITEM.match(above), OF_ITEM.match(item)
     if one is None or other is None:
-        return True
-    return 0 < int(other[1]) - int(one[1]) <= MAX_COUNT and one[2] == other[2]
+        return 1
+    return int(other[1]) - int(one[1]) if one[2] == other[2] else 0
 
 
 def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
@@ -152,7 +159,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         elif blocks and blocks[-1].form == form and (form == ITEM or _follows(item, blocks[-1].lines[-1])):
             blocks[-1].lines.append(item)
         else:
-            blocks.append(_Written(form, "text", region.box, [item], _known(region.bullet)))
+            blocks.append(_Written(form, "text", region.box, [item], _known(region.bullet, form)))
     return blocks
 
 
@@ -173,8 +180,9 @@ def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]
     return not is_first and not (blocks[-1].form == NUMBERED and _follows(item, blocks[-1].lines[-1]))
 
 
-def _known(bullet: Bullet | None) -> list[Bullet]:
-    return [] if bullet is None else [bullet]
+def _known(bullet: Bullet | None, form: str) -> list[Bullet]:
+    """What was found before an item or a number, if it is that."""
+    return [] if bullet is None or bool(bullet.sign) != (form == ITEM) else [bullet]
 
 
 def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:

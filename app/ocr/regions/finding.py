@@ -1,6 +1,7 @@
 """Lines of print, found on a page by its white."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import ndimage
@@ -25,10 +26,14 @@ TALL_EM, BESIDE_EM, AS_HIGH = 2.5, 0.35, 0.4
 height that words of a line have in common."""
 PARTED_EM, SIGN_EM, SIGN_HEIGHT_EM = 0.2, 1.0, 1.5
 """White between pieces of one sign, its width and its height, at most."""
-MARK_EM = 0.45
-"""What is lower is no letter."""
+MARK_EM, SMALL_EM, PAD_EM, LOWER_EM = 0.45, 0.62, 0.3, 0.2
+"""What is lower is no letter; what is as low and as narrow may be a bullet, which stands higher than the
+letters beside it; and what is added below that, and above and below a mark, to be found beside them.
+"""
 MARK_SHARE = 0.25
 """Of large letters' height, that their dots and commas are high and wide at most."""
+AS_HIGH_AS = 1.5
+"""Heights of one line: what is higher than others by more is several lines that touch."""
 OWN_INK = 0.2
 """Of two lines' ink, that each has in letters which do not reach into the other."""
 
@@ -56,7 +61,7 @@ def find_lines(ink: Ink) -> list[Line]:
     large = _largest([line for line in found if line.height > 2 * em], MAX_LARGE)
     is_mark = [line.height < MARK_EM * em or any(_is_mark_of(line, one) for one in large) for line in found]
     whole = _largest([line for line, mark in zip(found, is_mark, strict=True) if not mark], MAX_LINES)
-    parts = (part for line in whole for part in _split(line, mask, em))
+    parts = (part for line in whole for part in _apart(_split(line, mask, em), whole, mask))
     lines = [part for part in parts if part.height <= MAX_LINE_EM * em]
     marks = _largest([line for line, mark in zip(found, is_mark, strict=True) if mark], MAX_MARKS)
     lines, marks = _with_whole_signs(lines, marks, em)
@@ -148,6 +153,25 @@ def _split(line: Line, mask: Mask, em: int) -> list[Line]:
     return [*_split(upper, mask, em), *_split(lower, mask, em)]
 
 
+def _apart(parts: list[Line], lines: Sequence[Line], mask: Mask) -> list[Line]:
+    """Of lines that touched, without what stands beside them and did not touch."""
+    if len(parts) == 1:
+        return parts
+    found: list[Line] = []
+    for part in parts:
+        left, right = part.left, part.right
+        for line in lines:
+            if line in parts or not line.is_beside(part) or line.height > AS_HIGH_AS * part.height:
+                continue
+            if part.left <= line.left <= part.left + 1 and line.right < part.right:
+                left = max(left, line.right)
+            elif part.right - 1 <= line.right <= part.right and part.left < line.left:
+                right = min(right, line.left)
+        inked = left + np.flatnonzero(mask[part.top : part.bottom, left:right].any(axis=0))
+        found.append(replace(part, left=int(inked[0]), right=int(inked[-1]) + 1) if len(inked) else part)
+    return found
+
+
 def _is_crossed(mask: Mask, row: int) -> bool:
     """Little stands wholly above or wholly below the row: it goes through one line of large letters."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
@@ -182,12 +206,19 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
             )  # fmt: skip
         elif gap <= 2.6 * em and (area >= 0.012 or mark.width >= 0.2 * em):  # a bullet, a dash
             alone.append(mark)
-    pad = round(0.3 * em)
-    padded = [
+    pad = round(PAD_EM * em)
+    signs = [
         Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad)
         for mark in _whole_marks(alone, PARTED_EM * em, SIGN_HEIGHT_EM * em)
     ]
-    return [*(Line(*box) for box in boxes.tolist()), *padded]
+    whole = [Line(*box) for box in boxes.tolist()]
+    lowered = [
+        replace(line, bottom=line.bottom + round(LOWER_EM * em))
+        if max(line.height, line.width) < SMALL_EM * em
+        else line
+        for line in whole
+    ]
+    return [*lowered, *signs]
 
 
 def _with_whole_signs(lines: Sequence[Line], marks: Sequence[Line], em: int) -> tuple[list[Line], list[Line]]:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from app.ocr.regions.lines import Line
+from app.ocr.regions.lines import Line, joined
 
 LEAST_EM, MOST_EM = 0.7, 3.0
 """White before a line of the right column, in heights of a line."""
@@ -20,6 +20,8 @@ NEXT_EM = 3.0
 """White between what goes on above or below each other in columns, at most."""
 MIN_LINES, LEAST = 5, 0.25
 """Of the right column that begin there, and their share of all that begin right of the strip, at least."""
+LARGE_EM, LARGE_SPACE = 1.4, 0.75
+"""Height of words of a heading; and white between two of them at most, in their height."""
 MIN_COLUMN_EM, MIN_LINE_EM = 8.0, 3.0
 """Width of the columns on both sides; and of the lines beside the strip usually, which are no bullets."""
 
@@ -28,6 +30,7 @@ def gutters_of(lines: Sequence[Line], em: float) -> list[Line]:
     """``lines``: stretches in no order; ``em``: height of a line. Strips with a column of text on both sides,
     as high as these stand beside each other.
     """
+    lines = _with_headings_whole(lines, em)
     beside = _beside(lines, em)
     found: list[Line] = []
     taken: set[int] = set()
@@ -43,6 +46,25 @@ def gutters_of(lines: Sequence[Line], em: float) -> list[Line]:
             taken.update(aligned)
         found += gutters
     return found
+
+
+def _with_headings_whole(lines: Sequence[Line], em: float) -> list[Line]:
+    """Words of a heading as one, which stands across what is between them."""
+    whole = [line for line in lines if line.height < LARGE_EM * em]
+    large = sorted((line for line in lines if line.height >= LARGE_EM * em), key=lambda one: one.left)
+    headings: list[Line] = []
+    for line in large:
+        near = (
+            one
+            for one in headings
+            if one.is_beside(line) and line.left - one.right < LARGE_SPACE * min(one.height, line.height)
+        )
+        before = next(near, None)
+        if before is None:
+            headings.append(line)
+        else:
+            headings[headings.index(before)] = joined([before, line])
+    return [*whole, *headings]
 
 
 def _beside(lines: Sequence[Line], em: float) -> dict[int, int]:

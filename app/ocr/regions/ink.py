@@ -31,6 +31,8 @@ MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
 RULE_SHARE = 0.035
 """Of the page's longer side: an unbroken straight stroke this long is no letter."""
+LEVEL, UPRIGHT = 1.5, 2.0
+"""Of that, which rules have at least: those of a table of two short columns are hardly longer."""
 MIN_STROKE_PX, MAX_STROKE_PX, REACH_PX = 20, 6, 6
 """Of sides of cells: length, thickness, distance from the rule they end at."""
 HALO_PX = 2
@@ -172,7 +174,8 @@ def _skew(mask: Mask) -> float:
 def _rules(mask: Mask) -> Mask:
     """Straight unbroken strokes, longer than a letter is."""
     length = max(40, round(RULE_SHARE * max(mask.shape)))
-    rules: Mask = long_runs(mask, 2 * length) | long_runs(mask, 2 * length, axis=0)
+    level, upright = round(LEVEL * length), round(UPRIGHT * length)
+    rules: Mask = long_runs(mask, level) | long_runs(mask, upright, axis=0)
     return rules
 
 

@@ -35,6 +35,8 @@ MAX_SPREAD, MIN_STEPS = 0.1, 3
 """Share of a column's lines that may be spread wider than its gutter; and lines of a side, at least, that
 tell by where they stand that it is no row of cells.
 """
+MIN_ITEMS = 2
+"""Of a list, and lines that hang under them, at least, which tell it from numbers in a table."""
 FLUSH_EM, MIN_FLUSH = 0.5, 3
 """White at the ends of justified lines, at most, and pairs of such lines under each other, at least."""
 
@@ -200,9 +202,14 @@ class _Order:
             return False
         if self._are_ruled_together(left, right, edge) or self._are_leads(left, right):
             return False
-        if any(map(self._is_text, sides)) or all(map(self._is_wide, sides)):
-            return True
-        if self._is_ruled_alone(left) or self._is_ruled_alone(right) or self._are_lists(left, right):
+        are_columns = (
+            any(map(self._is_text, sides))
+            or all(map(self._is_wide, sides))
+            or self._are_lists(left, right)
+            or any(self._is_ruled_alone(*pair) for pair in (sides, sides[::-1]))
+            or any(self._is_list_beside(*pair) for pair in (sides, sides[::-1]))
+        )
+        if are_columns:
             return True
         return min(len(bands_of(side)) for side in sides) >= MIN_STEPS and not self._in_step(left, right)
 
@@ -233,6 +240,14 @@ class _Order:
         hanging = [line for _, lines, _ in sides for line in lines]
         return all(beside) and any(line in hanging for lines in beside for line in lines)
 
+    def _is_list_beside(self, side: Sequence[Line], other: Sequence[Line]) -> bool:
+        """Items of one side go on in lines that hang under their texts, most of them beside a line of the
+        other.
+        """
+        leads, hanging, _ = self._items(side)
+        beside = sum(any(line.is_beside(one) for one in other) for line in hanging)
+        return min(len(leads), len(hanging)) >= MIN_ITEMS and 2 * beside >= len(hanging)
+
     def _items(self, side: Sequence[Line]) -> tuple[Row, Row, Row]:
         """Bullets and numbers before items; lines that hang under their texts; what begins other bands."""
         bands, near = bands_of(side), ALIGNED_EM * self._em
@@ -250,10 +265,11 @@ class _Order:
         top, bottom = box.top + reach / 2, box.bottom - reach / 2
         return self._rules.count_levels(edge - reach, edge + reach, top, bottom) >= 2
 
-    def _is_ruled_alone(self, side: Sequence[Line]) -> bool:
-        """A table stands on this side, and ends there."""
-        box = joined(side)
-        return self._rules.count_levels(box.left, box.right, box.top, box.bottom) >= 2
+    def _is_ruled_alone(self, side: Sequence[Line], other: Sequence[Line]) -> bool:
+        """A table stands on this side, beside the other one, and ends there."""
+        box, beside = joined(side), joined(other)
+        top, bottom = max(box.top, beside.top - self._em), min(box.bottom, beside.bottom + self._em)
+        return self._rules.count_levels(box.left, box.right, top, bottom) >= 2
 
     def _is_wide(self, side: Sequence[Line]) -> bool:
         """Lines longer than cells of a table are."""
@@ -307,12 +323,19 @@ class _Order:
         return num_flush >= MIN_FLUSH
 
     def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = 0.3) -> bool:
-        """Rows on both sides lie at the same heights, as those of a table do."""
-        heights, others = (
-            np.array([median(line.bottom for line in band) for band in bands_of(side)])
+        """Rows on both sides lie at the same heights, as those of a table do: their tops or, where only one
+        has letters that reach up or down, the other edge.
+        """
+        edges, others = (
+            np.array(
+                [
+                    (median(line.top for line in band), median(line.bottom for line in band))
+                    for band in bands_of(side)
+                ]
+            )
             for side in (left, right)
         )
-        beside = np.abs(heights[:, None] - others).min(axis=0)
+        beside = np.abs(edges[:, None] - others).min(axis=(0, 2))
         return bool((beside < near_em * self._em).sum() >= 0.6 * len(others))
 
 

@@ -105,7 +105,8 @@ def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line,
     parts = [part for part in (above, below) if isinstance(part, Line)]
     if any(_is_bulleted(part, leads) and abs(part.left - line.left) < SAME_EM * em for part in parts):
         return False
-    if not 0 < line.bottom - above.bottom < NEXT_EM * em or above.right < line.right - FULL_EM * em:
+    is_below = 0 < line.bottom - above.bottom < NEXT_EM * em
+    if not is_below or above.right < line.right - FULL_EM * em or _hangs(below, line, leads[line], em):
         return False
     goes_on = (
         below in parts and _begins_at(below, line, leads, em) and below.bottom - line.bottom <= NEXT_EM * em
@@ -118,6 +119,13 @@ def _is_running(around: tuple[Part | None, Line, Part | None], leads: dict[Line,
         return goes_on and not _has_like(line, leads, em)
     is_last = line.width < above.right - _text_left(above, leads) - FULL_EM * em
     return goes_on or is_last or not _has_like(line, leads, em)
+
+
+def _hangs(below: Part | None, line: Line, lead: Lead, em: float) -> bool:
+    """It goes on under the text of an item."""
+    if not isinstance(below, Line) or not 0 < below.bottom - line.bottom < NEXT_EM * em:
+        return False
+    return abs(below.left - lead.text_left) < UNDER_EM * em
 
 
 def _begins_at(part: Part | None, line: Line, leads: dict[Line, Lead], em: float) -> bool:

@@ -13,14 +13,16 @@ from app.ocr.regions.masks import Mask
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.wrapped import wrapped_rows
 
-SAME_EDGE_EM = 0.7
-"""Rules of one table begin and end so near each other, in heights of a line."""
-DOUBLE_EM = 0.4
+SAME_EDGE_EM, CLOSED_EM = 0.7, 1.0
+"""Rules of one table begin and end so near each other, and so near to upright ones, in heights of a line."""
+DOUBLE_EM = 0.3
 """Rules nearer than this are one."""
 MIN_STRIP_EM, SURE_STRIP_EM = 0.4, 1.0
 """White between columns, through all rows: at least; and where one of them may be almost empty."""
-STRIP_SPACES = 1.4
-"""Likewise at least, in spaces between words of these lines."""
+STRIP_SPACES = 1.25
+"""Likewise at least, in spaces between other words of these lines."""
+WIDER = 1.15
+"""Likewise in a line whose cells stand as near as words, in other white of that line."""
 FEWEST_RULES = 3
 MIN_FILLED = 0.5
 """Of a column's cells, where little white is beside it."""
@@ -124,12 +126,13 @@ class _Finder:
             return bool(edges)
         if self._is_closed(run[-1]) != self._is_closed(slab):
             return False
-        is_text = len(slab.lines) == 1 and not self._is_closed(slab) and len(edges) < len(self._edges(run))
-        return bool(edges) and not is_text
+        loses = len(slab.lines) == 1 and len(edges) < len(self._edges(run))
+        is_text = loses or any(_is_across(line, edges) for line in slab.lines)
+        return bool(edges) and (self._is_closed(slab) or not is_text)
 
     def _is_closed(self, slab: _Slab) -> bool:
         """It stands between two upright rules, as all rows of a grid do and nothing outside it."""
-        near, box = SAME_EDGE_EM * self._em, slab.box
+        near, box = CLOSED_EM * self._em, slab.box
         return all(
             any(
                 abs((rule.left + rule.right) / 2 - edge) <= near
@@ -145,6 +148,8 @@ class _Finder:
             return []
         box = joined([slab.box for slab in slabs])
         ruled = self._uprights(slabs)
+        if ruled and all(map(self._is_closed, slabs)):
+            return ruled  # a grid: white in its cells parts words
         strips = self._strips([line for slab in slabs for line in slab.lines], box)
         free = [(a, b) for a, b in strips if not any(a - 3 <= x <= b + 3 for x in ruled)]
         return sorted([*ruled, *((a + b) / 2 for a, b in free)])
@@ -168,11 +173,18 @@ class _Finder:
         ink = np.zeros(box.width, np.int64)
         for line in lines:
             ink += self._mask[line.top : line.bottom, box.left : box.right].sum(axis=0)
-        spaces = [line.space for line in lines if line.space]
-        least = max(MIN_STRIP_EM * self._em, STRIP_SPACES * float(np.median(spaces)) if spaces else 0.0)
         edges = np.flatnonzero(np.diff((np.concatenate(([0], ink, [0])) > SPECK_PX).astype(np.int8)))
-        inner = edges[1:-1].reshape(-1, 2)  # white between the first ink and the last
-        return [(box.left + int(a), box.left + int(b)) for a, b in inner if b - a >= least]
+        inner = edges[1:-1].reshape(-1, 2) + box.left  # white between the first ink and the last
+        wide = [(int(a), int(b)) for a, b in inner if b - a >= MIN_STRIP_EM * self._em]
+        words: list[float] = [
+            end - start
+            for line in lines
+            for start, end in line.gaps
+            if not any(start < b and a < end for a, b in wide)
+        ]
+        spaces = words or [line.space for line in lines if line.space]
+        least = STRIP_SPACES * float(np.median(spaces)) if spaces else 0.0
+        return [(a, b) for a, b in wide if b - a >= least]
 
     def _table(self, slabs: Sequence[_Slab]) -> RuledTable | None:
         if len(slabs) < FEWEST_RULES - 1 or not any(slab.lines for slab in slabs):
@@ -256,6 +268,14 @@ class _Finder:
         if is_pair or (num_slabs >= FEWEST_RULES and filled <= CELL_LINES_FILLED):
             return [tuple(map(tuple, columns))]
         return [tuple((cell,) if cell else () for cell in row) for row in texts]
+
+
+def _is_across(line: Line, edges: Sequence[float]) -> bool:
+    """White in the line that an edge goes through is no wider than other white in it."""
+    widths = {gap: gap[1] - gap[0] for gap in line.gaps}
+    crossed = [width for (a, b), width in widths.items() if any(a <= edge <= b for edge in edges)]
+    others = [width for (a, b), width in widths.items() if not any(a <= edge <= b for edge in edges)]
+    return bool(crossed and others) and min(crossed) < WIDER * max(others)
 
 
 def _is_headed(one: Sequence[bool], other: Sequence[bool]) -> bool:

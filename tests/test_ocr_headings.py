@@ -103,3 +103,32 @@ def test_a_line_in_another_font_is_a_heading_though_it_is_no_larger(text: str) -
     kinds = [(one.kind, [named[line] for line in one.lines]) for one in regions_of(page, texts)]
     assert [kind for kind, lines in kinds if text in lines] == ["sub_title"]
     assert sum(kind != "text" for kind, _ in kinds) == 1
+
+
+@needs_font
+@pytest.mark.parametrize("is_centred", [True, False])
+def test_a_heading_in_the_middle_of_the_page_is_a_title_over_one_column(is_centred: bool) -> None:
+    """No larger than the others; the second column is empty."""
+    title = "Rivers of the North"
+    width = ImageFont.truetype(FAMILY.bold, 26).getlength(title)
+    left = round((A4[0] - width) / 2) if is_centred else 120
+    rows = [(left, 100, title, 26, True), *paragraph(120, 180, 7, 8)]
+    rows += [(120, 480, "Pebbles and sand", 26, True), *paragraph(120, 530, 7, 8)]
+    rows += [(120, 840, "Old bridges", 26, True), *paragraph(120, 890, 7, 8)]
+    found = [kind for kind, _ in kinds_of(rows) if kind != "text"]
+    assert found == ["title" if is_centred else "sub_title", "sub_title", "sub_title"]
+
+
+@needs_font
+def test_a_title_in_the_middle_of_the_text_is_one_though_a_table_is_wider() -> None:
+    prose = paragraph(120, 180, 16, 8)
+    right = 120 + ImageFont.truetype(FAMILY.regular, 22).getlength(prose[0][2])
+    title = "Rivers of the North"
+    width = ImageFont.truetype(FAMILY.bold, 26).getlength(title)
+    rows = [(round((120 + right - width) / 2), 100, title, 26, True), *prose]
+    rows += [(120, 480, "Pebbles and sand", 26, True), *paragraph(120, 530, 16, 8)]
+    for at in range(3):
+        texts = ((120, "Tees"), (480, f"1{at}7"), (1150, f"{at}8"))
+        rows += [(left, 850 + 34 * at, text, 22, False) for left, text in texts]
+    found = [kind for kind, _ in kinds_of(rows) if kind not in ("text", "table")]
+    assert found == ["title", "sub_title"]

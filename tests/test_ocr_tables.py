@@ -375,3 +375,11 @@ def test_white_between_words_of_a_grids_cells_makes_no_column() -> None:
     (table,) = page.parts
     assert isinstance(table, Table)
     assert [len(cells) for cells in table.rows] == [2, 2]
+
+
+def test_a_head_may_stand_at_the_left_of_cells_at_the_right() -> None:
+    head = row(0, (50, 100), (220, 280), (420, 460))
+    cells = [row(30 * at, (50, 90 + 10 * at), (360 - 30 * at, 400), (500 - 20 * at, 540)) for at in (1, 2, 3)]
+    lines = [line for line_row in [head, *cells] for line in line_row]
+    assert columns_of(lines) == [3] * 4
+    assert all(isinstance(part, Line) for part in in_order(lines[:-3]))  # two rows tell nothing

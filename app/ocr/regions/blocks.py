@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import log
+from statistics import median
 
 import numpy as np
 
@@ -13,12 +14,14 @@ from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined, lines_of
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
-from app.ocr.regions.prints import Lead, PageLines, Print, is_centred
+from app.ocr.regions.prints import INDENTED_EM, Lead, PageLines, Print, is_centred
 from app.ocr.regions.traits import alike_of, beside_body, size_of
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE, HALF = 1e-6, 0.5
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
+FULL = 0.8
+"""Of the widest line, that full ones are wide."""
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
 """Letters as high as capitals; of a line without any, the size is that of its small letters."""
 PARAGRAPH_PITCH, HANGING_PITCH = 1.27, 1.7
@@ -141,6 +144,9 @@ class _Blocks:
             min((line.left for line in page.lines), default=0),
             max((line.right for line in page.lines), default=0),
         )
+        widest = max((line.width for line in page.lines), default=0)
+        full = [line.right for line in page.lines if line.width > FULL * widest]
+        self._full_right = round(median(full)) if full else self._edges[1]
         boxes = [joined(lines_of(part)) for part in page.parts]
         self._second = [
             below for above, below in pairwise(boxes) if above.right < below.left and below.top < above.top
@@ -162,9 +168,16 @@ class _Blocks:
         """Its lines are of one level."""
         size = float(np.median([log(self._size(line)) for line in lines]))
         chances = np.log([np.maximum(self._chances[line][1:], LEAST_CHANCE) for line in lines])  # (L, 2)
-        left, right = self._edges
-        are_centred = all(is_centred(line, left, right, self._page.em) for line in lines)
+        are_centred = all(map(self._is_centred, lines))
         return Heading(size, chances.sum(axis=0), are_centred or self._is_across(lines))
+
+    def _is_centred(self, line: Line) -> bool:
+        """Over what is printed, or over its full lines, where a table is wider; or on the page, as over
+        columns of which one is empty.
+        """
+        em, (left, right) = self._page.em, self._edges
+        is_on_page = is_centred(line, 0, self._page.width, em) and line.left - left > INDENTED_EM * em
+        return is_on_page or any(is_centred(line, left, end, em) for end in (right, self._full_right))
 
     def _is_across(self, lines: Sequence[Line]) -> bool:
         """Above the begin of a second column, and left of it too."""

@@ -14,7 +14,8 @@ MAX_NUMBER_EM, WIDEST_NUMBER_EM = 1.7, 3.0
 """Width of bullets or numbers before the items of a list, usually, and of any of them, at most."""
 MIN_ITEM_EM = 4.0
 ALIGNED_EM = 0.4
-MANY_CELLS, SURE_ROWS = 5, 3
+MANY_CELLS, SURE_ROWS, HEADED = 5, 3, 4
+"""Cells of a column, and rows, that tell more than fewer do; and rows of a table with its head."""
 SURE_STRIP_EM = 0.9
 """White between cells that spread words never have."""
 SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
@@ -226,10 +227,17 @@ class Grid:
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
             return False
-        sides = ([cell.left for cell in found[0]], [(cell.left + cell.right) / 2 for cell in found[0]])
+        return self._are_aligned(found, is_headed=whole == len(self.cells) >= HEADED)
+
+    def _are_aligned(self, columns: Sequence[Sequence[Line]], *, is_headed: bool) -> bool:
+        """``is_headed``: rows enough, and whole, so that the first one may stand otherwise."""
+        first = columns[0]
+        sides = ([cell.left for cell in first], [(cell.left + cell.right) / 2 for cell in first])
         is_flush, is_centred = (max(side) - min(side) <= ALIGNED_EM * self._em for side in sides)
-        at_right = is_centred and not is_flush and len(sides[0]) >= SURE_ROWS
-        return all(self._is_aligned(column, at_right=column is not found[-1] or at_right) for column in found)
+        at_right = is_centred and not is_flush and len(first) >= SURE_ROWS
+        if all(self._is_aligned(one, at_right=one is not columns[-1] or at_right) for one in columns):
+            return True
+        return is_headed and all(self._is_aligned(one[1:], at_right=True) for one in columns)
 
     def is_list(self) -> bool:
         """Bullets or numbers beside what they point at."""

@@ -13,7 +13,7 @@ AS_LARGE, OTHER_SIZE = 0.04, 0.12
 UNEVEN = 2.0
 """Logarithm of how much less likely titles are as small as other headings, or of two sizes."""
 LARGER, FAR_LARGER, EVEN = 0.1, 0.3, 0.06
-STANDS_OUT, ALONE_ACROSS = 2.0, 4.0
+STANDS_OUT, ALONE_ACROSS = 2.0, 6.0
 """By how much the first heading of a page is larger than all others, where those are even and where they are
 not, and by how much these differ, as logarithms; and of how much more likely it is a title then, or where it
 alone is centred or across columns."""

@@ -345,7 +345,7 @@ def test_a_star_stands_beside_letters_that_are_all_low() -> None:
     rows = [
         part
         for at, text in enumerate(("over an arrow", *["Rivers of the north"] * 4, "some"))
-        for part in [(120, 100 + 40 * at, "*"), (180, 100 + 40 * at, text)]
+        for part in [(120, 97 + 40 * at, "*"), (180, 100 + 40 * at, text)]
     ]
     page = printed_page(rows, size=30)
     assert [page.leads[line].bullet for line in page.lines if line in page.leads] == [STAR] * 6

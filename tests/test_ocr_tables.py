@@ -317,12 +317,12 @@ def test_the_spread_first_lines_of_an_indented_paragraph_are_no_table() -> None:
 
 
 def test_tables_that_are_hardly_farther_apart_than_their_rows_are_two() -> None:
-    upper = [line for top in (0, 30, 60, 90) for line in row(top, (50, 120), (200, 290), (420, 480))]
-    centred = [(70, 100), (60, 110), (50, 120)]
+    upper = [line for top in (0, 30, 60, 90) for line in row(top, (50, 130), (200, 290), (420, 480))]
+    centred = [(70, 110), (60, 120), (75, 105)]
     lower = [
         line
         for at, (left, right) in enumerate(centred)
-        for line in row(130 + 30 * at, (left, right), (left + 85, right + 85), (left + 170, right + 170))
+        for line in row(130 + 30 * at, (left, right), (left + 160, right + 160), (left + 370, right + 370))
     ]
     tables = [part for part in in_order([*upper, *lower]) if isinstance(part, Table)]
     assert [len(table.rows) for table in tables] == [4, 3]
@@ -352,7 +352,7 @@ def test_a_small_grid_is_a_table_and_two_near_each_other_are_two() -> None:
 def test_columns_between_rules_may_be_hardly_farther_apart_than_words() -> None:
     image = Image.new("L", A4, 255)
     draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
-    left = 110 + font.getlength("lump of clay") + 12
+    left = 110 + font.getlength("lump of clay") + 11
     for at, (one, other) in enumerate((("sand", "body"), ("lump of clay", "and all"), ("mud", "stones"))):
         draw.line((100, 300 + 50 * at, 420, 300 + 50 * at), fill=0, width=2)
         draw.text((110, 308 + 50 * at), one, font=font)

@@ -206,7 +206,7 @@ class _Order:
             any(map(self._is_text, sides))
             or all(map(self._is_wide, sides))
             or self._are_lists(left, right)
-            or any(self._is_ruled_alone(*pair) for pair in (sides, sides[::-1]))
+            or any(map(self._is_ruled_alone, sides))
             or any(self._is_list_beside(*pair) for pair in (sides, sides[::-1]))
         )
         if are_columns:
@@ -265,11 +265,10 @@ class _Order:
         top, bottom = box.top + reach / 2, box.bottom - reach / 2
         return self._rules.count_levels(edge - reach, edge + reach, top, bottom) >= 2
 
-    def _is_ruled_alone(self, side: Sequence[Line], other: Sequence[Line]) -> bool:
-        """A table stands on this side, beside the other one, and ends there."""
-        box, beside = joined(side), joined(other)
-        top, bottom = max(box.top, beside.top - self._em), min(box.bottom, beside.bottom + self._em)
-        return self._rules.count_levels(box.left, box.right, top, bottom) >= 2
+    def _is_ruled_alone(self, side: Sequence[Line]) -> bool:
+        """A table stands on this side, and ends there."""
+        box = joined(side)
+        return self._rules.count_levels(box.left, box.right, box.top, box.bottom) >= 2
 
     def _is_wide(self, side: Sequence[Line]) -> bool:
         """Lines longer than cells of a table are."""

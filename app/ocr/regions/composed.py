@@ -64,7 +64,7 @@ def _follows(item: str, above: str) -> bool:
 
 
 def _steps(item: str, above: str) -> int:
-    """From the number of an item to that of the next one; none where they are not written alike."""
+    """From the number above to the item's: 1 where either has none, 0 where they are not written alike."""
     one, other = OF_ITEM.match(above), OF_ITEM.match(item)
     if one is None or other is None:
         return 1

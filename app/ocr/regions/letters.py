@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from app.ocr.regions.lines import Line
 from app.ocr.regions.masks import Gray
-from app.ocr.regions.shapes import Unlike, shapes_of, unlike_of
+from app.ocr.regions.shapes import Shape, Unlike, shapes_of, unlike_of
 
 Floats = npt.NDArray[np.float64]
 Columns = npt.NDArray[np.int64]
@@ -41,7 +41,7 @@ class Letter:
     right: int
     height: float
     width: float
-    shape: Floats = field(compare=False, repr=False)
+    shape: Shape = field(compare=False, repr=False)
 
 
 Letters = tuple[Letter, ...]

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from app.ocr.regions.lines import Line
 
 Floats = npt.NDArray[np.float64]
+Shape = npt.NDArray[np.float32]
+"""(SIDE * SIDE,), rows of cells from top to bottom: how dark each is, in the darkest of the letter."""
 
 SIDE = 10
 """Rows and columns of a shape."""
@@ -35,9 +37,9 @@ class Unlike:
     count: int = 0
 
 
-def shapes_of(darkness: Floats, boxes: Floats, peaks: Floats) -> Floats:
+def shapes_of(darkness: Floats, boxes: Floats, peaks: Floats) -> Shape:
     """``darkness``: (H, W); ``boxes``: (N, 4), left, top, right, bottom in pixels and parts of them;
-    ``peaks``: (N,), darkest of each -> (N, SIDE * SIDE), shares of it.
+    ``peaks``: (N,), darkest of each -> (N, SIDE * SIDE), the shape of each.
     """
     height, width = darkness.shape
     summed = np.zeros((height + 1, width + 1))
@@ -52,9 +54,10 @@ def shapes_of(darkness: Floats, boxes: Floats, peaks: Floats) -> Floats:
     lower = summed[rows + 1, columns] * (1 - across) + summed[rows + 1, columns + 1] * across
     corners = upper * (1 - down) + lower * down  # (N, SIDE + 1, SIDE + 1)
     cells = np.diff(np.diff(corners, axis=1), axis=2)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / SIDE**2
-    shares: Floats = cells.reshape(len(boxes), -1) / (np.maximum(areas, 1e-6) * peaks)[:, None]
-    return shares
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas = np.maximum(areas, 1.0) / SIDE**2  # what is smaller is no letter
+    shapes: Shape = (cells.reshape(len(boxes), -1) / (areas * peaks)[:, None]).astype(np.float32)
+    return shapes
 
 
 @dataclass(slots=True)
@@ -64,9 +67,9 @@ class _Shapes:
     count: int = 0
     total: Floats = field(default_factory=lambda: np.zeros(SIDE**2))
     squares: float = 0.0
-    own: dict[Line, list[Floats]] = field(default_factory=lambda: defaultdict(list))
+    own: dict[Line, list[Shape]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, line: Line, shape: Floats) -> None:
+    def add(self, line: Line, shape: Shape) -> None:
         self.count += 1
         self.total += shape
         self.squares += float(shape @ shape)
@@ -84,7 +87,7 @@ class _Shapes:
 
 
 def unlike_of(
-    named: Mapping[Line, Sequence[tuple[str, Floats]]], among: Collection[Line] | None = None
+    named: Mapping[Line, Sequence[tuple[str, Shape]]], among: Collection[Line] | None = None
 ) -> dict[Line, Unlike]:
     """Letters and their shapes, of every line; beside others ``among`` these lines, or any."""
     shapes: dict[str, _Shapes] = defaultdict(_Shapes)
@@ -98,7 +101,7 @@ def unlike_of(
 
 
 def _unlike(
-    line: Line, pairs: Sequence[tuple[str, Floats]], shapes: Mapping[str, _Shapes], usual: float
+    line: Line, pairs: Sequence[tuple[str, Shape]], shapes: Mapping[str, _Shapes], usual: float
 ) -> Unlike:
     ratios: list[float] = []
     distances: list[float] = []

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from region_pages import A4, FAMILY, FONTS, needs_font, printed_page
 
-from app.ocr.regions.letters import Alike, beside_the_same
+from app.ocr.regions.letters import Alike, beside_the_same, named_letters
 from app.ocr.regions.page import cut_page
 
 FINE = 4
@@ -32,7 +32,7 @@ def alike_of(word: str, font: str, size: float, *, is_worn: bool) -> Alike:
     assert page is not None
     texts = [word, *[BODY] * 6]
     letters = {line: page.prints[line].letters for line in page.lines}
-    return beside_the_same(letters, dict(zip(page.lines, texts, strict=True)))[page.lines[0]]
+    return beside_the_same(named_letters(letters, dict(zip(page.lines, texts, strict=True))))[page.lines[0]]
 
 
 @needs_font
@@ -62,7 +62,7 @@ def test_words_whose_letters_are_not_told_apart_say_nothing() -> None:
     assert page is not None
     letters = {line: page.prints[line].letters for line in page.lines}
     for text in ("", "Pebble", "Peb bles", "?!"):
-        assert beside_the_same(letters, {page.lines[0]: text}) == {page.lines[0]: Alike()}
+        assert beside_the_same(named_letters(letters, {page.lines[0]: text})) == {page.lines[0]: Alike()}
 
 
 @needs_font
@@ -71,6 +71,6 @@ def test_letters_with_a_dot_say_nothing_of_those_without() -> None:
     page = printed_page([(100, 100, "titi tilt sets"), (100, 150, "warn our man")])
     texts = ["titi tilt sets", "warn our man"]
     letters = {line: page.prints[line].letters for line in page.lines}
-    alike = beside_the_same(letters, dict(zip(page.lines, texts, strict=True)))[page.lines[1]]
+    alike = beside_the_same(named_letters(letters, dict(zip(page.lines, texts, strict=True))))[page.lines[1]]
     assert alike.count > 3
     assert abs(alike.height) < 0.04

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from region_pages import FAMILY, needs_font
 
+from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.shapes import SIDE, Unlike, shapes_of, unlike_of
-from app.ocr.regions.traits import alike_of
+from app.ocr.regions.traits import named_of
 
 SERIF = FAMILY.regular.with_name("DejaVuSerif.ttf")
 PROSE = (
@@ -36,7 +37,7 @@ def unlike_lines(middle: str, size: int, font: str, *, worn: bool = False) -> li
     page = cut_page(image).page
     assert page is not None
     assert len(page.lines) == len(texts)
-    alike = alike_of(page, dict(zip(page.lines, texts, strict=True)))
+    alike = beside_the_same(named_of(page, dict(zip(page.lines, texts, strict=True))))
     return [alike[line].unlike for line in page.lines]
 
 
@@ -79,5 +80,6 @@ def test_a_box_at_the_edge_is_measured() -> None:
     assert np.allclose(shape, 1)
 
 
-def test_no_lines_are_unlike_nothing() -> None:
+def test_no_letters_have_no_shapes() -> None:
+    assert shapes_of(np.full((6, 4), 90.0), np.zeros((0, 4)), np.zeros(0)).shape == (0, SIDE**2)
     assert unlike_of({}) == {}

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from app.ocr.regions.headings import KINDS, Trees, fitted, heading_chances, load
+from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.prints import PageLines
-from app.ocr.regions.traits import alike_of, traits_of
+from app.ocr.regions.traits import named_of, traits_of
 from training.layout import Family
 from training.text import TextSource
 
@@ -46,12 +47,12 @@ def page_with(middle: str, font: Path, size: int, *, white: int) -> tuple[PageLi
 
 def chances_of_middle(page: PageLines, texts: list[str]) -> "np.typing.NDArray[np.float32]":
     named = dict(zip(page.lines, texts, strict=True))
-    return list(heading_chances(page, named, alike_of(page, named)).values())[3]
+    return list(heading_chances(page, named, beside_the_same(named_of(page, named))).values())[3]
 
 
 def named_traits(page: PageLines, texts: list[str]) -> "np.typing.NDArray[np.float32]":
     named = dict(zip(page.lines, texts, strict=True))
-    return traits_of(page, named, alike_of(page, named))[1]
+    return traits_of(page, named, beside_the_same(named_of(page, named)))[1]
 
 
 @needs_font

@@ -21,10 +21,11 @@ from safetensors.numpy import save_file
 
 from app.ocr.regions.headings import KINDS, Trees
 from app.ocr.regions.ink import find_ink
+from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.lines import Line
 from app.ocr.regions.page import find_print
 from app.ocr.regions.prints import PageLines
-from app.ocr.regions.traits import Floats, alike_of, beside_body, traits_of
+from app.ocr.regions.traits import Floats, beside_body, named_of, traits_of
 from training.layout import Family, Layout, LayoutStyle
 from training.lines import Placed, placed_marks
 from training.printed import PrintedPage
@@ -99,12 +100,13 @@ def drawn(seed: int, text: TextSource, families: Sequence[Family]) -> list[Examp
 
 
 def _measured(page: PageLines, texts: dict[Line, str], labels: dict[Line, int]) -> list[Examples]:
-    lines, traits = traits_of(page, texts, alike_of(page, texts))
+    named = named_of(page, texts)
+    lines, traits = traits_of(page, texts, beside_the_same(named))
     numbers = np.array([labels[line] for line in lines], np.int64)
     if not 0 < np.count_nonzero(numbers) < len(lines):
         return [(traits, numbers)] if lines else []
     headings = {line for line, number in zip(lines, numbers, strict=True) if number}
-    beside, alike = beside_body(page, texts, [line for line in page.lines if line not in headings])
+    beside, alike = beside_body(page, named, [line for line in page.lines if line not in headings])
     return [(traits, numbers), (traits_of(beside, texts, alike)[1], numbers)]
 
 

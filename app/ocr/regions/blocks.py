@@ -15,7 +15,7 @@ from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined, lines_of
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
 from app.ocr.regions.prints import INDENTED_EM, Lead, PageLines, Print, is_centred
-from app.ocr.regions.traits import alike_of, beside_body, size_of
+from app.ocr.regions.traits import beside_body, named_of, size_of
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE, HALF = 1e-6, 0.5
@@ -132,12 +132,13 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 
 class _Blocks:
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
-        self._page, self._alike = page, alike_of(page, texts)
+        self._named = named_of(page, texts)
+        self._page, self._alike = page, beside_the_same(self._named)
         self._chances = heading_chances(page, texts, self._alike)
         text = {line for line, chances in self._chances.items() if chances[0] >= HALF}
         if text and len(text) < len(self._chances):
             body = [line for line in page.lines if line in text or line not in self._chances]
-            self._page, self._alike = beside_body(page, texts, body)
+            self._page, self._alike = beside_body(page, self._named, body)
             self._chances = heading_chances(self._page, texts, self._alike)
         self._texts = texts
         self._edges = (
@@ -302,7 +303,7 @@ class _Blocks:
     def _are_of_one_size(self, above: Line, below: Line) -> bool:
         """By the letters that both have, or that the page has too; by their boxes, where those are few."""
         prints = {line: self._page.prints[line] for line in (above, below)}
-        alike = beside_the_same({line: own.letters for line, own in prints.items()}, self._texts)[below]
+        alike = beside_the_same({line: self._named[line] for line in prints})[below]
         apart = abs(alike.height)
         if alike.count < MIN_LETTERS:
             one, other = (self._alike[line] for line in prints)

@@ -67,6 +67,6 @@ def fitted() -> Trees:
 
 
 def heading_chances(page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> dict[Line, Floats]:
-    """Of every line outside tables, (3,): that it is of each of ``KINDS``. ``alike``: as ``alike_of``."""
+    """Of every line outside tables, (3,): of being each of ``KINDS``. ``alike``: by ``beside_the_same``."""
     lines, traits = traits_of(page, texts, alike)
     return dict(zip(lines, fitted().chances(traits), strict=True)) if lines else {}

@@ -34,17 +34,44 @@ LOW, ASCENDERS, DESCENDERS = frozenset("acemnorsuvwxz"), frozenset("bdfhklß"), 
 @dataclass(frozen=True, slots=True)
 class Letter:
     """What stands between two columns of white: from column ``left`` to before ``right`` of the page; height
-    and width in pixels and parts of them; ``shape`` as ``shapes_of`` says.
+    and width in pixels and parts of them; ``box`` in those of the line, and ``peak``, as ``shapes_of`` wants.
     """
 
     left: int
     right: int
     height: float
     width: float
-    shape: Shape = field(compare=False, repr=False)
+    box: tuple[float, float, float, float]
+    peak: float
 
 
 Letters = tuple[Letter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LineLetters:
+    """``cuts``: letters between all white of a line; then between columns that are ever less white, for
+    letters that touch. ``gray``: (H, W), the line, paper at 255.
+    """
+
+    cuts: tuple[Letters, ...]
+    gray: Gray = field(compare=False, repr=False)
+
+
+NO_LETTERS = LineLetters(((),), np.zeros((0, 0), np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLetter:
+    """What it was read as."""
+
+    name: str
+    letter: Letter
+    shape: Shape = field(compare=False, repr=False)
+
+
+Named = dict[Line, list[NamedLetter]]
+"""Of every line, the letters that are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +88,10 @@ class Alike:
     unlike: Unlike = field(default_factory=Unlike)
 
 
-def letters_of(gray: Gray, line: Line, gaps: Sequence[tuple[int, int]]) -> tuple[Letters, ...]:
-    """``gray``: (H, W), paper at 255. ``gaps``: (start, end) of all white in the line, pixels of the page.
-    Letters between the gaps; then between columns that are ever less white, for letters that touch.
-    """
-    darkness: Floats = 255 - gray[line.top : line.bottom, line.left : line.right].astype(np.float64)
+def letters_of(gray: Gray, line: Line, gaps: Sequence[tuple[int, int]]) -> LineLetters:
+    """``gray``: (H, W) of the page, paper at 255. ``gaps``: (start, end) of all white in the line, pixels."""
+    own = gray[line.top : line.bottom, line.left : line.right]
+    darkness = _darkness(own)
     columns = darkness.max(axis=0)
     peak = float(columns.max(initial=1.0))
     starts = np.array([line.left, *(end for _, end in gaps)]) - line.left
@@ -74,7 +100,12 @@ def letters_of(gray: Gray, line: Line, gaps: Sequence[tuple[int, int]]) -> tuple
     for level in TOUCHING:
         edges = np.diff(np.concatenate(([False], columns > level * peak, [False])).astype(np.int8))
         cuts.append((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)))
-    return tuple(_measured(darkness, columns, *cut, line.left) for cut in cuts)
+    return LineLetters(tuple(_measured(darkness, columns, *cut, line.left) for cut in cuts), own)
+
+
+def _darkness(gray: Gray) -> Floats:
+    darkness: Floats = 255 - gray.astype(np.float64)
+    return darkness
 
 
 def _measured(darkness: Floats, columns: Floats, starts: Columns, ends: Columns, left: int) -> Letters:
@@ -89,17 +120,18 @@ def _measured(darkness: Floats, columns: Floats, starts: Columns, ends: Columns,
     inked_columns = _inked(columns / columns.max())
     inked = np.concatenate(([0.0], np.cumsum(inked_columns)))
     widths = inked[ends] - inked[starts]
-    shapes = shapes_of(darkness, _boxes(inked_rows, inked_columns, starts, ends), peaks)
+    boxes = _boxes(inked_rows, inked_columns, starts, ends)
     return tuple(
-        Letter(left + start, left + end, height, width, shape)
-        for start, end, height, width, shape in zip(
-            starts.tolist(), ends.tolist(), heights.tolist(), widths.tolist(), shapes, strict=True
+        Letter(left + start, left + end, height, width, (box[0], box[1], box[2], box[3]), peak)
+        for start, end, height, width, box, peak in zip(
+            starts.tolist(), ends.tolist(), heights.tolist(), widths.tolist(), boxes.tolist(), peaks.tolist(),
+            strict=True,
         )
-    )
+    )  # fmt: skip
 
 
 def _boxes(rows: Floats, columns: Floats, starts: Columns, ends: Columns) -> Floats:
-    """``rows``: (H, N) and ``columns``: (W,), shares that are ink -> (N, 4) as ``shapes_of`` wants them."""
+    """``rows``: (H, N) and ``columns``: (W,), shares that are ink -> (N, 4): left, top, right, bottom."""
     is_ink = rows > 0
     first, last = is_ink.argmax(axis=0), len(rows) - 1 - is_ink[::-1].argmax(axis=0)
     each = np.arange(rows.shape[1])
@@ -115,26 +147,25 @@ def _inked(darkness: Floats) -> Floats:
     return clipped
 
 
-def beside_the_same(
-    letters: Mapping[Line, Sequence[Letters]],
-    texts: Mapping[Line, str],
-    among: Collection[Line] | None = None,
-) -> dict[Line, Alike]:
+def named_letters(letters: Mapping[Line, LineLetters], texts: Mapping[Line, str]) -> Named:
+    return {line: _named(found, texts[line]) for line, found in letters.items()}
+
+
+def beside_the_same(named: Named, among: Collection[Line] | None = None) -> dict[Line, Alike]:
     """Of every line, beside others ``among`` these, or any."""
-    named = {line: _named(found, texts[line]) for line, found in letters.items()}
     kinds: dict[str, _Kind] = defaultdict(_Kind)
-    for line, pairs in named.items():
+    for line, letters in named.items():
         if among is not None and line not in among:
             continue
-        for name, letter in pairs:
-            for kind in (name, _class_of(name)):
-                kinds[kind].add(line, letter)
-    for one in kinds.values():
-        one.heights.sort()
-        one.widths.sort()
-    shapes = {line: [(name, one.shape) for name, one in pairs] for line, pairs in named.items()}
+        for one in letters:
+            for kind in (one.name, _class_of(one.name)):
+                kinds[kind].add(line, one.letter)
+    for kind_of_letter in kinds.values():
+        kind_of_letter.heights.sort()
+        kind_of_letter.widths.sort()
+    shapes = {line: [(one.name, one.shape) for one in letters] for line, letters in named.items()}
     unlike = unlike_of(shapes, among)
-    return {line: replace(_alike(line, pairs, kinds), unlike=unlike[line]) for line, pairs in named.items()}
+    return {line: replace(_alike(line, own, kinds), unlike=unlike[line]) for line, own in named.items()}
 
 
 @dataclass(slots=True)
@@ -169,11 +200,12 @@ def _without(values: Sequence[float], own: Sequence[float]) -> list[float]:
     return others
 
 
-def _alike(line: Line, pairs: Sequence[tuple[str, Letter]], kinds: Mapping[str, _Kind]) -> Alike:
+def _alike(line: Line, named: Sequence[NamedLetter], kinds: Mapping[str, _Kind]) -> Alike:
     heights: list[float] = []
     widths: list[float] = []
     usual: dict[str, tuple[float, float] | None] = {}
-    for name, letter in pairs:
+    for one in named:
+        name, letter = one.name, one.letter
         for kind in (name, _class_of(name)):
             if kind not in usual:
                 usual[kind] = kinds[kind].usual(line)
@@ -186,7 +218,7 @@ def _alike(line: Line, pairs: Sequence[tuple[str, Letter]], kinds: Mapping[str, 
     if not heights:
         return Alike()
     width = median(widths) if widths else 0.0
-    spread = median(abs(one - width) for one in widths) if len(widths) > 1 else 0.0
+    spread = median(abs(each - width) for each in widths) if len(widths) > 1 else 0.0
     return Alike(median(heights), width, spread, len(heights))
 
 
@@ -203,9 +235,9 @@ def _class_of(name: str) -> str:
     return "low" if name in LOW else f"only {name}"
 
 
-def _named(found: Sequence[Letters], text: str) -> list[tuple[str, Letter]]:
+def _named(found: LineLetters, text: str) -> list[NamedLetter]:
     """Letters and what they are, of those words that have as many as stand between their spaces."""
-    words, apart = text.split(), found[0] if found else ()
+    words, apart = text.split(), found.cuts[0]
     if not words or not apart:
         return []
     gaps = [right.left - left.right for left, right in pairwise(apart)]
@@ -214,11 +246,13 @@ def _named(found: Sequence[Letters], text: str) -> list[tuple[str, Letter]]:
     ends = [*(apart[at].right for at in spaces), apart[-1].right]
     named: list[tuple[str, Letter]] = []
     for word, start, end in zip(words, starts, ends, strict=False):
-        of_word = ([one for one in level if start <= one.left and one.right <= end] for level in found)
-        letters = next((level for level in of_word if len(level) == len(word)), [])
+        of_word = ([one for one in cut if start <= one.left and one.right <= end] for cut in found.cuts)
+        letters = next((cut for cut in of_word if len(cut) == len(word)), [])
         named += [
             (name, letter)
             for name, letter in zip(word, letters, strict=False)
             if name.isalnum() and min(letter.height, letter.width) >= LEAST
         ]
-    return named
+    boxes = np.array([letter.box for _, letter in named]).reshape(-1, 4)
+    shapes = shapes_of(_darkness(found.gray), boxes, np.array([letter.peak for _, letter in named]))
+    return [NamedLetter(*pair, shape) for pair, shape in zip(named, shapes, strict=True)]

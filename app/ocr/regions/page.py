@@ -149,8 +149,8 @@ def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:
         return line
     text = Line(lead.text_left, line.top, line.right, line.bottom)
     own = prints[line]
-    letters = tuple(tuple(one for one in level if one.left >= text.left) for level in own.letters)
-    prints[text] = replace(own, gaps=own.gaps[1:], letters=letters)
+    cuts = tuple(tuple(one for one in cut if one.left >= text.left) for cut in own.letters.cuts)
+    prints[text] = replace(own, gaps=own.gaps[1:], letters=replace(own.letters, cuts=cuts))
     return text
 
 

@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink
-from app.ocr.regions.letters import Floats, Letters, letters_of
+from app.ocr.regions.letters import NO_LETTERS, Floats, LineLetters, letters_of
 from app.ocr.regions.lines import Line, Part, gaps_of, lines_of
 from app.ocr.regions.masks import Mask
 
@@ -53,7 +53,7 @@ class Print:
     stroke: float
     count: int
     gaps: tuple[int, ...] = ()
-    letters: tuple[Letters, ...] = ()
+    letters: LineLetters = NO_LETTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class _Measures:
     stroke: float
     count: int
     gaps: tuple[int, ...]
-    letters: tuple[Letters, ...]
+    letters: LineLetters
 
 
 def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:

@@ -56,7 +56,7 @@ def shapes_of(darkness: Floats, boxes: Floats, peaks: Floats) -> Shape:
     cells = np.diff(np.diff(corners, axis=1), axis=2)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     areas = np.maximum(areas, 1.0) / SIDE**2  # what is smaller is no letter
-    shapes: Shape = (cells.reshape(len(boxes), -1) / (areas * peaks)[:, None]).astype(np.float32)
+    shapes: Shape = (cells.reshape(len(boxes), SIDE**2) / (areas * peaks)[:, None]).astype(np.float32)
     return shapes
 
 

@@ -41,7 +41,7 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
         grid = _grid_at(rows, at, em, rules, middles)
         if grid.is_table() and len(rows[at + 1]) > len(grid.cells[0]):
             below = Grid(rows, at + 1, em, rules, middles)
-            grid = below if below.take_first(rows[at]) else grid
+            grid = below if below.end >= grid.end and below.take_first(rows[at]) else grid
         above = rows[at - 1] if at > 0 and parts and isinstance(parts[-1], Line) else None
         has_head = above is not None and not grid.is_table() and grid.take_ruled(above)
         if grid.is_table():

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from app.ocr.regions.letters import Alike, beside_the_same
+from app.ocr.regions.letters import Alike, Named, beside_the_same, named_letters
 from app.ocr.regions.lines import Line, Part, Table, lines_of
 from app.ocr.regions.prints import PageLines, Print, is_centred, rebased, weighted_median
 
@@ -41,11 +41,9 @@ one, in the usual pitch; and share of the indent by which that ends farther righ
 Floats = npt.NDArray[np.float32]
 
 
-def alike_of(
-    page: PageLines, texts: dict[Line, str], body: Collection[Line] | None = None
-) -> dict[Line, Alike]:
-    """Every line beside the same letters elsewhere on the page, or in its ``body``."""
-    return beside_the_same({line: page.prints[line].letters for line in page.lines}, texts, body)
+def named_of(page: PageLines, texts: dict[Line, str]) -> Named:
+    """Letters of all lines, and what they were read as."""
+    return named_letters({line: page.prints[line].letters for line in page.lines}, texts)
 
 
 def size_of(own: Print, alike: Alike) -> float:
@@ -53,13 +51,11 @@ def size_of(own: Print, alike: Alike) -> float:
     return exp(alike.height) if alike.count >= SURE_LETTERS else own.size
 
 
-def beside_body(
-    page: PageLines, texts: dict[Line, str], body: Sequence[Line]
-) -> tuple[PageLines, dict[Line, Alike]]:
+def beside_body(page: PageLines, named: Named, body: Sequence[Line]) -> tuple[PageLines, dict[Line, Alike]]:
     """All lines measured in those of the ``body`` alone, and beside its letters: on a page of little else,
-    headings are what is usual.
+    headings are what is usual. ``named``: as ``named_of`` says.
     """
-    return rebased(page, body), alike_of(page, texts, frozenset(body))
+    return rebased(page, body), beside_the_same(named, frozenset(body))
 
 
 def traits_of(page: PageLines, texts: dict[Line, str], alike: dict[Line, Alike]) -> tuple[list[Line], Floats]:

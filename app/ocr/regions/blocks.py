@@ -13,13 +13,13 @@ from app.ocr.regions.headings import KINDS, heading_chances
 from app.ocr.regions.letters import beside_the_same
 from app.ocr.regions.levels import Heading, are_titles
 from app.ocr.regions.lines import Line, Table, joined, lines_of
+from app.ocr.regions.lists import BULLET, Bullet
 from app.ocr.regions.numbers import numbered_items, page_number, with_leads_told
 from app.ocr.regions.prints import INDENTED_EM, Lead, PageLines, Print, is_centred
 from app.ocr.regions.traits import beside_body, named_of, size_of
 
 TEXT, TABLE, PAGE_NUMBER = KINDS[0], "table", "page_number"
 LEAST_CHANCE, HALF = 1e-6, 0.5
-BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
 FULL = 0.8
 """Of the widest line, that full ones are wide."""
 TALL = re.compile(r"[A-Z0-9bdfhkl]")
@@ -41,58 +41,6 @@ FEW_LETTERS, MIN_LETTERS, MANY_LETTERS = 2, 4, 12
 SAME_SIZE, OTHER_SIZE, SURE_SIZE = 0.05, 0.08, 0.055
 """By how much lines of one heading differ in it; and lines of two, if few and if many letters tell it; as a
 logarithm."""
-SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
-"""By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
-items in the next column, are; in heights of a line."""
-SAME_HANG_EM = 0.33
-"""Likewise white between bullets and their texts: letters begin with more or less white of their own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bullet:
-    """Its sign, none for a number; where it and the text after it begin, and how large it is, in heights of a
-    line.
-    """
-
-    sign: str
-    left: float
-    width: float
-    height: float
-    text_left: float
-
-    def is_of_list(self, others: Sequence["Bullet"], *, is_apart: bool) -> bool:
-        """Items of one list have the same bullet under each other, as far from their texts; those in the next
-        column, or of a list inside another, are far to the side. ``others``: of the list's items so far;
-        ``is_apart``: there is white after the last.
-        """
-        last = others[-1]
-        if not self._hangs_like(last):
-            return False
-        if INNER_EM <= abs(self.left - last.left) < COLUMN_EM:
-            steps_out = self.left < last.left  # to where an item stood before
-            return not is_apart and (not steps_out or any(map(self._is_under, others)))
-        return self._is_like(last) and not SAME_EM < abs(self.left - last.left) < INNER_EM
-
-    def counts_on(self, last: "Bullet", *, is_next: bool) -> bool:
-        """Numbers of one list, or their texts, begin or end under each other, or are in the next column; both
-        do where it is not the next number.
-        """
-        left, right = self.left - last.left, self.left + self.width - last.left - last.width
-        number, text = min(abs(left), abs(right)), abs(self.text_left - last.text_left)
-        apart = min(number, text) if is_next else max(number, text)
-        return apart <= SAME_HANG_EM or abs(left) >= COLUMN_EM
-
-    def _is_under(self, other: "Bullet") -> bool:
-        return self._is_like(other) and abs(self.left - other.left) <= SAME_EM
-
-    def _is_like(self, other: "Bullet") -> bool:
-        return max(abs(self.width - other.width), abs(self.height - other.height)) <= SAME_EM
-
-    def _hangs_like(self, other: "Bullet") -> bool:
-        """Bullets of other widths may be flush right."""
-        hang, other_hang = self.text_left - self.left, other.text_left - other.left
-        shift = hang - other_hang
-        return min(abs(shift), abs(shift - (self.width - other.width))) <= SAME_HANG_EM
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from app.ocr.regions.blocks import BULLET, PAGE_NUMBER, Bullet, Region, regions_of
+from app.ocr.regions.blocks import PAGE_NUMBER, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
+from app.ocr.regions.lists import BULLET, Bullet
 from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number, with_numbers_told
 from app.ocr.regions.prints import PageLines
 

@@ -274,8 +274,13 @@ def test_a_file_that_was_removed_is_let_go(tmp_path: Path) -> None:
     path.write_bytes(frames("TIFF"))
 
     def is_open() -> bool:
-        links = [link for pid in descendants(os.getpid()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        return any(str(link.readlink()).startswith(str(path)) for link in links)
+        targets = []
+        for pid in descendants(os.getpid()):
+            with contextlib.suppress(FileNotFoundError):  # it ended
+                for link in Path(f"/proc/{pid}/fd").iterdir():
+                    with contextlib.suppress(FileNotFoundError):  # it was closed
+                        targets.append(str(link.readlink()))
+        return any(target.startswith(str(path)) for target in targets)
 
     def is_let_go() -> bool:
         deadline = time.monotonic() + 10

@@ -360,3 +360,21 @@ def test_an_item_begins_where_its_bullet_was_read_though_it_was_not_seen() -> No
     texts = ["Pebbles of quartz lie in the", "river", "* Bridges", "* Rivers"]
     markdown = to_markdown(page_text(printed_page(rows), texts, tagged=True)).markdown
     assert markdown == "Pebbles of quartz lie in the river\n\n- Bridges\n- Rivers"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_list"),
+    [(("1.", "2."), True), (("7)", "8)"), True), (("1.", "3."), False), (("1", "2"), False)],
+)
+def test_rows_of_numbers_that_count_and_one_cell_are_items(
+    numbers: tuple[str, str], *, is_list: bool
+) -> None:
+    """However short they are."""
+    cells = row(0, (0, 20), (100, 150)) + row(30, (0, 20), (100, 150))
+    table = Table((((cells[0],), (cells[1],)), ((cells[2],), (cells[3],))))
+    texts = [numbers[0], "Pebbles", numbers[1], "Sand"]
+    markdown = to_markdown(compose([Region("table", (0, 0, 150, 50), table)], texts, tagged=True)).markdown
+    if is_list:
+        assert markdown == f"{numbers[0]} Pebbles\n{numbers[1]} Sand"
+    else:
+        assert markdown.startswith("<table>")

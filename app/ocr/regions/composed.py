@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 
 from app.ocr.regions.blocks import PAGE_NUMBER, Region, regions_of
 from app.ocr.regions.hyphens import flowed, unbroken
@@ -19,6 +19,7 @@ APART = 10
 FULL, SAME_LEFT = 3.0, 0.4
 """White at a line's end that a word would have fit in; how far apart lines of a paragraph begin at most; in
 heights of a line."""
+NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
 MAX_COUNT = 3
 """From an item to the next one that was read."""
 FARTHEST = 999
@@ -125,6 +126,8 @@ def _turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, 
 
 def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
     if isinstance(region.part, Table):
+        if items := _numbered(region.part, read):
+            return [_Written(NUMBERED, "text", region.box, items)]
         cells = iter(read)
         rows = (
             "".join(f"<td>{flowed(list(islice(cells, len(cell))))}</td>" for cell in row)
@@ -138,6 +141,16 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
     if region.kind == PAGE_NUMBER:
         return [_Written(region.kind, region.kind, region.box, _printed(region, read))]
     return _paragraphs_and_lists(region, read)
+
+
+def _numbered(table: Table, read: Sequence[str]) -> list[str]:
+    """Numbers that count, each before one cell, are those of short items; none for any other table."""
+    if any([len(cell) for cell in row] != [1, 1] for row in table.rows):
+        return []
+    items = [f"{number} {text}" for number, text in zip(read[::2], read[1::2], strict=True)]
+    if not all(NUMBER_ALONE.fullmatch(number) for number in read[::2]):
+        return []
+    return items if all(_steps(below, above) == 1 for above, below in pairwise(items)) else []
 
 
 def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:

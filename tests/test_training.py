@@ -1,11 +1,13 @@
 """The training code: what it reads and is taught by, growing, resuming without a jump."""
 
+import io
 import math
 import os
 import random
 import socket
 import subprocess
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import pytest
@@ -98,6 +100,41 @@ def test_batches_resume_at_any_step(renderers: Renderers) -> None:
         assert [len(answer.ids) for answer in batch.plain] == [
             len(answer.ids) for answer in straight[first_step][1].plain
         ]
+
+
+@needs_font
+def test_a_batch_holds_no_more_files_open_the_more_pages_it_has(renderers: Renderers) -> None:
+    """A tensor that a process hands over holds a file open: dozens of processes with large batches."""
+    handed: list[torch.Tensor] = []
+
+    def tensors_in(pages: int) -> int:
+        steps = Steps(renderers, [LINES], pages * 256**2, 5)
+        ((_, batch),) = batches(steps, 0, 1, processes=0)
+        assert len(batch) == pages
+        handed.clear()
+        pickler = ForkingPickler(io.BytesIO())
+        pickler.dispatch_table = dict(pickler.dispatch_table) | {torch.Tensor: noted}
+        pickler.dump(batch)
+        return len(handed)
+
+    def noted(tensor: torch.Tensor) -> tuple[type, tuple[()]]:
+        handed.append(tensor)
+        return torch.Tensor, ()
+
+    assert tensors_in(1) == tensors_in(5) > 0
+
+
+@needs_font
+def test_a_stage_may_have_larger_steps_than_the_run(small: Settings, tmp_path: Path) -> None:
+    first, *others = small.stage
+    one_view = 256**2 / 1e6
+    larger = first.model_copy(
+        update={"steps": 1, "megapixels": 3 * one_view, "views": (small.stage[0].views[0],)}
+    )
+    settings = small.model_copy(update={"stage": (larger, *others)})
+    trainer = Trainer(settings, tmp_path, None, render_processes=0)
+    trainer.train(minutes=0)
+    assert trainer.progress.pages == 3
 
 
 @pytest.mark.parametrize("length", [1, 5, 640, 1500])

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,6 +15,7 @@ from training.printed import Piece
 from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of
 from training.vocabulary import CHARACTERS, EOS, ID_OF
 
+Ids = npt.NDArray[np.int64]
 IGNORED = -100
 CLASS_OF = {character: index for index, character in enumerate(CHARACTERS)}
 """Classes of the dense head; 0, the space's, is no character."""
@@ -23,12 +25,14 @@ _LONGER = 1.3
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one page is to answer. ``ids``: (T,) tokens, the end token last. ``patches``: (T,) row-major patch
-    each token is printed on, or ``IGNORED``.
+    """What one page is to answer. ``ids``: (T,) int64 tokens, the end token last. ``patches``: (T,) int64
+    row-major patch each token is printed on, or ``IGNORED``.
+
+    Arrays, no tensors: each tensor that a process hands to another holds a file open, a thousand a batch.
     """
 
-    ids: torch.Tensor
-    patches: torch.Tensor
+    ids: Ids
+    patches: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,8 @@ def to_batch(pages: Sequence[RenderedPage]) -> Batch:
 
 
 def _answer(page: RenderedPage, pieces: Sequence[Piece]) -> Answer:
-    ids = torch.tensor([*(ID_OF[token] for token, _ in pieces), EOS])
-    patches = torch.full((len(ids),), IGNORED)
+    ids = np.array([*(ID_OF[token] for token, _ in pieces), EOS], np.int64)
+    patches = np.full(len(ids), IGNORED, np.int64)
     for position, (_, mark) in enumerate(pieces):
         if mark >= 0:
             x, y, _ = page.marks[mark]
@@ -151,5 +155,6 @@ def targets(batch: Batch, *, tagged: bool) -> list[Targets]:
     ]
 
 
-def _filled(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=IGNORED)
+def _filled(rows: Sequence[Ids]) -> torch.Tensor:
+    tensors = [torch.from_numpy(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=IGNORED)

@@ -107,6 +107,7 @@ class Stage(_Frozen):
 
     name: str
     steps: int = Field(ge=1)
+    megapixels: float | None = Field(None, gt=0, description="a step of this stage; None: as the run says")
     lr: tuple[float, float]
     warmup: int = Field(ge=0, description="optimiser steps")
     sequence_weight: float = Field(ge=0)

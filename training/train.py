@@ -47,8 +47,14 @@ class Progress:
 class Trainer:
     """One run: network, dense head, optimiser, running mean, and where the curriculum stands."""
 
-    def __init__(self, settings: Settings, run: Path, start: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, run: Path, start: Path | None, render_processes: int | None = None
+    ) -> None:
+        """``render_processes``: as the settings say where it is ``None``; it changes no batch."""
         self.settings, self.run = settings, run
+        self.render_processes = (
+            settings.run.render_processes if render_processes is None else render_processes
+        )
         self.rank, self.world = _rank_and_world()
         self.device = torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
         self.network = fresh_network(settings.model, settings.run.seed)
@@ -94,9 +100,9 @@ class Trainer:
         seed = run.seed * 1000 + progress.stage * 100 + self.rank
         tally: dict[str, list[float]] = {}
         began = time.monotonic()
-        pixels = run.megapixels * 1e6
+        pixels = (stage.megapixels or run.megapixels) * 1e6
         steps = Steps(self.renderers, self.settings.styles(stage), pixels, seed)
-        for step, batch in batches(steps, progress.step, stage.steps, run.render_processes):
+        for step, batch in batches(steps, progress.step, stage.steps, self.render_processes):
             ended = self._step(batch, stage, step, tally, ended=time.monotonic() > deadline)
             progress.step, progress.pages = step + 1, progress.pages + len(batch) * self.world
             if progress.step % run.log_every == 0:
@@ -364,11 +370,13 @@ def main() -> None:
     parser.add_argument(
         "--root", type=Path, default=Path("/"), help="fonts and words are looked for under it"
     )
+    parser.add_argument("--render-processes", type=int, help="that render ahead (default: the settings')")
     arguments = parser.parse_args()
     if arguments.processes > 1 and "RANK" not in os.environ:
         sys.exit(_start_processes(arguments.processes, sys.argv[1:]))
     arguments.run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(load_settings(arguments.settings, arguments.root), arguments.run, arguments.start)
+    settings = load_settings(arguments.settings, arguments.root)
+    trainer = Trainer(settings, arguments.run, arguments.start, arguments.render_processes)
     if (arguments.run / "state.pt").exists():
         trainer.resume()
     done = trainer.train(arguments.minutes)

@@ -8,7 +8,7 @@ from region_pages import A4, FAMILY, needs_font, printed_page, row
 
 from app.markdown import to_markdown
 from app.ocr.regions.blocks import Region, regions_of
-from app.ocr.regions.bullets import DASH, DISC, STAR
+from app.ocr.regions.bullets import DASH, STAR
 from app.ocr.regions.composed import compose, page_text
 from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
@@ -101,7 +101,7 @@ def moved(bullet: Bullet, by: float) -> Bullet:
 
 
 def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
-    disc, dash = Bullet(DISC, 1.0, 0.4, 0.4, 2.5), Bullet(DASH, 1.0, 0.6, 0.1, 2.5)
+    disc, dash = Bullet(1.0, 0.4, 0.4, 2.5), Bullet(1.0, 0.6, 0.1, 2.5)
     shifted, inner, column = (moved(disc, by) for by in (0.3, 1.5, 19.0))
     for one, other in ((disc, dash), (disc, shifted), (dash, column)):
         for is_apart in (False, True):
@@ -113,16 +113,16 @@ def test_bullets_of_one_list_are_alike_and_under_each_other() -> None:
 
 
 def test_bullets_of_one_list_are_as_far_from_their_texts() -> None:
-    disc = Bullet(DISC, 1.0, 0.4, 0.4, 2.5)
+    disc = Bullet(1.0, 0.4, 0.4, 2.5)
     nearer, about_there = replace(disc, text_left=1.9), replace(disc, text_left=2.35)
     assert not nearer.is_of_list([disc], is_apart=False)
     assert about_there.is_of_list([disc], is_apart=False)
-    flush_right = Bullet(DASH, 2.2, 0.9, 0.1, 4.2)
+    flush_right = Bullet(2.2, 0.9, 0.1, 4.2)
     assert flush_right.is_of_list([disc], is_apart=False)
 
 
 def test_a_list_steps_out_only_to_where_its_items_stood() -> None:
-    outer = Bullet(DISC, 1.0, 0.4, 0.4, 2.5)
+    outer = Bullet(1.0, 0.4, 0.4, 2.5)
     inner = moved(outer, 1.5)
     assert outer.is_of_list([outer, inner], is_apart=False)
     assert not outer.is_of_list([inner], is_apart=False)
@@ -300,7 +300,7 @@ def test_a_number_that_hangs_under_an_item_is_of_its_text() -> None:
 
 
 def numbered(left: float, text_left: float) -> Bullet:
-    return Bullet("", left, 0.8, 1.0, text_left)
+    return Bullet(left, 0.8, 1.0, text_left, is_number=True)
 
 
 def test_numbers_of_one_list_or_their_texts_are_under_each_other() -> None:

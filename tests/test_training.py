@@ -24,6 +24,7 @@ from training.attention import blocked_causal, plain
 from training.batches import CLASS_OF, Renderers, Steps, batches, to_batch
 from training.errors_in_text import character_error_rate, edit_distance
 from training.export import export
+from training.facts import read_facts
 from training.lines import LineRenderer
 from training.losses import dense_loss
 from training.model import fresh_network, grow_from
@@ -268,9 +269,28 @@ def test_a_run_resumes_where_it_was_killed_and_exports(small: Settings, tmp_path
     }
 
 
-def _trainer(settings: Settings, run: Path) -> Trainer:
+@needs_font
+def test_a_checkpoint_knows_all_runs_behind_it(small: Settings, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    start: Path | None = None
+    for run in (first, second):
+        run.mkdir()
+        _trainer(small, run, start).train(minutes=0)
+        resumed = _trainer(small, run)
+        resumed.resume()
+        resumed.train(minutes=0)
+        start = run / "checkpoint"
+        export(small, run, start)
+    (one,), (of_first, of_second) = read_facts(first / "checkpoint"), read_facts(second / "checkpoint")
+    assert of_first == one
+    assert (of_second.stage, of_second.step) == (0, 2)
+    assert of_second.pages_seen > 0
+    assert read_facts(tmp_path) == ()
+
+
+def _trainer(settings: Settings, run: Path, start: Path | None = None) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(settings, run, None)
+    return Trainer(settings, run, start)
 
 
 @needs_font

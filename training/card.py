@@ -11,6 +11,7 @@ from typing import Any
 
 from app.ocr.regions.views import EM_PX
 from benchmarks.accuracy.report import accuracy_section
+from training.facts import read_facts
 from training.settings import Settings, load_settings
 
 CARD = """# The pocket checkpoint
@@ -52,7 +53,7 @@ text.
   citations, labels and amounts; no text of anybody. Fonts, all free: {fonts}.
   Never trained on, for measuring: {held_out}.
 - Start: {start}
-- Compute: {pages_seen:,} views in {minutes:.0f} minutes on one core of a shared CPU machine.
+- Compute: {compute}.
 - Supervision: the sequence, and a head that names the character centred in each 8 x 16 px cell, dropped at
   export.
 - Pruning took part: {pruned_share:.0%} of the last stage's steps read through tokens pruned at the
@@ -73,7 +74,6 @@ START = (
 
 def write_card(accuracy: Mapping[str, Any], checkpoint: Path, settings: Settings) -> str:
     weights = (checkpoint / "model.safetensors").stat().st_size
-    facts = json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))
     side = settings.model.view_px // 64
     return CARD.format(
         parameters=weights / 2 / 1e6,
@@ -85,8 +85,10 @@ def write_card(accuracy: Mapping[str, Any], checkpoint: Path, settings: Settings
         fonts=_names(settings.render.fonts),
         held_out=_names(settings.render.held_out),
         start=START,
-        pages_seen=facts["pages_seen"],
-        minutes=facts["minutes"],
+        compute=", then ".join(
+            f"{run.pages_seen:,} views in {run.minutes:.0f} minutes on {run.device}"
+            for run in read_facts(checkpoint)
+        ),
         pruned_share=settings.stage[-1].pruned_share,
     )
 

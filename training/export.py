@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from training.facts import RunFacts, write_facts
 from training.model import fresh_network
 from training.settings import Settings, load_settings
 from training.vocabulary import GROUNDED_PROMPT, build_tokenizer
@@ -31,14 +32,7 @@ def export(settings: Settings, run: Path, out: Path) -> None:
     (out / "generation_config.json").unlink(missing_ok=True)
     build_tokenizer().save(str(out / "tokenizer.json"))
     _write_json(out / "rtprune.json", _modes(settings))
-    stage, step, pages, seconds = state["progress"]
-    facts = {
-        "pages_seen": int(pages),
-        "minutes": round(seconds / 60, 1),
-        "stage": int(stage),
-        "step": int(step),
-    }
-    _write_json(out / "training.json", facts)
+    write_facts(out, [RunFacts.model_validate(facts) for facts in state["runs"]])
 
 
 def _modes(settings: Settings) -> dict[str, object]:

@@ -12,11 +12,8 @@ import json
 import math
 import os
 import random
-import socket
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +24,10 @@ from torch.nn import functional
 from app.ocr.sam_attention import fold_sam_attention
 from training.attention import use_plain_attention
 from training.batches import CLASS_OF, IGNORED, Batch, Steps, Targets, batches, targets, to_batch
+from training.facts import RunFacts, read_facts
 from training.losses import Guide, dense_loss, norm_loss
 from training.model import DenseHead, fresh_network, grow_from
+from training.processes import rank_and_world, start_processes
 from training.seen import Seen, attention_masks, prune, visual_index
 from training.settings import Settings, Stage, load_settings
 from training.vocabulary import BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer
@@ -55,11 +54,13 @@ class Trainer:
         self.render_processes = (
             settings.run.render_processes if render_processes is None else render_processes
         )
-        self.rank, self.world = _rank_and_world()
+        self.rank, self.world = rank_and_world()
         self.device = torch.device("cuda", self.rank) if torch.cuda.is_available() else torch.device("cpu")
         self.network = fresh_network(settings.model, settings.run.seed)
+        self.earlier: tuple[RunFacts, ...] = ()
         if start is not None:
             grow_from(self.network, start)
+            self.earlier = read_facts(start)
         self.network.set_experts_implementation("grouped_mm")
         # a CPU without bfloat16 units computes in it fifty times slower than in float32
         self.half = self.device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
@@ -303,10 +304,21 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "mean": self.mean,
                 "progress": [progress.stage, progress.step, progress.pages, progress.seconds],
+                "runs": [run.model_dump() for run in (*self.earlier, self._facts())],
             },
             partial,
         )
         partial.replace(self.run / "state.pt")
+
+    def _facts(self) -> RunFacts:
+        on_gpu, progress = self.device.type == "cuda", self.progress
+        return RunFacts(
+            pages_seen=progress.pages,
+            minutes=round(progress.seconds / 60, 1),
+            device=f"{self.world} x {torch.cuda.get_device_name(self.device) if on_gpu else 'CPU'}",
+            stage=progress.stage,
+            step=progress.step,
+        )
 
     def resume(self) -> None:
         state = torch.load(self.run / "state.pt", map_location=self.device, weights_only=True)
@@ -314,6 +326,7 @@ class Trainer:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.mean = state["mean"]
+        self.earlier = tuple(RunFacts.model_validate(run) for run in state["runs"][:-1])
         stage, step, pages, seconds = state["progress"]
         self.progress = Progress(int(stage), int(step), int(pages), float(seconds))
 
@@ -324,38 +337,6 @@ def learning_rate(stage: Stage, step: int) -> float:
         return first * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
     return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
-
-
-def _start_processes(count: int, arguments: Sequence[str]) -> int:
-    """Run this program ``count`` times as one training; the exit status of the first that fails, else 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    command = [sys.executable, "-m", "training.train", *arguments]
-    started = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)})  # noqa: S603 - our own
-        for rank in range(count)
-    ]
-    try:
-        return max(abs(process.wait()) for process in started)
-    finally:
-        for process in started:
-            process.terminate()
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """As the environment says; processes on a CPU get a core each."""
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if world > 1:
-        on_gpu = torch.cuda.is_available()
-        if not on_gpu:
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[rank % len(cores)]})
-            torch.set_num_threads(1)
-        if not distributed.is_initialized():
-            distributed.init_process_group("nccl" if on_gpu else "gloo")
-    return rank, world
 
 
 def main() -> None:
@@ -373,7 +354,7 @@ def main() -> None:
     parser.add_argument("--render-processes", type=int, help="that render ahead (default: the settings')")
     arguments = parser.parse_args()
     if arguments.processes > 1 and "RANK" not in os.environ:
-        sys.exit(_start_processes(arguments.processes, sys.argv[1:]))
+        sys.exit(start_processes(arguments.processes, sys.argv[1:]))
     arguments.run.mkdir(parents=True, exist_ok=True)
     settings = load_settings(arguments.settings, arguments.root)
     trainer = Trainer(settings, arguments.run, arguments.start, arguments.render_processes)

@@ -160,7 +160,8 @@ class _Blocks:
         if lead is None:
             return None
         left, text_left = lead.left / em, lead.text_left / em
-        return Bullet(lead.bullet or "", left, lead.width / em, lead.height / em, text_left)
+        is_number = lead.bullet is None
+        return Bullet(left, lead.width / em, lead.height / em, text_left, is_number)
 
     def _box(self, lines: Sequence[Line]) -> tuple[int, int, int, int]:
         whole = joined(lines)

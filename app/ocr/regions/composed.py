@@ -196,7 +196,7 @@ def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]
 
 def _known(bullet: Bullet | None, form: str) -> list[Bullet]:
     """What was found before an item or a number, if it is that."""
-    return [] if bullet is None or bool(bullet.sign) != (form == ITEM) else [bullet]
+    return [] if bullet is None or bullet.is_number == (form == ITEM) else [bullet]
 
 
 def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:

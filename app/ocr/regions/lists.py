@@ -14,15 +14,13 @@ SAME_HANG_EM = 0.33
 
 @dataclass(frozen=True, slots=True)
 class Bullet:
-    """Its sign, none for a number; where it and the text after it begin, and how large it is, in heights of a
-    line.
-    """
+    """A sign or a number: where it and the text after it begin, and how large it is, in heights of a line."""
 
-    sign: str
     left: float
     width: float
     height: float
     text_left: float
+    is_number: bool = False
 
     def is_of_list(self, others: Sequence["Bullet"], *, is_apart: bool) -> bool:
         """Items of one list have the same bullet under each other, as far from their texts; those in the next

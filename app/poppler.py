@@ -15,6 +15,11 @@ from PIL import Image
 
 from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
 
+SAME_SHADE = 16
+"""Shades of 256 that differ no more show nothing: JPEG's noise on white paper is less."""
+SMALL_PX = 64
+"""A page is decoded whole however small it is rendered."""
+
 
 def count_pdf_pages(path: str) -> int:
     """Pages the file says it has, at least one. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
@@ -55,7 +60,25 @@ def render_pdf_page(path: str, number: int, longer_px: int) -> Image.Image:
         raise UnreadablePage("poppler renders nothing for this page")
     image: Image.Image = images[0]
     image.load()
+    if _is_empty(image) and _is_damaged(path, number):
+        raise UnreadablePage("poppler shows nothing of this page, whose data is damaged")
     return image
+
+
+def _is_empty(image: Image.Image) -> bool:
+    shades = [shade for shade, count in enumerate(image.convert("L").histogram()) if count]
+    return shades[-1] - shades[0] <= SAME_SHADE
+
+
+def _is_damaged(path: str, number: int) -> bool:
+    """Whether rendering the page brings complaints that reading the file does not: poppler goes on without
+    what it cannot decode, a page's only picture too.
+    """
+    page = ("-f", str(number), "-l", str(number))
+    _, of_file = _run("pdfinfo", *page, path)
+    _, of_page = _run("pdftoppm", *page, "-scale-to", str(SMALL_PX), "-cropbox", path)
+    complaints = set(of_page.splitlines()) - set(of_file.splitlines())
+    return any(b"Warning" not in complaint for complaint in complaints)
 
 
 def _rendered(path: str, number: int, longer_px: int) -> list[Image.Image]:

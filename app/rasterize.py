@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageMath, ImageOps
 
 from app.document import Failure
 from app.errors import ParseError, TooManyPixels, UnreadableFile, UnreadablePage
@@ -43,7 +43,8 @@ OPEN_IDLE_S = 1.0
 """Without a request for so long, nothing stays open."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-"""Tags of TIFF."""
+PLANAR, SEPARATE, SAMPLE_FORMAT, UNSIGNED = 284, 2, 339, 1
+"""Tags of TIFF, and values of theirs."""
 
 MULTIPAGE_FORMATS = ("PDF", "TIFF")
 
@@ -133,8 +134,12 @@ def _image_page(request: PageRequest) -> Image.Image:
         scale = math.sqrt(request.max_page_pixels / (image.width * image.height))
         if scale < 1:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
-        image.load()
         tags = getattr(image, "tag_v2", {})
+        if tags.get(PLANAR) == SEPARATE and tags.get(BITS_PER_SAMPLE, (8,))[0] > 8 and image.mode == "RGB":
+            raise UnreadablePage(
+                "samples of more than 8 bits are not read where each colour has its own plane"
+            )
+        image.load()
         return _fit(_rgb(_upright(image), tags), request.max_page_pixels)
 
 
@@ -171,6 +176,13 @@ def _rgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Up to 16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
     wide = image.convert("F")
+    if (
+        image.mode == "I"
+        and tags.get(BITS_PER_SAMPLE) == (32,)
+        and tags.get(SAMPLE_FORMAT, (1,)) == (UNSIGNED,)
+    ):
+        # Pillow takes them for signed ones
+        wide = ImageMath.lambda_eval(lambda bands: bands["wide"] + (bands["wide"] < 0) * 2.0**32, wide=wide)
     lowest, highest = wide.getextrema()
     if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
         raise UnreadablePage("the samples of the image are no finite numbers")

@@ -11,7 +11,7 @@ from app.document import Page
 from app.errors import UnreadableFile, UnreadablePage
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, OFFSETS, ORIENTATION = 256, 257, 258, 259, 262, 273, 274
-ROWS, COUNTS, SUBFILE = 278, 279, 254
+ROWS, COUNTS, SUBFILE, SAMPLES, PLANAR = 278, 279, 254, 277, 284
 REDUCED, PAGE_OF_MANY, MASK = 1, 2, 4
 TURNED = {
     5: Image.Transpose.TRANSPOSE,
@@ -44,6 +44,10 @@ def twelve_bits(image: Image.Image) -> bytes:
 def sixteen_bits(image: Image.Image, *, inverted: bool = False) -> bytes:
     samples = [sample * 257 for sample in image.tobytes()]
     return struct.pack(f"<{len(samples)}H", *(65535 - sample if inverted else sample for sample in samples))
+
+
+def thirty_two_bits(image: Image.Image) -> bytes:
+    return b"".join(struct.pack("<I", sample * 0x01010101) for sample in image.tobytes())
 
 
 Frame = tuple[dict[int, int], bytes]
@@ -102,10 +106,21 @@ WHITE_IS_ZERO = {PHOTOMETRIC: 0}
         frame(letter(), {BITS: 12}, twelve_bits(letter())),
         frame(letter(), {BITS: 16}, sixteen_bits(letter())),
         frame(letter(), {BITS: 16, **WHITE_IS_ZERO}, sixteen_bits(letter(), inverted=True)),
+        frame(letter(), {BITS: 32}, thirty_two_bits(letter())),
     ],
 )
 def test_paper_is_white_whatever_the_samples_mean(tmp_path: Path, stored: Frame) -> None:
     assert difference(image_of(tmp_path, tiff(stored)), letter()) < 1
+
+
+def test_planes_that_pillow_misreads_are_refused(tmp_path: Path) -> None:
+    """It takes samples of 16 bits for two of eight where each colour has a plane of its own."""
+    colour = {BITS: 16, PHOTOMETRIC: 2, SAMPLES: 3}
+    samples = sixteen_bits(letter())
+    together = b"".join(samples[at : at + 2] * 3 for at in range(0, len(samples), 2))
+    assert difference(image_of(tmp_path, tiff(frame(letter(), colour, together))), letter()) < 1
+    [apart] = read(tmp_path, tiff(frame(letter(), {**colour, PLANAR: 2}, samples * 3)))
+    assert isinstance(apart, UnreadablePage)
 
 
 def sizes(tmp_path: Path, *frames: Frame) -> list[tuple[int, int]]:

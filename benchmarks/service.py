@@ -84,6 +84,11 @@ def blank_frames(num_pages: int, seed: int, side_px: int) -> bytes:
     return _tiff([Image.new("RGB", (side_px, side_px), (255, 255, seed % 256))] * num_pages, seed)
 
 
+def a4_page(number: int, seed: int) -> bytes:
+    """The page of this number as a document of its own."""
+    return _tiff([_a4(number)], seed, compression="group4")
+
+
 def a4_frames(num_pages: int, seed: int) -> bytes:
     """Pages of some 2,000 characters at 150 dpi, black on white."""
     return _tiff([_a4(number) for number in range(num_pages)], seed, compression="group4")

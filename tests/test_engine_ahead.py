@@ -1,7 +1,10 @@
 """What CUDA does ahead of time, on a loop that is told to: pages encoded before a row is free, steps launched
-before a prefill.
+before a prefill. And what a CPU does beside decoding.
 """
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,14 +13,15 @@ from engine_bench import LONG, Bench, hostile, limits
 
 from app.document import ReadOptions
 from app.ocr import vision_graphs
-from app.ocr.device import Pace
+from app.ocr.device import Pace, VisionLane
 from app.ocr.vision_graphs import BATCHES, VisionGraphs
 
+CPU = torch.device("cpu")
 SHORT = ReadOptions(prune="none", max_output_tokens=9)
 
 
 def ahead(bench: Bench, pages: int, group: int) -> Bench:
-    lane = bench.loop._intake._lane
+    lane = bench.loop._intake.lane
     lane.ahead, lane.group = pages, group
     lane.shares = 2**31  # as on CUDA: a row that is free waits for nobody
     return bench
@@ -159,3 +163,51 @@ def test_a_batch_is_one_of_the_sizes_and_not_too_many_pixels() -> None:
         most = VisionGraphs.most(side)
         assert most in BATCHES
         assert most == 1 or most * side * side <= vision_graphs.MAX_PIXELS
+
+
+@pytest.fixture
+def five_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    yield
+    torch.set_num_threads(before)
+
+
+def whereabouts() -> tuple[int, int]:
+    return threading.get_ident(), torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("five_threads")
+def test_views_are_encoded_beside_decoding_each_with_threads_of_its_own() -> None:
+    lane = VisionLane(CPU, has_views=True)
+    with ThreadPoolExecutor(1) as decoding:
+        decoding.submit(lane.leave_threads).result()
+        decodes_in, num_decode_threads = decoding.submit(whereabouts).result()
+        encodes_in, num_encode_threads = lane.submit(whereabouts).result()
+    assert decodes_in != encodes_in
+    assert (num_encode_threads, num_decode_threads) == (3, 2)
+    assert torch.get_num_threads() == 5, "those of other threads are theirs"
+    lane.close()
+
+
+@pytest.mark.usefixtures("five_threads")
+@pytest.mark.parametrize(("has_views", "num_threads"), [(False, 5), (True, 1)])
+def test_whole_pages_and_a_single_thread_are_not_shared(has_views: bool, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    lane = VisionLane(CPU, has_views=has_views)
+    lane.leave_threads()
+    assert lane.submit(whereabouts).result() == (threading.get_ident(), num_threads)
+    assert lane.ahead == 0
+    lane.close()
+
+
+@pytest.mark.usefixtures("five_threads")
+def test_pages_encoded_beside_decoding_read_as_alone() -> None:
+    bench = Bench(hostile(), limits(max_running_pages=3))
+    bench.loop._intake.lane = VisionLane(CPU, has_views=True)
+    tasks = [bench.read(number) for number in range(12)]
+    while not all(task.done.done() for task in tasks):
+        if not bench.loop.turn():
+            bench.loop.wait()
+    bench.loop.close()
+    assert [task.done.result().text for task in tasks] == [bench.alone(number) for number in range(12)]

@@ -2,7 +2,8 @@
 is.
 
 CPU: plain calls. CUDA: steps are captured once for each batch bucket and replayed, choices come back through
-pinned memory, vision runs on a stream of its own beside decoding.
+pinned memory, vision runs on a stream of its own beside decoding. On CPU it has a thread of its own for
+checkpoints that read pages in small views.
 """
 
 import logging
@@ -195,8 +196,10 @@ CPU_PIXELS_AT_ONCE = 4 * 1024 * 1024
 
 
 class VisionLane:
-    """Where encoding runs. CPU: in the caller, at once. CUDA: in one thread on one stream, beside
-    decoding.
+    """Where encoding runs. CUDA: in one thread on one stream, beside decoding. CPU: in the caller, at once.
+    Checkpoints that read pages in small views (``has_views``) leave half of a CPU's threads to decoding, and
+    are encoded with the others beside it: a step of theirs is too short to be shared, and views of a page
+    are encoded while others are decoded. A whole page is encoded first and decoded then, on all threads.
 
     ``max_pixels``: of pages encoded together, beyond the first; on CPU running pages wait for them.
     ``shares``: pages are encoded when one of so many shares of the rows is free, if as many pages wait. On
@@ -205,21 +208,35 @@ class VisionLane:
     decoding, a row that becomes free need not stand empty meanwhile.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, has_views: bool = False) -> None:
+        num_threads = torch.get_num_threads()
+        shares_threads = device.type == "cpu" and has_views and num_threads > 1
+        is_beside = shares_threads or device.type == "cuda"
+        self._decode_threads = num_threads // 2 if shares_threads else None
         self.shares: int = 8 if device.type == "cpu" else 2**31
-        self.ahead, self.group = (0, 1) if device.type == "cpu" else (16, 8)
+        self.ahead, self.group = (16, 8) if is_beside else (0, 1)
         self.max_pixels = CPU_PIXELS_AT_ONCE if device.type == "cpu" else None
         self._stream = (
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             if device.type == "cuda"
             else None
         )
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision") if self._stream else None
+        self._thread: ThreadPoolExecutor | None = None
+        if shares_threads:
+            encode_threads = num_threads - num_threads // 2
+            self._thread = ThreadPoolExecutor(1, "vision", torch.set_num_threads, (encode_threads,))
+        elif is_beside:
+            self._thread = ThreadPoolExecutor(1, "vision")
+
+    def leave_threads(self) -> None:
+        """To be called in the thread that decodes, before it does: it has no more than encoding leaves."""
+        if self._decode_threads is not None:
+            torch.set_num_threads(self._decode_threads)  # of this thread, and of those begun after it
 
     def submit(self, work: Callable[[], Result]) -> "Future[Result]":
         """The answer's tensors are ready to use on any stream; see ``adopt`` before using them."""
         if self._thread is not None:
-            return self._thread.submit(self._on_stream, work)
+            return self._thread.submit(self._beside, work)
         future: Future[Result] = Future()
         try:
             future.set_result(work())
@@ -231,11 +248,12 @@ class VisionLane:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
 
-    def _on_stream(self, work: Callable[[], Result]) -> Result:
+    def _beside(self, work: Callable[[], Result]) -> Result:
+        if self._stream is None:
+            return work()
         with torch.cuda.stream(self._stream):
             result = work()
-        if self._stream is not None:
-            self._stream.synchronize()  # stops this thread alone; decoding goes on
+        self._stream.synchronize()  # stops this thread alone; decoding goes on
         return result
 
 

@@ -35,7 +35,9 @@ class Owner(Protocol):
 
 
 class Intake:
-    """All but ``put`` runs in the loop's thread. ``encoded``: pages ready for prefill, in turn."""
+    """All but ``put`` runs in the loop's thread. ``lane``: where pages are encoded. ``encoded``: those ready
+    for prefill, in turn.
+    """
 
     def __init__(
         self, model: OcrModel, settings: EngineSettings, pool: Executor, plan: KvPlan, owner: Owner
@@ -47,7 +49,7 @@ class Intake:
         self._queue: FairQueue[PageTask] = FairQueue(settings.max_queued_pages)
         self._limit = BatchLimit(settings.max_encode_pages)
         self._vision = Vision(model, self._limit)
-        self._lane = VisionLane(model.device)
+        self.lane = VisionLane(model.device, has_views=any(mode.regions for mode in model.modes.values()))
         self._num_in_pool = 0
         self._ready: list[tuple[Turn, int, PageTask, Prepared]] = []
         self._arrivals = count()
@@ -103,8 +105,8 @@ class Intake:
         self._collect()
         num_rows -= len(self.encoded)
         # a row that is free waits for nobody; pages that have time are encoded in groups
-        least = most_rows // self._lane.shares if num_rows > 0 else self._lane.group
-        room = num_rows + self._lane.ahead
+        least = most_rows // self.lane.shares if num_rows > 0 else self.lane.group
+        room = num_rows + self.lane.ahead
         if self._encoding is None and room >= max(1, min(least, self._num_coming)):
             self._encode(room, at_least=0 if num_rows > 0 else min(least, self._num_coming))
             self._collect()
@@ -135,7 +137,7 @@ class Intake:
         return len(encoded.prompt) + self.room(task, encoded)
 
     def close(self) -> None:
-        self._lane.close()
+        self.lane.close()
 
     def _prepare(self, task: PageTask) -> Prepared | None:
         """In the pool. A page that ended while it waited costs nothing more."""
@@ -168,14 +170,14 @@ class Intake:
         for task, _ in group:
             task.stops_waiting(now)
         self._group = [task for task, _ in group]
-        self._encoding = self._lane.submit(partial(self._vision.encode, [prepared for _, prepared in group]))
+        self._encoding = self.lane.submit(partial(self._vision.encode, [prepared for _, prepared in group]))
         self._encoding.add_done_callback(lambda _: self._owner.wake())
 
     def _next_group(self, most: int) -> list[tuple[PageTask, Prepared]]:
         """The first ready page and those of its mode behind it, in turn; the others keep their places."""
         group: list[tuple[PageTask, Prepared]] = []
         passed = []
-        num_pixels, most_pixels = 0, self._lane.max_pixels
+        num_pixels, most_pixels = 0, self.lane.max_pixels
         while self._ready and len(group) < most:
             entry = heapq.heappop(self._ready)
             task, prepared = entry[2:]

@@ -105,6 +105,7 @@ class PageLoop:
     # the loop's thread
 
     def warm_up(self) -> None:
+        self._intake.lane.leave_threads()
         self._decoder.warm_up()
 
     def turn(self) -> bool:

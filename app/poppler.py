@@ -38,7 +38,7 @@ def count_pdf_pages(path: str) -> int:
 
 def pdf_page_size(path: str, number: int) -> tuple[float, float]:
     """CropBox width and height in points, before rotation; pages count from 1. Raise ``UnreadablePage``."""
-    said, _ = _run("pdfinfo", "-f", str(number), "-l", str(number), path)
+    said, _ = _run("pdfinfo", *_only(number), path)
     sizes = re.findall(rb"^Page +%d size: +(\S+) x (\S+) pts" % number, said, re.MULTILINE)
     if not sizes:
         raise UnreadablePage("the page is missing from the file")
@@ -74,17 +74,19 @@ def _is_damaged(path: str, number: int) -> bool:
     """Whether rendering the page brings complaints that reading the file does not: poppler goes on without
     what it cannot decode, a page's only picture too.
     """
-    page = ("-f", str(number), "-l", str(number))
-    _, of_file = _run("pdfinfo", *page, path)
-    _, of_page = _run("pdftoppm", *page, "-scale-to", str(SMALL_PX), "-cropbox", path)
+    _, of_file = _run("pdfinfo", *_only(number), path)
+    _, of_page = _run("pdftoppm", *_only(number), "-scale-to", str(SMALL_PX), "-cropbox", path)
     complaints = set(of_page.splitlines()) - set(of_file.splitlines())
     return any(b"Warning" not in complaint for complaint in complaints)
 
 
 def _rendered(path: str, number: int, longer_px: int) -> list[Image.Image]:
-    page = ("-f", str(number), "-l", str(number))
-    pixels, _ = _run("pdftoppm", *page, "-scale-to", str(longer_px), "-cropbox", path)
+    pixels, _ = _run("pdftoppm", *_only(number), "-scale-to", str(longer_px), "-cropbox", path)
     return [Image.open(io.BytesIO(pixels), formats=["PPM"])] if pixels else []
+
+
+def _only(number: int) -> tuple[str, ...]:
+    return "-f", str(number), "-l", str(number)
 
 
 def _run(*command: str) -> tuple[bytes, bytes]:

@@ -135,7 +135,8 @@ def _image_page(request: PageRequest) -> Image.Image:
         if scale < 1:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
         tags = getattr(image, "tag_v2", {})
-        if tags.get(PLANAR) == SEPARATE and tags.get(BITS_PER_SAMPLE, (8,))[0] > 8 and image.mode == "RGB":
+        is_wide = tags.get(BITS_PER_SAMPLE, (8,))[0] > 8
+        if is_wide and tags.get(PLANAR) == SEPARATE and len(image.getbands()) > 1:
             raise UnreadablePage(
                 "samples of more than 8 bits are not read where each colour has its own plane"
             )

@@ -113,14 +113,22 @@ def test_paper_is_white_whatever_the_samples_mean(tmp_path: Path, stored: Frame)
     assert difference(image_of(tmp_path, tiff(stored)), letter()) < 1
 
 
-def test_planes_that_pillow_misreads_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("photometric", "num_colours"), [(2, 3), (5, 4)])
+def test_planes_that_pillow_misreads_are_refused(tmp_path: Path, photometric: int, num_colours: int) -> None:
     """It takes samples of 16 bits for two of eight where each colour has a plane of its own."""
-    colour = {BITS: 16, PHOTOMETRIC: 2, SAMPLES: 3}
+    colour = {BITS: 16, PHOTOMETRIC: photometric, SAMPLES: num_colours}
+    samples = sixteen_bits(letter())
+    together = b"".join(samples[at : at + 2] * num_colours for at in range(0, len(samples), 2))
+    assert image_of(tmp_path, tiff(frame(letter(), colour, together))).size == letter().size
+    [apart] = read(tmp_path, tiff(frame(letter(), {**colour, PLANAR: 2}, samples * num_colours)))
+    assert isinstance(apart, UnreadablePage)
+
+
+def test_colours_of_sixteen_bits_side_by_side_are_read(tmp_path: Path) -> None:
     samples = sixteen_bits(letter())
     together = b"".join(samples[at : at + 2] * 3 for at in range(0, len(samples), 2))
-    assert difference(image_of(tmp_path, tiff(frame(letter(), colour, together))), letter()) < 1
-    [apart] = read(tmp_path, tiff(frame(letter(), {**colour, PLANAR: 2}, samples * 3)))
-    assert isinstance(apart, UnreadablePage)
+    stored = tiff(frame(letter(), {BITS: 16, PHOTOMETRIC: 2, SAMPLES: 3}, together))
+    assert difference(image_of(tmp_path, stored), letter()) < 1
 
 
 def sizes(tmp_path: Path, *frames: Frame) -> list[tuple[int, int]]:

@@ -201,7 +201,8 @@ class VisionLane:
     are encoded with the others beside it: a step of theirs is too short to be shared, and views of a page
     are encoded while others are decoded. A whole page is encoded first and decoded then, on all threads.
 
-    ``max_pixels``: of pages encoded together, beyond the first; on CPU running pages wait for them.
+    ``max_pixels``: of pages encoded together, beyond the first; on CPU, where running pages may have to wait
+    for them.
     ``shares``: pages are encoded when one of so many shares of the rows is free, if as many pages wait. On
     CPU rows become free one by one, and a view encoded and prefilled alone takes twice its share of eight.
     ``ahead``: pages encoded beyond the rows that are free, in groups of ``group``: where encoding runs beside
@@ -221,12 +222,10 @@ class VisionLane:
             if device.type == "cuda"
             else None
         )
-        self._thread: ThreadPoolExecutor | None = None
-        if shares_threads:
-            encode_threads = num_threads - num_threads // 2
-            self._thread = ThreadPoolExecutor(1, "vision", torch.set_num_threads, (encode_threads,))
-        elif is_beside:
-            self._thread = ThreadPoolExecutor(1, "vision")
+        encode_threads = num_threads - (self._decode_threads or 0)
+        self._thread = (
+            ThreadPoolExecutor(1, "vision", torch.set_num_threads, (encode_threads,)) if is_beside else None
+        )
 
     def leave_threads(self) -> None:
         """To be called in the thread that decodes, before it does: it has no more than encoding leaves."""

@@ -14,7 +14,7 @@ from app.errors import PageTooLong, ParseError
 from app.ocr.device import VisionLane
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.kv_cache import KvPlan
-from app.ocr.model import OcrModel
+from app.ocr.model import OcrModel, has_regions
 from app.ocr.scheduler import BatchLimit, FairQueue, Turn
 from app.ocr.task import PageTask
 from app.ocr.vision import Encoded, Prepared, Vision, failure_of, prepare
@@ -49,7 +49,7 @@ class Intake:
         self._queue: FairQueue[PageTask] = FairQueue(settings.max_queued_pages)
         self._limit = BatchLimit(settings.max_encode_pages)
         self._vision = Vision(model, self._limit)
-        self.lane = VisionLane(model.device, has_views=any(mode.regions for mode in model.modes.values()))
+        self.lane = VisionLane(model.device, has_views=has_regions(model))
         self._num_in_pool = 0
         self._ready: list[tuple[Turn, int, PageTask, Prepared]] = []
         self._arrivals = count()

@@ -82,3 +82,8 @@ class OcrModel(Protocol):
     @property
     def network(self) -> torch.nn.Module:
         """transformers' ``UnlimitedOcrForConditionalGeneration``, unmodified, in eval mode."""
+
+
+def has_regions(model: OcrModel) -> bool:
+    """Whether any of its modes reads pages in small views, cut from them."""
+    return any(mode.regions for mode in model.modes.values())

@@ -7,6 +7,7 @@ import torch
 from app.ocr.deepseek import load_model
 from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
+from app.ocr.model import has_regions
 from app.ocr.regions.reader import RegionReader
 from app.settings import Settings
 
@@ -27,7 +28,7 @@ def open_reader(
         torch.set_num_threads(1)
     model = load_model(checkpoint, device)
     engine = Engine(model, settings, on_death)
-    if any(mode.regions for mode in model.modes.values()):
+    if has_regions(model):
         return RegionReader(engine, model)
     return engine
 

@@ -13,6 +13,42 @@ Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
 Status = Literal["succeeded", "partial", "failed"]
 
+WarningCode = Literal[
+    "length",
+    "loop",
+    "low_confidence",
+    "deadline",
+    "doubtful_text",
+    "unread_print",
+    "text_layer_mismatch",
+    "text_layer_unusable",
+    "missing_glyphs",
+    "dropped_text",
+    "dynamic_xfa",
+    "attachments_not_read",
+    "low_resolution",
+]
+"""Why an answer may say less than the page. The first four are finish reasons of a page not read to its end.
+
+``docs/api.md`` explains each; a test compares."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageWarning:
+    """What a reader of the page's text should know. ``detail`` is one sentence, safe to show."""
+
+    code: WarningCode
+    detail: str
+
+
+FINISH_WARNINGS: Mapping[FinishReason, PageWarning] = {
+    "length": PageWarning("length", "The text was cut off at the limit of output tokens."),
+    "loop": PageWarning("loop", "The model repeated itself; the text ends where the repetition began."),
+    "low_confidence": PageWarning("low_confidence", "The model was guessing; what it guessed is left out."),
+    "deadline": PageWarning("deadline", "The page's time ran out; the text ends where it had come to."),
+}
+"""Said of every page that was not read to its end."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
@@ -97,6 +133,11 @@ class Page:
     index: int
     image: Image.Image
     rasterize_ms: float = 0.0
+    dpi: float | None = None
+    """Resolution a PDF page was rendered at; ``None``: the image's own pixels."""
+    words: tuple[str, ...] | None = None
+    """Words of a PDF page's usable text layer in its order; ``None`` where there is none."""
+    warnings: tuple[PageWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +190,8 @@ class Reading:
     mode: str
     tokens: TokenCounts
     timing_ms: Mapping[str, float]
+    risk: float = 0.0
+    """In [0, 1]: how likely the text is wrong in many places, from a low quantile of token probabilities."""
     attempts: tuple[Attempt, ...] = ()
 
 
@@ -189,6 +232,21 @@ class PageResult:
     reading: Reading | None = None
     failure: Failure | None = None
     timing_ms: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[PageWarning, ...] = ()
+    dpi: float | None = None
+    unread_ink: float | None = None
+    """Share of the page's ink outside everything that was read; ``None`` where it is not known."""
+    text_layer_recall: float | None = None
+    """Share of the words of the PDF's text layer that are in the text; ``None`` without a usable layer."""
+
+    @property
+    def shortfall(self) -> str | None:
+        """Why not all of the page was read: an error code or a finish reason; ``None`` for a whole page."""
+        if self.failure is not None:
+            return self.failure.code
+        if self.reading is not None and self.reading.finish_reason != "stop":
+            return self.reading.finish_reason
+        return None
 
 
 @dataclass(frozen=True, slots=True)

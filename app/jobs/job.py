@@ -53,6 +53,7 @@ class Job:
     num_pages: int
     num_done: int
     num_failed: int
+    num_incomplete: int
     num_retries: int
     num_requeues: int
     priority: int

@@ -51,6 +51,8 @@ class Done:
     """``PageResult`` as JSON."""
     failed: bool
     model: str
+    incomplete: bool = False
+    """Read, but not to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ _COUNT_AGAIN = (
 )
 # always in the same order, or two workers could wait for each other
 _LOCK = (
-    sa.select(jobs.c.id, jobs.c.num_done, jobs.c.num_failed, jobs.c.num_pages)
+    sa.select(jobs.c.id, jobs.c.num_done, jobs.c.num_failed, jobs.c.num_incomplete, jobs.c.num_pages)
     .where(jobs.c.id.in_(_JOBS), jobs.c.status.in_(OPEN))
     .order_by(jobs.c.id)
     .with_for_update()
@@ -95,6 +97,7 @@ _COUNT = (
         status=sa.func.coalesce(sa.bindparam("status_", type_=sa.Text), jobs.c.status),
         num_done=sa.bindparam("num_done_"),
         num_failed=sa.bindparam("num_failed_"),
+        num_incomplete=sa.bindparam("num_incomplete_"),
         model=sa.bindparam("model_"),
         touched_at=sa.bindparam("touched_at_"),
         finished_at=sa.bindparam("finished_at_"),
@@ -243,13 +246,16 @@ def _counts(job: Any, new: Sequence[Done], at: float) -> dict[str, Any]:
     """What a job's row says once these pages are there. ``job``: what ``_LOCK`` gives."""
     num_done = job.num_done + len(new)
     num_failed = job.num_failed + sum(entry.failed for entry in new)
+    num_incomplete = job.num_incomplete + sum(entry.incomplete for entry in new)
     ended = num_done == job.num_pages
-    status = "succeeded" if not num_failed else "failed" if num_failed == num_done else "partial"
+    is_whole = not num_failed and not num_incomplete
+    status = "succeeded" if is_whole else "failed" if num_failed == num_done else "partial"
     return {
         "id_": job.id,
         "status_": status if ended else None,
         "num_done_": num_done,
         "num_failed_": num_failed,
+        "num_incomplete_": num_incomplete,
         "model_": new[0].model,
         "touched_at_": at,
         "finished_at_": at if ended else None,

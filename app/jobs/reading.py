@@ -16,7 +16,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from app.document import Failure, Page, PageResult, Reading
+from app.document import FINISH_WARNINGS, Failure, Page, PageResult, Reading
 from app.errors import (
     BadOption,
     DocumentDeadline,
@@ -243,9 +243,17 @@ class BatchReader:
             return _failed(page.index, PageFailed("the model failed on this page"), width, height)
         rendered = to_markdown(reading.text)
         total_ms = (time.perf_counter() - started) * 1000
-        timing_ms = {"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms}
+        finish = FINISH_WARNINGS.get(reading.finish_reason)
         return PageResult(
-            page.index, width, height, rendered.markdown, rendered.blocks, reading, timing_ms=timing_ms
+            page.index,
+            width,
+            height,
+            rendered.markdown,
+            rendered.blocks,
+            reading,
+            timing_ms={"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms},
+            warnings=(*((finish,) if finish else ()), *page.warnings),
+            dpi=page.dpi,
         )
 
     @contextlib.asynccontextmanager
@@ -281,9 +289,16 @@ class BatchReader:
             error = PageFailed("the page gave a result that cannot be passed on")
             page = _failed(page.index, error, page.width, page.height)
             text = encode_page(page)
-        failed = page.failure is not None
-        await self._journal.write(Done(job.id, page.index, text, failed, self._reader.model_name))
-        outcome = page.failure.code if page.failure else "read"
+        done = Done(
+            job.id,
+            page.index,
+            text,
+            page.failure is not None,
+            self._reader.model_name,
+            incomplete=page.failure is None and page.shortfall is not None,
+        )
+        await self._journal.write(done)
+        outcome = page.shortfall or "read"
         logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
 
 

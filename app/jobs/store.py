@@ -22,7 +22,7 @@ from app.jobs.job import (
     encode_ranges,
 )
 from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, queue_for
-from app.jobs.tables import jobs, metadata, now, pages
+from app.jobs.tables import create_or_upgrade, jobs, now, pages
 from app.jobs.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
@@ -94,7 +94,7 @@ class Store:
     def migrate(self) -> None:
         with self.writing() as c:
             self._lock(c)
-            metadata.create_all(c)
+            create_or_upgrade(c)
 
     def close(self) -> None:
         self._engine.dispose()

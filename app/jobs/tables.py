@@ -22,6 +22,7 @@ jobs = sa.Table(
     sa.Column("num_pages", sa.Integer, nullable=False),
     sa.Column("num_done", sa.Integer, nullable=False, default=0),
     sa.Column("num_failed", sa.Integer, nullable=False, default=0),
+    sa.Column("num_incomplete", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("num_retries", sa.Integer, nullable=False, default=0),
     sa.Column("num_requeues", sa.Integer, nullable=False, default=0),
     sa.Column("priority", sa.Integer, nullable=False),
@@ -75,6 +76,16 @@ workers = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
+
+
+def create_or_upgrade(connection: sa.Connection) -> None:
+    """Create tables that are missing, and columns that an earlier release did not have."""
+    metadata.create_all(connection)
+    there = {column["name"] for column in sa.inspect(connection).get_columns(jobs.name)}
+    added = jobs.c.num_incomplete
+    if added.name not in there:
+        spec = sa.schema.CreateColumn(added).compile(dialect=connection.dialect)
+        connection.execute(sa.text(f"ALTER TABLE {jobs.name} ADD COLUMN {spec}"))
 
 
 def now(connection: sa.Connection) -> float:

@@ -71,7 +71,12 @@ def _body(job: Job) -> bytes:
     data = {
         "id": job.id,
         "status": job.status,
-        "pages": {"total": job.num_pages, "done": job.num_done, "failed": job.num_failed},
+        "pages": {
+            "total": job.num_pages,
+            "done": job.num_done,
+            "failed": job.num_failed,
+            "incomplete": job.num_incomplete,
+        },
         "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
     }
     return json.dumps({"type": "job.ended", "timestamp": job.finished_at, "data": data}).encode()

@@ -56,7 +56,8 @@ class ListFields(BaseModel):
 class PagesShape(BaseModel):
     total: int
     done: int
-    failed: int
+    failed: int = Field(description="Pages of which nothing was read.")
+    incomplete: int = Field(description="Pages that were not read to their end.")
 
 
 class LinksShape(BaseModel):
@@ -109,7 +110,12 @@ class JobShape(BaseModel):
         return cls(
             id=job.id,
             status=job.status,
-            pages=PagesShape(total=job.num_pages, done=job.num_done, failed=job.num_failed),
+            pages=PagesShape(
+                total=job.num_pages,
+                done=job.num_done,
+                failed=job.num_failed,
+                incomplete=job.num_incomplete,
+            ),
             queue_position=position,
             priority=job.priority,
             created_at=_time(job.created_at),

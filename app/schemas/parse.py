@@ -15,6 +15,7 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    WarningCode,
 )
 from app.errors import BadOption
 from app.settings import Settings
@@ -165,6 +166,15 @@ class BlockShape(BaseModel):
     text: str
 
 
+class WarningShape(BaseModel):
+    """Why the text may say less than the page."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    code: WarningCode
+    detail: str
+
+
 class PageShape(BaseModel):
     """One page. With ``error``, nothing was read: what the model says of a page is null or empty."""
 
@@ -176,6 +186,15 @@ class PageShape(BaseModel):
     mode: str | None = None
     finish_reason: FinishReason | None = None
     confidence: float | None = Field(None, description="Mean log-probability of the output tokens.")
+    risk: float | None = Field(None, description="0 to 1: how likely the text is wrong in many places.")
+    warnings: list[WarningShape] = []
+    dpi: float | None = Field(None, description="Resolution a PDF page was rendered at.")
+    unread_ink: float | None = Field(
+        None, description="Share of the page's ink outside everything that was read."
+    )
+    text_layer_recall: float | None = Field(
+        None, description="Share of the words of the PDF's text layer that are in the text."
+    )
     attempts: list[AttemptShape] = []
     tokens: TokensShape | None = None
     timing_ms: dict[str, float] = {}
@@ -191,6 +210,10 @@ class PageShape(BaseModel):
             markdown=page.markdown,
             error=failure,
             timing_ms=_rounded(page.timing_ms),
+            warnings=[WarningShape.model_validate(warning) for warning in page.warnings],
+            dpi=page.dpi,
+            unread_ink=page.unread_ink,
+            text_layer_recall=page.text_layer_recall,
             blocks=[BlockShape.model_validate(block) for block in page.blocks],
             **(_reading_fields(page.reading) if page.reading else {}),
         )
@@ -201,6 +224,7 @@ def _reading_fields(reading: Reading) -> dict[str, Any]:
         "mode": reading.mode,
         "finish_reason": reading.finish_reason,
         "confidence": reading.confidence,
+        "risk": reading.risk,
         "attempts": [AttemptShape.model_validate(attempt) for attempt in reading.attempts],
         "tokens": TokensShape.model_validate(reading.tokens),
     }

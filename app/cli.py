@@ -131,8 +131,9 @@ async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json:
         print(f"{file}: {error}", file=sys.stderr)
         return False
     for page in document.pages:
-        if page.failure is not None:
-            print(f"{file}, page {page.index + 1}: {page.failure.detail}", file=sys.stderr)
+        said = [page.failure.detail] if page.failure else [warning.detail for warning in page.warnings]
+        for sentence in said:
+            print(f"{file}, page {page.index + 1}: {sentence}", file=sys.stderr)
     answer = DocumentShape.of(document)
     print(answer.model_dump_json() if as_json else answer.markdown, flush=True)
     return document.status == "succeeded"

@@ -1,7 +1,7 @@
 """A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
 
-It answers a line per page. A prompt that is a JSON object directs it, so that a client's handling of slow,
-failing and fatal pages can be tried:
+It answers a line per page, a token for each word. A prompt that is a JSON object directs it, so that a
+client's handling of slow, failing and fatal pages can be tried:
 ``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
 """
 
@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
-from app.document import Attempt, Page, Reading, ReadOptions, TokenCounts
+from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, PageFailed
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
@@ -53,10 +53,13 @@ class FakeStream:
         patches, rows = MODES[mode]
         kept = patches if self._options.prune == "none" else int(patches * (self._options.keep_ratio or 0.8))
         text = self._directions.get("text", f"# Page {index + 1}\n\n{width} x {height} pixels")
-        output = len(text.split())
+        words = text.split(" ")
+        most = self._options.max_output_tokens or len(words)
+        output = min(len(words), most)
+        finish_reason: FinishReason = "stop" if len(words) <= most else "length"
         return Reading(
-            text=text,
-            finish_reason="stop",
+            text=" ".join(words[:most]),
+            finish_reason=finish_reason,
             confidence=-0.1,
             mode=mode,
             tokens=TokenCounts(
@@ -71,7 +74,7 @@ class FakeStream:
                 output=output,
             ),
             timing_ms=dict.fromkeys(STAGES, 0.0),
-            attempts=(Attempt(mode, self._options.prune, 90, "stop", output),),
+            attempts=(Attempt(mode, self._options.prune, 90, finish_reason, output),),
         )
 
 

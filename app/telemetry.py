@@ -84,6 +84,7 @@ class Metrics:
         self.pages = counter(
             "pages", "Pages of all jobs and machines, by finish reason or error code", "outcome"
         )
+        self.page_warnings = counter("page_warnings", "Warnings of pages of all jobs and machines", "code")
         self.visual_tokens = counter("visual_tokens", "Visual tokens before pruning")
         self.kept_tokens = counter("kept_tokens", "Visual tokens after pruning")
         self.output_tokens = counter("output_tokens", "Tokens decoded")
@@ -102,7 +103,9 @@ class Metrics:
         )
 
     def count(self, page: PageResult) -> None:
-        """Count a page, its tokens and its stages."""
+        """Count a page, its warnings, its tokens and its stages."""
+        for warning in page.warnings:
+            self.page_warnings.labels(warning.code).inc()
         if page.failure is not None or page.reading is None:
             self.pages.labels(page.failure.code if page.failure else "internal_error").inc()
             return

@@ -18,6 +18,7 @@ from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
+from app.routes.status_headers import status_headers
 from app.schemas.jobs import JobShape
 from app.schemas.parse import DocumentShape, FormBody, JsonBody, ParseFields, joined_markdown
 from app.schemas.problem import Problem
@@ -94,9 +95,12 @@ async def parse(request: Request) -> Response:
 
 
 def answered(document: ParsedDocument, media_type: str) -> Response:
+    headers = status_headers(document)
     if media_type == JSON:
-        return Response(DocumentShape.of(document).model_dump_json(), media_type=JSON)
-    return Response(joined_markdown(document) + "\n", media_type=f"{media_type}; charset=utf-8")
+        return Response(DocumentShape.of(document).model_dump_json(), headers=headers, media_type=JSON)
+    return Response(
+        joined_markdown(document) + "\n", headers=headers, media_type=f"{media_type}; charset=utf-8"
+    )
 
 
 async def accepted(service: Service, job: Job) -> Response:

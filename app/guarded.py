@@ -5,17 +5,21 @@ answers differently the second time gains nothing.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
 
 import httpx
 
 from app.errors import TooLarge, UrlFailed, UrlRefused
-from app.settings import Settings, allowed_networks
+from app.settings import Settings, allowed_networks, allowed_ports
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -23,52 +27,100 @@ MAX_REDIRECTS = 5
 MAX_URL_CHARS = 2000
 CONNECT_S = 10.0
 RESOLVE_S = 10.0
-NUM_RESOLVERS = 8
+NUM_RESOLVERS = 64
+MAX_LOOKUPS_OF_DOMAIN = 8
+"""Lookups at a time of names under one domain: its name server may hang, and a thread that asks it cannot be
+stopped."""
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 """All that was ever given out. The rest is local, or carries an IPv4 address, in ways that come and go."""
-NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("2002::/16", "192.0.0.0/24", "192.88.99.0/24")))
-"""What ``is_global`` of this Python takes for public: IPv4 in IPv6, protocol assignments, relays."""
+NOT_PUBLIC = tuple(
+    map(
+        ipaddress.ip_network,
+        ("2002::/16", "3fff::/20", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
+    )
+)
+"""What ``is_global`` of this Python takes for public: IPv4 in IPv6, documentation, protocol assignments,
+relays, and the address at which a large cloud serves secrets to its machines."""
+ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""The middle of an IPv6 address that carries an IPv4 address at its end (RFC 5214)."""
+UNREACHABLE = "the address leads to no host that may be reached from here"
+"""Of a private name and of one that does not exist: which of them it is, is nobody's business."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
+class _NotFound(UrlFailed):
+    """The name has no address, now."""
+
+
 class GuardedHttp:
-    """A client that follows only what ``check`` lets through."""
+    """A client that follows only what ``check`` lets through, and keeps no cookies."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._allowed = allowed_networks(settings.url_allow)
-        self._client = httpx.AsyncClient(trust_env=False, timeout=CONNECT_S, follow_redirects=False)
+        self._ports = allowed_ports(settings.url_ports)
+        # one jar for all would carry cookies from one client's host to another's
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._client = httpx.AsyncClient(
+            trust_env=False, timeout=CONNECT_S, follow_redirects=False, cookies=no_cookies
+        )
         # threads of their own: strangers' name servers that hang must not keep others from the database
         self._resolvers = ThreadPoolExecutor(NUM_RESOLVERS, "resolve")
+        self._lookups: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
     async def close(self) -> None:
         self._resolvers.shutdown(wait=False, cancel_futures=True)
         await self._client.aclose()
 
     async def check(self, url: str) -> tuple[httpx.URL, str]:
-        """The URL, and the checked address of its host. Raise ``UrlRefused`` or ``UrlFailed``."""
-        parsed = parse_url(url)
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        """Return the URL and the checked address of its host. Raise ``UrlRefused``."""
         try:
-            async with asyncio.timeout(RESOLVE_S):
-                found = await asyncio.get_running_loop().run_in_executor(
-                    self._resolvers, lambda: socket.getaddrinfo(parsed.host, port, type=socket.SOCK_STREAM)
-                )
-        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name may have
-            raise UrlFailed("the host of the address cannot be found") from error
+            return await self._checked(url)
+        except _NotFound as error:
+            raise UrlRefused(UNREACHABLE) from error
+
+    async def _checked(self, url: str) -> tuple[httpx.URL, str]:
+        """``check``, but ``_NotFound`` for a name without an address: it may have one later."""
+        parsed = parse_url(url)
+        port = (443 if parsed.scheme == "https" else 80) if parsed.port is None else parsed.port
+        found = await self._lookup(parsed.host, port)
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-        if not addresses or not all(self._may_reach(address) for address in addresses):
-            raise UrlRefused("the address leads into a network that is not public")
+        if not addresses or not all(self._may_reach(address, port) for address in addresses):
+            raise UrlRefused(UNREACHABLE)
         return parsed, str(addresses[0])
 
-    def _may_reach(self, address: Address) -> bool:
+    async def _lookup(self, host: str, port: int) -> list[Any]:
+        """Ask for a name's addresses. Of one domain, a few lookups run at a time and the others wait."""
+        domain = ".".join(host.rsplit(".", 2)[-2:])
+        limit = self._lookups.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_OF_DOMAIN))
+        loop = asyncio.get_running_loop()
+
+        def release(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(limit.release)
+
+        try:
+            async with asyncio.timeout(RESOLVE_S):
+                await limit.acquire()
+                asking = self._resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+                # not when the wait ends: a thread that hangs keeps its place
+                asking.add_done_callback(release)
+                return await asyncio.wrap_future(asking)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name may have
+            raise _NotFound(UNREACHABLE) from error
+
+    def _may_reach(self, address: Address, port: int) -> bool:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         if any(address in network for network in self._allowed if network.version == address.version):
             return True
+        if self._ports is not None and port not in self._ports:
+            return False
         if any(address in network for network in NOT_PUBLIC if network.version == address.version):
             return False
-        if address.version == 6 and address not in PUBLIC_IPV6:
+        if address.version == 6 and (
+            address not in PUBLIC_IPV6 or int(address) >> 32 & 0xFFFF_FFFF in ISATAP
+        ):
             return False
         return address.is_global and not address.is_multicast
 
@@ -84,7 +136,13 @@ class GuardedHttp:
                         url = str(httpx.URL(url).join(response.headers.get("location", "")))
         except TimeoutError as error:
             raise UrlFailed("the document was not fetched in time") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except _NotFound as error:
+            raise UrlRefused(UNREACHABLE) from error
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            ValueError,
+        ) as error:  # ValueError: a location that is none
             raise UrlFailed(f"the document cannot be fetched ({type(error).__name__})") from error
         raise UrlFailed(f"the address redirects more than {MAX_REDIRECTS} times")
 
@@ -103,7 +161,7 @@ class GuardedHttp:
     async def _request(
         self, method: str, url: str, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        parsed, address = await self.check(url)
+        parsed, address = await self._checked(url)
         host = parsed.netloc.decode("ascii")
         pinned = parsed.copy_with(host=address)
         request = self._client.build_request(
@@ -139,9 +197,10 @@ def parse_url(url: str) -> httpx.URL:
     """Raise ``UrlRefused`` for what is no plain http(s) address of a host."""
     try:
         parsed = httpx.URL(url)
+        host = parsed.host  # decoded here, not before: a label may be no name
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused("this is no address") from error
-    if len(url) > MAX_URL_CHARS or parsed.scheme not in {"http", "https"} or not parsed.host:
+    if len(url) > MAX_URL_CHARS or parsed.scheme not in {"http", "https"} or not host:
         raise UrlRefused("the address must be http:// or https:// with a host")
     if parsed.userinfo:
         raise UrlRefused("the address must not carry a user name or password")

@@ -24,6 +24,16 @@ def allowed_networks(text: str) -> list[Network]:
     return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
 
 
+def allowed_ports(text: str) -> frozenset[int] | None:
+    """``"80,443"`` -> ports; ``None`` for ``any``. Raise ``ValueError``."""
+    if text.strip() == "any":
+        return None
+    ports = frozenset(int(part) for part in text.split(",") if part.strip())
+    if not all(0 < port < 2**16 for port in ports):
+        raise ValueError("a port is a number from 1 to 65535")
+    return ports
+
+
 class Settings(BaseSettings):
     """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
 
@@ -115,6 +125,8 @@ class Settings(BaseSettings):
     """Longest time to fetch a document from a ``url``."""
     url_allow: str = ""
     """Networks that ``url`` and ``webhook`` may reach although not public: ``10.1.0.0/16,fd00::/8``."""
+    url_ports: str = "80,443"
+    """Ports of ``url`` and ``webhook`` on public hosts, or ``any``; networks in ``url_allow`` have all."""
     webhook_secret: str = Field("", repr=False)
     """Secret that signs webhooks, at least 24 characters. Empty: webhooks are refused."""
     webhook_attempts: int = Field(8, ge=1, le=20)
@@ -140,6 +152,12 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, text: str) -> str:
         allowed_networks(text)
+        return text
+
+    @field_validator("url_ports")
+    @classmethod
+    def _ports(cls, text: str) -> str:
+        allowed_ports(text)
         return text
 
     @field_validator("webhook_secret")

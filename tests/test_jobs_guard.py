@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ def check(url: str, **settings: str) -> str:
         *("[::1]", "[::]", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "[::ffff:a00:1]", "[ff02::1]"),
         *("[64:ff9b::7f00:1]", "[64:ff9b:1::a00:1]", "[2002:7f00:1::]", "[::7f00:1]", "[::ffff:0:7f00:1]"),
         *("[fec0::1]", "192.0.0.192", "192.88.99.1", "a" * 70, "a..b"),
+        *("168.63.129.16", "[3fff::1]", "[3fff:fff:ffff::1]", "[2001:db8::1]", "[2001::1]", "198.18.0.1"),
+        *("[2001:4860::5efe:7f00:1]", "[2001:4860::200:5efe:a00:1]", "[100::1]", "[5f00::1]"),
+        *("8.8.8.8:22", "8.8.8.8:8080", "[2001:4860:4860::8888]:6379", "8.8.8.8:0"),
     ],
 )
 def test_networks_that_are_not_public_are_refused(host: str) -> None:
@@ -45,7 +49,10 @@ def test_networks_that_are_not_public_are_refused(host: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://8.8.8.8/", "http://", "//8.8.8.8/", "http://u:p@8.8.8.8/", "x" * 3000],
+    [
+        *("file:///etc/passwd", "ftp://8.8.8.8/", "http://", "//8.8.8.8/", "http://u:p@8.8.8.8/", "x" * 3000),
+        *("http://xn--/", "https://xn--a/x", "http://[::1", "http://8.8.8.8:99999/", "http://\x00/"),
+    ],
 )
 def test_what_is_no_plain_address_is_refused(url: str) -> None:
     with pytest.raises(UrlRefused):
@@ -54,8 +61,9 @@ def test_what_is_no_plain_address_is_refused(url: str) -> None:
 
 def test_public_and_allowed_addresses_are_reached() -> None:
     assert check("http://8.8.8.8/") == "8.8.8.8"
-    assert check("https://[2001:4860:4860::8888]:8443/") == "2001:4860:4860::8888"
-    assert check("http://10.1.2.3/", url_allow="10.1.0.0/16, fd00::/8") == "10.1.2.3"
+    assert check("https://[2001:4860:4860::8888]:8443/", url_ports="443,8443") == "2001:4860:4860::8888"
+    assert check("https://8.8.8.8:22/", url_ports="any") == "8.8.8.8"
+    assert check("http://10.1.2.3:9000/", url_allow="10.1.0.0/16, fd00::/8") == "10.1.2.3"
     with pytest.raises(UrlRefused):
         check("http://10.2.2.3/", url_allow="10.1.0.0/16")
 
@@ -74,11 +82,76 @@ def test_name_servers_that_hang_keep_nobody_from_the_database(monkeypatch: pytes
         await asyncio.to_thread(lambda: None)  # every thread would be taken
         released.set()
         answers = await asyncio.gather(*waiting, return_exceptions=True)
-        assert all(isinstance(answer, UrlFailed) for answer in answers)
+        assert all(isinstance(answer, UrlRefused) for answer in answers)
         await http.close()
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     asyncio.run(run())
+
+
+def test_private_and_missing_names_are_told_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        if host.startswith("missing"):
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    said: set[str] = set()
+    for host in ("missing.example", "private.example"):
+        with pytest.raises(UrlRefused) as refused:
+            check(f"http://{host}/")
+        said.add(str(refused.value))
+    assert len(said) == 1
+
+
+def test_a_domain_whose_name_server_hangs_stops_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def resolve(host: str, *_: Any, **__: Any) -> list[Any]:
+        if host.endswith("hangs.example"):
+            released.wait()
+            raise OSError("no answer")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 80))]
+
+    async def run() -> None:
+        http = GuardedHttp(Settings())
+        waiting = [asyncio.create_task(http.check(f"http://{n}.hangs.example/")) for n in range(100)]
+        await asyncio.sleep(0.1)
+        assert (await http.check("http://answers.test/"))[1] == "8.8.8.8"
+        released.set()
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        assert all(isinstance(answer, UrlRefused) for answer in answers)
+        await http.close()
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    asyncio.run(run())
+
+
+def test_no_cookie_goes_to_anyone(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers["Cookie"])
+            self.send_response(200)
+            self.send_header("Set-Cookie", "secret=1; Path=/")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    async def run(url: str) -> None:
+        http = GuardedHttp(Settings.model_validate({"url_allow": "127.0.0.0/8"}))
+        await http.download(url, tmp_path / "first")
+        await http.download(url, tmp_path / "second")
+        await http.close()
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        asyncio.run(run(f"http://127.0.0.1:{server.server_port}/"))
+        server.shutdown()
+        serving.join()
+    assert seen == [None, None]
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

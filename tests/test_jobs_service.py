@@ -86,7 +86,8 @@ def test_a_job_from_202_to_result(client: Client) -> None:
     assert job["status"] in {"queued", "running"}
     assert job["pages"]["total"] == 7
     ended = client.ended(job["id"])
-    assert (ended["status"], ended["pages"]) == ("succeeded", {"total": 7, "done": 7, "failed": 0})
+    pages = {"total": 7, "done": 7, "failed": 0, "incomplete": 0}
+    assert (ended["status"], ended["pages"]) == ("succeeded", pages)
     assert ended["timings"]["running_s"] >= 0
     assert ended["expires_at"] > ended["finished_at"]
     result = client.result(job["id"])
@@ -120,8 +121,10 @@ def test_events_come_as_pages_do_and_replay(client: Client) -> None:
     assert client.events(job_id, after=99) == everything[6:]
     empty = client.http.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": ""})
     assert empty.text.count("event: page") == 6
-    headers = {"Last-Event-ID": "x"}
-    assert client.http.get(f"/v1/jobs/{job_id}/events", headers=headers).status_code == 400
+    for last in ("x", "-1", "9" * 5000, "\N{FULLWIDTH DIGIT TWO}"):
+        headers = {"Last-Event-ID": last.encode()}
+        answer = client.http.get(f"/v1/jobs/{job_id}/events", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
 
 
 def test_what_is_wrong_with_a_document_is_said_at_once(client: Client) -> None:

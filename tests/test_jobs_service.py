@@ -122,7 +122,7 @@ def test_events_come_as_pages_do_and_replay(client: Client) -> None:
     empty = client.http.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": ""})
     assert empty.text.count("event: page") == 6
     for last in ("x", "-1", "9" * 5000, "\N{FULLWIDTH DIGIT TWO}"):
-        headers = {"Last-Event-ID": last.encode()}
+        headers = {b"Last-Event-ID": last.encode()}
         answer = client.http.get(f"/v1/jobs/{job_id}/events", headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
 

@@ -73,11 +73,14 @@ async def receive(
     body, max_body_bytes = _body(content_type, settings)
     if content_length is not None and content_length > max_body_bytes:
         raise TooLarge(f"the body has {content_length} bytes; a file may have {settings.max_upload_mib} MiB")
-    num_bytes = 0
+    num_bytes = body_bytes = 0
     buffer = bytearray()
     # a file object of the event loop's thread, written in others: one write at a time, each awaited
     with path.open("xb", buffering=0) as spooled:
         async for chunk in _timely(chunks, settings):
+            body_bytes += len(chunk)
+            if body_bytes > max_body_bytes:  # of which little need be file: a form may go on after its end
+                raise TooLarge(f"the body is larger than a file of {settings.max_upload_mib} MiB needs")
             buffer += body.feed(chunk)
             if num_bytes + len(buffer) > settings.max_upload_bytes:
                 raise TooLarge(f"the file is larger than {settings.max_upload_mib} MiB")

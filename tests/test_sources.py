@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from service_client import image_bytes, pdf_bytes
 
 from app.document import PageSelection
-from app.errors import BadOption, EmptyFile, NotAcceptable, PageNotFound, ParseError, UnsupportedFormat
+from app.errors import (
+    BadOption,
+    BadRequest,
+    EmptyFile,
+    NotAcceptable,
+    PageNotFound,
+    ParseError,
+    TooLarge,
+    UnsupportedFormat,
+)
 from app.formats import sniff
 from app.routes.accept import negotiate
 from app.settings import Settings
@@ -45,6 +54,21 @@ def form(data: bytes, **fields: str) -> bytes:
         b'--xx\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + data + b"\r\n",
     ]
     return b"".join(parts) + b"--xx--\r\n"
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_bytes_that_are_no_file_count_as_the_body_does(tmp_path: Path, where: str) -> None:
+    rest = b"x" * (2 * 2**20)
+    body = form(b"GIF89a") + rest if where == "after" else rest + b"\r\n" + form(b"GIF89a")
+    # in pieces, as a body without a length comes
+    with pytest.raises((TooLarge, BadRequest)):
+        upload(tmp_path / "form", body, MULTIPART, list(range(0, len(body), 65_536)))
+
+
+def test_a_json_body_is_limited_too(tmp_path: Path) -> None:
+    body = b'{"file": "R0lGODlh"}' + b" " * (16 * 2**20)
+    with pytest.raises(TooLarge):
+        upload(tmp_path / "json", body, "application/json", list(range(0, len(body), 65_536)))
 
 
 CUTS = st.lists(st.integers(0, 10_000), max_size=40)

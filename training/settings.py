@@ -73,6 +73,10 @@ class RenderSettings(_Frozen):
         0.0, ge=0, le=1, description="share of paragraphs with citations, identifiers and addresses"
     )
 
+    signs: float = Field(
+        0.0, ge=0, le=1, description="share of paragraphs with digits and signs that words seldom have"
+    )
+
     def families(self, *, held_out: bool = False) -> list[Family]:
         """Of the training pages, or of those that only measure."""
         pairs = self.held_out if held_out else self.fonts
@@ -137,7 +141,8 @@ class Settings(_Frozen):
 
     def renderers(self, *, held_out: bool = False) -> Renderers:
         """Raise ``FileNotFoundError`` that names the fonts which are not installed."""
-        text = TextSource(self.render.words, self.render.common, self.render.ledger, self.render.technical)
+        render = self.render
+        text = TextSource(render.words, render.common, render.ledger, render.technical, render.signs)
         families = self.render.families(held_out=held_out)
         return Renderers(PageRenderer(text, families), LineRenderer(text, families))
 

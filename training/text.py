@@ -12,6 +12,10 @@ TERM_SHARE = 0.25
 """Of the words of technical paragraphs."""
 QUANTITIES_SHARE = 0.35
 """Of technical paragraphs: nothing but quantities, as in the cells of a table."""
+FIGURES_SHARE = 0.4
+"""Of paragraphs of signs: nothing but figures, as in the columns of a statement."""
+SIGN_SHARE = 0.4
+"""Of the words of other paragraphs of signs."""
 _UNITS = """
 g g kg mg t m cm mm km l ml s ms h min V A W kW Hz kHz MHz GHz B KB MB GB °C °F K % % € $ £ pt px dpi in ft lb
 oz mi N Pa bar J kJ mol dB rpm x
@@ -37,24 +41,36 @@ class TextSource:
 
     ``common``: share of paragraphs in which common words are as frequent as in ordinary English.
     ``ledger``: of paragraphs of labels and amounts. ``technical``: of sentences among which lists of numbers,
-    citations, identifiers and addresses stand.
+    citations, identifiers and addresses stand. ``signs``: of paragraphs with digits and signs that words
+    seldom have.
     """
 
-    def __init__(self, words: Path, common: float = 0.0, ledger: float = 0.0, technical: float = 0.0) -> None:
+    def __init__(
+        self,
+        words: Path,
+        common: float = 0.0,
+        ledger: float = 0.0,
+        technical: float = 0.0,
+        signs: float = 0.0,
+    ) -> None:
         listed = words.read_text(encoding="utf-8").split()
         self._words = [w for w in listed if w.isascii() and len(w) <= 14 and not w.endswith("'s")]
         if not self._words:
             raise ValueError(f"{words} holds no usable word")
         self._common, self._ledger_share, self._technical_share = common, ledger, technical
+        self._signs_share = signs
         # the nth common word is used about 1/n times as often as the first (Zipf)
         self._frequencies = [1 / (rank + 2.7) for rank in range(len(_COMMON))]
 
     def paragraph(self, rng: random.Random, num_words: int) -> list[str]:
         """Words with sentence case and punctuation attached, ready to be laid out."""
-        if self._ledger_share and rng.random() < self._ledger_share:
-            return self._ledger(rng, num_words)
-        if self._technical_share and rng.random() < self._technical_share:
-            return self._technical(rng, num_words)
+        for share, kind in (
+            (self._signs_share, self._signs),
+            (self._ledger_share, self._ledger),
+            (self._technical_share, self._technical),
+        ):
+            if share and rng.random() < share:
+                return kind(rng, num_words)
         if self._common and rng.random() < self._common:
             return self._sentences(rng, num_words, common=COMMON_SHARE)
         style = rng.random()
@@ -172,6 +188,79 @@ class TextSource:
         ]
         maker = rng.randrange(len(makers) + 3)
         return makers[maker]().split() if maker < len(makers) else self._quantity(rng)
+
+    def _signs(self, rng: random.Random, num_words: int) -> list[str]:
+        """Digits and signs: a paragraph of figures, or words with signs among them."""
+        if rng.random() < FIGURES_SHARE:
+            return [self._figure(rng) for _ in range(num_words)]
+        words = self._sentences(rng, num_words, common=COMMON_SHARE)
+        terms = (self._sign_term(rng) if rng.random() < SIGN_SHARE else [word] for word in words)
+        return [word for term in terms for word in term][:num_words]
+
+    def _figure(self, rng: random.Random) -> str:
+        """A number in one of the forms that documents have; every digit as often as any other."""
+
+        def digits(count: int) -> str:
+            return "".join(rng.choices(string.digits, k=count))
+
+        makers: list[Callable[[], str]] = [
+            lambda: digits(rng.randint(1, 9)),
+            lambda: f"{digits(rng.randint(1, 4))}.{digits(rng.randint(1, 4))}",
+            lambda: f"{digits(rng.randint(1, 3))},{digits(3)}",
+            lambda: f"{digits(rng.randint(1, 3))},{digits(3)},{digits(3)}.{digits(2)}",
+            lambda: f"{digits(rng.randint(1, 3))}.{digits(3)},{digits(2)}",
+            lambda: rng.choice("-./").join([digits(4), digits(2), digits(2)]),
+            lambda: rng.choice("-./").join([digits(2), digits(2), digits(rng.choice([2, 4]))]),
+            lambda: f"{digits(2)}:{digits(2)}",
+            lambda: f"+{digits(2)}-{digits(3)}-{digits(rng.randint(4, 7))}",
+            lambda: f"({digits(rng.randint(1, 4))})",
+            lambda: f"{rng.choice('+-−')}{digits(rng.randint(1, 3))}",  # noqa: RUF001
+            lambda: f"{digits(rng.randint(1, 3))}%",
+            lambda: f"{rng.choice('$€£')}{digits(rng.randint(1, 4))}.{digits(2)}",
+            lambda: f"{digits(rng.randint(1, 2))}/{digits(rng.randint(1, 2))}",
+            lambda: f"{digits(rng.randint(1, 4))}{rng.choice('-–x')}{digits(rng.randint(1, 4))}",  # noqa: RUF001
+            lambda: f"{rng.choice(string.ascii_uppercase)}{digits(rng.randint(1, 6))}",
+            lambda: f"{digits(rng.randint(1, 3))}{rng.choice(string.ascii_letters)}",
+        ]
+        return makers[rng.randrange(len(makers))]()
+
+    def _sign_term(self, rng: random.Random) -> list[str]:
+        """A sign where documents have it: ampersands, sections, comparisons, paths, code."""
+        one, other = (rng.choice(self._words)[:9] for _ in range(2))
+        name, letter, count = one.capitalize(), rng.choice("abcdfgnpqxyz"), self._figure(rng)
+        relation = rng.choice(
+            ["<", ">", "=", "<=", ">=", "==", "!=", "+=", ":=", "->", "=>", "<-", "+", "≤", "≥"]
+        )
+        makers: list[Callable[[], str]] = [
+            lambda: "&",
+            lambda: f"{name} & {other.capitalize()}",
+            lambda: rng.choice(["&", f"{name[:1]}&{other[:1].upper()}", f"{one}&{other}", "&c.", "&amp;"]),
+            lambda: f"§ {rng.randint(1, 999)}",
+            lambda: rng.choice(
+                ["§", "§§", f"§{rng.randint(1, 99)}", f"§§ {rng.randint(1, 99)}", f"(§ {count})"]
+            ),
+            lambda: f"§ {rng.randint(1, 400)}({rng.choice('abc123')}) {name}",
+            lambda: f"{letter} {relation} {count}",
+            lambda: f"{letter}{relation}{count}",
+            lambda: f"{one} {relation} {other}",
+            lambda: rng.choice("<>+=#/\\{}&§*|~^_@%$[]"),
+            lambda: rng.choice([f"<{one}>", f"</{one}>", f"<{one}/>", f"{one}<{other}>", f"<<{one}>>"]),
+            lambda: rng.choice([f"#{count}", f"# {count}", f"#{one}", f"{name[:1]}#", "##", f"No. #{count}"]),
+            lambda: rng.choice(["/", f"/{one}/{other}", f"{one}/{other}", "and/or", "n/a", f"~/{one}", "//"]),
+            lambda: rng.choice(
+                [f"C:\\{one}", f"\\{one}", f"{one}\\{other}", "\\", f"\\{one}{{{other}}}", "\\n"]
+            ),
+            lambda: rng.choice(
+                [f"{{{one}}}", f"{{{letter}, {count}}}", "{", "}", f"{one} {{", "{}", f"${{{one}}}"]
+            ),
+            lambda: rng.choice(
+                [f"{letter}^{count}", f"{letter}_{count}", f"{one}*", f"*{one}*", f"|{letter}|"]
+            ),
+            lambda: f"{letter} = {rng.choice('abcxyz')} + {count}",
+            lambda: rng.choice([f"[{count}]", f"{one}[{count}]", f"@{one}", f"{count} %", f"100% {one}"]),
+        ]
+        kind = rng.randrange(len(makers) + 8)
+        return makers[kind]().split() if kind < len(makers) else [count]
 
     def _quantity(self, rng: random.Random) -> list[str]:
         """A number and its unit, apart or together; or what else fills a cell."""

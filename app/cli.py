@@ -19,6 +19,7 @@ from app.jobs.jobs import Jobs
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.main import create_app, embedded
+from app.processes import keep_files_private
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
 from app.spool import Spool
@@ -68,6 +69,7 @@ def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _serve(settings: Settings) -> int:
+    keep_files_private()
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.data_dir):

@@ -113,6 +113,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.id
+            headers["X-Content-Type-Options"] = "nosniff"
             if self._body_pending:
                 headers["Connection"] = "close"
         elif self._body_pending and not message.get("more_body", False):

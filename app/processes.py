@@ -12,6 +12,11 @@ from pathlib import Path
 import app
 
 
+def keep_files_private() -> None:
+    """Let nobody else read what this process and its children write: documents, results, databases."""
+    os.umask(0o077)
+
+
 def python_module(name: str, *arguments: str) -> list[str]:
     """Command line that runs one of our modules. ``-P``: nothing is imported from the current folder."""
     return [sys.executable, "-P", "-m", name, *arguments]

@@ -36,7 +36,7 @@ from app.jobs.wakeups import Wakeups, open_wakeups
 from app.jobs.webhooks import Webhooks
 from app.jobs.workers import UNUSABLE_STATUS
 from app.jobs.workflows import Hands, launch, register_queues
-from app.processes import exit_after, when_orphaned
+from app.processes import exit_after, keep_files_private, when_orphaned
 from app.rasterizers import Rasterizers
 from app.reader import PageReader
 from app.settings import Settings
@@ -197,6 +197,7 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
 
 
 def main() -> None:
+    keep_files_private()
     embedded = "--embedded" in sys.argv[1:]
     parent = socket.socket(fileno=os.dup(0)) if embedded else None
     if parent is not None:

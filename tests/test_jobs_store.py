@@ -4,16 +4,20 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from dbos import DBOSClient
 from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
+from app.jobs.database import migrate_dbos, open_engine
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.page_meter import PageMeter
+from app.jobs.queues import APPLICATION, SERIALIZER
 from app.jobs.store import Queue, Store
 from app.jobs.tables import jobs, pages, workers
 from app.settings import Settings
@@ -248,3 +252,31 @@ def test_a_page_that_is_seen_late_is_told_all_the_same(store: Store) -> None:
     assert [page.index for page in meter.new_pages()] == [0]
     assert meter.new_pages() == []
     assert PageMeter(store).new_pages() == [], "from its own beginning on"
+
+
+def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    migrate_dbos(settings)
+    engine = open_engine(settings)
+    store = Store(engine)
+    store.migrate()
+    client = DBOSClient(system_database_engine=engine, serializer=SERIALIZER, application_name=APPLICATION)
+    file = tmp_path / "jobs.sqlite"
+    text = "a sentence that nobody is to find again"
+    job_ids = [accept(store, new_job(40)) for _ in range(3)]
+    for job_id in job_ids:
+        store.begin(job_id)
+        PageLog(store).write("w", [done(job_id, page, text + "x" * 20_000) for page in range(40)])
+
+    def checkpointed() -> bytes:
+        with engine.connect() as c:
+            c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return file.read_bytes()
+
+    before = checkpointed()
+    assert text.encode() in before
+    Leases(store).expire_results(-1.0, client)
+    after = checkpointed()
+    assert text.encode() not in after
+    assert len(after) < len(before) / 2
+    client.destroy()

@@ -287,3 +287,13 @@ def test_the_api_imports_no_model_code() -> None:
         "sys.exit(bool({'torch', 'transformers', 'rtprune', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with serving(data) as server:
+        server.wait_ready()
+        assert server.parse(pdf_bytes()).status_code == 200
+        modes = {path: path.stat().st_mode & 0o077 for path in (data, *data.rglob("*"))}
+    assert len(modes) > 3
+    assert [str(path) for path, others in modes.items() if others] == []

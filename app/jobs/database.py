@@ -108,7 +108,9 @@ def migrate_dbos(settings: Settings) -> None:
     if url.startswith("sqlite"):
         _folder(url)
         with sqlite3.connect(make_url(url).database or "", timeout=DBOS_BUSY_MS / 1000) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")  # a property of the file: all others inherit it
+            # properties of the file, which all others inherit; the first only of one without tables yet
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
     DBOS.migrate(url)
 
@@ -154,6 +156,7 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
         connection.isolation_level = isolation_level
         connection.execute(f"PRAGMA busy_timeout={busy_ms}")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA secure_delete=ON")  # the text of a document that is over is to be gone
         # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
         # again, and the next FULL commit takes all before it along.
         connection.execute("PRAGMA synchronous=NORMAL")

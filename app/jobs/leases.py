@@ -116,6 +116,7 @@ class Leases:
                 gone = {"options": "", "dedupe": None, "webhook": None}
                 c.execute(sa.update(jobs).where(jobs.c.id.in_(ids)).values(**gone))
             c.execute(sa.delete(jobs).where(jobs.c.finished_at < at - lifetime_s * TOMBSTONES))
+        self._store.give_space_back()
         if ids:
             names = client.list_workflows(workflow_id_prefix=ids, load_input=False, load_output=False)
             client.delete_workflows([workflow.workflow_id for workflow in names])

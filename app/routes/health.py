@@ -33,6 +33,11 @@ DOCS_PAGE = """<!doctype html>
 <pre>curl -F file=@document.pdf -H 'Accept: text/markdown' http://127.0.0.1:8000/v1/parse</pre>
 </html>"""
 
+HTML_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+}
+
 NOT_READY = {
     "description": "not_ready: the model is not loaded, or is being loaded again",
     "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
@@ -75,4 +80,4 @@ async def docs(request: Request) -> Response:
         for path, verbs in schema["paths"].items()
         for verb, action in verbs.items()
     )
-    return HTMLResponse(DOCS_PAGE.format(title=title, text=text, rows=rows))
+    return HTMLResponse(DOCS_PAGE.format(title=title, text=text, rows=rows), headers=HTML_HEADERS)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
+from app.ocr.loops import NgramRule
 from app.ocr.model import Mode, PageViews
 from benchmarks.report import ROOT
 from rtprune import VisualTokens
@@ -64,6 +65,7 @@ class SyntheticOcr:
         self.bos_id = 0
         self.eos_id = NO_TOKEN
         self.ngram_exempt_ids: frozenset[int] = frozenset()
+        self.ngram: NgramRule = NgramRule()
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.device: torch.device = network.device

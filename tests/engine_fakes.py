@@ -12,6 +12,7 @@ from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneratio
 from app.document import Page, ReadOptions
 from app.errors import BadOption
 from app.ocr.engine_settings import EngineSettings
+from app.ocr.loops import NgramRule
 from app.ocr.model import Mode, PageViews
 from app.ocr.page_loop import PageLoop
 from app.ocr.task import PageTask, new_task
@@ -89,6 +90,7 @@ class FakeOcr:
     bos_id: int = 0
     eos_id: int = 1
     ngram_exempt_ids: frozenset[int] = frozenset()
+    ngram: NgramRule = field(default_factory=NgramRule)
     strict_ngram_n: int = 2
     min_confidence: float | None = None
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from app.errors import BadOption
 from app.ocr.checkpoint import CheckpointError
+from app.ocr.deepseek import as_trained
 from app.ocr.tokenizer import OcrTokenizer, read_tokenizer
 
 HIDDEN = frozenset({0, 1, 2})
@@ -111,3 +112,24 @@ def test_other_decoders_are_refused(tmp_path: Path, decoder: object) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"decoder": decoder}))
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         read_tokenizer(tmp_path, bos_id=0, eos_id=1, pad_id=None, image_id=IMAGE_ID)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Free OCR.",
+        "\nFree OCR.",
+        "<image>\nFree OCR.",
+        "<image>\nFree OCR. ",
+        " <image>Free OCR.\n",
+        "<image> \n Free OCR.",
+    ],
+)
+def test_prompts_as_people_write_them_are_those_that_were_trained(written: str) -> None:
+    assert as_trained(written, "\n<|grounding|>Convert the document to markdown.") == "\nFree OCR."
+    assert as_trained(written, "document parsing.") == "Free OCR."
+
+
+def test_an_image_elsewhere_stays_where_it_is_and_is_refused() -> None:
+    assert "<image>" in as_trained("Read <image> twice", "\nread")
+    assert "<image>" in as_trained("<image><image>", "\nread")

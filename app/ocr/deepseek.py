@@ -18,12 +18,13 @@ from app.errors import BadOption
 from app.ocr.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
 from app.ocr.config import SLIDING, read_config
 from app.ocr.fused import fuse_sam_layers
+from app.ocr.loops import NgramRule
 from app.ocr.model import Mode, PageViews
 from app.ocr.packed import with_packed_linears
 from app.ocr.preprocess import preprocess
 from app.ocr.recipe import Recipe, read_recipe
 from app.ocr.sam_attention import fold_sam_attention
-from app.ocr.tokenizer import OcrTokenizer, read_tokenizer
+from app.ocr.tokenizer import IMAGE_TOKEN, OcrTokenizer, read_tokenizer
 from app.ocr.vision_graphs import VisionGraphs
 from rtprune import VisualTokens
 
@@ -79,6 +80,7 @@ class DeepSeekOcr:
         self.bos_id: int = text.bos_token_id
         self.eos_id: int = text.eos_token_id
         self.ngram_exempt_ids: frozenset[int] = _exempt_ids(recipe, tokenizer)
+        self.ngram: NgramRule = recipe.ngram.rule()
         self.strict_ngram_n: int = recipe.strict_ngram_n
         self.min_confidence: float | None = recipe.min_confidence
         self.device: torch.device = network.device
@@ -122,9 +124,8 @@ class DeepSeekOcr:
         return tokens
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Text -> ids, no bos, special tokens recognised. Raises ``BadOption``, for ``<image>`` among
-        others."""
-        return self._tokenizer.prompt_ids(prompt)
+        """Prompt as people write it -> ids, no bos, special tokens recognised. Raises ``BadOption``."""
+        return self._tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Ids -> raw model text; bos, eos and pad give nothing, what is no text gives U+FFFD."""
@@ -192,6 +193,17 @@ class DeepSeekOcr:
         return VisualTokens(
             embeds=torch.cat([*embeds, separator]), is_patch=torch.cat([*is_patch, is_patch[-1].new_zeros(1)])
         )
+
+
+def as_trained(prompt: str, default_prompt: str) -> str:
+    """Put a prompt into the form that the checkpoint was trained on.
+
+    Published prompts begin with ``<image>``, whose place the page takes here, and a newline. White space at
+    the end is stripped, as the released code does. Checkpoints whose own prompt begins without a newline get
+    none.
+    """
+    text = prompt.strip().removeprefix(IMAGE_TOKEN).strip()
+    return f"\n{text}" if default_prompt.startswith("\n") else text
 
 
 def _views(page: PageViews) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from app.ocr.loops import LoopRule, NgramRule
+from app.ocr.model import OcrModel
 
 COUNTS = (
     "max_running_pages",
@@ -44,7 +45,8 @@ class EngineSettings:
     page_deadline_seconds: float = 600.0
     """From submission, for pages that do not say."""
 
-    ngram: NgramRule = field(default_factory=NgramRule)
+    ngram: NgramRule | None = None
+    """``None``: the rule that the checkpoint was published with."""
     strict_ngram: NgramRule = field(default_factory=lambda: NgramRule(n=10, window=256))
     """From the second attempt on."""
     loops: LoopRule = field(default_factory=LoopRule)
@@ -63,6 +65,10 @@ class EngineSettings:
         if not self.page_deadline_seconds > 0:
             raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
 
-    @property
-    def max_ban_distance(self) -> int:
-        return max(self.ngram.max_distance, self.strict_ngram.max_distance)
+    def first_ngram(self, model: OcrModel) -> NgramRule:
+        """The rule of a page's first attempt."""
+        return model.ngram if self.ngram is None else self.ngram
+
+    def max_ban_distance(self, model: OcrModel) -> int:
+        """The farthest back, in tokens, that any attempt looks for a repeat."""
+        return max(self.first_ngram(model).max_distance, self.strict_ngram.max_distance)

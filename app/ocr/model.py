@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
+from app.ocr.loops import NgramRule
 from rtprune import VisualTokens
 
 
@@ -53,6 +54,8 @@ class OcrModel(Protocol):
     eos_id: int
     ngram_exempt_ids: frozenset[int]
     """Ids the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
+    ngram: NgramRule
+    """The no-repeat-n-gram rule that the checkpoint was published with."""
     strict_ngram_n: int
     """Shortest n-gram that a retry may ban: the shorter the vocabulary's pieces, the longer."""
     min_confidence: float | None

@@ -57,7 +57,7 @@ class PageLoop:
             budget, kv_shape(model), max_pages=settings.max_running_pages, max_page_tokens=max_page_tokens,
             lazy=model.device.type == "cpu",
         )  # fmt: skip
-        self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance))
+        self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
         self._reserved = Reserved(plan.num_tokens)
         self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
         self._prefill_limit = BatchLimit(plan.num_slots)

@@ -9,6 +9,7 @@ from transformers import UnlimitedOcrConfig
 
 from app.ocr.checkpoint import CheckpointError, read_text
 from app.ocr.config import SLIDING
+from app.ocr.loops import NgramRule
 from app.ocr.model import Mode
 
 RECIPE_FILE = "rtprune.json"
@@ -40,6 +41,16 @@ class ModeSpec(_Strict):
         return self
 
 
+class NgramSpec(_Strict):
+    """The no-repeat-n-gram rule: no ``n`` tokens twice among the last ``window``."""
+
+    n: int = Field(default=30, ge=2, le=1000)
+    window: int = Field(default=90, ge=2, le=8192)
+
+    def rule(self) -> NgramRule:
+        return NgramRule(self.n, self.window)
+
+
 class Recipe(_Strict):
     """The schema of ``rtprune.json``; docs/checkpoints.md describes it for people."""
 
@@ -48,11 +59,14 @@ class Recipe(_Strict):
     default_mode: str
     default_prompt: str
     ngram_exempt_tokens: list[str] = []
+    ngram: NgramSpec = NgramSpec()
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
     min_confidence: float | None = Field(default=None, lt=0)
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:
+        if self.ngram.window < self.ngram.n:
+            raise ValueError("ngram: the window must hold one n-gram")
         if self.default_mode not in self.modes:
             raise ValueError(f"default_mode {self.default_mode!r} is not among the modes")
         return self
@@ -82,6 +96,7 @@ UNLIMITED_OCR = Recipe(
     },
     default_mode="gundam",
     default_prompt="document parsing.",
+    ngram=NgramSpec(n=35, window=128),
 )
 
 

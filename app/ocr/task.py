@@ -184,7 +184,7 @@ def new_task(
     prompt = model.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = Rung(mode, options.prune, keep_ratio, settings.ngram)
+    first = Rung(mode, options.prune, keep_ratio, settings.first_ngram(model))
     return PageTask(
         page=page,
         document_id=document_id,

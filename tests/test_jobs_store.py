@@ -1,8 +1,11 @@
 """What the tables of jobs promise, on SQLite and on PostgreSQL."""
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
-from app.jobs.database import migrate_dbos, open_engine
+from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.page_meter import PageMeter
@@ -280,3 +283,23 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
     assert text.encode() not in after
     assert len(after) < len(before) / 2
     client.destroy()
+
+
+@pytest.mark.parametrize("open_one", [open_engine, open_dbos_engine])
+def test_the_time_in_milliseconds_is_known_to_an_old_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_one: Callable[[Settings], sa.Engine]
+) -> None:
+    """Tables are made as DBOS makes them on Python 3.12; before SQLite 3.42 their default would be NULL."""
+    monkeypatch.setattr("app.jobs.database.SUBSEC_SINCE", (99, 0))
+    settings = Settings(data_dir=tmp_path)
+    migrate_dbos(settings)
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as plain:
+        plain.execute("CREATE TABLE t (id INTEGER, at INTEGER NOT NULL DEFAULT (unixepoch('subsec') * 1000))")
+    engine = open_one(settings)
+    with engine.connect() as c:
+        c.exec_driver_sql("INSERT INTO t (id) VALUES (1)")
+        at = c.exec_driver_sql("SELECT at FROM t").scalar_one()
+        now_ms = c.execute(sa.select(sa.func.unixepoch("subsec") * 1000)).scalar_one()
+    engine.dispose()
+    assert abs(at - time.time() * 1000) < 60_000
+    assert abs(now_ms - time.time() * 1000) < 60_000

@@ -104,6 +104,27 @@ def test_the_native_layout_loads(tmp_path: Path, network: Any, writer: str) -> N
         assert torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("kind", ["DeepseekOCR", "deepseek_ocr"])
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_what_the_released_codes_save_pretrained_writes_loads(
+    tmp_path: Path, network: Any, tensors: dict[str, torch.Tensor], kind: str, num_shards: int
+) -> None:
+    positions = {"model.vision_model.embeddings.position_ids": torch.arange(257)[None]}
+    config = original_config() | {"model_type": kind}
+    folder = write_checkpoint(tmp_path, tensors | positions, config=config, num_shards=num_shards)
+    loaded = load_model(folder).network
+    assert all(torch.equal(loaded.get_parameter(name), weight) for name, weight in network.named_parameters())
+
+
+@pytest.mark.parametrize("positions", [torch.arange(1, 258)[None], torch.arange(257), torch.zeros(1, 257)])
+def test_a_buffer_that_is_no_row_of_positions_is_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], positions: torch.Tensor
+) -> None:
+    buffer = {"model.vision_model.embeddings.position_ids": positions}
+    with pytest.raises(CheckpointError, match="position_ids"):
+        load_model(write_checkpoint(tmp_path, tensors | buffer))
+
+
 def test_a_loaded_model_keeps_the_protocol(folder: Path) -> None:
     model: OcrModel = load_model(folder, dtype=torch.bfloat16)
     assert (model.name, model.default_mode, set(model.modes)) == (

@@ -42,6 +42,11 @@ KEEPALIVES = {
 IDLE_IN_TRANSACTION_MS = 5000
 """What a process that was stopped in the middle of a transaction holds locked, the server takes back after
 this: sooner than its lease expires, so that whoever takes over from it is not kept waiting."""
+SUBSEC_SINCE = (3, 42)
+"""Version of SQLite that knows ``unixepoch('subsec')``, by which DBOS asks for the time since Python 3.12.
+
+In an older one, such as Debian 12's, it is NULL: connections get a function of that name there.
+"""
 POOL_SIZE = 10
 PING_AFTER_S = 1.0
 """A connection that was not used for so long is asked whether it still is one: servers restart. One that is
@@ -157,9 +162,18 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
         connection.execute(f"PRAGMA busy_timeout={busy_ms}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA secure_delete=ON")  # the text of a document that is over is to be gone
+        if sqlite3.sqlite_version_info < SUBSEC_SINCE:
+            connection.create_function("unixepoch", -1, _unixepoch)
         # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
         # again, and the next FULL commit takes all before it along.
         connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _unixepoch(*arguments: str) -> float | int:
+    """Give the time as ``unixepoch('subsec')`` does, and without arguments in whole seconds."""
+    if not set(arguments) <= {"now", "subsec", "subsecond"}:
+        raise ValueError("unixepoch is known here for the present time alone")
+    return time.time() if {"subsec", "subsecond"} & set(arguments) else int(time.time())
 
 
 async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

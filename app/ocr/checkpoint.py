@@ -29,6 +29,7 @@ HUB_PATTERNS = [
     "rtprune.json",
 ]
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+POSITION_BUFFER = ".embeddings.position_ids"
 FLOAT_DTYPES = frozenset({"F32", "F16", "BF16"})
 
 LazyTensor = Any
@@ -105,7 +106,7 @@ def open_weights(folder: Path) -> Iterator[dict[str, LazyTensor]]:
     Headers are checked first: every file whole, every indexed key where the index says, no key twice, floats
     only.
     """
-    placed = _weight_map(folder)
+    placed = {key: name for key, name in _weight_map(folder).items() if not _is_position_buffer(key)}
     tensors: dict[str, LazyTensor] = {}
     with ExitStack() as open_files:
         for name in sorted(set(placed.values())) if placed else [SINGLE_FILE]:
@@ -153,11 +154,26 @@ def _open_file(folder: Path, name: str, open_files: ExitStack) -> dict[str, Lazy
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder}: {name} is corrupt or cut short: {error}") from error
     for key, tensor in tensors.items():
-        if tensor.get_dtype() not in FLOAT_DTYPES:
+        if _is_position_buffer(key):
+            _check_positions(folder, key, tensor)
+        elif tensor.get_dtype() not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"{folder}: {key} in {name} has dtype {tensor.get_dtype()}; quantised weights do not load"
             )
-    return tensors
+    return {key: tensor for key, tensor in tensors.items() if not _is_position_buffer(key)}
+
+
+def _is_position_buffer(key: str) -> bool:
+    """Whether a key is the buffer that the released code's ``save_pretrained`` writes beside the weights."""
+    return key.endswith(POSITION_BUFFER)
+
+
+def _check_positions(folder: Path, key: str, tensor: LazyTensor) -> None:
+    """Refuse a buffer that does not count from 0, as the model here does by itself."""
+    shape = tensor.get_shape()
+    is_row = tensor.get_dtype() == "I64" and len(shape) == 2 and shape[0] == 1
+    if not is_row or tensor[:].tolist() != [list(range(shape[1]))]:
+        raise CheckpointError(f"{folder}: {key} is no row of positions from 0")
 
 
 def some(names: list[str], most: int = 5) -> str:

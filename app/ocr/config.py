@@ -31,7 +31,9 @@ FULL = "full_attention"
 SLIDING = "reference_sliding_attention"
 """All image and prompt tokens, and the last ``sliding_window`` generated ones (Unlimited-OCR)."""
 NATIVE_TYPE = "unlimited_ocr"
-ORIGINAL_TYPES = frozenset({"deepseek_vl_v2", "unlimited_ocr", "unlimited-ocr"})
+DEEPSEEK_TYPES = frozenset({"deepseek_vl_v2", "DeepseekOCR", "deepseek_ocr"})
+"""As published, and as the released code's own ``save_pretrained`` writes it."""
+ORIGINAL_TYPES = DEEPSEEK_TYPES | {"unlimited_ocr", "unlimited-ocr"}
 LEGACY_TEXT_FIELDS = frozenset({"first_k_dense_replace", "rope_theta", "rope_scaling"})
 
 
@@ -123,7 +125,7 @@ def read_config(raw: Mapping[str, Any]) -> UnlimitedOcrConfig:
     if kind == NATIVE_TYPE and isinstance(raw.get("text_config"), dict):
         fields_by_part = _native_fields(raw)
     elif kind in ORIGINAL_TYPES and "language_config" in raw:
-        fields_by_part = _translate(raw, sliding=kind != "deepseek_vl_v2")
+        fields_by_part = _translate(raw, sliding=kind not in DEEPSEEK_TYPES)
     else:
         raise CheckpointError(
             f"config.json: model_type {kind!r} is neither DeepSeek-OCR's nor Unlimited-OCR's layout"

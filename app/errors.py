@@ -184,6 +184,10 @@ class Overloaded(ParseError):
 class NotReady(ParseError):
     code, status, retryable, title = "not_ready", 503, True, "The model is not loaded"
 
+    def __init__(self, detail: str = "", retry_after_s: int | None = None, phase: str | None = None) -> None:
+        super().__init__(detail, retry_after_s)
+        self.phase = phase
+
 
 class StorageUnavailable(ParseError):
     code, status, retryable, title = "storage_unavailable", 503, True, "The job store does not answer"

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
@@ -82,6 +82,7 @@ class FakeReader:
     """Keeps the contract of ``PageReader``."""
 
     model_name = "fake"
+    modes: Collection[str] = MODES
 
     def __init__(self) -> None:
         self._ballast: list[bytearray] = []

@@ -1,5 +1,7 @@
 """What a child process needs in order never to outlive its parent."""
 
+import contextlib
+import math
 import os
 import select
 import signal
@@ -10,6 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import app
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+"""Of control groups version 2 and 1."""
 
 
 def keep_files_private() -> None:
@@ -64,6 +70,34 @@ def kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         return
+
+
+def memory_mib() -> float:
+    """Memory of this machine, or of the container around this process if that is less."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20]
+    limits += [limit for limit in map(_mib_in, CGROUP_LIMITS) if limit is not None]
+    return min(limits)
+
+
+def available_mib() -> float:
+    """Memory that a process here could still take without swapping, ``inf`` where nothing tells."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")]
+    for limit_path, used_path in zip(CGROUP_LIMITS, CGROUP_USES, strict=True):
+        limit, used = _mib_in(limit_path), _mib_in(used_path)
+        if limit is not None and used is not None:
+            found.append(limit - used)
+    return min(found)
+
+
+def _mib_in(path: str) -> float | None:
+    """Bytes that a control group's file names, in MiB; ``None`` for no file and for ``max``."""
+    try:
+        return int(Path(path).read_text(encoding="ascii")) / 2**20
+    except (OSError, ValueError):
+        return None
 
 
 def resident_mib(pid: int) -> float | None:

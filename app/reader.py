@@ -1,6 +1,6 @@
 """The seam between the service and whatever reads pages: everything above is tested with a fake."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Protocol
 
 from app.document import Page, Reading, ReadOptions
@@ -41,6 +41,10 @@ class PageReader(Protocol):
 
     @property
     def model_name(self) -> str: ...
+
+    @property
+    def modes(self) -> Collection[str]:
+        """Names of the view layouts that ``ReadOptions.mode`` may name."""
 
     def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
         """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot

@@ -52,7 +52,7 @@ class Service:
         """Who waits for an answer is told at once that nobody reads. Raise ``NotReady``."""
         readiness = self.jobs.readiness
         if not readiness.ready:
-            raise NotReady(readiness.detail)
+            raise NotReady(readiness.detail, phase=readiness.phase)
 
 
 def service_of(request: Request) -> Service:

@@ -69,6 +69,8 @@ class Settings(BaseSettings):
 
     max_running_pages: int = Field(0, ge=0, le=1024)
     """Pages decoded together; 0 chooses 64 on a CPU and 128 on a GPU, or fewer if memory is short."""
+    max_page_tokens: int = Field(8192, ge=256, le=131_072)
+    """Most tokens of a page: visual, prompt and output; on a GPU each page in flight has room for them."""
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
     """Share of the GPU memory free after loading that holds keys and values of running pages."""
     kv_memory_mib: int = Field(1024, ge=1)
@@ -137,8 +139,8 @@ class Settings(BaseSettings):
     max_rasterizer_mib: int = Field(2048, ge=256)
     """Address space of each, and of each poppler process."""
 
-    max_worker_rss_mib: int = Field(16_384, ge=64)
-    """Resident memory at which the worker is restarted."""
+    max_worker_rss_mib: int = Field(0, ge=0)
+    """Resident memory at which the worker is restarted; 0: nine tenths of the machine's or container's."""
     worker_check_s: float = Field(1.0, gt=0)
     """How often the worker's memory and pulse are looked at."""
     worker_silence_s: float = Field(10.0, gt=0)

@@ -27,14 +27,14 @@ from app.jobs.blobs import Blobs
 from app.jobs.caretaker import Caretaker
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
 from app.jobs.journal import Journal
-from app.jobs.leases import Leases, WorkerState
+from app.jobs.leases import HEARTBEAT_S, Leases, WorkerState
 from app.jobs.page_log import PageLog
 from app.jobs.queues import APPLICATION, SERIALIZER
 from app.jobs.reading import BatchReader
 from app.jobs.store import Store
 from app.jobs.wakeups import Wakeups, open_wakeups
 from app.jobs.webhooks import Webhooks
-from app.jobs.workers import UNUSABLE_STATUS
+from app.jobs.workers import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.workflows import Hands, launch, register_queues
 from app.processes import exit_after, keep_files_private, when_orphaned
 from app.rasterizers import Rasterizers
@@ -44,7 +44,11 @@ from app.telemetry import log_to_stderr
 
 logger = logging.getLogger("rtprune.worker")
 
+STARTING = "the worker is being started"
 LOADING = "the model is being loaded"
+DOWNLOAD_LEASE_S = 30.0
+"""How long a download is believed to go on without a word of it."""
+GB = 1e9
 ORPHAN_GRACE_S = 3.0
 EMBEDDED_GRACE_S = 1.0
 """The API has given those who wait their grace before it ends its worker."""
@@ -66,7 +70,11 @@ def open_reader(settings: Settings) -> PageReader:
 
     # an engine that died reads nothing more: end, and leave the pages to the next worker
     reader: PageReader = open_model_reader(
-        settings.model, settings.device, engine_settings(settings), on_death=exit_after(0)
+        settings.model,
+        settings.device,
+        engine_settings(settings),
+        on_death=exit_after(0),
+        max_rss_mib=max_worker_rss_mib(settings),
     )
     return reader
 
@@ -93,7 +101,7 @@ def _migrate(settings: Settings, store: Store) -> None:
 async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups: Wakeups) -> int:
     """Load the model, then work until ``stop``. Gives the exit status."""
     store = await open_store(settings, wakeups)
-    state = WorkerState(worker_id, socket.gethostname(), ready=False, detail=LOADING)
+    state = WorkerState(worker_id, socket.gethostname(), "starting", STARTING)
     leases = Leases(store)
     with tempfile.TemporaryDirectory(prefix="rtprune-") as folder:
         tmp_dir = Path(folder)
@@ -102,10 +110,9 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
             reader = await _load(settings, rasterizers, store, state)
         except Exception as error:  # whatever stops a model from loading: readiness has to say so
             logger.exception("the worker cannot start")
-            detail = (
-                str(error) if isinstance(error, ParseError) else "the model cannot be loaded; see the log"
-            )
-            await asyncio.to_thread(leases.renew, replace(state, detail=detail), settings.max_restart_delay_s)
+            detail = _why(error)
+            failed = replace(state, phase="failed", detail=detail)
+            await asyncio.to_thread(leases.renew, failed, settings.max_restart_delay_s)
             await rasterizers.close()
             return UNUSABLE_STATUS
         try:
@@ -119,13 +126,52 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
     return 0
 
 
+def _why(error: Exception) -> str:
+    """One sentence for readiness; the log has the rest."""
+    if isinstance(error, ParseError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed; reading pages needs: pip install 'rtprune[worker]'"
+    return "the model cannot be loaded; see the log"
+
+
 async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, state: WorkerState) -> PageReader:
     """The rasterizers, started, and the model. The worker is visible meanwhile."""
     await asyncio.to_thread(PageLog(store).bury, state.id)  # one of the same name may have died
-    await asyncio.to_thread(Leases(store).renew, state, settings.worker_load_s)
+    leases = Leases(store)
+    await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
     await rasterizers.start()
+    if settings.reader == "model":
+        settings = await _downloaded(settings, leases, state)
+    loading = replace(state, phase="loading", detail=LOADING)
+    await asyncio.to_thread(leases.renew, loading, settings.worker_load_s)
     # on this thread: models' libraries take it as the one that initialises the device
     return open_reader(settings)
+
+
+async def _downloaded(settings: Settings, leases: Leases, state: WorkerState) -> Settings:
+    """Fetch a checkpoint from the hub, if that is where it is. Readiness shows how far it is.
+
+    Time that this takes is no time of loading: a download may take hours, and resumes where it broke off.
+    """
+    from app.ocr.checkpoint import is_hub_id, locate  # noqa: PLC0415 - not in processes that have no model
+
+    if not is_hub_id(settings.model):
+        return settings
+    sizes = [0, 0]
+
+    def told(here: int, in_all: int) -> None:
+        sizes[:] = [max(sizes[0], here), max(sizes[1], in_all)]
+
+    downloading = asyncio.create_task(asyncio.to_thread(locate, settings.model, told), name="download")
+    while not downloading.done():
+        size = f": {sizes[0] / GB:.2f} of {sizes[1] / GB:.2f} GB" if sizes[1] else ""
+        detail = f"downloading {settings.model}{size}"
+        with contextlib.suppress(StorageUnavailable, StorageFull):
+            now = replace(state, phase="downloading", detail=detail)
+            await asyncio.to_thread(leases.renew, now, DOWNLOAD_LEASE_S)
+        await asyncio.wait({downloading}, timeout=HEARTBEAT_S)
+    return settings.model_copy(update={"model": str(downloading.result())})
 
 
 class _Parts:
@@ -152,7 +198,9 @@ async def _serve(
         application_name=APPLICATION,
         retry_connection_errors=False,
     )
-    ready = replace(state, ready=True, detail="ready", model=parts.reader.model_name)
+    reader = parts.reader
+    modes = tuple(reader.modes)
+    ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
     caretaker = Caretaker(settings, ready, store, blobs, batches, client, wakeups)
     hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), wakeups)
     await asyncio.to_thread(caretaker.resume_own)

@@ -65,6 +65,7 @@ class GatedReader:
     """Keeps the contract of ``PageReader``."""
 
     model_name = "gated"
+    modes = ("tiny",)
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()

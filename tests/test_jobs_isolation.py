@@ -65,6 +65,7 @@ class DeadlyReader:
     """Keeps the contract of ``PageReader``, until a killer is read or an outsider kills."""
 
     model_name = "deadly"
+    modes = ("tiny",)
 
     def __init__(self, journal: MortalJournal, killers: set[int], chance: random.Random) -> None:
         self._journal = journal

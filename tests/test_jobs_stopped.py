@@ -87,7 +87,7 @@ def test_what_a_stopped_process_has_locked_is_taken_from_it(
     database_url = postgres_server.create(f"test_{tmp_path.name}")
     store = open_store(Settings.model_validate({"data_dir": tmp_path, "database_url": database_url}))
     job_id = accept(store, new_job(1))
-    Leases(store).renew(WorkerState("stopped", "here", ready=True, detail="ready"), lease_s=0.0)
+    Leases(store).renew(WorkerState("stopped", "here", "ready", "ready"), lease_s=0.0)
     script = STOPPED_IN_A_TRANSACTION.format(opened=opened)
     process = subprocess.Popen([sys.executable, "-c", script, database_url], cwd=ROOT)
     try:

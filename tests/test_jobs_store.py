@@ -217,14 +217,14 @@ def expire_lease(store: Store, worker_id: str) -> None:
 def test_one_of_many_takes_over_an_expired_lease(store: Store) -> None:
     leases = Leases(store)
     for name in ("slow", "a", "b"):
-        leases.renew(WorkerState(name, "here", ready=True, detail="ready"))
+        leases.renew(WorkerState(name, "here", "ready", "ready"))
     assert leases.claim_expired("a") is None
     expire_lease(store, "slow")
     with ThreadPoolExecutor(2) as pool:
         claims = list(pool.map(leases.claim_expired, ["a", "b"]))
     assert sorted(map(str, claims)) == ["None", "slow"]
     leases.forget("slow")
-    leases.renew(WorkerState("slow", "here", ready=True, detail="ready"))
+    leases.renew(WorkerState("slow", "here", "ready", "ready"))
     assert {worker.id for worker in leases.alive()} == {"slow", "a", "b"}, "it was only slow"
     expire_lease(store, "a")
     assert leases.claim_expired("a") is None, "nobody takes over from itself"

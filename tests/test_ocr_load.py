@@ -1,6 +1,7 @@
 """Loading: both layouts give the network they were written from, and nothing else ever loads."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -26,11 +27,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
+from app.errors import NotReady
 from app.ocr import checkpoint, deepseek
-from app.ocr.checkpoint import CheckpointError
+from app.ocr.checkpoint import CheckpointError, locate
 from app.ocr.config import read_config
 from app.ocr.deepseek import UNUSED_KEYS, load_model
 from app.ocr.model import OcrModel
+from app.ocr.reader import require_memory
 from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR, ModeSpec, Recipe
 
 DEEPSEEK = shared_folder() / "deepseek-ocr"
@@ -252,6 +255,38 @@ def load_offline(hub_ids: list[str], cache: Path) -> str:
         command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
     )
     return done.stdout
+
+
+def test_a_download_tells_how_many_bytes_have_come(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def download(repository: str, *, tqdm_class: Any, **_: Any) -> str:
+        files, transfer = tqdm_class(total=3, unit="it"), tqdm_class(total=0, unit="B")
+        for size in (100, 50):
+            transfer.total += size
+            transfer.update(size)
+            files.update(1)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    told: list[tuple[int, int]] = []
+    assert locate("owner/name", lambda here, in_all: told.append((here, in_all))) == folder
+    assert told == [(100, 100), (150, 150)]
+    assert "B/s" not in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(folder: Path) -> None:
+    require_memory(folder, "cpu", math.inf)
+    with pytest.raises(NotReady, match=r"GiB of memory.*RTPRUNE_MAX_WORKER_RSS_MIB.*GPU"):
+        require_memory(folder, "cpu", 500.0)
+
+
+def test_weights_that_the_machine_has_no_room_for_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.ocr.reader.available_mib", lambda: 500.0)
+    with pytest.raises(NotReady, match="this machine has free"):
+        require_memory(folder, "cpu", math.inf)
 
 
 def test_offline_a_hub_id_must_be_in_the_cache(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -36,7 +36,7 @@ class FakeWorker:
     async def run(self, jobs: Jobs) -> None:
         while True:
             try:
-                jobs.leases.renew(WorkerState("w", "here", ready=True, detail="ready", model="fake"))
+                jobs.leases.renew(WorkerState("w", "here", "ready", "ready", model="fake"))
                 for job in jobs.store.listed(CLIENT, "queued", None, 10):
                     assert jobs.store.begin(job.id) is not None
                     PageLog(jobs.store).write(

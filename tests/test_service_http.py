@@ -207,3 +207,16 @@ def test_the_api_process_has_no_model_code(server: Server) -> None:
     maps = Path(f"/proc/{server.process.pid}/maps").read_text()
     assert "pydantic_core" in maps
     assert "torch" not in maps
+
+
+def test_a_mode_that_the_model_does_not_have_is_refused_at_once(server: Server) -> None:
+    assert server.http.get("/readyz").json() == {
+        "status": "ready",
+        "phase": "ready",
+        "model": "fake",
+        "modes": ["base", "large", "small", "tiny"],
+    }
+    for address in ("/v1/jobs", "/v1/parse"):
+        answer = server.http.post(address, files={"file": image_bytes()}, data={"mode": "huge"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
+        assert "base, large, small, tiny" in answer.json()["detail"]

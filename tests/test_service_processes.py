@@ -199,6 +199,7 @@ def test_without_poppler_the_service_says_so(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     with serving(tmp_path, reader="model", model=str(tmp_path / "none")) as server:
         eventually(lambda: "cannot be loaded" in server.http.get("/readyz").json()["detail"])
+        assert server.http.get("/readyz").json()["phase"] == "failed"
         assert server.http.get("/readyz").status_code == 503
         assert server.http.get("/livez").status_code == 200
 

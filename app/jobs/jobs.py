@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.document import ParsedDocument, ParseOptions, Status
 from app.errors import (
+    BadOption,
     Expired,
     JobCancelled,
     NotFinished,
@@ -68,7 +69,7 @@ class Jobs:
         self._limits = Limits(
             settings.max_queued_pages, settings.max_jobs_per_client, settings.result_lifetime_s
         )
-        self._readiness = Readiness(ready=False, detail="the model is being loaded")
+        self._readiness = Readiness("starting", "the worker is being started")
         self._decided = asyncio.Condition()
         self._heard_at = time.monotonic()
         self._is_stale = True
@@ -112,7 +113,7 @@ class Jobs:
     async def wait_ready(self) -> Readiness:
         """The readiness once it is decided: ready, or said by a worker to be impossible."""
         async with self._decided:
-            await self._decided.wait_for(lambda: self._readiness.ready or self._readiness.final)
+            await self._decided.wait_for(lambda: self._readiness.decided)
         return self._readiness
 
     # --- acceptance
@@ -126,6 +127,7 @@ class Jobs:
 
         Raise what is wrong with the document, or ``QueueFull``, ``TooManyJobs``, ``IdempotencyConflict``.
         """
+        self._check_mode(options)
         pages = options.pages.within(await self._num_pages(source))
         num_pages = sum(map(len, pages))
         if num_pages > self._settings.max_pages:
@@ -133,6 +135,12 @@ class Jobs:
                 f"{num_pages} pages are too many, at most {self._settings.max_pages} are read at once"
             )
         return await asyncio.to_thread(self._accept, source, options, pages, wish)
+
+    def _check_mode(self, options: ParseOptions) -> None:
+        """Raise ``BadOption`` for a mode that no model here has, as far as a worker has told its model's."""
+        mode, modes = options.read.mode, self._readiness.modes
+        if mode is not None and modes and mode not in modes:
+            raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
 
     async def _num_pages(self, source: Source) -> int:
         if source.format not in {"PDF", "TIFF"}:
@@ -242,7 +250,7 @@ class Jobs:
                 # also when tables are missing for a moment, as while a database is restored
                 if time.monotonic() - self._heard_at > READINESS_TOLERANCE_S:
                     detail = "the database of jobs does not answer"
-                    self._readiness = Readiness(False, detail, self._readiness.model)
+                    self._readiness = Readiness("starting", detail, self._readiness.model)
                 await asyncio.sleep(STORAGE_RETRY_S)
 
     async def _look(self) -> None:
@@ -265,13 +273,18 @@ class Jobs:
             self._decided.notify_all()
 
     def _readiness_of(self, workers: list[WorkerState]) -> Readiness:
+        """That of the worker that is farthest; one that failed counts before those that are on their way."""
         ready = [worker for worker in workers if worker.ready]
         if ready:
-            return Readiness(True, "ready", ready[0].model)
-        again = "the model is being loaded again" if self._readiness.model else "the model is being loaded"
-        said = [worker for worker in workers if worker.detail != LOADING]
-        detail = said[0].detail if said else again
-        return Readiness(False, detail, self._readiness.model, final=bool(said))
+            modes = frozenset(mode for worker in ready for mode in worker.modes)
+            return Readiness("ready", "ready", ready[0].model, modes)
+        before = self._readiness
+        for phase in ("failed", "loading", "downloading"):
+            for worker in workers:
+                if worker.phase == phase:
+                    again = " again" if before.model and phase == "loading" else ""
+                    return Readiness(worker.phase, worker.detail + again, before.model, before.modes)
+        return Readiness("starting", "the worker is being started", before.model, before.modes)
 
     async def _connect(self) -> None:
         """Tables and client, as soon as the database answers: the API starts without it."""
@@ -296,9 +309,6 @@ class Jobs:
                 retry_connection_errors=False,
                 lazy=True,
             )
-
-
-LOADING = "the model is being loaded"
 
 
 def _log_if_failed(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ lease expired takes over the work that was claimed under it. A worker that was o
 renews, and what it still writes is ignored where another was faster.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 from dbos import DBOSClient
 
 from app.jobs.job import OPEN, Job
+from app.jobs.outcome import Phase
 from app.jobs.store import Store
 from app.jobs.tables import attempts, jobs, now, pages, workers
 
@@ -26,13 +28,18 @@ EXPIRY_BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker says of itself."""
+    """What a worker says of itself. ``modes``: view layouts that its model has, once it is loaded."""
 
     id: str
     host: str
-    ready: bool
+    phase: Phase
     detail: str
     model: str = ""
+    modes: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        return self.phase == "ready"
 
 
 class Leases:
@@ -47,8 +54,10 @@ class Leases:
             row = {
                 "host": worker.host,
                 "ready": worker.ready,
+                "phase": worker.phase,
                 "detail": worker.detail,
                 "model": worker.model,
+                "modes": json.dumps(worker.modes),
                 "expires_at": now(c) + lease_s,
             }
             insert = self._store.insert(workers).values(id=worker.id, **row)
@@ -57,12 +66,16 @@ class Leases:
     def expire(self, worker_id: str) -> None:
         """Give the lease up: others need not wait for what this worker had."""
         with self._store.writing() as c:
-            c.execute(sa.update(workers).where(workers.c.id == worker_id).values(ready=False, expires_at=0.0))
+            gone = {"ready": False, "phase": "starting", "expires_at": 0.0}
+            c.execute(sa.update(workers).where(workers.c.id == worker_id).values(**gone))
 
     def alive(self) -> list[WorkerState]:
         with self._store.reading() as c:
             rows = c.execute(sa.select(workers).where(workers.c.expires_at > now(c))).all()
-        return [WorkerState(row.id, row.host, row.ready, row.detail, row.model) for row in rows]
+        return [
+            WorkerState(row.id, row.host, row.phase, row.detail, row.model, tuple(json.loads(row.modes)))
+            for row in rows
+        ]
 
     def state(self, worker_id: str) -> WorkerState | None:
         """What a worker says, ``None`` while it holds no lease."""

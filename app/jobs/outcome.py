@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 from app.document import ParsedDocument
 from app.errors import DocumentFailed, ParseError
@@ -9,17 +10,30 @@ from app.errors import DocumentFailed, ParseError
 MAX_FAILURES_NAMED = 5
 
 
+Phase = Literal["starting", "downloading", "loading", "ready", "failed"]
+"""How far a worker is. ``failed``: its model cannot be loaded, and waiting alone will not help."""
+
+
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether pages can be read now; if not, why. ``model`` is the last one that was loaded.
 
-    ``final``: a worker has said why it cannot, so that waiting alone will not help.
+    ``modes``: view layouts of the models that are loaded.
     """
 
-    ready: bool
+    phase: Phase
     detail: str
     model: str = ""
-    final: bool = False
+    modes: frozenset[str] = frozenset()
+
+    @property
+    def ready(self) -> bool:
+        return self.phase == "ready"
+
+    @property
+    def decided(self) -> bool:
+        """Nothing will change by waiting: pages can be read, or a worker has said why they cannot."""
+        return self.phase in {"ready", "failed"}
 
 
 def raise_if_unread(document: ParsedDocument) -> None:

@@ -74,18 +74,28 @@ workers = sa.Table(
     sa.Column("ready", sa.Boolean, nullable=False),
     sa.Column("detail", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
+    sa.Column("modes", sa.Text, nullable=False, default="[]", server_default="[]"),
+    sa.Column("phase", sa.Text, nullable=False, default="starting", server_default="starting"),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
+
+
+ADDED_COLUMNS = (
+    (jobs, jobs.c.num_incomplete),
+    (workers, workers.c.modes),
+    (workers, workers.c.phase),
+)
+"""Since the first release of their tables; each has a default for the rows that are there."""
 
 
 def create_or_upgrade(connection: sa.Connection) -> None:
     """Create tables that are missing, and columns that an earlier release did not have."""
     metadata.create_all(connection)
-    there = {column["name"] for column in sa.inspect(connection).get_columns(jobs.name)}
-    added = jobs.c.num_incomplete
-    if added.name not in there:
-        spec = sa.schema.CreateColumn(added).compile(dialect=connection.dialect)
-        connection.execute(sa.text(f"ALTER TABLE {jobs.name} ADD COLUMN {spec}"))
+    for table, added in ADDED_COLUMNS:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        if added.name not in there:
+            spec = sa.schema.CreateColumn(added).compile(dialect=connection.dialect)
+            connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {spec}"))
 
 
 def now(connection: sa.Connection) -> float:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from app.errors import StorageFull, StorageUnavailable
 from app.jobs.leases import Leases
+from app.jobs.outcome import Phase
 from app.jobs.wakeups import Wakeups
-from app.processes import child_environment, kill_group, python_module, resident_mib
+from app.processes import child_environment, kill_group, memory_mib, python_module, resident_mib
 from app.settings import Settings
 from app.telemetry import Metrics
 
@@ -23,8 +24,15 @@ FIRST_RESTART_DELAY_S = 0.2
 STEADY_S = 10.0
 """A worker that lived for this long starts again without growing delay."""
 CLOSE_GRACE_S = 5.0
+WORKER_SHARE = 0.9
+"""Of the machine's memory, where no limit is set."""
 UNUSABLE_STATUS = 3
 """Exit status of a worker whose model cannot be loaded; it has said why in its lease."""
+
+
+def max_worker_rss_mib(settings: Settings) -> float:
+    """Give the resident memory, in MiB, over which a worker is restarted."""
+    return settings.max_worker_rss_mib or WORKER_SHARE * memory_mib()
 
 
 class Supervisor:
@@ -128,9 +136,13 @@ class Supervisor:
         was_ready = False
         while True:
             await asyncio.sleep(self._settings.worker_check_s)
-            with contextlib.suppress(StorageUnavailable, StorageFull):
-                was_ready = was_ready or await self._is_ready()
             now = asyncio.get_running_loop().time()
+            if not was_ready:
+                with contextlib.suppress(StorageUnavailable, StorageFull):
+                    phase = await self._phase()
+                    was_ready = phase == "ready"
+                    if phase == "downloading":  # while it says so: a download that hangs lets its lease go
+                        started_at = now
             # beats, not the lease: a disk that is full keeps that from being renewed, and no restart helps
             heard_at = max(started_at, self._wakeups.heard_at) if was_ready else started_at
             complaint = self._complaint(process.pid, now - heard_at, was_ready=was_ready)
@@ -139,14 +151,15 @@ class Supervisor:
                 kill_group(process.pid)
                 return
 
-    async def _is_ready(self) -> bool:
+    async def _phase(self) -> Phase | None:
         state = await asyncio.to_thread(self._leases.state, self._worker_id)
-        return state is not None and state.ready
+        return None if state is None else state.phase
 
     def _complaint(self, pid: int, silent_s: float, *, was_ready: bool) -> str | None:
         rss_mib = resident_mib(pid)
-        if rss_mib is not None and rss_mib > self._settings.max_worker_rss_mib:
-            return f"it uses {rss_mib:.0f} MiB, the limit is {self._settings.max_worker_rss_mib}"
+        limit_mib = max_worker_rss_mib(self._settings)
+        if rss_mib is not None and rss_mib > limit_mib:
+            return f"it uses {rss_mib:.0f} MiB, the limit is {limit_mib:.0f}"
         if not was_ready and silent_s > self._settings.worker_load_s:
             return "the model takes too long to load"
         if was_ready and silent_s > self._settings.worker_silence_s:

@@ -4,9 +4,10 @@ Weights are read from safetensors alone, by this module: a folder is data, and n
 unpickled or followed to another place.
 """
 
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
 
 POCKET = "pocket"
 SINGLE_FILE = "model.safetensors"
@@ -41,7 +43,17 @@ class CheckpointError(Exception):
     operator."""
 
 
-def locate(path_or_id: str | Path) -> Path:
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are here and the bytes in all, as far as they are known."""
+
+
+def is_hub_id(path_or_id: str | Path) -> bool:
+    """Tell whether ``locate`` would ask the hub for it, or the hub's cache on this machine."""
+    is_here = path_or_id == POCKET or Path(path_or_id).is_dir()
+    return not is_here and isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id) is not None
+
+
+def locate(path_or_id: str | Path, progress: Progress | None = None) -> Path:
     """``"pocket"``, a folder, or a hub id ``owner/name`` or ``owner/name@revision`` -> the folder on this
     machine.
 
@@ -56,16 +68,42 @@ def locate(path_or_id: str | Path) -> Path:
     folder = Path(path_or_id)
     if folder.is_dir():
         return folder
-    if isinstance(path_or_id, str) and HUB_ID.fullmatch(path_or_id):
-        return _download(path_or_id)
+    if is_hub_id(path_or_id):
+        return _download(str(path_or_id), progress)
     raise CheckpointError(f"{path_or_id}: neither a folder, nor a hub id like owner/name, nor {POCKET!r}")
 
 
-def _download(hub_id: str) -> Path:
+class _NullFile(io.StringIO):
+    """Takes what a progress bar draws."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+def _bar_that_tells(progress: Progress) -> type[tqdm]:
+    """A progress bar that draws nothing and tells how many bytes have come."""
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": False, "file": _NullFile()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            updated: bool | None = super().update(n)
+            if self.unit == "B":  # others count files
+                progress(int(self.n), int(self.total or 0))
+            return updated
+
+    return Bar
+
+
+def _download(hub_id: str, progress: Progress | None) -> Path:
     repository, _, revision = hub_id.partition("@")
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=HUB_PATTERNS
+            repository,
+            revision=revision or None,
+            allow_patterns=HUB_PATTERNS,
+            tqdm_class=None if progress is None else _bar_that_tells(progress),
         )
     except LocalEntryNotFoundError as error:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE

@@ -285,11 +285,14 @@ def _supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.d
         raise ValueError(f"device must be cpu or cuda, got {device}")
     if dtype is not None and dtype not in choices:
         raise ValueError(f"dtype on {device.type} must be {' or '.join(map(str, choices))}, got {dtype}")
-    if dtype is not None:
-        return dtype
+    return default_dtype(device) if dtype is None else dtype
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What weights are computed in on a device unless the caller says otherwise."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
-    return choices[0]
+    return DTYPES[device.type][0]
 
 
 def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, recipe: Recipe) -> OcrTokenizer:

@@ -11,7 +11,7 @@ If that thread dies, every page fails and so does every later ``submit``: nobody
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -77,6 +77,10 @@ class Engine:
     @property
     def model_name(self) -> str:
         return self._model.name
+
+    @property
+    def modes(self) -> Collection[str]:
+        return self._model.modes
 
     @property
     def failure(self) -> str | None:

@@ -1,15 +1,25 @@
 """A checkpoint's name -> a reader of pages: what the worker and the benchmarks open."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from app.ocr.deepseek import load_model
+from app.errors import NotReady
+from app.ocr.checkpoint import locate, open_weights
+from app.ocr.deepseek import default_dtype, load_model
 from app.ocr.engine import Engine
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.model import has_regions
 from app.ocr.regions.reader import RegionReader
+from app.processes import available_mib
 from app.settings import Settings
+
+LOADING_SHARE = 1.1
+"""Memory while weights are loaded, in sizes of the weights: some are joined on the way."""
+ROOM_MIB = 1200
+"""For the libraries, pages and their keys and values."""
 
 
 def open_reader(
@@ -17,12 +27,15 @@ def open_reader(
     device: str = "auto",
     settings: EngineSettings | None = None,
     on_death: Callable[[], None] | None = None,
+    max_rss_mib: float = math.inf,
 ) -> Engine | RegionReader:
     """Load the checkpoint and start its engine on ``device``; ``auto`` takes a GPU where there is one.
 
-    ``on_death``: see ``Engine``. Raises ``CheckpointError`` for a folder that cannot be used.
+    ``on_death``: see ``Engine``. ``max_rss_mib``: resident memory at which this process would be ended.
+    Raises ``CheckpointError`` for a folder that cannot be used, ``NotReady`` for weights that do not fit.
     """
     device = resolve_device(device)
+    require_memory(locate(checkpoint), device, max_rss_mib)
     if device.startswith("cuda"):
         # pages are prepared in threads of their own, which would each start as many again as there are cores
         torch.set_num_threads(1)
@@ -31,6 +44,27 @@ def open_reader(
     if has_regions(model):
         return RegionReader(engine, model)
     return engine
+
+
+def require_memory(folder: Path, device: str, max_rss_mib: float) -> None:
+    """Refuse weights that do not fit this machine, before any is read. Raise ``NotReady``.
+
+    Otherwise the kernel or the supervisor ends the process while it loads, again and again.
+    """
+    with open_weights(folder) as tensors:
+        num_values = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
+    bytes_each = default_dtype(torch.device(device)).itemsize
+    needed_mib = num_values * bytes_each * LOADING_SHARE / 2**20 + ROOM_MIB
+    for mib, what in (
+        (max_rss_mib, "the worker may use (RTPRUNE_MAX_WORKER_RSS_MIB)"),
+        (available_mib(), "this machine has free"),
+    ):
+        if needed_mib > mib:
+            raise NotReady(
+                f"the checkpoint needs {needed_mib / 1024:.1f} GiB of memory on {device}, and "
+                f"{mib / 1024:.1f} GiB are what {what}: take a machine with more memory, a GPU "
+                "(RTPRUNE_DEVICE=cuda), which halves it, or a smaller checkpoint (RTPRUNE_MODEL=pocket)"
+            )
 
 
 def resolve_device(device: str) -> str:
@@ -45,12 +79,14 @@ def engine_settings(settings: Settings) -> EngineSettings:
         return EngineSettings(
             max_running_pages=settings.max_running_pages or 64,
             kv_memory_mib=settings.kv_memory_mib,
-            max_page_tokens=8192,  # small checkpoints write a token for each character
-            max_output_tokens=8192,
+            max_page_tokens=settings.max_page_tokens,
+            max_output_tokens=settings.max_output_tokens,
         )
     return EngineSettings(
         max_running_pages=settings.max_running_pages or 128,
         kv_memory_mib=None,
+        max_page_tokens=settings.max_page_tokens,
+        max_output_tokens=settings.max_output_tokens,
         kv_memory_share=settings.kv_memory_share,
         max_encode_pages=32,
         max_prefill_tokens=16_384,

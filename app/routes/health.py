@@ -23,7 +23,9 @@ class Live(BaseModel):
 
 class ReadyShape(BaseModel):
     status: Literal["ready"] = "ready"
+    phase: Literal["ready"] = "ready"
     model: str
+    modes: list[str]
 
 
 DOCS_PAGE = """<!doctype html>
@@ -53,8 +55,8 @@ async def livez() -> Live:
 async def readyz(request: Request) -> ReadyShape:
     readiness = service_of(request).jobs.readiness
     if not readiness.ready:
-        raise NotReady(readiness.detail)
-    return ReadyShape(model=readiness.model)
+        raise NotReady(readiness.detail, phase=readiness.phase)
+    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes))
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)

@@ -1,6 +1,6 @@
 """RFC 9457 problems."""
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.errors import ParseError
 
@@ -15,6 +15,11 @@ class Problem(BaseModel):
     instance: str
     code: str
     retryable: bool
+    phase: str | None = Field(
+        None,
+        exclude_if=lambda phase: phase is None,
+        description="Of not_ready: starting, downloading, loading or failed.",
+    )
 
     @classmethod
     def of(cls, error: ParseError, request_id: str) -> "Problem":
@@ -26,4 +31,5 @@ class Problem(BaseModel):
             instance=f"urn:rtprune:request:{request_id}",
             code=error.code,
             retryable=error.retryable,
+            phase=getattr(error, "phase", None),
         )

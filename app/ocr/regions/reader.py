@@ -5,7 +5,7 @@ text together. The engine sees views of many pages and documents, as it sees pag
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -48,6 +48,10 @@ class RegionReader:
     @property
     def model_name(self) -> str:
         return self._engine.model_name
+
+    @property
+    def modes(self) -> Collection[str]:
+        return self._engine.modes
 
     @property
     def failure(self) -> str | None:

@@ -32,17 +32,16 @@ MAX_HEIGHT = 0.08
 MAX_WIDTH = 0.35
 """Of the page's width, that letters which touch are wide."""
 RULE_PX = 2
-"""Thickness of a rule; what is thin and long is no letter."""
-MIN_LEVEL_RULE_PX = 12
+"""Thickness of a rule or a dash: no letter is lower, and none as narrow is ``MIN_UPRIGHT_RULE_PX`` high."""
 MIN_UPRIGHT_RULE_PX = 24
 MIN_AREA_SIDE_PX = 14
 """Sides of a frame or a solid area. Letters fill more than ``FRAME_FILL`` and less than ``SOLID_FILL``."""
 FRAME_FILL = 0.15
-SOLID_FILL = 0.8
+SOLID_FILL = 0.75
 MARGIN = 6
 """Thousandths of the page by which what was read reaches beyond its box."""
-MIN_PIECES = 4
-"""Of print, on a page that is not blank."""
+MIN_PIECES = 2
+"""Of print, on a page that is not blank: one alone is a stain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +113,7 @@ def _are_letters(
     fill = ink / (width * height)
     is_speck = (np.maximum(width, height) < MIN_PIECE_PX) | (ink < MIN_PIECE_AREA_PX)
     is_large = (height > MAX_HEIGHT * max(shape)) | (width > MAX_WIDTH * page_width)
-    is_rule = (height <= RULE_PX) & (width > MIN_LEVEL_RULE_PX)
-    is_rule |= (width <= RULE_PX) & (height > MIN_UPRIGHT_RULE_PX)
+    is_rule = (height <= RULE_PX) | ((width <= RULE_PX) & (height > MIN_UPRIGHT_RULE_PX))
     is_area = (np.minimum(width, height) >= MIN_AREA_SIDE_PX) & ((fill < FRAME_FILL) | (fill > SOLID_FILL))
     touches_edge = (boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2:] == (page_width, page_height)).any(axis=1)
     are_letters: npt.NDArray[np.bool_] = ~(is_speck | is_large | is_rule | is_area | touches_edge)

@@ -88,7 +88,6 @@ class ReadPage:
     kind: str
     name: str
     missing: float
-    character_error: float
     evidence: Evidence
     confidence: float
     finish_reason: str
@@ -129,7 +128,6 @@ async def read_pages(checkpoint: str, device: str, kinds: Sequence[Kind]) -> lis
             kind.name,
             sample.name,
             1 - float(scores["words_read"]),
-            float(scores["character_error_rate"]),
             stream.evidence,
             reading.confidence,
             reading.finish_reason,

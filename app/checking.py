@@ -18,7 +18,7 @@ MAX_UNREAD_INK = 0.1
 """Share of a page's print that may be outside what was read: a logo, a stamp, a signature."""
 MIN_LAYER_WORDS = 10
 """Fewer say nothing of a page: a stamp, a page number."""
-MIN_LAYER_RECALL = 0.7
+MIN_LAYER_RECALL = 0.75
 LOCATED_SHARE = 0.5
 """Of the text, that stands in blocks of a page whose model said where it read."""
 WORD = re.compile(r"[^\W_]+")

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.document import Attempt, FinishReason, Reading, TokenCounts
-from app.ocr.regions.whole import NOISE_RISK, ViewReading, evidence_of, mean_confidence, whole_reading
+from app.ocr.regions.whole import (
+    NOISE_RISK,
+    ViewReading,
+    confidence_of_print,
+    confidence_of_tokens,
+    evidence_of,
+    whole_reading,
+)
 from app.ocr.risk import UNCALIBRATED, Evidence, RiskCurve
 
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
@@ -68,7 +75,8 @@ def test_noise_adds_its_share_to_the_risk_and_not_its_tokens() -> None:
     risk = UNCALIBRATED.risk(evidence_of([*good, noise]))
     assert risk == pytest.approx(0.1, abs=0.01)
     assert UNCALIBRATED.risk(evidence_of([noise])) == 1
-    assert mean_confidence([*good, noise]) < mean_confidence(good), "confidence is of all tokens"
+    assert confidence_of_tokens([*good, noise]) < -0.5, "confidence is of all tokens"
+    assert confidence_of_print([*good, noise]) > -0.3, "a rambling view says little of how a page lies"
 
 
 @given(st.lists(st.floats(-30, 0), max_size=40), st.floats(0.01, 5), st.floats(0.2, 8))

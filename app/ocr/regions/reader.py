@@ -19,7 +19,7 @@ from app.ocr.model import OcrModel
 from app.ocr.regions.composed import FARTHEST, page_text, turned_back
 from app.ocr.regions.page import CutPage, cut_page
 from app.ocr.regions.views import LineView, line_text
-from app.ocr.regions.whole import STOPPED, ViewReading, evidence_of, mean_confidence, whole_reading
+from app.ocr.regions.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
 from app.ocr.risk import Evidence, RiskCurve
 
 GROUNDING = "<|grounding|>"
@@ -181,7 +181,7 @@ class RegionStream:
         count = min(PROBES, len(cut.views))
         views = [_Shown.of(cut.views[number * len(cut.views) // count]) for number in range(count)]
         readings = await self._readings(views, options) or []
-        return mean_confidence(readings) if readings else -math.inf
+        return confidence_of_print(readings) if readings else -math.inf
 
     async def _readings(
         self, views: Sequence[_Shown], options: ReadOptions, *, doubts: bool = False
@@ -198,7 +198,7 @@ class RegionStream:
                     at = number - MAX_WAITING
                     reading = await streams[at].result()
                     readings.append(ViewReading(reading, streams[at].evidence.logprobs, views[at].num_rows))
-                    if doubts and len(readings) == probes and mean_confidence(readings) < DOUBT:
+                    if doubts and len(readings) == probes and confidence_of_print(readings) < DOUBT:
                         _cancel(streams)
                         return None
             return readings

@@ -36,8 +36,14 @@ class ViewReading:
         return self.reading.finish_reason == "low_confidence"
 
 
-def mean_confidence(views: Sequence[ViewReading]) -> float:
-    """By tokens."""
+def confidence_of_print(views: Sequence[ViewReading]) -> float:
+    """Mean by rows of print: one view in which the model rambled is no more than another."""
+    num_rows = sum(view.num_rows for view in views)
+    return sum(view.reading.confidence * view.num_rows for view in views) / max(1, num_rows)
+
+
+def confidence_of_tokens(views: Sequence[ViewReading]) -> float:
+    """Mean by tokens, those of noise too."""
     weights = [max(1, len(view.logprobs)) for view in views]
     return sum(view.reading.confidence * w for view, w in zip(views, weights, strict=True)) / sum(weights)
 
@@ -75,7 +81,7 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
     return Reading(
         text=text,
         finish_reason=page_end(views, risk),
-        confidence=mean_confidence(views),
+        confidence=confidence_of_tokens(views),
         mode=readings[0].mode,
         tokens=counts,
         timing_ms=times,

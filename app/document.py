@@ -44,7 +44,7 @@ class PageWarning:
 FINISH_WARNINGS: Mapping[FinishReason, PageWarning] = {
     "length": PageWarning("length", "The text was cut off at the limit of output tokens."),
     "loop": PageWarning("loop", "The model repeated itself; the text ends where the repetition began."),
-    "low_confidence": PageWarning("low_confidence", "The model was guessing; what it guessed is left out."),
+    "low_confidence": PageWarning("low_confidence", "The model was guessing; what is noise is left out."),
     "deadline": PageWarning("deadline", "The page's time ran out; the text ends where it had come to."),
 }
 """Said of every page that was not read to its end."""
@@ -193,6 +193,8 @@ class Reading:
     risk: float = 0.0
     """In [0, 1]: how likely the text is wrong in many places, from a low quantile of token probabilities."""
     attempts: tuple[Attempt, ...] = ()
+    left_out: tuple[tuple[int, int, int, int], ...] = ()
+    """Boxes, as a ``Block``'s, of print that the reader saw and has no text of, or not all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneratio
 
 from app.ocr.loops import NgramRule
 from app.ocr.model import Mode, PageViews
+from app.ocr.risk import UNCALIBRATED, RiskCurve
 from benchmarks.report import ROOT
 from rtprune import VisualTokens
 
@@ -68,6 +69,7 @@ class SyntheticOcr:
         self.ngram: NgramRule = NgramRule()
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
+        self.risk_curve: RiskCurve = UNCALIBRATED
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

@@ -15,6 +15,7 @@ from app.ocr.engine_settings import EngineSettings
 from app.ocr.loops import NgramRule
 from app.ocr.model import Mode, PageViews
 from app.ocr.page_loop import PageLoop
+from app.ocr.risk import UNCALIBRATED, RiskCurve
 from app.ocr.task import PageTask, new_task
 from rtprune import VisualTokens
 
@@ -93,6 +94,7 @@ class FakeOcr:
     ngram: NgramRule = field(default_factory=NgramRule)
     strict_ngram_n: int = 2
     min_confidence: float | None = None
+    risk_curve: RiskCurve = UNCALIBRATED
 
     def __post_init__(self) -> None:
         weights = self.network.lm_head.weight

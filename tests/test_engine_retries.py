@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.document import ReadOptions
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import Mode, PageViews
+from app.ocr.risk import Evidence
 from rtprune import VisualTokens
 
 LADDER = limits(loops=LoopRule(), strict_ngram=NgramRule(900, 950), max_attempts=4, max_page_tokens=1000)
@@ -177,3 +178,28 @@ def test_a_retry_that_fails_leaves_what_was_read_before() -> None:
     reading = task.done.result()
     assert reading.finish_reason == "loop"
     assert len(ids_of(reading.text)) == 40
+
+
+def test_a_short_page_of_noise_ends_without_it() -> None:
+    """It is over before a stretch is complete, and what it says is as little worth."""
+    model = FakeOcr(random_network(), eos_id=-1)
+    bench = Bench(model, limits(max_page_tokens=400, max_output_tokens=20, max_attempts=4))
+    reasons = []
+    for model.min_confidence in (None, -100.0, -1e-9):
+        task = bench.read(0, ReadOptions(keep_ratio=0.5))
+        bench.finish(task)
+        reading = task.done.result()
+        reasons.append(reading.finish_reason)
+        assert (reading.text == "") == (reading.finish_reason == "low_confidence")
+        assert reading.risk > 0, "of all that was read"
+    assert reasons == ["length", "length", "low_confidence"]
+
+
+def test_risk_is_told_from_the_tokens_of_the_text() -> None:
+    bench = Bench(FakeOcr(random_network(), eos_id=-1), limits(max_page_tokens=400, max_output_tokens=30))
+    task = bench.read(0, ReadOptions(prune="none"))
+    bench.finish(task)
+    reading, logprobs = task.done.result(), task.best().logprobs
+    assert len(logprobs) == reading.tokens.output == 30
+    assert sum(logprobs) / 30 == pytest.approx(reading.confidence, abs=1e-4)
+    assert reading.risk == task.risk_curve.risk(Evidence(logprobs))

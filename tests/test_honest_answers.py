@@ -1,5 +1,6 @@
 """A page that was not read to its end is no plain success, whichever way one asks."""
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from jobs_client import Client
 from service_client import A4, ROOT, Server, image_bytes, pdf_bytes, serving
+from test_coverage import printed
 
 from app.document import PageResult, PageWarning, ParsedDocument
 from app.jobs.database import open_engine
@@ -48,6 +50,23 @@ def test_headers_name_status_and_pages(service: Server, media_type: str) -> None
     assert answer.headers["rtprune-status"] == "partial"
     assert answer.headers["rtprune-pages"] == "total=3, failed=1, incomplete=2"
     assert answer.headers["rtprune-shortfalls"] == "1;code=length, 2;code=page_failed, 3;code=length"
+
+
+def test_print_that_was_not_read_is_told(service: Server) -> None:
+    """An empty text, and one whose only block covers half of the page, of a page full of print."""
+    image = printed()
+    sent = io.BytesIO()
+    image.save(sent, "PNG")
+    for text, share in (
+        ("", 1.0),
+        ("<|ref|>text<|/ref|><|det|>[[0, 0, 999, 500]]<|/det|>\n" + "word " * 200, 0.5),
+    ):
+        document = service.parse(sent.getvalue(), prompt=json.dumps({"text": text})).json()
+        [page] = document["pages"]
+        assert page["unread_ink"] == pytest.approx(share, abs=0.1)
+        assert [warning["code"] for warning in page["warnings"]] == ["unread_print"]
+    [page] = service.parse(sent.getvalue()).json()["pages"]
+    assert (page["unread_ink"], page["warnings"]) == (None, []), "a text without boxes"
 
 
 def test_a_whole_document_has_no_shortfalls(service: Server) -> None:

@@ -2,18 +2,23 @@
 
 import asyncio
 import json
+import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from app.document import Page, Pruning, ReadOptions
+from app.checking import Checks, check_page
+from app.document import Page, Pruning, Reading, ReadOptions
 from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.reader import open_reader
 from app.poppler import render_pdf_page
+from benchmarks.accuracy.plot import risk_plot
+from benchmarks.confidence import section
 from training.card import write_card
 from training.errors_in_text import character_error_rate
 from training.sample import PAGES
@@ -92,3 +97,67 @@ def test_a_turned_page_is_read_like_an_upright_one() -> None:
             for _ in range(quarters):
                 left, top, right, bottom = top, 999 - right, bottom, 999 - left
             assert all(abs(a - b) <= 2 for a, b in zip(block.bbox, (left, top, right, bottom), strict=True))
+
+
+def checked(images: list[Image.Image]) -> list[tuple[Reading, Checks]]:
+    """As a worker reads pages and checks them."""
+
+    async def run() -> list[tuple[Reading, Checks]]:
+        reader = open_reader("pocket", "cpu")
+        try:
+            pages = [Page(index, image) for index, image in enumerate(images)]
+            streams = [reader.submit(page, ReadOptions(), document_id="a") for page in pages]
+            answers = []
+            for page, stream in zip(pages, streams, strict=True):
+                reading = await stream.result()
+                rendered = to_markdown(reading.text)
+                answers.append((reading, check_page(page, reading, rendered.markdown, rendered.blocks)))
+            return answers
+        finally:
+            await reader.close()
+
+    return asyncio.run(run())
+
+
+def scribbles(image: Image.Image, top: int, count: int) -> Image.Image:
+    """Loops as of a pen, in lines from ``top`` on: nothing that anybody reads."""
+    drawn, rng = image.copy(), random.Random(1)
+    draw = ImageDraw.Draw(drawn)
+    for number in range(count):
+        for left in range(120, 1100, 70):
+            points = [(left + rng.randrange(60), top + 60 * number + rng.randrange(40)) for _ in range(7)]
+            draw.line(points, fill=0, width=3)
+    return drawn
+
+
+def test_a_page_says_what_it_could_not_read() -> None:
+    """Read well, in part, or not at all: how it ends and what it warns of are those of the page."""
+    page = render_pdf_page(str(ROOT / "docs/sample.pdf"), 1, 1754).crop((0, 0, 1240, 700))
+    paper = Image.new("RGB", (1240, 1000), "white")
+    paper.paste(page)
+    lost = Image.new("RGB", (1240, 500), "white")
+    turned = page.rotate(10, Image.Resampling.BICUBIC, expand=True, fillcolor="white")
+    answers = checked([page, scribbles(paper, 800, 1), scribbles(lost, 60, 6), turned])
+    (whole, of_whole), (marked, of_marked), (unread, of_unread), (askew, of_askew) = answers
+    assert (whole.finish_reason, of_whole.warnings) == ("stop", ())
+    assert whole.risk < 0.1
+    assert of_whole.unread_ink is not None
+    assert of_whole.unread_ink < 0.03
+    assert marked.finish_reason == "stop", "a signature below the text is not the page"
+    assert "A page of print is mostly paper" in marked.text
+    assert of_marked.unread_ink is not None
+    assert of_marked.unread_ink > of_whole.unread_ink
+    for reading, checks in ((unread, of_unread), (askew, of_askew)):
+        assert reading.finish_reason == "low_confidence"
+        assert reading.risk > 0.5
+        assert {"low_confidence", "unread_print"} <= {warning.code for warning in checks.warnings}
+
+
+def test_its_risk_is_the_calibrated_one() -> None:
+    figures = json.loads((ROOT / "benchmarks/results/confidence.json").read_text("utf-8"))
+    assert asdict(load_model("pocket", "cpu", torch.float32).risk_curve) == figures["curve"], (
+        "run python -m benchmarks.confidence, docs/checkpoints.md says how"
+    )
+    docs = (ROOT / "docs/checkpoints.md").read_text("utf-8")
+    assert section(figures) in docs
+    assert (ROOT / "docs/risk-curve.svg").read_text("utf-8") == risk_plot(figures)

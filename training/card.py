@@ -40,7 +40,7 @@ text.
   never trained.
 - Other prompts.
 - What it cannot read may come back as invented words. Views read with very low confidence are left out, and
-  a page of which most are ends as `low_confidence`.
+  a page of which a third are, or that was guessed as a whole, ends as `low_confidence`.
 
 ## Measured
 

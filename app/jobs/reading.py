@@ -16,7 +16,8 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from app.document import FINISH_WARNINGS, Failure, Page, PageResult, Reading
+from app.checking import check_page
+from app.document import Failure, Page, PageResult, Reading
 from app.errors import (
     BadOption,
     DocumentDeadline,
@@ -242,8 +243,8 @@ class BatchReader:
             logger.exception("page failed", extra={"document": job.id, "index": page.index})
             return _failed(page.index, PageFailed("the model failed on this page"), width, height)
         rendered = to_markdown(reading.text)
+        checks = await asyncio.to_thread(check_page, page, reading, rendered.markdown, rendered.blocks)
         total_ms = (time.perf_counter() - started) * 1000
-        finish = FINISH_WARNINGS.get(reading.finish_reason)
         return PageResult(
             page.index,
             width,
@@ -252,8 +253,10 @@ class BatchReader:
             rendered.blocks,
             reading,
             timing_ms={"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms},
-            warnings=(*((finish,) if finish else ()), *page.warnings),
+            warnings=checks.warnings,
             dpi=page.dpi,
+            unread_ink=checks.unread_ink,
+            text_layer_recall=checks.text_layer_recall,
         )
 
     @contextlib.asynccontextmanager

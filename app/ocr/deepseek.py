@@ -23,6 +23,7 @@ from app.ocr.model import Mode, PageViews
 from app.ocr.packed import with_packed_linears
 from app.ocr.preprocess import preprocess
 from app.ocr.recipe import Recipe, read_recipe
+from app.ocr.risk import RiskCurve
 from app.ocr.sam_attention import fold_sam_attention
 from app.ocr.tokenizer import IMAGE_TOKEN, OcrTokenizer, read_tokenizer
 from app.ocr.vision_graphs import VisionGraphs
@@ -83,6 +84,7 @@ class DeepSeekOcr:
         self.ngram: NgramRule = recipe.ngram.rule()
         self.strict_ngram_n: int = recipe.strict_ngram_n
         self.min_confidence: float | None = recipe.min_confidence
+        self.risk_curve: RiskCurve = recipe.risk_curve()
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings

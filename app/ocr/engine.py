@@ -21,6 +21,7 @@ from app.ocr.engine_load import EngineLoad
 from app.ocr.engine_settings import EngineSettings
 from app.ocr.model import OcrModel
 from app.ocr.page_loop import PageLoop
+from app.ocr.risk import Evidence
 from app.ocr.stream import pieces_of
 from app.ocr.task import PageTask, new_task
 
@@ -40,6 +41,11 @@ class EngineStream:
     async def result(self) -> Reading:
         # shielded: a caller that stops waiting must not cancel the future that the engine will set
         return await asyncio.shield(asyncio.wrap_future(self._task.done))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the result's risk was told from; complete once the result is there."""
+        return Evidence(self._task.best().logprobs if self._task.outcomes else ())
 
     def cancel(self) -> None:
         self._loop.post(partial(self._loop.end, self._task, "cancelled"))

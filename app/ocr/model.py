@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from app.ocr.loops import NgramRule
+from app.ocr.risk import RiskCurve
 from rtprune import VisualTokens
 
 
@@ -60,6 +61,7 @@ class OcrModel(Protocol):
     """Shortest n-gram that a retry may ban: the shorter the vocabulary's pieces, the longer."""
     min_confidence: float | None
     """Mean log-probability below which a stretch of output is noise; ``None``: nothing is."""
+    risk_curve: RiskCurve
     device: torch.device
     dtype: torch.dtype
     max_positions: int

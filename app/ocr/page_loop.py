@@ -303,22 +303,29 @@ class PageLoop:
         if not math.isfinite(choice.logprob_sum):
             self.fail(task, PageFailed("the model's numbers overflowed on this page"))
             return
-        task.logprob_sum = choice.logprob_sum
-        task.num_scored += 1
+        task.scores(choice.logprob_sum)
         if choice.token == self._model.eos_id:
-            task.conclude("stop")
-            self._finish(task)
+            self._ended(task, "stop")
             return
         task.ids.append(choice.token)
         task.feed.push(choice.token)
         ids = self._ids_before_loop(task, choice)
         if ids is not None:
             self._looped(task, ids)
-        elif self._is_noise(task):
+        elif self._is_noise(task.stretches.mean(len(task.ids), task.logprob_sum)):
             self._unsure(task)
         elif len(task.ids) >= task.room:
-            task.conclude("length")
-            self._finish(task)
+            self._ended(task, "length")
+
+    def _ended(self, task: PageTask, reason: FinishReason) -> None:
+        """By itself or at its limit. A page too short for a stretch may be noise from its first token on: its
+        text is left out like a stretch. It is not read again, for it is over as soon as it is begun.
+        """
+        if self._is_noise(task.confidence):
+            task.conclude("low_confidence", [])
+        else:
+            task.conclude(reason)
+        self._finish(task)
 
     def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
         """If the page has run into a loop: its output with the loop once. ``None``: it has not."""
@@ -332,9 +339,8 @@ class PageLoop:
                 return task.ids[:first] if loop is None else without_repeats(task.ids, loop)
         return None
 
-    def _is_noise(self, task: PageTask) -> bool:
+    def _is_noise(self, mean: float | None) -> bool:
         least = self._model.min_confidence
-        mean = task.stretches.mean(len(task.ids), task.logprob_sum)
         return least is not None and mean is not None and mean < least
 
     def _unsure(self, task: PageTask) -> None:

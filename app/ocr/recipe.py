@@ -11,6 +11,7 @@ from app.ocr.checkpoint import CheckpointError, read_text
 from app.ocr.config import SLIDING
 from app.ocr.loops import NgramRule
 from app.ocr.model import Mode
+from app.ocr.risk import UNCALIBRATED, RiskCurve
 
 RECIPE_FILE = "rtprune.json"
 TOKEN_PX = 64
@@ -51,6 +52,13 @@ class NgramSpec(_Strict):
         return NgramRule(self.n, self.window)
 
 
+class RiskSpec(_Strict):
+    """The two constants of a ``RiskCurve``, as ``benchmarks.confidence`` fits them."""
+
+    half_nats: float = Field(gt=0, le=100)
+    steepness: float = Field(gt=0, le=100)
+
+
 class Recipe(_Strict):
     """The schema of ``rtprune.json``; docs/checkpoints.md describes it for people."""
 
@@ -62,6 +70,7 @@ class Recipe(_Strict):
     ngram: NgramSpec = NgramSpec()
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
     min_confidence: float | None = Field(default=None, lt=0)
+    risk: RiskSpec | None = None
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:
@@ -70,6 +79,9 @@ class Recipe(_Strict):
         if self.default_mode not in self.modes:
             raise ValueError(f"default_mode {self.default_mode!r} is not among the modes")
         return self
+
+    def risk_curve(self) -> RiskCurve:
+        return UNCALIBRATED if self.risk is None else RiskCurve(**self.risk.model_dump())
 
     def view_modes(self) -> dict[str, Mode]:
         return {name: Mode(name, **spec.model_dump()) for name, spec in self.modes.items()}

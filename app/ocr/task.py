@@ -13,6 +13,7 @@ from app.ocr.engine_settings import EngineSettings
 from app.ocr.ladder import Rung, ladder
 from app.ocr.loops import BanCount, LoopRule
 from app.ocr.model import OcrModel
+from app.ocr.risk import Evidence, RiskCurve
 from app.ocr.scheduler import Turn
 from app.ocr.stream import Feed
 from app.ocr.vision import Encoded, VisualCounts
@@ -23,10 +24,14 @@ NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended. ``ids``: what its text is made of, loops cut to one repeat."""
+    """How one attempt ended. ``ids``: what its text is made of, loops cut to one repeat, noise left out.
+
+    ``logprobs``: of those tokens, of the end token if it was chosen, and of noise.
+    """
 
     attempt: Attempt
     ids: list[int]
+    logprobs: list[float]
     confidence: float
     counts: VisualCounts
 
@@ -62,6 +67,7 @@ class PageTask:
     prompt_ids: list[int]
     max_output_tokens: int
     deadline_s: float
+    risk_curve: RiskCurve
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -83,8 +89,9 @@ class PageTask:
     encoded: Encoded | None = None
     """What it was last prefilled from, unpruned tokens too: another attempt in its mode needs no more."""
     ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Of ``ids``, and of the end token."""
     logprob_sum: float = 0.0
-    num_scored: int = 0
     stretches: Stretches = field(default_factory=Stretches)
     counts: VisualCounts = NOT_ENCODED
     decode_clock_ms: float = 0.0
@@ -98,6 +105,11 @@ class PageTask:
     def has_next_rung(self) -> bool:
         return self.attempt + 1 < len(self.rungs)
 
+    @property
+    def confidence(self) -> float:
+        """Mean log-probability of the current attempt's tokens; 0 before the first."""
+        return min(0.0, self.logprob_sum / len(self.logprobs)) if self.logprobs else 0.0
+
     def waits(self, now_s: float) -> None:
         self.waiting_since_s = now_s
 
@@ -109,7 +121,7 @@ class PageTask:
     def starts(self, row: int, encoded: Encoded, room: int, loops: LoopRule) -> None:
         """Prefill put it in ``row``."""
         self.row, self.room, self.counts, self.encoded = row, room, encoded.counts, encoded
-        self.ids, self.logprob_sum, self.num_scored = [], 0.0, 0
+        self.ids, self.logprobs, self.logprob_sum = [], [], 0.0
         self.stretches = Stretches()
         self.bans = BanCount(self.rung.ngram, loops)
 
@@ -117,17 +129,24 @@ class PageTask:
         """Forget what the attempt gave; its text, if any was sent, is taken back."""
         self.attempt = attempt
         self.life += 1
-        self.ids, self.logprob_sum, self.num_scored, self.counts = [], 0.0, 0, NOT_ENCODED
+        self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.feed.restart()
+
+    def scores(self, logprob_sum: float) -> None:
+        """Another token was chosen; ``logprob_sum``: of all tokens up to it."""
+        self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
+        self.logprob_sum = logprob_sum
 
     def conclude(self, reason: FinishReason, ids: list[int] | None = None) -> Outcome:
         """Record how the current attempt ended; ``ids``: what to keep of its output, all of it by default."""
         rung = self.rung
         attempt = Attempt(rung.mode, rung.prune, rung.ngram.window, reason, len(self.ids))
-        confidence = self.logprob_sum / self.num_scored if self.num_scored else 0.0
         kept = self.ids if ids is None else ids
-        self.outcomes.append(Outcome(attempt, list(kept), min(0.0, confidence), self.counts))
-        return self.outcomes[-1]
+        # a loop's repeats are sure of themselves and say nothing; noise is what makes a page doubtful
+        num_scored = len(kept) if reason == "loop" else len(self.logprobs)
+        outcome = Outcome(attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts)
+        self.outcomes.append(outcome)
+        return outcome
 
     def best(self) -> Outcome:
         """The last attempt if it ended by itself; else the one that read most before it was stopped."""
@@ -151,6 +170,7 @@ class PageTask:
             mode=best.attempt.mode,
             tokens=tokens,
             timing_ms=dict(self.times_ms),
+            risk=self.risk_curve.risk(Evidence(best.logprobs)),
             attempts=tuple(outcome.attempt for outcome in self.outcomes),
         )
 
@@ -192,4 +212,5 @@ def new_task(
         prompt_ids=model.prompt_ids(prompt),
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
+        risk_curve=model.risk_curve,
     )

@@ -5,7 +5,7 @@ Nothing rendered here was trained on: training draws its seeds from 48 bits, the
 
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,17 +164,17 @@ def damaged(
     return result, [(x * width, y * height, character) for x, y, character in moved]
 
 
-def documents(folder: Path, most: int | None) -> list[Kind]:
-    """Kinds of ``DOCUMENTS`` that the folder has, at most so many pages of each; none without their truth."""
+def documents(folder: Path, most: int | None, endings: Mapping[str, str] = DOCUMENTS) -> list[Kind]:
+    """Kinds of ``endings`` that the folder has, at most so many pages of each; none without their truth."""
     kinds = []
-    for name, ending in DOCUMENTS.items():
+    for name, ending in endings.items():
         images = sorted(path for path in (folder / name).glob(f"*{ending}") if _truth(path, ending).is_file())
         samples = tuple(_document(path, ending) for path in images[:most])
         if samples:
             kinds.append(Kind(name, samples, ignores_case=name in UPPER_CASED))
     if not kinds:
         raise FileNotFoundError(
-            f"{folder} has none of the folders {', '.join(DOCUMENTS)} with images and truth"
+            f"{folder} has none of the folders {', '.join(endings)} with images and truth"
         )
     return kinds
 

@@ -1,6 +1,8 @@
-"""The pruning curve as SVG, without a plotting library."""
+"""The pruning curve and the risk curve as SVG, without a plotting library."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 Point = tuple[float, float]
 """(share kept, error)."""
@@ -59,6 +61,46 @@ def line_plot(
     if marked:
         below = TOP + 18 + 18 * len(lines)
         parts.append(_text(WIDTH - RIGHT, below, "ring: dynamic ratio", anchor="end", fill="#6b7280"))
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def risk_plot(figures: Mapping[str, Any]) -> str:
+    """Pages as dots: surprise at the low quantile in nats, on a logarithmic scale, against the share of their
+    words that are missing. Over them the curve that makes the surprise a risk.
+    """
+    least, most = -4.0, 1.0  # decades of nats
+    half_nats, steepness = figures["curve"]["half_nats"], figures["curve"]["steepness"]
+
+    def x_px(nats: float) -> float:
+        decades = math.log10(max(nats, 10**least))
+        return LEFT + (decades - least) / (most - least) * (WIDTH - LEFT - RIGHT)
+
+    def y_px(share: float) -> float:
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    title = "Risk, and what is missing from pages whose text is known"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
+        f' font-size="13" fill="#1f2937"><title>{title}</title>',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        _text(LEFT, 24, title, weight="bold"),
+        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "nats at the tenth percentile", anchor="middle"),
+        _text(LEFT, TOP - 10, "share of words missing (dots), risk (line)", fill="#6b7280"),
+    ]
+    for fifth in range(6):
+        y = y_px(fifth / 5)
+        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#e5e7eb"/>')
+        parts.append(_text(LEFT - 8, y + 4, f"{fifth / 5:g}", anchor="end"))
+    parts += [
+        _text(x_px(10.0**decade), HEIGHT - BOTTOM + 20, f"{10.0**decade:g}", anchor="middle")
+        for decade in range(int(least), int(most) + 1)
+    ]
+    for nats, missing, _ in figures["points"].values():
+        colour = COLOURS[1] if missing > figures["bad_share"] else COLOURS[0]
+        parts.append(f'<circle cx="{x_px(nats):.1f}" cy="{y_px(missing):.1f}" r="3" fill="{colour}"/>')
+    steps = [10 ** (least + (most - least) * step / 100) for step in range(101)]
+    path = "L".join(f"{x_px(x):.1f} {y_px(1 / (1 + (half_nats / x) ** steepness)):.1f}" for x in steps)
+    parts.append(f'<path d="M{path}" fill="none" stroke="{COLOURS[2]}" stroke-width="2"/>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -36,8 +36,8 @@ def write_docs(runs: Sequence[Mapping[str, Any]], docs: Path) -> None:
     """
     accuracy: Mapping[str, Any] = next((run for run in reversed(runs) if "readings" in run), {})
     curve: Mapping[str, Any] = next((run for run in reversed(runs) if "curve" in run), {})
-    _replace(docs / "checkpoints.md", "accuracy", accuracy_section(accuracy))
-    _replace(docs / "pruning.md", "curve", curve_section(curve))
+    replace_section(docs / "checkpoints.md", "accuracy", accuracy_section(accuracy))
+    replace_section(docs / "pruning.md", "curve", curve_section(curve))
     plot = docs / PLOT
     if curve:
         plot.write_text(curve_plot(curve["curve"]["rows"]), encoding="utf-8")
@@ -71,7 +71,7 @@ def accuracy_section(figures: Mapping[str, Any]) -> str:
     ]
     for kind in kinds:
         table += [_cells(row) for row in rows if row["kind"] == kind]
-    lines = [_table(table, left=(0, 2, 3, 4)), "", _measured(figures), ""]
+    lines = [_table(table, left=(0, 2, 3, 4)), "", measured(figures), ""]
     lines += [f"- {line}" for line in _facts(figures)]
     return "\n".join(lines)
 
@@ -153,7 +153,7 @@ def curve_section(figures: Mapping[str, Any]) -> str:
             "",
             *[f"- {verdict}" for verdict in _verdicts(rows)],
             "",
-            _measured({**figures, "peers": {}}),
+            measured({**figures, "peers": {}}),
         ]
     )
 
@@ -203,7 +203,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     return line_plot("Error against what pruning keeps", lines, marked, (min(0.9, int(least * 10) / 10), 1.0))
 
 
-def _measured(figures: Mapping[str, Any]) -> str:
+def measured(figures: Mapping[str, Any]) -> str:
     peers = figures.get("peers", {}).get("versions", {}).values()
     with_peers = f"; peers: {', '.join(peers)}" if peers else ""
     return f"{figures['hardware']}, commit {figures['commit']}, {figures['measured_at'][:10]}{with_peers}."
@@ -226,7 +226,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
-def _replace(path: Path, name: str, section: str) -> None:
+def replace_section(path: Path, name: str, section: str) -> None:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:

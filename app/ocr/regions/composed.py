@@ -112,12 +112,13 @@ def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
 
 
 def _with_tag(block: _Written, turns: int) -> str:
-    corners = ", ".join(str(value) for value in _turned_back(block.box, turns))
+    corners = ", ".join(str(value) for value in turned_back(block.box, turns))
     body = "\n".join(block.lines)
     return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
 
 
-def _turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
+def turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
+    """A box in 0..999 of a page that was turned counter-clockwise -> the same of the page as it came."""
     left, top, right, bottom = box
     for _ in range(turns):  # clockwise
         left, top, right, bottom = FARTHEST - bottom, left, FARTHEST - top, right

@@ -7,21 +7,22 @@ import math
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 from PIL import Image
 
-from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.document import Page, Reading, ReadOptions
 from app.ocr.engine import Engine, EngineStream
 from app.ocr.engine_load import EngineLoad
 from app.ocr.model import OcrModel
-from app.ocr.regions.composed import page_text
+from app.ocr.regions.composed import FARTHEST, page_text, turned_back
 from app.ocr.regions.page import CutPage, cut_page
-from app.ocr.regions.views import line_text
-from app.reader import PageStream
+from app.ocr.regions.views import LineView, line_text
+from app.ocr.regions.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
+from app.ocr.risk import Evidence, RiskCurve
 
 GROUNDING = "<|grounding|>"
-WORST_FIRST: tuple[FinishReason, ...] = ("cancelled", "deadline", "length", "low_confidence", "loop", "stop")
 MAX_VIEW_TOKENS = 160
 """A view holds about 50 characters."""
 MAX_VIEWS = 500
@@ -36,6 +37,18 @@ WIDE, WIDE_SHARE = 4, 0.3
 one on its side are letters."""
 TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 """By quarter turns, counter-clockwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A view as the engine gets it, and of how many rows of print."""
+
+    image: Image.Image
+    num_rows: int
+
+    @classmethod
+    def of(cls, view: LineView) -> Self:
+        return cls(view.image, len(view.cuts))
 
 
 class RegionReader:
@@ -61,7 +74,7 @@ class RegionReader:
     def load(self) -> EngineLoad:
         return self._engine.load
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> "EngineStream | RegionStream":
         """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
         mode = self._model.modes.get(options.mode or self._model.default_mode)
         if mode is None or not mode.regions:
@@ -76,10 +89,9 @@ class RegionReader:
         image = view.convert("RGB")
         return self._engine.submit(Page(page.index, image), options, document_id=document_id)
 
-    def is_noise(self, reading: Reading) -> bool:
-        """A picture, a scribble, another script: the model guesses."""
-        least = self._model.min_confidence
-        return least is not None and reading.confidence < least
+    @property
+    def risk_curve(self) -> RiskCurve:
+        return self._model.risk_curve
 
     async def cut(self, image: Image.Image) -> CutPage:
         return await asyncio.get_running_loop().run_in_executor(self._cutting, cut_page, image)
@@ -99,6 +111,8 @@ class RegionStream:
         self._options, self._tagged = options, tagged
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
+        self.evidence = Evidence()
+        """What the result's risk was told from; complete once the result is there."""
         self._reading = asyncio.ensure_future(self._read())
         # a page nobody waits for fails without noise
         self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -136,16 +150,17 @@ class RegionStream:
             turns, cut = await self._upright(cut, options)
             cut_ms += (time.monotonic() - began) * 1e3
             readings = await self._readings(_shown(cut, self._page), options) or []
-        is_noise = [self._reader.is_noise(reading) for reading in readings]
-        read = ["" if noise else reading.text for noise, reading in zip(is_noise, readings, strict=True)]
+        read = [view.reading.text for view in readings]
         read += [""] * (len(cut.views) - len(read))
         text = _composed(cut, read, tagged=self._tagged, turns=turns)
-        whole = _whole(readings, text, cut_ms, most)
-        if len(cut.views) > MAX_VIEWS and whole.finish_reason in ("stop", "loop"):
+        self.evidence = evidence_of(readings)
+        whole = whole_reading(readings, text, self._reader.risk_curve.risk(self.evidence), cut_ms)
+        whole = replace(whole, left_out=_left_out(cut, readings, turns))
+        is_over_budget = most is not None and whole.tokens.output > most
+        if is_over_budget:
+            whole = replace(whole, text=text[:most])
+        if (is_over_budget or len(cut.views) > MAX_VIEWS) and whole.finish_reason not in STOPPED:
             return replace(whole, finish_reason="length")
-        is_guessed = 2 * sum(is_noise) > len(is_noise) or self._reader.is_noise(whole)
-        if cut.views and is_guessed and whole.finish_reason in ("stop", "loop"):
-            return replace(whole, finish_reason="low_confidence")
         return whole
 
     async def _upright(self, cut: CutPage, options: ReadOptions) -> tuple[int, CutPage]:
@@ -164,24 +179,26 @@ class RegionStream:
     async def _confidence(self, cut: CutPage, options: ReadOptions) -> float:
         """Of views from all over the page."""
         count = min(PROBES, len(cut.views))
-        views = [cut.views[number * len(cut.views) // count].image for number in range(count)]
+        views = [_Shown.of(cut.views[number * len(cut.views) // count]) for number in range(count)]
         readings = await self._readings(views, options) or []
-        return _mean_confidence(readings) if readings else -math.inf
+        return confidence_of_print(readings) if readings else -math.inf
 
     async def _readings(
-        self, views: Sequence[Image.Image], options: ReadOptions, *, doubts: bool = False
-    ) -> list[Reading] | None:
+        self, views: Sequence[_Shown], options: ReadOptions, *, doubts: bool = False
+    ) -> list[ViewReading] | None:
         """``None``, with ``doubts``, as soon as the first views look as if the page were turned."""
-        readings: list[Reading] = []
+        readings: list[ViewReading] = []
         streams: list[EngineStream] = []
         self._streams, probes = streams, min(PROBES, len(views))
         try:
             for number in range(len(views) + MAX_WAITING):
                 if number < len(views):
-                    streams.append(self._submit(views[number], options))
+                    streams.append(self._submit(views[number].image, options))
                 if MAX_WAITING <= number < len(streams) + MAX_WAITING:
-                    readings.append(await streams[number - MAX_WAITING].result())
-                    if doubts and len(readings) == probes and _mean_confidence(readings) < DOUBT:
+                    at = number - MAX_WAITING
+                    reading = await streams[at].result()
+                    readings.append(ViewReading(reading, streams[at].evidence.logprobs, views[at].num_rows))
+                    if doubts and len(readings) == probes and confidence_of_print(readings) < DOUBT:
                         _cancel(streams)
                         return None
             return readings
@@ -206,15 +223,26 @@ def _goes_across(cut: CutPage) -> bool:
     return sum(line.width > WIDE * line.height for line in lines) >= WIDE_SHARE * len(lines)
 
 
-def _shown(cut: CutPage, page: Page) -> list[Image.Image]:
+def _shown(cut: CutPage, page: Page) -> list[_Shown]:
     """Of a blank page one view is read for its figures; its text is none."""
-    return [view.image for view in cut.views[:MAX_VIEWS]] or [page.image.resize((64, 64))]
+    return [_Shown.of(view) for view in cut.views[:MAX_VIEWS]] or [_Shown(page.image.resize((64, 64)), 0)]
 
 
-def _mean_confidence(readings: Sequence[Reading]) -> float:
-    """By tokens."""
-    weights = [reading.tokens.output + 1 for reading in readings]
-    return sum(r.confidence * w for r, w in zip(readings, weights, strict=True)) / sum(weights)
+def _left_out(
+    cut: CutPage, readings: Sequence[ViewReading], turns: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Where the views are that gave no text or not all of it, in 0..999 of the page as it came."""
+    if cut.page is None:
+        return ()
+    across, down = FARTHEST / cut.page.width, FARTHEST / cut.page.height
+    boxes = []
+    for number, view in enumerate(cut.views):
+        reading = readings[number].reading if number < len(readings) else None
+        if reading is None or reading.finish_reason != "stop" or not reading.text.strip():
+            left, top, right, bottom = view.box
+            box = (int(left * across), int(top * down), int(right * across), int(bottom * down))
+            boxes.append(turned_back(box, turns))
+    return tuple(boxes)
 
 
 def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool, turns: int) -> str:
@@ -232,52 +260,3 @@ def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:
         lines.append(line_text(cut.views[at : at + count], read[at : at + count]))
         at += count
     return lines
-
-
-def _whole(readings: Sequence[Reading], text: str, cut_ms: float, most: int | None) -> Reading:
-    """One reading of many: counts and times added up, the worst end, confidence by tokens."""
-    tokens = [reading.tokens for reading in readings]
-    output = sum(one.output for one in tokens)
-    reasons = {reading.finish_reason for reading in readings}
-    reason = next(reason for reason in WORST_FIRST if reason in reasons)
-    if most is not None and output > most:
-        text, reason = text[:most], "length"
-    diversities = [one.diversity for one in tokens if one.diversity is not None]
-    counts = TokenCounts(
-        visual=sum(one.visual for one in tokens),
-        kept=sum(one.kept for one in tokens),
-        patches=sum(one.patches for one in tokens),
-        kept_patches=sum(one.kept_patches for one in tokens),
-        keep_ratio=sum(one.keep_ratio for one in tokens) / len(tokens),
-        text_density=sum(one.text_density for one in tokens) / len(tokens),
-        diversity=sum(diversities) / len(diversities) if diversities else None,
-        prompt=sum(one.prompt for one in tokens),
-        output=output,
-    )
-    times = {stage: sum(reading.timing_ms[stage] for reading in readings) for stage in readings[0].timing_ms}
-    times["queue"] = max(reading.timing_ms["queue"] for reading in readings)
-    times["preprocess"] += cut_ms
-    return Reading(
-        text=text,
-        finish_reason=reason,
-        confidence=_mean_confidence(readings),
-        mode=readings[0].mode,
-        tokens=counts,
-        timing_ms=times,
-        attempts=_attempts(readings),
-    )
-
-
-def _attempts(readings: Sequence[Reading]) -> tuple[Attempt, ...]:
-    """The nth tries of all views as one."""
-    tries: list[Attempt] = []
-    for number in range(max(len(reading.attempts) for reading in readings)):
-        these = [reading.attempts[number] for reading in readings if number < len(reading.attempts)]
-        reasons = {attempt.finish_reason for attempt in these}
-        reason = next(reason for reason in WORST_FIRST if reason in reasons)
-        tries.append(
-            replace(
-                these[0], finish_reason=reason, output_tokens=sum(attempt.output_tokens for attempt in these)
-            )
-        )
-    return tuple(tries)

@@ -76,12 +76,13 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class LineView:
     """``image``: gray. ``cuts``: of each row, whether it goes on with the word before; ``dots``: how many
-    follow it.
+    follow it. ``box``: left, top, right, bottom of what it shows, in pixels of the page's ink.
     """
 
     image: Image.Image
     cuts: tuple[bool, ...]
     dots: tuple[int, ...] = ()
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
 def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
@@ -107,7 +108,10 @@ def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
     """Views of one line, in order."""
     return [
         LineView(
-            draw_view(ink.gray, rows), tuple(row.is_cut for row in rows), tuple(row.dots for row in rows)
+            draw_view(ink.gray, rows),
+            tuple(row.is_cut for row in rows),
+            tuple(row.dots for row in rows),
+            (rows[0].source[0], line.top, rows[-1].source[2], line.bottom),
         )
         for rows in line_rows(ink, line, typical_px)
     ]

@@ -1,0 +1,120 @@
+"""How much of a page's print was read, in ink: told by the image alone, whatever the reader makes of it.
+
+Print is what differs from the ground around it, light on dark as well as dark on light, in pieces of the size
+of letters or words. Rules, frames, solid areas, specks and what runs off the page's edge are none.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in 0..999 of the page."""
+SIDE_PX = 900
+"""Larger pages are made smaller until they are about as large: letters of 10 pt on A4 are 10 pixels high."""
+GROUND_PX = 16
+"""Side of the blocks whose median is the ground; of 5 x 5 medians the median again, for large letters."""
+MIN_CONTRAST = 20
+"""Gray levels between ground and print; print has at least ``CONTRAST_SHARE`` of the page's strongest."""
+CONTRAST_SHARE = 0.25
+NOISE = 5.0
+"""Standard deviations of the paper's grain that print differs from the ground by."""
+MIN_PIECE_PX = 4
+"""Height or width of a letter, whichever is larger."""
+MIN_PIECE_AREA_PX = 6
+MAX_HEIGHT = 0.08
+"""Of the page's longer side, that letters are high."""
+MAX_WIDTH = 0.35
+"""Of the page's width, that letters which touch are wide."""
+RULE_PX = 2
+"""Thickness of a rule or a dash: no letter is lower, and none as narrow is ``MIN_UPRIGHT_RULE_PX`` high."""
+MIN_UPRIGHT_RULE_PX = 24
+MIN_AREA_SIDE_PX = 14
+"""Sides of a frame or a solid area. Letters fill more than ``FRAME_FILL`` and less than ``SOLID_FILL``."""
+FRAME_FILL = 0.15
+SOLID_FILL = 0.75
+MARGIN = 6
+"""Thousandths of the page by which what was read reaches beyond its box."""
+MIN_PIECES = 2
+"""Of print, on a page that is not blank: one alone is a stain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Print:
+    """Pieces of print on a page. ``centres``: (N, 2), x and y in 0..1000. ``ink``: (N,) pixels."""
+
+    centres: npt.NDArray[np.float64]
+    ink: npt.NDArray[np.int64]
+
+    @property
+    def is_visible(self) -> bool:
+        return len(self.ink) >= MIN_PIECES
+
+    def share_outside(self, read: Iterable[Box], left_out: Iterable[Box] = ()) -> float:
+        """Share of the ink in no box of ``read``, or in one of ``left_out``; 0 for a page without print."""
+        if not self.is_visible:
+            return 0.0
+        is_read = self._inside(read, MARGIN) & ~self._inside(left_out, 0)
+        return float(self.ink[~is_read].sum() / self.ink.sum())
+
+    def _inside(self, boxes: Iterable[Box], margin: int) -> npt.NDArray[np.bool_]:
+        x, y = self.centres.T
+        inside = np.zeros(len(self.ink), bool)
+        for left, top, right, bottom in boxes:
+            across = (left - margin <= x) & (x <= right + 1 + margin)
+            inside |= across & (top - margin <= y) & (y <= bottom + 1 + margin)
+        return inside
+
+
+NOTHING = Print(np.zeros((0, 2)), np.zeros(0, np.int64))
+
+
+def find_print(image: Image.Image) -> Print:
+    """An upright page -> its print. About 20 ms for A4 at 150 dpi."""
+    gray = image.convert("L")
+    factor = max(1, round(max(gray.size) / SIDE_PX))
+    levels = np.asarray(gray.reduce(factor)).astype(np.int16)
+    differs = np.abs(levels - _ground(levels))
+    grain = 1.4826 * float(np.median(differs))
+    least = max(MIN_CONTRAST, CONTRAST_SHARE * float(np.percentile(differs, 99.9)), NOISE * grain)
+    labels, count = ndimage.label(differs > least, np.ones((3, 3), int))
+    if not count:
+        return NOTHING
+    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)])
+    ink = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    is_print = _are_letters(boxes, ink, levels.shape)
+    height, width = levels.shape
+    corners = boxes[is_print] * (1000 / np.array([width, height, width, height]))
+    return Print((corners[:, :2] + corners[:, 2:]) / 2, ink[is_print])
+
+
+def _ground(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    """(H, W) gray levels -> (H, W) those of the paper, or whatever print stands on, around each pixel."""
+    height, width = levels.shape
+    padded = np.pad(levels, ((0, -height % GROUND_PX), (0, -width % GROUND_PX)), mode="edge")
+    rows, columns = padded.shape[0] // GROUND_PX, padded.shape[1] // GROUND_PX
+    blocks = padded.reshape(rows, GROUND_PX, columns, GROUND_PX).transpose(0, 2, 1, 3)
+    middle = GROUND_PX * GROUND_PX // 2
+    medians = np.partition(blocks.reshape(rows, columns, -1), middle, axis=2)[..., middle]
+    smooth = ndimage.median_filter(medians, 5, mode="nearest")
+    return np.kron(smooth, np.ones((GROUND_PX, GROUND_PX), np.int16))[:height, :width]
+
+
+def _are_letters(
+    boxes: npt.NDArray[np.int64], ink: npt.NDArray[np.int64], shape: tuple[Any, ...]
+) -> npt.NDArray[np.bool_]:
+    page_height, page_width = shape
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    fill = ink / (width * height)
+    is_speck = (np.maximum(width, height) < MIN_PIECE_PX) | (ink < MIN_PIECE_AREA_PX)
+    is_large = (height > MAX_HEIGHT * max(shape)) | (width > MAX_WIDTH * page_width)
+    is_rule = (height <= RULE_PX) | ((width <= RULE_PX) & (height > MIN_UPRIGHT_RULE_PX))
+    is_area = (np.minimum(width, height) >= MIN_AREA_SIDE_PX) & ((fill < FRAME_FILL) | (fill > SOLID_FILL))
+    touches_edge = (boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2:] == (page_width, page_height)).any(axis=1)
+    are_letters: npt.NDArray[np.bool_] = ~(is_speck | is_large | is_rule | is_area | touches_edge)
+    return are_letters

@@ -1,0 +1,63 @@
+"""How likely a text is wrong in many places, from the probabilities of its tokens.
+
+The mean hides what matters: nine sure tokens in ten leave it high, whatever the tenth is. A low quantile says
+how unsure the model was where it was unsure. It is measured in nats of surprise, -log p, and mapped to [0, 1]
+by a curve of two constants, which ``benchmarks.confidence`` fits on pages whose text is known.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_LOG = 700.0
+"""Natural logarithm of about the largest float."""
+LOW_QUANTILE = 0.1
+"""Of a page's token probabilities; benchmarks/results/confidence.json has others and the mean beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a page's risk is told from. ``logprobs``: of its text's tokens. ``noise_share``: of its print,
+    left out as noise.
+
+    >>> Evidence([-3.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).nats()
+    2.0
+    """
+
+    logprobs: Sequence[float] = ()
+    noise_share: float = 0.0
+
+    def nats(self, quantile: float = LOW_QUANTILE) -> float:
+        """-log of the probability that ``quantile`` of the tokens do not exceed; 0 for no tokens."""
+        if not self.logprobs:
+            return 0.0
+        return max(0.0, -sorted(self.logprobs)[int(quantile * (len(self.logprobs) - 1))])
+
+
+@dataclass(frozen=True, slots=True)
+class RiskCurve:
+    """x nats -> x^s / (x^s + h^s), a logistic curve over log x: 0 where the model was sure, 1/2 at h.
+
+    ``half_nats``: h, surprise at the low quantile where half of the pages are wrong in many places.
+    ``steepness``: s.
+    """
+
+    half_nats: float
+    steepness: float
+
+    def __post_init__(self) -> None:
+        if not (self.half_nats > 0 and self.steepness > 0):
+            raise ValueError(
+                f"half_nats and steepness must be positive, got {self.half_nats}, {self.steepness}"
+            )
+
+    def risk(self, evidence: Evidence) -> float:
+        """In [0, 1]: that of the text, and what is noise is wrong for certain. 0 for no tokens."""
+        nats = evidence.nats()
+        odds = self.steepness * math.log(nats / self.half_nats) if nats > 0 else -math.inf
+        of_text = 1 / (1 + math.exp(min(-odds, MAX_LOG)))
+        return 1 - (1 - of_text) * (1 - evidence.noise_share)
+
+
+UNCALIBRATED = RiskCurve(half_nats=0.5, steepness=2.0)
+"""For checkpoints whose ``rtprune.json`` has no curve."""

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import sqlalchemy as sa
+
 from app.jobs.tables import jobs
 
 logger = logging.getLogger("rtprune.jobs")
@@ -24,7 +26,7 @@ ENDED = (
 """What the line is made of."""
 
 
-def log_end(job: Mapping[str, Any], code: str | None = None) -> None:
+def log_end(job: sa.RowMapping | Mapping[str, Any], code: str | None = None) -> None:
     """Log that a job has ended, once its transaction is committed. ``code``: why it failed as a whole."""
     counts = {
         "pages": job["num_pages"],

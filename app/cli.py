@@ -3,9 +3,11 @@
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from app.formats import sniff_file
 from app.jobs.jobs import Jobs
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
-from app.main import create_app, embedded
+from app.main import create_app, embedded, let_go
 from app.processes import keep_files_private
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
@@ -68,6 +70,28 @@ def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name, value in vars(asked).items() if name in names and value is not None}
 
 
+class _Server(uvicorn.Server):
+    """Calls ``on_exit`` at the first SIGTERM or SIGINT, and then ends with status 0.
+
+    uvicorn tells an application when all its requests are answered, which those who wait for a job are not.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._exit, number)
+        yield
+
+    def _exit(self, number: signal.Signals) -> None:
+        self.handle_exit(number, None)
+        self._on_exit()
+
+
 def _serve(settings: Settings) -> int:
     keep_files_private()
     try:
@@ -78,8 +102,9 @@ def _serve(settings: Settings) -> int:
         print(f"rtprune: nothing can be kept in {settings.data_dir}: {error.strerror}", file=sys.stderr)
         return 2
     log_to_stderr(settings)
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -90,7 +115,7 @@ def _serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, lambda: let_go(app))
     server.run()
     return 0 if server.started else 1
 

@@ -11,8 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, MethodNotAllowed, NotFound, ParseError
+from app.errors import InternalError, MethodNotAllowed, NotFound, NotReady, ParseError
+from app.jobs.jobs import JOB_ID
 from app.schemas.problem import Problem
+from app.service import ENDING
 from app.telemetry import Metrics, request_id
 
 logger = logging.getLogger("rtprune.http")
@@ -59,6 +61,13 @@ class Edge:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
+        except asyncio.CancelledError:
+            # The time for requests is over. The server would log a traceback, and answer a bare 500.
+            if not _is_ending(scope):
+                raise
+            if exchange.status == 0:
+                response = problem_response(NotReady(ENDING), self._retry_after_s)
+                await response(scope, exchange.receive, exchange.send)
         except (
             Exception
         ):  # the outermost boundary: a defect is logged whole, and answered without its details
@@ -77,15 +86,23 @@ class Edge:
         method = "HEAD" if "head" in scope else scope["method"]
         method = method if method in METHODS else "other"
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
+        job_id = scope.get("job_id") or scope.get("path_params", {}).get("job_id", "")
+        job = {"job": job_id} if JOB_ID.fullmatch(job_id) else {}  # an address may have any text in its place
         logger.info(
             "request",
-            extra={
+            extra=job
+            | {
                 "method": method,
                 "route": path,
                 "status": exchange.status,
                 "ms": round((time.perf_counter() - exchange.started) * 1000, 1),
             },
         )
+
+
+def _is_ending(scope: Scope) -> bool:
+    service = getattr(scope["app"].state, "service", None)
+    return service is not None and service.is_ending
 
 
 class _Exchange:

@@ -20,15 +20,16 @@ from app.guarded import GuardedHttp
 from app.jobs.jobs import Jobs
 from app.jobs.page_meter import PageMeter
 from app.jobs.workers import Supervisor
-from app.routes import health, parse
+from app.routes import docs, health, parse
 from app.routes import jobs as job_routes
+from app.routes.openapi import TAGS, Application
 from app.service import Service
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
 
 SPARE_THREADS = 16
-ROUTERS = (parse.router, job_routes.router, health.router)
+ROUTERS = (parse.router, job_routes.router, health.router, docs.router)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -57,11 +58,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await http.close()
             spool.close()
 
-    app = FastAPI(
+    app = Application(
         title="rtprune",
         description="Documents to Markdown with DeepSeek-OCR and RTPrune.",
         version=_version(),
         lifespan=lifespan,
+        openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # few clients send a body again to where they are sent
@@ -78,6 +80,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def embedded(settings: Settings, jobs: Jobs, spool: Spool, metrics: Metrics) -> Supervisor:
     """A worker beside these jobs."""
     return Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.wakeups, jobs.look_again)
+
+
+def let_go(app: FastAPI) -> None:
+    """Tell the application that it is about to end, while its requests still run."""
+    service: Service | None = getattr(app.state, "service", None)
+    if service is not None:
+        service.let_go()
 
 
 def _version() -> str:

@@ -16,6 +16,8 @@ from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
 
+ENDING = "the service is being stopped; what it accepted is read by the next one"
+
 
 @dataclass(slots=True)
 class Service:
@@ -25,12 +27,16 @@ class Service:
     spool: Spool
     http: GuardedHttp
     meter: PageMeter
+    is_ending: bool = field(default=False, init=False)
+    """The process ends as soon as its requests are answered."""
     _num_documents: int = field(default=0, init=False)
     _metering: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place for one document, before its first byte. Raise ``Overloaded`` at once."""
+        """A place for one document, before its first byte. Raise ``Overloaded`` or ``NotReady`` at once."""
+        if self.is_ending:
+            raise NotReady(ENDING)
         if self._num_documents >= self.settings.max_documents:
             raise Overloaded(f"{self._num_documents} documents are being served, which is the limit")
         self._num_documents += 1
@@ -40,6 +46,11 @@ class Service:
         finally:
             self._num_documents -= 1
             self.metrics.documents_in_flight.set(self._num_documents)
+
+    def let_go(self) -> None:
+        """Take no more documents, and answer whoever waits now: their jobs go on without this process."""
+        self.is_ending = True
+        self.jobs.following.close()
 
     async def count_pages(self) -> None:
         """Bring the counters up to date. Raise ``StorageUnavailable`` or ``StorageFull``."""
@@ -58,6 +69,11 @@ class Service:
 def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
+
+
+def note_job(request: Request, job_id: str) -> None:
+    """Let the request's line in the log name the job."""
+    request.scope["job_id"] = job_id
 
 
 def client_of(request: Request) -> str:

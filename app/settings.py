@@ -1,5 +1,7 @@
 """Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
 
+import base64
+import binascii
 import difflib
 import ipaddress
 from collections.abc import Iterable
@@ -10,7 +12,9 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 2**20
-MIN_SECRET_CHARS = 24
+SECRET_PREFIX = "whsec_"  # noqa: S105 - what a secret begins with
+MIN_SECRET_BYTES = 24
+MAX_SECRET_BYTES = 64
 
 PREFIX = "RTPRUNE_"
 NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
@@ -34,12 +38,32 @@ def allowed_ports(text: str) -> frozenset[int] | None:
     return ports
 
 
+def webhook_keys(text: str) -> tuple[bytes, ...]:
+    """``"whsec_MfKQ... whsec_w8Bq..."`` -> the HMAC keys. Raise ``ValueError``, which shows no secret."""
+    return tuple(map(_webhook_key, text.split()))
+
+
+def _webhook_key(secret: str) -> bytes:
+    encoded = secret.removeprefix(SECRET_PREFIX).rstrip("=")
+    try:
+        key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+    except binascii.Error:
+        key = b""
+    if not MIN_SECRET_BYTES <= len(key) <= MAX_SECRET_BYTES:
+        raise ValueError(
+            f"each must be {SECRET_PREFIX} and the base64 of {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes; "
+            f'make one with: echo "{SECRET_PREFIX}$(openssl rand -base64 32)"'
+        )
+    return key
+
+
 class Settings(BaseSettings):
     """Read from the environment: ``RTPRUNE_`` and the upper-case name; also ``HOST`` and ``PORT``."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         frozen=True,
+        hide_input_in_errors=True,  # some are secrets, and errors are printed
         extra="forbid",
         populate_by_name=True,
         use_attribute_docstrings=True,
@@ -99,8 +123,8 @@ class Settings(BaseSettings):
     """Unfinished jobs of one client: its API key, or else its address; more are refused with 429."""
     result_lifetime_s: float = Field(86_400.0, gt=0)
     """How long the result of an ended job is kept; then 410."""
-    wait_s: float = Field(120.0, gt=0, le=3600)
-    """How long ``/v1/parse`` waits unless the client says otherwise; then 202."""
+    wait_s: float = Field(50.0, gt=0, le=3600)
+    """How long ``/v1/parse`` waits unless the client says otherwise; then 202. Less than proxies wait."""
     queue_poll_s: float = Field(0.02, ge=0.001, le=3600)
     """How often to look for work, results and cancellations while nobody tells of them; else every second."""
     batch_pages: int = Field(8, ge=1, le=1000)
@@ -119,7 +143,7 @@ class Settings(BaseSettings):
     document_deadline_s: float = Field(86_400.0, gt=0)
     """Longest time to read a document, from its or its worker's start; what is ready by then is answered."""
     shutdown_grace_s: float = Field(20.0, ge=0)
-    """Time for what is in flight after SIGTERM, before it is left to the next start or another worker."""
+    """Time after SIGTERM for uploads, and for pages that a worker apart reads; what is left is read later."""
     retry_after_s: int = Field(2, ge=1)
     """``Retry-After`` of a 503."""
 
@@ -130,7 +154,7 @@ class Settings(BaseSettings):
     url_ports: str = "80,443"
     """Ports of ``url`` and ``webhook`` on public hosts, or ``any``; networks in ``url_allow`` have all."""
     webhook_secret: str = Field("", repr=False)
-    """Secret that signs webhooks, at least 24 characters. Empty: webhooks are refused."""
+    """Secrets of webhooks: ``whsec_`` and base64 of 24 to 64 bytes; several with spaces. Empty: none."""
     webhook_attempts: int = Field(8, ge=1, le=20)
     """How often the delivery of a webhook is tried, with growing pauses."""
 
@@ -164,10 +188,9 @@ class Settings(BaseSettings):
 
     @field_validator("webhook_secret")
     @classmethod
-    def _long_enough(cls, secret: str) -> str:
-        if 0 < len(secret) < MIN_SECRET_CHARS:
-            raise ValueError(f"must have at least {MIN_SECRET_CHARS} characters")
-        return secret
+    def _secrets(cls, text: str) -> str:
+        webhook_keys(text)
+        return " ".join(text.split())
 
     @property
     def max_upload_bytes(self) -> int:

@@ -18,6 +18,8 @@ from app.settings import Settings, misspelt_variables
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 NOT_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
+LOGGERS = ("rtprune", "app", "uvicorn")
+"""Of which everything is logged that the level asks for."""
 STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
 STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -56,11 +58,16 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Send every logger's lines to standard error, as JSON. For programs, not for importers."""
+    """Send log lines to standard error, as JSON. For programs, not for importers.
+
+    Of other packages warnings alone: what else they log has addresses with signatures, and text of pages.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    logging.getLogger("dbos").setLevel(max(logging.WARNING, logging.getLogger().level))
+    level = logging.getLevelNamesMapping()[settings.log_level]
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(level)
     for misspelt in misspelt_variables(os.environ):
         logging.getLogger("rtprune").warning(misspelt)
 

@@ -1,6 +1,7 @@
 """Which addresses may be reached in a stranger's name."""
 
 import asyncio
+import base64
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,7 +13,7 @@ import pytest
 from app.errors import UrlFailed, UrlRefused
 from app.guarded import GuardedHttp
 from app.jobs.webhooks import signature
-from app.settings import Settings
+from app.settings import Settings, webhook_keys
 
 
 def check(url: str, **settings: str) -> str:
@@ -165,12 +166,12 @@ def test_one_private_address_among_public_ones_is_enough(monkeypatch: pytest.Mon
 
 
 def test_a_signature_depends_on_all_it_signs() -> None:
-    known = signature("secret", "id", 1, b"body")
+    known = signature(b"secret", "id", 1, b"body")
     others = [
-        signature("other", "id", 1, b"body"),
-        signature("secret", "id2", 1, b"body"),
-        signature("secret", "id", 2, b"body"),
-        signature("secret", "id", 1, b"body2"),
+        signature(b"other", "id", 1, b"body"),
+        signature(b"secret", "id2", 1, b"body"),
+        signature(b"secret", "id", 2, b"body"),
+        signature(b"secret", "id", 1, b"body2"),
     ]
     assert known not in others
     assert known.startswith("v1,")
@@ -179,5 +180,38 @@ def test_a_signature_depends_on_all_it_signs() -> None:
 def test_networks_that_are_no_networks_end_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="url_allow"):
         Settings.model_validate({"url_allow": "everything"})
-    with pytest.raises(ValueError, match="webhook_secret"):
-        Settings.model_validate({"webhook_secret": "short"})
+
+
+GOOD_SECRET = f"whsec_{base64.b64encode(bytes(24)).decode()}"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "short",
+        "a plain password, as long as it may be",
+        "whsec-a-long-enough-test-secret",
+        f"whsec_{base64.b64encode(bytes(23)).decode()}",
+        f"whsec_{base64.b64encode(bytes(65)).decode()}",
+        f"{GOOD_SECRET} short",
+        f"WHSEC_{base64.b64encode(bytes(32)).decode()}",
+    ],
+)
+def test_a_secret_that_no_receiver_could_use_ends_the_start_and_is_not_shown(secret: str) -> None:
+    with pytest.raises(ValueError, match="openssl rand -base64 32") as refused:
+        Settings.model_validate({"webhook_secret": secret})
+    assert secret not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("", ()),
+        (GOOD_SECRET, (bytes(24),)),
+        (f" {base64.b64encode(bytes(64)).decode()}\n", (bytes(64),)),
+        (base64.b64encode(bytes(32)).decode().rstrip("="), (bytes(32),)),
+        (f"{GOOD_SECRET} {base64.b64encode(b'x' * 30).decode()}", (bytes(24), b"x" * 30)),
+    ],
+)
+def test_secrets_are_what_standard_webhooks_says(text: str, keys: tuple[bytes, ...]) -> None:
+    assert webhook_keys(Settings.model_validate({"webhook_secret": text}).webhook_secret) == keys

@@ -107,28 +107,6 @@ def test_a_killed_api_leaves_no_process(tmp_path: Path) -> None:
         assert len(list(tmp_path.glob("spool/*"))) == 1, "what the dead one left is swept"
 
 
-def test_sigterm_finishes_what_is_in_flight(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    server = Server(tmp_path).wait_ready()
-    family = descendants(server.process.pid)
-    answer = pool.submit(server.parse, image_bytes(), prompt={"delay_s": 1})
-    eventually(lambda: server.metric("rtprune_documents_in_flight") == 1)
-    server.process.send_signal(signal.SIGTERM)
-    assert answer.result().status_code == 200
-    assert server.stop() in {0, -signal.SIGTERM}
-    assert not any(alive(pid) for pid in family)
-    assert list(tmp_path.glob("spool/*")) == []
-
-
-def test_sigterm_cancels_what_does_not_finish(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
-    server = Server(tmp_path, shutdown_grace_s=1).wait_ready()
-    family = descendants(server.process.pid)
-    answer = pool.submit(server.parse, image_bytes(), prompt={"delay_s": 1000})
-    eventually(lambda: server.metric("rtprune_documents_in_flight") == 1)
-    assert server.stop() in {0, -signal.SIGTERM}
-    assert not any(alive(pid) for pid in family)
-    assert answer.exception() is not None or answer.result().status_code >= 500
-
-
 def stalling_poppler(folder: Path) -> dict[str, str]:
     """A PATH whose pdftoppm hangs, as poppler does on some files."""
     stall = folder / "pdftoppm"
@@ -253,6 +231,19 @@ def test_a_port_that_is_none_ends_the_start_with_a_message(tmp_path: Path) -> No
     refused = run_cli(tmp_path, "serve", "--port", "99999")
     assert refused.returncode == 2
     assert "less than or equal to 65535" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("module", ["app.cli", "app.worker"])
+def test_a_webhook_secret_that_is_none_ends_the_start_with_a_message(tmp_path: Path, module: str) -> None:
+    environment = {**os.environ, "RTPRUNE_WEBHOOK_SECRET": "a plain old password", "RTPRUNE_PORT": "0"}
+    command = [sys.executable, "-m", module, "serve"]
+    refused = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert refused.returncode in {1, 2}
+    assert "openssl rand -base64 32" in refused.stderr
+    assert "plain old password" not in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

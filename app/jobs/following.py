@@ -39,10 +39,16 @@ class Following:
         self._seen: dict[str, tuple[str, int]] = {}
         self._waited_for: Counter[str] = Counter()
         self._looked_at = 0.0
+        self._closed = False
         wakeups.on("pages", self._wake)
 
+    def close(self) -> None:
+        """Let everybody go, now and from now on: waits give the job as it is, events end without its end."""
+        self._closed = True
+        self._wake(())
+
     async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job when it has ended, or as it is after ``timeout_s``."""
+        """The job when it has ended, or as it is after ``timeout_s`` or when this is closed."""
         self._waited_for[job_id] += 1
         try:
             async with asyncio.timeout(timeout_s), aclosing(self._changes(job_id)) as changes:
@@ -61,7 +67,7 @@ class Following:
         return self._waited_for[job_id] > 0
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:
-        """Finished pages after that one, as they come, each once; then the ended job."""
+        """Finished pages after that one, as they come, each once; then the ended job (not if closed)."""
         async with aclosing(self._changes(job_id)) as changes:
             async for _ in changes:
                 job = await self._patiently(job_id)
@@ -101,7 +107,7 @@ class Following:
         self._events.setdefault(job_id, []).append(event)
         self._begun()
         try:
-            while True:
+            while not self._closed:
                 yield
                 await event.wait()
                 event.clear()
@@ -121,4 +127,6 @@ class Following:
             try:
                 return await self._job(job_id)
             except (StorageUnavailable, StorageFull):
+                if self._closed:
+                    raise
                 await asyncio.sleep(STORAGE_RETRY_S)

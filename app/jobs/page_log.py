@@ -11,6 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from app.document import TokenCounts
+from app.jobs.ending import ENDED, log_end
 from app.jobs.job import OPEN
 from app.jobs.store import Store
 from app.jobs.tables import attempts, jobs, now, pages
@@ -53,6 +55,8 @@ class Done:
     model: str
     incomplete: bool = False
     """Read, but not to its end."""
+    tokens: TokenCounts | None = None
+    """``None``: nothing was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +86,24 @@ _COUNT_AGAIN = (
 )
 # always in the same order, or two workers could wait for each other
 _LOCK = (
-    sa.select(jobs.c.id, jobs.c.num_done, jobs.c.num_failed, jobs.c.num_incomplete, jobs.c.num_pages)
+    sa.select(*ENDED)
     .where(jobs.c.id.in_(_JOBS), jobs.c.status.in_(OPEN))
     .order_by(jobs.c.id)
     .with_for_update()
 )
 _END_ATTEMPT = sa.delete(attempts).where(attempts.c.job_id == _JOB, attempts.c.page == _PAGE)
 _THERE = sa.select(pages.c.page).where(pages.c.job_id == _JOB, pages.c.page.in_(_PAGES))
+_TOKENS = ("visual_tokens", "kept_tokens", "output_tokens")
+_COUNTED = ("num_done", "num_failed", "num_incomplete", *_TOKENS, "finished_at")
 _COUNT = (
     sa.update(jobs)
     .where(jobs.c.id == _JOB)
     .values(
         # none: as it is
         status=sa.func.coalesce(sa.bindparam("status_", type_=sa.Text), jobs.c.status),
-        num_done=sa.bindparam("num_done_"),
-        num_failed=sa.bindparam("num_failed_"),
-        num_incomplete=sa.bindparam("num_incomplete_"),
         model=sa.bindparam("model_"),
         touched_at=sa.bindparam("touched_at_"),
-        finished_at=sa.bindparam("finished_at_"),
+        **{name: sa.bindparam(f"{name}_") for name in _COUNTED},
     )
 )
 _FIRST: sa.BindParameter[int] = sa.bindparam("first_")
@@ -148,13 +151,17 @@ class PageLog:
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
         """Write what happened to pages, in one transaction and as few statements for many as for one."""
         try:
-            self._write(worker_id, entries, is_new=True)
+            ended = self._write(worker_id, entries, is_new=True)
         except _WrittenBefore:
-            self._write(worker_id, entries, is_new=False)
+            ended = self._write(worker_id, entries, is_new=False)
+        for job in ended:
+            log_end(job)
         if changed := sorted({entry.job_id for entry in entries if isinstance(entry, Done)}):
             self._store.tell("pages", changed)
 
-    def _write(self, worker_id: str, entries: Sequence[Entry], *, is_new: bool) -> None:
+    def _write(self, worker_id: str, entries: Sequence[Entry], *, is_new: bool) -> list[dict[str, Any]]:
+        """The jobs that have ended by this, as their rows are then."""
+        ended: list[dict[str, Any]] = []
         done = [entry for entry in entries if isinstance(entry, Done)]
         # attempts in the same order whoever writes, or two workers could wait for each other
         in_order = sorted(entries, key=lambda entry: (entry.job_id, entry.page))
@@ -162,12 +169,13 @@ class PageLog:
         with self._store.writing() as c:
             self._write_started(c, worker_id, [entry for entry in in_order if isinstance(entry, Started)])
             if done:
-                self._write_done(c, worker_id, done, is_new=is_new)
-                ended = [entry for entry in in_order if isinstance(entry, Done)]
-                c.execute(_END_ATTEMPT, [{"id_": entry.job_id, "page_": entry.page} for entry in ended])
+                ended = self._write_done(c, worker_id, done, is_new=is_new)
+                over = [entry for entry in in_order if isinstance(entry, Done)]
+                c.execute(_END_ATTEMPT, [{"id_": entry.job_id, "page_": entry.page} for entry in over])
             if back:
                 rows = [{"id_": entry.job_id, "page_": entry.page, "worker_": worker_id} for entry in back]
                 c.execute(_TAKE_BACK, rows)
+        return ended
 
     def _write_started(self, c: sa.Connection, worker_id: str, entries: Sequence[Started]) -> None:
         if not entries:
@@ -189,31 +197,43 @@ class PageLog:
         if again:
             c.execute(_COUNT_AGAIN, [{"id_": job_id, "again_": num} for job_id, num in again.items()])
 
-    def _write_done(self, c: sa.Connection, worker_id: str, entries: Sequence[Done], *, is_new: bool) -> None:
-        """Insert the pages that are not there yet, and count them.
+    def _write_done(
+        self, c: sa.Connection, worker_id: str, entries: Sequence[Done], *, is_new: bool
+    ) -> list[dict[str, Any]]:
+        """Insert the pages that are not there yet, and count them; the jobs of which they were the last.
 
         ``is_new``: take all for new, as they nearly always are; raise ``_WrittenBefore`` if one is not.
         """
         # The jobs' rows first. Their locks make the order of seq the order of commits, so that no reader of
         # events sees n + 1 before n; and what is not there under them, nobody else inserts.
         ids = sorted({entry.job_id for entry in entries})
-        counted = {row.id: row for row in c.execute(_LOCK, {"ids_": ids})}  # others were cancelled, or ended
+        # others were cancelled, or ended
+        counted = {row["id"]: row for row in c.execute(_LOCK, {"ids_": ids}).mappings()}
         at = now(c)
         rows: list[dict[str, Any]] = []
-        counts: list[dict[str, Any]] = []
+        changed: list[dict[str, Any]] = []
         for job_id, job in counted.items():
             by_page = {entry.page: entry for entry in entries if entry.job_id == job_id}
             there: set[int] = set()
             if not is_new:
                 there.update(c.execute(_THERE, {"id_": job_id, "pages_": list(by_page)}).scalars())
             if new := [entry for page, entry in by_page.items() if page not in there]:
-                rows += _page_rows(new, job.num_done, worker_id, at)
-                counts.append(_counts(job, new, at))
+                rows += _page_rows(new, job["num_done"], worker_id, at)
+                changed.append(_counted(job, new, at))
         if rows:
             inserted = c.execute(self._insert, rows, execution_options={"preserve_rowcount": True})
             if is_new and inserted.rowcount != len(rows):
                 raise _WrittenBefore
-            c.execute(_COUNT, counts)
+            models = {entry.job_id: entry.model for entry in entries}
+            c.execute(
+                _COUNT,
+                [
+                    {f"{name}_": job[name] for name in ("id", "status", *_COUNTED)}
+                    | {"model_": models[job["id"]], "touched_at_": at}
+                    for job in changed
+                ],
+            )
+        return [job for job in changed if job["status"] is not None]
 
     def bury(self, worker_id: str) -> None:
         """Before the work of a worker that died is taken over: say of its pages with whom they were.
@@ -242,21 +262,23 @@ def _page_rows(new: Sequence[Done], num_done: int, worker_id: str, at: float) ->
     ]
 
 
-def _counts(job: Any, new: Sequence[Done], at: float) -> dict[str, Any]:
-    """What a job's row says once these pages are there. ``job``: what ``_LOCK`` gives."""
-    num_done = job.num_done + len(new)
-    num_failed = job.num_failed + sum(entry.failed for entry in new)
-    num_incomplete = job.num_incomplete + sum(entry.incomplete for entry in new)
-    ended = num_done == job.num_pages
+def _counted(job: sa.RowMapping, new: Sequence[Done], at: float) -> dict[str, Any]:
+    """What a job's row says once these pages are there; the status is ``None`` while it goes on."""
+    num_done = job["num_done"] + len(new)
+    num_failed = job["num_failed"] + sum(entry.failed for entry in new)
+    num_incomplete = job["num_incomplete"] + sum(entry.incomplete for entry in new)
+    tokens = [entry.tokens for entry in new if entry.tokens is not None]
+    ended = num_done == job["num_pages"]
     is_whole = not num_failed and not num_incomplete
     status = "succeeded" if is_whole else "failed" if num_failed == num_done else "partial"
     return {
-        "id_": job.id,
-        "status_": status if ended else None,
-        "num_done_": num_done,
-        "num_failed_": num_failed,
-        "num_incomplete_": num_incomplete,
-        "model_": new[0].model,
-        "touched_at_": at,
-        "finished_at_": at if ended else None,
+        **job,
+        "status": status if ended else None,
+        "num_done": num_done,
+        "num_failed": num_failed,
+        "num_incomplete": num_incomplete,
+        "visual_tokens": job["visual_tokens"] + sum(count.visual for count in tokens),
+        "kept_tokens": job["kept_tokens"] + sum(count.kept for count in tokens),
+        "output_tokens": job["output_tokens"] + sum(count.output for count in tokens),
+        "finished_at": at if ended else None,
     }

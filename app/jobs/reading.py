@@ -299,6 +299,7 @@ class BatchReader:
             page.failure is not None,
             self._reader.model_name,
             incomplete=page.failure is None and page.shortfall is not None,
+            tokens=page.reading.tokens if page.reading else None,
         )
         await self._journal.write(done)
         outcome = page.shortfall or "read"

@@ -11,6 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from app.document import Failure, PageResult
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.database import for_reading, for_writing, storage_errors
+from app.jobs.ending import ENDED, log_end
 from app.jobs.job import (
     OPEN,
     Job,
@@ -284,16 +285,18 @@ class Store:
     def cancel(self, job_id: str) -> bool:
         """True if the job was unfinished. The same request then makes a new job."""
         with self.writing(durable=True) as c:
-            changed = c.execute(
+            cancelled = c.execute(
                 sa.update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
                 .values(status="cancelled", dedupe=None, finished_at=now(c))
+                .returning(*ENDED)
             )
-            was_open = bool(changed.rowcount)
-        if was_open:
+            job = cancelled.mappings().first()
+        if job is not None:
             self.tell("cancel", [job_id])
             self.tell("pages", [job_id])
-        return was_open
+            log_end(job)
+        return job is not None
 
     # --- what workers say
 
@@ -329,7 +332,7 @@ class Store:
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""
         with self.writing() as c:
-            changed = c.execute(
+            failed = c.execute(
                 sa.update(jobs)
                 .where(jobs.c.id == job_id, jobs.c.status.in_(OPEN))
                 .values(
@@ -338,10 +341,13 @@ class Store:
                     dedupe=sa.case((jobs.c.dedupe.like("content:%"), None), else_=jobs.c.dedupe),
                     finished_at=now(c),
                 )
+                .returning(*ENDED)
             )
-            was_open = bool(changed.rowcount)
+            job = failed.mappings().first()
         self.tell("pages", [job_id])
-        return was_open
+        if job is not None:
+            log_end(job, failure.code)
+        return job is not None
 
     def unannounced(self) -> list[Job]:
         """Ended jobs with a webhook that is not under way."""

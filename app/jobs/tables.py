@@ -23,6 +23,9 @@ jobs = sa.Table(
     sa.Column("num_done", sa.Integer, nullable=False, default=0),
     sa.Column("num_failed", sa.Integer, nullable=False, default=0),
     sa.Column("num_incomplete", sa.Integer, nullable=False, default=0, server_default="0"),
+    sa.Column("visual_tokens", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("kept_tokens", sa.BigInteger, nullable=False, default=0, server_default="0"),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False, default=0, server_default="0"),
     sa.Column("num_retries", sa.Integer, nullable=False, default=0),
     sa.Column("num_requeues", sa.Integer, nullable=False, default=0),
     sa.Column("priority", sa.Integer, nullable=False),
@@ -82,6 +85,9 @@ workers = sa.Table(
 
 ADDED_COLUMNS = (
     (jobs, jobs.c.num_incomplete),
+    (jobs, jobs.c.visual_tokens),
+    (jobs, jobs.c.kept_tokens),
+    (jobs, jobs.c.output_tokens),
     (workers, workers.c.modes),
     (workers, workers.c.phase),
 )

@@ -12,7 +12,7 @@ from app.errors import ParseError, UrlRefused
 from app.guarded import GuardedHttp
 from app.jobs.job import Job
 from app.jobs.store import Store
-from app.settings import Settings
+from app.settings import Settings, webhook_keys
 
 logger = logging.getLogger("rtprune.webhooks")
 
@@ -20,18 +20,17 @@ MAX_POSTS = 64
 """Posted at a time. Each has its deadline, and the pauses between tries do not count."""
 
 
-def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
+def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
     """``v1,`` and base64 of HMAC-SHA256 over ``id.timestamp.body``."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
-    digest = hmac.new(secret.encode(), signed, hashlib.sha256).digest()
-    return "v1," + base64.b64encode(digest).decode()
+    return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
 class Webhooks:
     """Delivers; whether and when it is tried again is the workflow's part."""
 
     def __init__(self, settings: Settings, store: Store, http: GuardedHttp) -> None:
-        self._secret = settings.webhook_secret
+        self._keys = webhook_keys(settings.webhook_secret)
         self._store = store
         self._http = http
         self._posting = asyncio.Semaphore(MAX_POSTS)
@@ -49,12 +48,13 @@ class Webhooks:
     async def _post(self, job: Job, url: str) -> str:
         body = _body(job)
         timestamp = int(time.time())
+        signed = [signature(key, job.id, timestamp, body) for key in self._keys]
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "rtprune",
             "webhook-id": job.id,
             "webhook-timestamp": str(timestamp),
-            "webhook-signature": signature(self._secret, job.id, timestamp, body),
+            "webhook-signature": " ".join(signed),
         }
         try:
             status = await self._http.post(url, body, headers)

@@ -1,20 +1,19 @@
-"""Liveness, readiness, metrics, and a page that lists what there is."""
+"""Liveness, readiness, metrics."""
 
 import contextlib
-from html import escape
 from typing import Literal
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.errors import NotReady, StorageFull, StorageUnavailable
-from app.schemas.problem import Problem
+from app.routes.openapi import problems
 from app.service import service_of
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 
 
 class Live(BaseModel):
@@ -28,30 +27,17 @@ class ReadyShape(BaseModel):
     modes: list[str]
 
 
-DOCS_PAGE = """<!doctype html>
-<html lang=en><meta charset=utf-8><title>{title}</title>
-<h1>{title}</h1><p>{text}</p><table>{rows}</table>
-<p><a href=/openapi.json>openapi.json</a> has every field, limit and error.</p>
-<pre>curl -F file=@document.pdf -H 'Accept: text/markdown' http://127.0.0.1:8000/v1/parse</pre>
-</html>"""
-
-HTML_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'"
-}
-
-NOT_READY = {
-    "description": "not_ready: the model is not loaded, or is being loaded again",
-    "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
-}
-
-
-@router.get("/livez", summary="Whether the process answers")
+@router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
 async def livez() -> Live:
     return Live()
 
 
-@router.get("/readyz", summary="Whether pages can be read now", responses={503: NOT_READY})
+@router.get(
+    "/readyz",
+    operation_id="get_readiness",
+    summary="Whether pages can be read now",
+    responses=problems(NotReady),
+)
 async def readyz(request: Request) -> ReadyShape:
     readiness = service_of(request).jobs.readiness
     if not readiness.ready:
@@ -59,7 +45,9 @@ async def readyz(request: Request) -> ReadyShape:
     return ReadyShape(model=readiness.model, modes=sorted(readiness.modes))
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+@router.get(
+    "/metrics", operation_id="get_metrics", summary="Prometheus metrics", response_class=PlainTextResponse
+)
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.metrics.worker_ready.set(service.jobs.readiness.ready)
@@ -70,16 +58,3 @@ async def metrics(request: Request) -> Response:
         service.metrics.pages_per_second.set(queue.pages_per_s)
         await service.count_pages()
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> Response:
-    """The addresses and their meaning, with no script: pages of this service load nothing from elsewhere."""
-    schema = request.app.openapi()
-    title, text = escape(schema["info"]["title"]), escape(schema["info"]["description"])
-    rows = "".join(
-        f"<tr><td><code>{escape(verb.upper())} {escape(path)}</code><td>{escape(action['summary'])}"
-        for path, verbs in schema["paths"].items()
-        for verb, action in verbs.items()
-    )
-    return HTMLResponse(DOCS_PAGE.format(title=title, text=text, rows=rows), headers=HTML_HEADERS)

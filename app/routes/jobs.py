@@ -19,24 +19,26 @@ from app.jobs.jobs import JOB_ID
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
-from app.routes.parse import IDEMPOTENCY_KEY, JSON, OFFERS, TEXT, accepted, answered, problems
+from app.routes.openapi import JSON, TEXT, Responses, example, problems, request_body
+from app.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
 from app.routes.receive import fetched, receive_document, submit
+from app.schemas.examples import job_example
 from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
 from app.schemas.parse import DocumentShape, PageShape
 from app.service import Service, client_of, service_of
 
-router = APIRouter()
+router = APIRouter(tags=["jobs"])
 
 PING_S = 15
+ENDING_S = 5.0
+"""Longest time an event stream has for its end when the service is stopped; it needs a moment."""
 MAX_EVENT_ID = 2**31
 EVENTS = "text/event-stream"
+EVENTS_EXAMPLE = 'id: 1\r\nevent: page\r\ndata: {"index": 0, "markdown": "# Annual report"}\r\n\r\n'
 
-REQUEST_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": JobFormBody.model_json_schema()},
-        JSON: {"schema": JobJsonBody.model_json_schema()},
-    },
+ONE_JOB: Responses = {
+    200: {"description": "The job as it is now.", "content": example(job_example())},
+    **problems(),
 }
 LAST_EVENT_ID = {
     "name": "Last-Event-ID",
@@ -53,11 +55,18 @@ async def shown(service: Service, job: Job) -> JobShape:
 
 @router.post(
     "/v1/jobs",
+    operation_id="create_job",
     summary="Accept a document, to be parsed later",
     status_code=202,
     response_model=JobShape,
-    responses=problems(),
-    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
+    responses={
+        202: {"description": "The document and its job are on disk.", "content": example(job_example())},
+        **problems(),
+    },
+    openapi_extra={
+        "requestBody": request_body(JobFormBody, JobJsonBody, may_name_url=True),
+        "parameters": [IDEMPOTENCY_KEY],
+    },
 )
 async def create(request: Request) -> Response:
     """A document in, a job out. A document that was accepted is read, whatever dies meanwhile."""
@@ -83,9 +92,13 @@ async def _check_webhook(service: Service, url: str) -> None:
 
 @router.get(
     "/v1/jobs",
+    operation_id="list_jobs",
     summary="Jobs of this client, newest first",
     response_model_exclude_none=True,  # as a job alone is shown
-    responses=problems(),
+    responses={
+        200: {"description": "Jobs.", "content": example({"jobs": [job_example()]})},
+        **problems(),
+    },
 )
 async def listed(request: Request, asked: Annotated[ListFields, Query()]) -> JobListShape:
     service = service_of(request)
@@ -113,14 +126,26 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     return cursor
 
 
-@router.get("/v1/jobs/{job_id}", summary="How far a job is", response_model=JobShape, responses=problems())
+@router.get(
+    "/v1/jobs/{job_id}",
+    operation_id="get_job",
+    summary="How far a job is",
+    response_model=JobShape,
+    responses=ONE_JOB,
+)
 async def status(request: Request, job_id: str) -> Response:
     service = service_of(request)
     shape = await shown(service, await service.jobs.job(job_id))
     return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
 
 
-@router.delete("/v1/jobs/{job_id}", summary="Cancel a job", response_model=JobShape, responses=problems())
+@router.delete(
+    "/v1/jobs/{job_id}",
+    operation_id="cancel_job",
+    summary="Cancel a job",
+    response_model=JobShape,
+    responses=ONE_JOB,
+)
 async def cancel(request: Request, job_id: str) -> Response:
     """Stops within one decode step. A job that has ended stays as it is."""
     service = service_of(request)
@@ -130,12 +155,10 @@ async def cancel(request: Request, job_id: str) -> Response:
 
 @router.get(
     "/v1/jobs/{job_id}/result",
+    operation_id="get_result",
     summary="What came of a job",
     response_model=DocumentShape,
-    responses={
-        200: {"description": "At least one page was read.", "content": dict.fromkeys(OFFERS[1:], TEXT)},
-        **problems(),
-    },
+    responses={200: READ, **problems()},
 )
 async def result(request: Request, job_id: str) -> Response:
     """The same answers as ``POST /v1/parse``."""
@@ -148,9 +171,13 @@ async def result(request: Request, job_id: str) -> Response:
 
 @router.get(
     "/v1/jobs/{job_id}/events",
+    operation_id="follow_job",
     summary="Pages as they are finished, as server-sent events",
     response_class=EventSourceResponse,
-    responses={200: {"description": "Events.", "content": {EVENTS: TEXT}}, **problems()},
+    responses={
+        200: {"description": "Events.", "content": {EVENTS: {**TEXT, "example": EVENTS_EXAMPLE}}},
+        **problems(),
+    },
     openapi_extra={"parameters": [LAST_EVENT_ID]},
 )
 async def events(request: Request, job_id: str) -> Response:
@@ -160,7 +187,12 @@ async def events(request: Request, job_id: str) -> Response:
     await service.jobs.job(job_id)
     if "head" in request.scope:  # which does not wait for the end of events that it does not show
         return Response(media_type=EVENTS)
-    return EventSourceResponse(_events(service, job_id, after), ping=PING_S)
+    # by itself it would break the stream off, in the middle of an event if need be
+    return EventSourceResponse(
+        _events(service, job_id, after),
+        ping=PING_S,
+        shutdown_grace_period=ENDING_S,
+    )
 
 
 def _last_event_id(text: str) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -12,66 +11,59 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.document import ParsedDocument
-from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable, all_errors
+from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.jobs.job import Job
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
+from app.routes.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
 from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
 from app.routes.status_headers import status_headers
+from app.schemas.examples import document_example, job_example
 from app.schemas.jobs import JobShape
-from app.schemas.parse import DocumentShape, FormBody, JsonBody, ParseFields, joined_markdown
-from app.schemas.problem import Problem
+from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody, joined_markdown
 from app.service import Service, service_of
 
-JSON, MARKDOWN, PLAIN = "application/json", "text/markdown", "text/plain"
 OFFERS = (JSON, MARKDOWN, PLAIN)
-
-logger = logging.getLogger("rtprune.http")
 
 T = TypeVar("T")
 
-router = APIRouter()
+router = APIRouter(tags=["parse"])
 
 
-def problems() -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses: the codes that come with each error status."""
-    codes: dict[int, list[str]] = {}
-    for error in all_errors():
-        codes.setdefault(error.status, []).append(f"{error.code}: {error.title}")
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {
-        status: {"description": "; ".join(sorted(named)), "content": content}
-        for status, named in codes.items()
-    }
-
-
-REQUEST_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": FormBody.model_json_schema()},
-        JSON: {"schema": JsonBody.model_json_schema()},
-    },
-}
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "schema": {"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY_CHARS},
     "description": "The same key with the same request is the same job; with another request, 409.",
 }
-TEXT = {"schema": {"type": "string"}}
+READ: dict[str, Any] = {
+    "description": "At least one page was read.",
+    "content": {
+        **example(DOCUMENT_EXAMPLE := document_example()),
+        **dict.fromkeys((MARKDOWN, PLAIN), text_of(DOCUMENT_EXAMPLE)),
+    },
+}
 
 
 @router.post(
     "/v1/parse",
+    operation_id="parse_document",
     summary="Parse a document",
     response_model=DocumentShape,
     responses={
-        200: {"description": "At least one page was read.", "content": {MARKDOWN: TEXT, PLAIN: TEXT}},
-        202: {"description": "Not read within wait_seconds: the job, which goes on.", "model": JobShape},
+        200: READ,
+        202: {
+            "description": "Not read within wait_seconds, or the service stops: the job, which goes on.",
+            "model": JobShape,
+            "content": example(job_example()),
+        },
         **problems(),
     },
-    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [IDEMPOTENCY_KEY]},
+    openapi_extra={
+        "requestBody": request_body(ParseFormBody, ParseJsonBody, may_name_url=False),
+        "parameters": [IDEMPOTENCY_KEY],
+    },
 )
 async def parse(request: Request) -> Response:
     """A PDF or image in, Markdown out: as JSON with what every page cost, or as text by the Accept header.
@@ -85,7 +77,6 @@ async def parse(request: Request) -> Response:
         if job.is_open:
             return await accepted(service, job)
         document = await service.jobs.document(job)
-        logger.info("document", extra={"document": document.id, "status": document.status})
         raise_if_unread(document)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
@@ -127,11 +118,9 @@ async def _parse(request: Request, service: Service) -> Job:
             wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
             return await _while_connected(request, service.jobs.following.wait(job.id, wait_s))
         except ClientDisconnect:
-            if (
-                is_new
-                and fields.on_disconnect == "cancel"
-                and not service.jobs.following.is_waited_for(job.id)
-            ):
+            # many pages are worth keeping: whoever left may be a proxy that waits no longer
+            then = fields.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
+            if is_new and then == "cancel" and not service.jobs.following.is_waited_for(job.id):
                 await service.jobs.cancel(job.id)
             raise
 

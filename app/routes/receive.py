@@ -12,7 +12,7 @@ from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
 from app.jobs.wish import Wish
 from app.schemas.parse import OptionFields
-from app.service import Service, client_of
+from app.service import Service, client_of, note_job
 from app.sources import Upload, receive
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
@@ -58,4 +58,6 @@ async def submit(
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
     wish = replace(wish, client=client_of(request), idempotency_key=key)
-    return await service.jobs.submit(source, fields.options(service.settings), wish)
+    job, is_new = await service.jobs.submit(source, fields.options(service.settings), wish)
+    note_job(request, job.id)
+    return job, is_new

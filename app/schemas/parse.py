@@ -97,18 +97,20 @@ class ParseFields(OptionFields):
         allow_inf_nan=False,
         description="How long to wait for the result; then 202 with the job's address, and work goes on.",
     )
-    on_disconnect: Literal["cancel", "continue"] = Field(
-        "cancel", description="What happens to the job when the client leaves before the answer."
+    on_disconnect: Literal["cancel", "continue"] | None = Field(
+        None,
+        description="What happens to the job when the client leaves before the answer. "
+        "Not given: a document of one page is cancelled, a longer one goes on.",
     )
 
 
-class FormBody(ParseFields):
+class ParseFormBody(ParseFields):
     """multipart/form-data."""
 
     file: str = Field(json_schema_extra={"format": "binary"}, description="The document.")
 
 
-class JsonBody(ParseFields):
+class ParseJsonBody(ParseFields):
     """application/json."""
 
     file: str = Field(json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64.")

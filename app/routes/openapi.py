@@ -1,0 +1,107 @@
+"""What OpenAPI says of bodies and answers, in the terms that generators of clients read.
+
+Operations are tagged and named by their routes. Shapes that FastAPI does not meet, because routes answer with
+responses of their own, are named by ``$ref`` and added in ``Application``.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from app.errors import ParseError, all_errors
+from app.schemas.examples import FORM, JSON_BODY, URL_BODY
+from app.schemas.parse import OptionFields
+from app.schemas.problem import Problem
+
+JSON, MARKDOWN, PLAIN, PROBLEM = "application/json", "text/markdown", "text/plain", "application/problem+json"
+FORM_DATA = "multipart/form-data"
+TEXT = {"schema": {"type": "string"}}
+
+TAGS = [
+    {"name": "parse", "description": "A document in, Markdown out, in one exchange."},
+    {"name": "jobs", "description": "The same without waiting: accepted, watched, fetched, cancelled."},
+    {"name": "service", "description": "Liveness, readiness, metrics."},
+]
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+class Application(FastAPI):
+    """FastAPI whose document has the components that routes name by ``$ref``."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components[Problem.__name__] = Problem.model_json_schema()
+        return document
+
+
+def problems(*only: type[ParseError]) -> Responses:
+    """The codes that come with each error status, with an example of each. None named: all."""
+    by_status: dict[int, list[type[ParseError]]] = {}
+    for error in only or all_errors():
+        by_status.setdefault(error.status, []).append(error)
+    return {status: _problem(errors) for status, errors in by_status.items()}
+
+
+def _problem(errors: Iterable[type[ParseError]]) -> dict[str, Any]:
+    named = sorted(errors, key=lambda error: error.code)
+    shown = {
+        error.code: {
+            "summary": error.title,
+            "value": Problem.of(error(), "0f9d1c2b3a4e").model_dump(mode="json"),
+        }
+        for error in named
+    }
+    content = {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}, "examples": shown}
+    description = "; ".join(f"{error.code}: {error.title}" for error in named)
+    return {"description": description, "content": {PROBLEM: content}}
+
+
+def example(value: Any) -> dict[str, Any]:
+    """The content of a JSON answer; its schema is that of the route's model."""
+    return {JSON: {"example": value}}
+
+
+def text_of(answer: dict[str, Any]) -> dict[str, Any]:
+    """The content of a document's answer as text."""
+    return {**TEXT, "example": answer["markdown"] + "\n"}
+
+
+def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name_url: bool) -> dict[str, Any]:
+    """A document and its options, as a form or as JSON."""
+    in_json = {"document": {"summary": "A document, as base64", "value": JSON_BODY}}
+    if may_name_url:
+        in_json["address"] = {"summary": "The address of a document", "value": URL_BODY}
+    return {
+        "required": True,
+        "content": {
+            FORM_DATA: {"schema": form_schema(form), "example": FORM},
+            JSON: {"schema": _untitled(body.model_json_schema()), "examples": in_json},
+        },
+    }
+
+
+def form_schema(form: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a form. A form has no null: a field that may be left out is merely not required.
+
+    Generators take a file for one only where its schema is a string of format ``binary``, alone.
+    """
+    schema = _untitled(form.model_json_schema())
+    schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
+    return schema
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in field.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return field
+    rest = {name: value for name, value in field.items() if name != "anyOf" and value is not None}
+    return {**rest, **kinds[0]}
+
+
+def _untitled(schema: dict[str, Any]) -> dict[str, Any]:
+    """Generators name a body after its operation; a title of ours would be added to that."""
+    return {name: value for name, value in schema.items() if name != "title"}

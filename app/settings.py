@@ -93,8 +93,8 @@ class Settings(BaseSettings):
 
     max_running_pages: int = Field(0, ge=0, le=1024)
     """Pages decoded together; 0 chooses 64 on a CPU and 128 on a GPU, or fewer if memory is short."""
-    max_page_tokens: int = Field(8192, ge=256, le=131_072)
-    """Most tokens of a page: visual, prompt and output; on a GPU each page in flight has room for them."""
+    max_page_tokens: int = Field(0, ge=0, le=1_048_576)
+    """Most tokens of a page, with its prompt and output; 0: room for ``RTPRUNE_MAX_OUTPUT_TOKENS``."""
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
     """Share of the GPU memory free after loading that holds keys and values of running pages."""
     kv_memory_mib: int = Field(1024, ge=1)
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     max_image_megapixels: float = Field(100.0, gt=0, le=1000)
     """Largest image that is decoded at all, before scaling down."""
     max_output_tokens: int = Field(8192, ge=1)
-    """Highest ``max_output_tokens`` a client may ask for."""
+    """Highest ``max_output_tokens`` a client may ask for, and what a page has that does not say."""
 
     max_documents: int = Field(128, ge=1)
     """Requests with a document served at a time, from first byte to answer; more are refused with 503."""

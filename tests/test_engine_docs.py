@@ -6,8 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 from app.ocr.engine_settings import EngineSettings
-from app.ocr.reader import engine_settings
-from app.settings import Settings
 from benchmarks.engine_table import RESULTS, table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "engine.md"
@@ -38,10 +36,3 @@ def test_the_table_of_the_full_size_is_the_one_that_was_measured() -> None:
 def test_a_configuration_that_failed_is_a_row_that_says_so() -> None:
     document = {"rows": [{"mode": "base", "pages": 256, "error": "no memory for 256 slots"}]}
     assert "| base | 256 | no memory for 256 slots |" in table(document)
-
-
-def test_a_page_may_have_as_many_tokens_on_a_gpu_as_on_a_cpu() -> None:
-    for device in ("cpu", "cuda"):
-        asked = engine_settings(Settings(device=device, max_page_tokens=5000, max_output_tokens=4321))
-        assert (asked.max_page_tokens, asked.max_output_tokens) == (5000, 4321)
-        assert engine_settings(Settings(device=device)).max_page_tokens == 8192

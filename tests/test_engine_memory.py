@@ -4,6 +4,7 @@ import mmap
 from pathlib import Path
 
 import pytest
+import torch
 from engine_bench import Bench, failing, hostile, limits
 from engine_fakes import FakeOcr, random_network
 from hypothesis import given, settings
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from app.document import ReadOptions
 from app.errors import PageFailed
 from app.ocr import device
+from app.ocr.engine_settings import PROMPT_ROOM, EngineSettings
+from app.ocr.kv_cache import KvShape
+from app.ocr.reader import engine_settings
 from app.ocr.task import PageTask
+from app.settings import Settings
 
 
 def test_encoding_takes_fewer_pages_when_memory_runs_out() -> None:
@@ -159,3 +164,34 @@ def test_memory_is_taken_when_written_and_given_back_when_a_page_ends() -> None:
         bench.loop._decoder.cache.wipe(row, 1000)
     assert resident_mib() - before < 20
     assert not storage[:, :100].any()
+
+
+FULL_SIZE = KvShape(num_layers=12, num_heads=10, head_dim=128, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_page_may_write_what_a_client_may_ask_for_on_either_device(device: str) -> None:
+    model = FakeOcr(random_network(0, max_position_embeddings=32_768))
+    plain = engine_settings(Settings.model_validate({"device": device}))
+    assert plain.max_output_tokens == 8192
+    assert plain.page_tokens(model, FULL_SIZE, 90 * 2**30) == 8192 + PROMPT_ROOM
+    explicit = engine_settings(Settings.model_validate({"device": device, "max_page_tokens": 4096}))
+    assert explicit.page_tokens(model, FULL_SIZE, 90 * 2**30) == 4096
+    more = engine_settings(Settings.model_validate({"device": device, "max_output_tokens": 20_000}))
+    assert more.page_tokens(model, FULL_SIZE, 90 * 2**30) == 20_000 + PROMPT_ROOM
+
+
+def test_the_room_of_a_page_bows_to_positions_and_memory_unless_it_was_set() -> None:
+    model = FakeOcr(random_network(0, max_position_embeddings=8192))
+    free = EngineSettings(max_page_tokens=None, max_output_tokens=8192)
+    assert free.page_tokens(model, FULL_SIZE, 90 * 2**30) == 8192
+    assert free.page_tokens(model, FULL_SIZE, 61_440 * 1000) == 1000
+    assert EngineSettings(max_page_tokens=4096).page_tokens(model, FULL_SIZE, 61_440 * 1000) == 4096
+
+
+def test_a_page_that_does_not_say_gets_all_of_its_output() -> None:
+    bench = Bench(hostile(), limits(max_page_tokens=None, max_output_tokens=300))
+    task = bench.read(0, ReadOptions(prune="none"))
+    bench.finish(task)
+    reading = task.done.result()
+    assert (reading.finish_reason, reading.tokens.output) == ("length", 300)

@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from app.ocr.kv_cache import KvShape
 from app.ocr.loops import LoopRule, NgramRule
 from app.ocr.model import OcrModel
+
+PROMPT_ROOM = 2048
+"""Tokens of the largest mode's page (Gundam's nine tiles: 1,300) and of a long prompt."""
 
 COUNTS = (
     "max_running_pages",
@@ -26,8 +30,10 @@ class EngineSettings:
 
     max_running_pages: int = 16
     """Pages decoded together; fewer if the KV budget does not pay for as many."""
-    max_page_tokens: int = 4096
+    max_page_tokens: int | None = 4096
     """KV tokens of one page: kept visual tokens, prompt and output. At most the model's positions are used.
+
+    ``None``: room for ``max_output_tokens`` and any page, or what the KV memory holds if that is less.
     """
     kv_memory_mib: int | None = 512
     kv_memory_share: float | None = None
@@ -56,7 +62,7 @@ class EngineSettings:
 
     def __post_init__(self) -> None:
         for name in COUNTS:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if (self.kv_memory_mib is None) == (self.kv_memory_share is None):
             raise ValueError("give one of kv_memory_mib and kv_memory_share")
@@ -64,6 +70,13 @@ class EngineSettings:
             raise ValueError(f"kv_memory_share must be in (0, 1], got {self.kv_memory_share}")
         if not self.page_deadline_seconds > 0:
             raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
+
+    def page_tokens(self, model: OcrModel, shape: KvShape, budget_bytes: int) -> int:
+        """KV tokens of one page, for this model and KV memory."""
+        if self.max_page_tokens is not None:
+            return min(self.max_page_tokens, model.max_positions)
+        wanted = min(self.max_output_tokens + PROMPT_ROOM, model.max_positions)
+        return min(wanted, max(1, budget_bytes // shape.bytes_per_token))
 
     def first_ngram(self, model: OcrModel) -> NgramRule:
         """The rule of a page's first attempt."""

@@ -52,11 +52,14 @@ class PageLoop:
         self._model, self._settings = model, settings
         self._finishing_pool = finishing
         budget = kv_budget_bytes(model.device, settings.kv_memory_mib, settings.kv_memory_share)
-        max_page_tokens = min(settings.max_page_tokens, model.max_positions)
+        shape = kv_shape(model)
         plan = KvPlan.within(
-            budget, kv_shape(model), max_pages=settings.max_running_pages, max_page_tokens=max_page_tokens,
+            budget,
+            shape,
+            max_pages=settings.max_running_pages,
+            max_page_tokens=settings.page_tokens(model, shape, budget),
             lazy=model.device.type == "cpu",
-        )  # fmt: skip
+        )
         self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
         self._reserved = Reserved(plan.num_tokens)
         self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet

@@ -79,14 +79,14 @@ def engine_settings(settings: Settings) -> EngineSettings:
         return EngineSettings(
             max_running_pages=settings.max_running_pages or 64,
             kv_memory_mib=settings.kv_memory_mib,
-            max_page_tokens=settings.max_page_tokens,
+            max_page_tokens=settings.max_page_tokens or None,
             max_output_tokens=settings.max_output_tokens,
         )
     return EngineSettings(
         max_running_pages=settings.max_running_pages or 128,
-        kv_memory_mib=None,
-        max_page_tokens=settings.max_page_tokens,
+        max_page_tokens=settings.max_page_tokens or None,
         max_output_tokens=settings.max_output_tokens,
+        kv_memory_mib=None,
         kv_memory_share=settings.kv_memory_share,
         max_encode_pages=32,
         max_prefill_tokens=16_384,

@@ -109,6 +109,7 @@ def find_print(image: Image.Image) -> Print:
     columns, rows = (centres / 1000 * (width, height)).astype(np.int64).T
     is_tone = (differs > max(TONES[0] * least, 2 * grain)) & (differs < TONES[1] * least)
     tones = ndimage.uniform_filter(is_tone.astype(np.float32), TONES_PX)
+    tones = ndimage.maximum_filter(tones, TONES_PX // 2)  # a picture's edge has paper beside it
     return Print(centres, ink[is_print], tones[rows, columns] > MIN_TONES)
 
 

@@ -42,7 +42,7 @@ class Checks:
 def check_page(page: Page, reading: Reading, markdown: str, blocks: Sequence[Block]) -> Checks:
     """What the page's answer lacks, as far as that can be told without reading it again.
 
-    Takes some 20 ms of numpy for an A4 page: call it in a thread.
+    Takes some 25 ms of numpy for an A4 page: call it in a thread.
     """
     warnings = [FINISH_WARNINGS[reading.finish_reason]] if reading.finish_reason in FINISH_WARNINGS else []
     if markdown and reading.risk > MAX_RISK:

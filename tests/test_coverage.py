@@ -123,3 +123,22 @@ def test_any_image_has_a_share(width: int, height: int, seed: int, is_noise: boo
     levels = rng.integers(0, 256, (height, width)) if is_noise else np.full((height, width), seed % 256)
     found = find_print(Image.fromarray(levels.astype(np.uint8)).convert("RGB"))
     assert 0 <= found.share_outside([(10, 10, 400, 400)], [(100, 100, 200, 200)]) <= 1
+
+
+def test_a_photograph_beside_the_text_is_no_unread_print_and_alone_it_is_not_hidden() -> None:
+    """Worn print may look like a photograph, so that an empty text is never excused by one."""
+    rng = np.random.default_rng(3)
+    tones = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (70, 110)).astype(np.uint8)).resize(
+            (1000, 600), Image.Resampling.BICUBIC
+        )
+    )
+    grained = np.clip(tones * 0.5 + rng.normal(60, 12, tones.shape), 0, 255).astype(np.uint8)
+    page = printed(lines=16)
+    page.paste(Image.fromarray(grained).convert("RGB"), (120, 1000))
+    text = lines_box(0, 16)
+    found = find_print(page)
+    assert found.in_picture.any()
+    assert found.share_outside([text]) < 0.05
+    assert found.share_outside([lines_box(0, 8)]) > 0.3
+    assert found.share_outside([]) == 1

@@ -87,7 +87,14 @@ class FakeReader:
     def __init__(self) -> None:
         self._ballast: list[bytearray] = []
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> FakeStream:  # noqa: ARG002
+    def submit(
+        self,
+        page: Page,
+        options: ReadOptions,
+        *,
+        document_id: str,  # noqa: ARG002
+        priority: int = 0,  # noqa: ARG002
+    ) -> FakeStream:
         if options.mode is not None and options.mode not in MODES:
             raise BadOption(f"mode {options.mode!r} is unknown; this model has {', '.join(MODES)}")
         directions = _directions(options.prompt)

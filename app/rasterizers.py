@@ -17,6 +17,7 @@ from PIL import Image
 from app.document import Failure, Page
 from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
 from app.frames import LENGTH, FrameError, frame_length, message_of, pack
+from app.places import Claim, Places, Turnstile
 from app.processes import child_environment, kill_group, python_module
 from app.rasterize import PageRequest
 from app.settings import Settings
@@ -55,12 +56,12 @@ class _ChildDied(Exception):
 
 
 class Rasterizers:
-    """Turns files into pages. At most ``num_rasterizers`` pages at a time, first come first served."""
+    """Turns files into pages. At most ``num_rasterizers`` pages at a time; documents take turns."""
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
-        self._free = asyncio.Semaphore(settings.num_rasterizers)
+        self._turnstile = Turnstile(Places(settings.num_rasterizers))
         self._idle: list[_Child] = []
         self._num_children = 0
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
@@ -83,11 +84,23 @@ class Rasterizers:
     async def count(self, path: Path, file_format: str) -> int:
         """Pages of a file. Raise its ``ParseError``."""
         request = {"op": "count", "path": str(path), "format": file_format}
-        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"))
+        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"), Claim(str(path)))
         return int(header["pages"])
 
-    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
-        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long."""
+    async def page(
+        self,
+        path: Path,
+        file_format: str,
+        index: int,
+        dpi: int,
+        *,
+        document_id: str = "",
+        priority: int = 0,
+    ) -> Page:
+        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long.
+
+        Higher ``priority`` goes first; documents of one priority take turns.
+        """
         request = PageRequest(
             path=str(path),
             format=file_format,
@@ -97,7 +110,8 @@ class Rasterizers:
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
         )
         message = {"op": "page", "page": asdict(request)}
-        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"))
+        claim = Claim(document_id or str(path), priority)
+        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"), claim)
         size = (int(header["width"]), int(header["height"]))
         if len(pixels) <= MAX_INLINE_BYTES:
             image = Image.frombytes("RGB", size, pixels)
@@ -105,23 +119,27 @@ class Rasterizers:
             image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
         return Page(index, image, float(header["ms"]))
 
-    async def _ask(self, request: dict[str, Any], if_dead: ParseError) -> tuple[dict[str, Any], bytearray]:
+    async def _ask(
+        self, request: dict[str, Any], if_dead: ParseError, claim: Claim
+    ) -> tuple[dict[str, Any], bytearray]:
         try:
-            header, pixels = await self._try(request, fresh=False)
+            header, pixels = await self._try(request, claim, fresh=False)
         except _ChildDied:
             # perhaps not the file's fault: children die for other reasons too, such as a lack of memory
             try:
-                header, pixels = await self._try(request, fresh=True)
+                header, pixels = await self._try(request, claim, fresh=True)
             except _ChildDied as error:
                 raise if_dead from error
         if "failure" in header:
             raise Failure(**header["failure"]).error()
         return header, pixels
 
-    async def _try(self, request: dict[str, Any], *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
+    async def _try(
+        self, request: dict[str, Any], claim: Claim, *, fresh: bool
+    ) -> tuple[dict[str, Any], bytearray]:
         """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
         timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
-        async with self._borrowed(fresh=fresh) as child:
+        async with self._borrowed(claim, fresh=fresh) as child:
             try:
                 async with asyncio.timeout(self._settings.rasterize_deadline_s):
                     return await self._exchange(child, request)
@@ -136,9 +154,9 @@ class Rasterizers:
                 raise
 
     @contextlib.asynccontextmanager
-    async def _borrowed(self, *, fresh: bool) -> AsyncIterator[_Child]:
+    async def _borrowed(self, claim: Claim, *, fresh: bool) -> AsyncIterator[_Child]:
         """A child of one's own. It is replaced, in the background, unless the request ended well."""
-        async with self._free:
+        async with self._turnstile.place(claim):
             child = self._idle.pop() if self._idle and not fresh else await self._spawn()
             healthy = False
             try:

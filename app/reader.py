@@ -46,9 +46,11 @@ class PageReader(Protocol):
     def modes(self) -> Collection[str]:
         """Names of the view layouts that ``ReadOptions.mode`` may name."""
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> PageStream:
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> PageStream:
         """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot
         serve.
+
+        Higher ``priority`` goes first; documents of one priority take turns.
         """
 
     async def close(self) -> None:

@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
     max_running_pages: int = Field(0, ge=0, le=1024)
-    """Pages decoded together; 0 chooses 64 on a CPU and 128 on a GPU, or fewer if memory is short."""
+    """Pages decoded together; 0 chooses 24 on a CPU and 128 on a GPU, or fewer if memory is short."""
     max_page_tokens: int = Field(0, ge=0, le=1_048_576)
     """Most tokens of a page, with its prompt and output; 0: room for ``RTPRUNE_MAX_OUTPUT_TOKENS``."""
     kv_memory_share: float = Field(0.7, gt=0, le=0.95)
@@ -129,8 +129,8 @@ class Settings(BaseSettings):
     """How often to look for work, results and cancellations while nobody tells of them; else every second."""
     batch_pages: int = Field(8, ge=1, le=1000)
     """Pages of a document that one worker claims together."""
-    max_pages_in_flight: int = Field(64, ge=1)
-    """Pages a worker renders or reads at a time, over all documents."""
+    max_pages_in_flight: int = Field(0, ge=0)
+    """Pages a worker renders or reads at a time, over all documents; 0 chooses 8 on a CPU, 128 on a GPU."""
 
     upload_idle_s: float = Field(30.0, gt=0)
     """Longest silence of a client while it uploads."""

@@ -54,6 +54,9 @@ EMBEDDED_GRACE_S = 1.0
 """The API has given those who wait their grace before it ends its worker."""
 STORAGE_RETRY_S = 1.0
 SPARE_THREADS = 16
+FAKE_PAGES_IN_FLIGHT = 64
+MOST_FETCHES = 128
+"""Documents that are fetched at a time where nobody set how many pages are in flight."""
 SWITCH_S = 0.001
 """The engine gives up the interpreter's lock at every operation of the model, and gets it back from a thread
 that writes to the database when that one's time is over: at Python's 5 ms, decoding is a quarter slower."""
@@ -77,6 +80,17 @@ def open_reader(settings: Settings) -> PageReader:
         max_rss_mib=max_worker_rss_mib(settings),
     )
     return reader
+
+
+def pages_in_flight(settings: Settings) -> int:
+    """Pages to have in flight. What the device takes is known where its reader is open, not before."""
+    if settings.max_pages_in_flight:
+        return settings.max_pages_in_flight
+    if settings.reader == "fake":
+        return FAKE_PAGES_IN_FLIGHT
+    from app.ocr.reader import pages_in_flight as of_device  # noqa: PLC0415
+
+    return of_device(settings)
 
 
 async def open_store(settings: Settings, wakeups: Wakeups) -> Store:
@@ -115,6 +129,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
             await asyncio.to_thread(leases.renew, failed, settings.max_restart_delay_s)
             await rasterizers.close()
             return UNUSABLE_STATUS
+        settings = settings.model_copy(update={"max_pages_in_flight": pages_in_flight(settings)})
         try:
             await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, wakeups)
         finally:
@@ -233,7 +248,8 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     # documents that are fetched, at most one a page, must not keep the lease from being renewed
-    loop.set_default_executor(ThreadPoolExecutor(settings.max_pages_in_flight + SPARE_THREADS, "io"))
+    num_fetches = settings.max_pages_in_flight or MOST_FETCHES
+    loop.set_default_executor(ThreadPoolExecutor(num_fetches + SPARE_THREADS, "io"))
     wakeups = open_wakeups(settings)
     carrying = asyncio.create_task(_carry(wakeups, parent, stop), name="parent")
     status = await work(settings, worker_id, stop, wakeups)

@@ -39,7 +39,7 @@ from PIL import Image, ImageDraw, ImageFont
 from app.document import ReadOptions
 from app.rasterizers import Rasterizers
 from app.settings import Settings
-from app.worker import open_reader
+from app.worker import open_reader, pages_in_flight
 
 START_S = 300.0
 POLL_S = 0.25
@@ -86,15 +86,15 @@ def blank_frames(num_pages: int, seed: int, side_px: int) -> bytes:
 
 def a4_page(number: int, seed: int) -> bytes:
     """The page of this number as a document of its own."""
-    return _tiff([_a4(number)], seed, compression="group4")
+    return _tiff([a4_image(number)], seed, compression="group4")
 
 
 def a4_frames(num_pages: int, seed: int) -> bytes:
     """Pages of some 2,000 characters at 150 dpi, black on white."""
-    return _tiff([_a4(number) for number in range(num_pages)], seed, compression="group4")
+    return _tiff([a4_image(number) for number in range(num_pages)], seed, compression="group4")
 
 
-def _a4(number: int) -> Image.Image:
+def a4_image(number: int) -> Image.Image:
     page = Image.new("1", (1240, 1754), 1)
     words = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
     lines = [
@@ -120,14 +120,15 @@ def png(side_px: int, seed: int) -> bytes:
 
 
 @contextmanager
-def serving(settings: dict[str, str]) -> Iterator[tuple[httpx.Client, int]]:
-    """``rtprune serve`` with its worker, ready, and its process id."""
+def serving(settings: dict[str, str], root: Path | None = None) -> Iterator[tuple[httpx.Client, int]]:
+    """``rtprune serve`` with its worker, ready, and its process id. ``root``: another checkout to serve."""
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         variables = {"RTPRUNE_DATA_DIR": folder, "RTPRUNE_PORT": str(port), "RTPRUNE_LOG_LEVEL": "WARNING"}
         process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "serve"],
-            env={**os.environ, **variables, **settings},
+            cwd=root,
+            env={**os.environ, **({"PYTHONPATH": str(root)} if root else {}), **variables, **settings},
             stdin=subprocess.DEVNULL,
         )
         try:
@@ -228,7 +229,7 @@ async def alone_rate(settings: Settings, documents: list[bytes], num_pages: int)
         rasterizers = Rasterizers(settings, Path(folder))
         await rasterizers.start()
         reader = open_reader(settings)
-        slots = asyncio.Semaphore(settings.max_pages_in_flight)
+        slots = asyncio.Semaphore(pages_in_flight(settings))
 
         async def read(path: Path, index: int) -> None:
             async with slots:

@@ -27,7 +27,9 @@ LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s
 class FakeRasterizers:
     """Twelve pages, the last unreadable."""
 
-    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
+    async def page(
+        self, path: Path, file_format: str, index: int, dpi: int, *, document_id: str, priority: int
+    ) -> Page:
         await asyncio.sleep(0)
         if index == 11:
             raise UnreadablePage("damaged")
@@ -74,7 +76,7 @@ class GatedReader:
         self.num_begun = 0
         self.num_cancels = 0
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> GatedStream:
+    def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> GatedStream:
         if options.mode == "none such":
             raise BadOption("mode none such")
         return GatedStream(self, page, options)
@@ -124,7 +126,7 @@ class Bench:
     """A worker's reader over a real store; jobs that it was given."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
-        self.settings = Settings.model_validate({"data_dir": folder, **settings})
+        self.settings = Settings.model_validate({"data_dir": folder, "max_pages_in_flight": 64, **settings})
         self.store = open_store(self.settings)
         self.log = PageLog(self.store)
         self.blobs = Blobs(self.settings)

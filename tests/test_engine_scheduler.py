@@ -93,6 +93,50 @@ def test_higher_priority_goes_first(pages: list[tuple[str, int]]) -> None:
     assert order == sorted(order, reverse=True)
 
 
+@given(st.integers(2, 9), st.integers(1, 5))
+def test_higher_priority_without_end_starves_nobody_where_one_in_so_many_is_lower(
+    one_in: int, num_lower: int
+) -> None:
+    queue: FairQueue[str] = FairQueue(1000, one_in=one_in)
+    for _ in range(num_lower):
+        queue.put("lower", "a")
+    queue.put("lowest", "b", priority=-1)
+    served: list[str] = []
+    turns: list[Turn] = []
+    while "lowest" not in served:
+        queue.put("higher", "c", priority=1)
+        popped = queue.pop()
+        assert popped is not None
+        turns.append(popped[0])
+        served.append(popped[1])
+    assert len(served) == (num_lower + 1) * one_in
+    assert served.count("lower") == num_lower, "by whose turn came first"
+    assert all("higher" in served[at : at + 2] for at in range(len(served) - 2))
+    assert {turn.rank for turn in turns} == {-1}, "it is not passed later on by those it went ahead of"
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_head_start_ends_what_is_short_soon_and_leaves_a_quarter_to_the_others(
+    num_pages: int, head_start: int
+) -> None:
+    queue: FairQueue[str] = FairQueue(1000, head_start=head_start)
+    for _ in range(400):
+        queue.put("large", "a")
+    for _ in range(100):
+        queue.pop()
+    for _ in range(num_pages):
+        queue.put("small", "b")
+    served: list[str] = []
+    while served.count("small") < num_pages:
+        popped = queue.pop()
+        assert popped is not None
+        served.append(popped[1])
+    num_quick = min(num_pages, head_start)
+    most = -(-num_quick // 3) + (num_pages - num_quick)
+    assert served.count("large") <= most + 1
+    assert served.count("large") >= most - 1
+
+
 @given(st.lists(documents, max_size=30), st.sets(st.integers(0, 29)))
 def test_a_removed_page_is_not_served_and_makes_room(names: list[str], removed: set[int]) -> None:
     queue: FairQueue[int] = FairQueue(max(1, len(names)))

@@ -10,9 +10,9 @@ from jobs_bench import Bench, done
 from jobs_client import api, workers
 from service_client import A4, PATIENCE_S, eventually, image_bytes, pdf_bytes
 
-from app.jobs.claiming import Claiming
+from app.jobs.claiming import Claiming, Room
 from app.jobs.database import open_dbos_engine
-from app.jobs.queues import APPLICATION, BATCH_QUEUE, SERIALIZER, SINGLE_QUEUE
+from app.jobs.queues import APPLICATION, BATCH_QUEUE, SERIALIZER, SINGLE_QUEUE, Work
 from app.jobs.wakeups import Wakeups
 
 
@@ -44,7 +44,7 @@ def claiming_of(bench: Bench, name: str, max_running: int) -> Claiming:
     )
     queue = client.register_queue(name, worker_concurrency=max_running, application_name=APPLICATION)
     queue.database_backed_queue = False
-    return Claiming(queue, max_running, Wakeups(), bench.store.has_work)
+    return Claiming(queue, Room(max_running), Wakeups(), bench.store.has_work, bench.store.next_up)
 
 
 def test_nobody_looks_without_work_or_without_room(tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_nobody_looks_without_work_or_without_room(tmp_path: Path) -> None:
         assert looks.num == 0, "what waits is in another queue"
         job_id = bench.job(2)
         await asyncio.to_thread(eventually, lambda: looks.num > 0)
-        claiming.begun()
+        claiming.begun(Work(job_id, 5))
         await asyncio.sleep(0.1)
         num_looks = looks.num
         await asyncio.sleep(0.1)
         assert looks.num == num_looks, "it is full"
-        claiming.ended()
+        claiming.ended(Work(job_id, 5))
         await asyncio.to_thread(eventually, lambda: looks.num > num_looks)
         bench.store.begin(single)
         bench.store.cancel(job_id)

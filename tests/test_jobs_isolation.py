@@ -13,7 +13,6 @@ from jobs_bench import Bench
 
 from app.document import Page, Reading, ReadOptions
 from app.fake import FakeReader
-from app.jobs.isolation import Isolation
 from app.jobs.journal import Journal
 from app.jobs.page_log import Entry, PageLog
 from app.jobs.reading import MAX_STRIKES
@@ -81,7 +80,9 @@ class DeadlyReader:
             self.blame = index
             self._journal.died.set()
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> DeadlyStream:
+    def submit(
+        self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> DeadlyStream:
         return DeadlyStream(self, page, options)
 
     async def close(self) -> None:
@@ -143,62 +144,5 @@ def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(tmp_pa
         assert set(failures) >= killers
         assert all(failure.code == "worker_lost" for failure in failures.values())
         assert all(blamed[page] <= MAX_KILLS_BY_ONE_PAGE for page in killers)
-
-    asyncio.run(run())
-
-
-def test_isolation_admits_one_limit_at_a_time_and_the_smallest_first() -> None:
-    chance = random.Random(1)
-    present: list[int] = []
-    seen: list[list[int]] = []
-
-    async def page(isolation: Isolation, limit: int) -> None:
-        async with isolation.among(limit):
-            present.append(limit)
-            seen.append(list(present))
-            try:
-                for _ in range(chance.randrange(5)):
-                    await asyncio.sleep(0)
-            finally:
-                present.remove(limit)
-
-    async def run() -> None:
-        isolation = Isolation()
-        pages = [asyncio.create_task(page(isolation, chance.choice([1, 3, 20]))) for _ in range(200)]
-        await asyncio.sleep(0)
-        for task in chance.sample(pages, k=60):
-            await asyncio.sleep(0)
-            task.cancel()
-        await asyncio.wait_for(asyncio.gather(*pages, return_exceptions=True), 20)
-        async with isolation.among(1):
-            pass
-
-    asyncio.run(run())
-    assert all(len(set(together)) == 1 for together in seen)
-    assert all(len(together) <= together[0] for together in seen)
-    assert max(len(together) for together in seen) > 3, "and yet they are together"
-
-
-def test_who_is_cancelled_holds_up_nobody() -> None:
-    async def run() -> None:
-        isolation = Isolation()
-
-        async def stay() -> None:
-            async with isolation.among(8):
-                await asyncio.sleep(3600)
-
-        staying = asyncio.create_task(stay())
-        await asyncio.sleep(0)
-        alone = asyncio.create_task(isolation.among(1).__aenter__())
-        await asyncio.sleep(0)
-        another = asyncio.create_task(stay())
-        await asyncio.sleep(0)
-        alone.cancel()
-        await asyncio.gather(alone, return_exceptions=True)
-        staying.cancel()
-        another.cancel()
-        await asyncio.gather(staying, another, return_exceptions=True)
-        async with asyncio.timeout(20), isolation.among(1):
-            pass
 
     asyncio.run(run())

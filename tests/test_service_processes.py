@@ -1,6 +1,7 @@
 """Processes that die: the worker, the API, poppler. Nobody is left behind, and answers still come."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -289,3 +290,21 @@ def test_nobody_else_can_read_what_is_kept(tmp_path: Path) -> None:
         modes = {path: path.stat().st_mode & 0o077 for path in (data, *data.rglob("*"))}
     assert len(modes) > 3
     assert [str(path) for path, others in modes.items() if others] == []
+
+
+FRAGMENTED = """
+import os
+from app.processes import give_back_freed_memory, resident_mib
+kept = [bytes(1000) for _ in range(100_000)]
+kept = kept[::1000]
+before = resident_mib(os.getpid())
+give_back_freed_memory()
+print(before - resident_mib(os.getpid()))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what other C libraries keep is not known")
+def test_freed_memory_goes_back_to_the_system_though_some_of_it_is_in_use() -> None:
+    command = [sys.executable, "-c", FRAGMENTED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 50

@@ -22,6 +22,7 @@ from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, batch_arguments, batch_option
 from app.jobs.reading import BatchReader
 from app.jobs.store import Store
 from app.jobs.wakeups import Wakeups
+from app.processes import give_back_freed_memory
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.caretaker")
@@ -71,6 +72,7 @@ class Caretaker:
             group.create_task(self._watch_cancellations())
             group.create_task(self._beat())
             group.create_task(self._take_care())
+            group.create_task(self._tidy())
 
     async def _watch_cancellations(self) -> None:
         while True:
@@ -110,6 +112,16 @@ class Caretaker:
             except DBOSException:  # such as a workflow that was removed meanwhile
                 logger.exception("work was left for the next turn")
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _tidy(self) -> None:
+        """Give memory back when there is nothing to read any more."""
+        was_reading = False
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            is_reading = bool(self._batches.job_ids)
+            if was_reading and not is_reading:
+                await asyncio.to_thread(give_back_freed_memory)
+            was_reading = is_reading
 
     def take_care(self) -> None:
         """One turn, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""

@@ -1,14 +1,18 @@
-"""When a worker looks for work. What it then claims is decided by DBOS, in one transaction with the claim."""
+"""When a worker looks for work, and how much it may claim. What it then claims is decided by DBOS, in one
+transaction with the claim.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from dbos import DBOS, Queue
 from dbos._queue import queue_worker_thread
 
 from app.errors import StorageFull, StorageUnavailable
+from app.jobs.queues import Work
 from app.jobs.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.claiming")
@@ -22,22 +26,54 @@ HasWork = Callable[[str], bool]
 """Whether there can be any in this queue; raises ``StorageUnavailable`` or ``StorageFull``."""
 
 
+NextUp = Callable[[str], Work | None]
+"""What is first in this queue; raises as ``HasWork``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much a worker claims of a queue: ``num`` workflows, whatever is first.
+
+    Beyond that, one by one while it is first: ``for_others`` of documents of which the worker has nothing,
+    and ``for_higher`` of higher priority than something that it has. So a worker that is full with one
+    document has the pages of another at hand, while other workers find the rest of the first in the queue.
+    """
+
+    num: int
+    for_others: int = 0
+    for_higher: int = 0
+
+    def is_for(self, work: Work | None, held: Collection[Work]) -> bool:
+        """Whether ``work``, first in the queue, may be claimed by a worker that has ``held``."""
+        if len(held) < self.num:
+            return True
+        if work is None or len(held) >= self.num + self.for_others + self.for_higher:
+            return False
+        if any(work.priority > one.priority for one in held):
+            return True
+        is_another = all(work.job_id != one.job_id for one in held)
+        return is_another and len(held) < self.num + self.for_others
+
+
 class Claiming(threading.Event):
     """The claiming of work from one queue, in a thread of its own.
 
     DBOS looks for work at fixed times and can be told nothing in between; but the pause between two looks is
     a wait for the event that ends the loop. This is that event, and its ``wait`` ends with a wake-up, too. It
-    does not end while this worker has no room, or while no work can be there: a look is several statements
-    under SQLite's write lock, and takes a hundred times as long as to know that it is in vain.
+    does not end while this worker has no room for what is first, or while no work can be there: a look is
+    several statements under SQLite's write lock, and takes a hundred times as long as to know that it is in
+    vain.
     """
 
-    def __init__(self, queue: Queue, max_running: int, wakeups: Wakeups, has_work: HasWork) -> None:
+    def __init__(
+        self, queue: Queue, room: Room, wakeups: Wakeups, has_work: HasWork, next_up: NextUp
+    ) -> None:
         super().__init__()
         self._queue = queue
-        self._max_running = max_running
-        self._num_running = 0
+        self._room = room
+        self._held: list[Work] = []
         self._wakeups = wakeups
-        self._has_work = has_work
+        self._has_work, self._next_up = has_work, next_up
         self._woken = threading.Event()
         self._looked_at = 0.0
         wakeups.on("work", self._wake)
@@ -50,13 +86,13 @@ class Claiming(threading.Event):
         name = f"claiming {self._queue.name}"
         threading.Thread(target=self._claim, args=(dbos,), name=name, daemon=True).start()
 
-    def begun(self) -> None:
+    def begun(self, work: Work) -> None:
         """A workflow of this queue runs. On the event loop, as ``ended``."""
-        self._num_running += 1
+        self._held.append(work)
 
-    def ended(self) -> None:
+    def ended(self, work: Work) -> None:
         """There is room for another one, which may wait already."""
-        self._num_running -= 1
+        self._held.remove(work)
         self._woken.set()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -67,22 +103,32 @@ class Claiming(threading.Event):
                 self._woken.wait(left_s)
                 self._woken.clear()
             self._looked_at = time.monotonic()
-            if self._num_running < self._max_running and self._may_find():
+            if self._may_claim():
                 break
         return self.is_set()
 
     @property
     def _gap_s(self) -> float:
-        if self._num_running == 0:
+        num_held, num = len(self._held), self._room.num
+        if num_held == 0:
             return IDLE_LOOK_GAP_S
-        num_free = self._max_running - self._num_running
-        return BUSY_LOOK_GAP_S if num_free * 4 <= self._max_running else LOOK_GAP_S
+        return BUSY_LOOK_GAP_S if (num - num_held) * 4 <= num else LOOK_GAP_S
 
-    def _may_find(self) -> bool:
+    def _may_claim(self) -> bool:
+        """Whether there is room, and can be work for it; if so, have DBOS claim no more than that."""
+        held = list(self._held)  # it changes on the event loop meanwhile
+        most = max(self._room.num, len(held) + 1)
         try:
-            return self._num_running > 0 or self._has_work(self._queue.name)
+            if not held:
+                may = self._has_work(self._queue.name)
+            else:
+                is_full = len(held) >= self._room.num
+                may = self._room.is_for(self._next_up(self._queue.name) if is_full else None, held)
         except (StorageUnavailable, StorageFull):
-            return True  # DBOS says what is wrong, and slows down
+            may, most = True, self._room.num  # DBOS says what is wrong, and slows down
+        # its own, not that in the database: the only thread that reads it is the one that calls this
+        self._queue._worker_concurrency = most
+        return may
 
     def _claim(self, dbos: DBOS) -> None:
         while not self.is_set():

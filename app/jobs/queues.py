@@ -5,6 +5,8 @@ A document is a tree of workflows, one for each batch of its pages: batch n queu
 and later batches stand behind the first batches of everybody else.
 """
 
+from dataclasses import dataclass
+
 from dbos import DBOSPortableJSONSerializer, EnqueueOptions
 
 SERIALIZER = DBOSPortableJSONSerializer()
@@ -25,6 +27,20 @@ DELIVER_WEBHOOK = "deliver_webhook"
 MAX_PRIORITY = 9
 DEFAULT_PRIORITY = 5
 BATCHES_PER_PRIORITY = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A batch of pages, queued or running."""
+
+    job_id: str
+    priority: int
+
+    @classmethod
+    def of(cls, workflow_id: str, queue_priority: int) -> "Work":
+        """From what ``batch_options`` gave the queue."""
+        above = (queue_priority - 1) // BATCHES_PER_PRIORITY
+        return cls(workflow_id.partition(".")[0], MAX_PRIORITY - above)
 
 
 def queue_for(num_pages: int) -> str:

@@ -29,12 +29,12 @@ from app.errors import (
     WorkerLost,
 )
 from app.jobs.blobs import Blobs
-from app.jobs.isolation import Isolation
 from app.jobs.job import Job, encode_page
 from app.jobs.journal import Journal
 from app.jobs.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.store import Store
 from app.markdown import to_markdown
+from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings
 
@@ -42,6 +42,10 @@ logger = logging.getLogger("rtprune.worker")
 
 MAX_STRIKES = 2
 SUSPECTS_SHARE = 8
+OTHERS_SHARE = 4
+"""One of so many places is kept for other documents than the one that would take all."""
+HIGHER_SHARE = 8
+"""One of so many is kept for a page of higher priority than others have."""
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
@@ -52,11 +56,15 @@ Enqueue = Callable[[sa.Connection], None]
 class PageSource(Protocol):
     """What turns files into pages: ``Rasterizers``."""
 
-    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page: ...
+    async def page(
+        self, path: Path, file_format: str, index: int, dpi: int, *, document_id: str, priority: int
+    ) -> Page: ...
 
 
 class BatchReader:
-    """Reads batches of many documents at once, with a bounded number of pages in flight."""
+    """Reads batches of many documents at once: at most ``max_pages_in_flight`` pages, in a fair order, some
+    of them kept for others (``Places``).
+    """
 
     def __init__(
         self,
@@ -76,7 +84,11 @@ class BatchReader:
         self._blobs = blobs
         self._journal = journal
         self._tmp_dir = tmp_dir
-        self._isolation = Isolation()
+        num = settings.max_pages_in_flight
+        places: Places[asyncio.Future[None]] = Places(
+            num, for_others=num // OTHERS_SHARE, for_higher=num // HIGHER_SHARE
+        )
+        self._turnstile = Turnstile(places)
         self._batches: dict[str, set[asyncio.Task[None]]] = {}
         self._reading_now: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -189,11 +201,9 @@ class BatchReader:
             error = WorkerLost("the process that read the page died, twice")
             await self._finish(job, _failed(index, error, before.width, before.height))
             return
-        limit = self._settings.max_pages_in_flight
-        if before.together:
-            limit = min(limit, max(1, before.together // SUSPECTS_SHARE))
+        suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
         # until the result is written: only then is the page no longer open in the database
-        async with self._isolation.among(limit), self._running():
+        async with self._turnstile.place(Claim(job.id, job.priority, suspects)), self._running():
             await self._finish(job, await self._timely(job, path, index, before))
 
     @contextlib.asynccontextmanager
@@ -225,7 +235,9 @@ class BatchReader:
     async def _result(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
         started = time.perf_counter()
         try:
-            page = await self._rasterizers.page(path, job.format, index, job.options.dpi)
+            page = await self._rasterizers.page(
+                path, job.format, index, job.options.dpi, document_id=job.id, priority=job.priority
+            )
         except ParseError as error:
             return _failed(index, error)
         return await self._read(job, page, before, started)
@@ -275,7 +287,7 @@ class BatchReader:
             raise
 
     async def _reading(self, job: Job, page: Page) -> Reading:
-        stream = self._reader.submit(page, job.options.read, document_id=job.id)
+        stream = self._reader.submit(page, job.options.read, document_id=job.id, priority=job.priority)
         try:
             async with asyncio.timeout(self._settings.page_deadline_s):
                 return await stream.result()

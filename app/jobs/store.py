@@ -22,8 +22,8 @@ from app.jobs.job import (
     encode_options,
     encode_ranges,
 )
-from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, queue_for
-from app.jobs.tables import create_or_upgrade, jobs, now, pages
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, VERSION, Work, queue_for
+from app.jobs.tables import create_or_upgrade, dbos_workflows, jobs, now, pages
 from app.jobs.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
@@ -91,6 +91,17 @@ class Store:
         self.tell = tell
         self._writes = for_writing(engine)
         self._reads = for_reading(engine)
+        workflows = dbos_workflows(engine.dialect.name)
+        self._next_up = (
+            sa.select(workflows.c.workflow_uuid, workflows.c.priority)
+            .where(
+                workflows.c.queue_name == sa.bindparam("queue_"),
+                workflows.c.status == "ENQUEUED",
+                workflows.c.application_version == VERSION,
+            )
+            .order_by(workflows.c.priority, workflows.c.created_at)
+            .limit(1)
+        )
         self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     def migrate(self) -> None:
@@ -328,6 +339,12 @@ class Store:
             return True
         with self.reading() as c:
             return c.execute(_UNFINISHED[queue]).first() is not None
+
+    def next_up(self, queue: str) -> Work | None:
+        """The batch of pages that is first in a queue."""
+        with self.reading() as c:
+            row = c.execute(self._next_up, {"queue_": queue}).first()
+        return None if row is None else Work.of(row.workflow_uuid, row.priority)
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""

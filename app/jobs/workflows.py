@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig
 
-from app.jobs.claiming import Claiming
+from app.jobs.claiming import Claiming, Room
 from app.jobs.queues import (
     APPLICATION,
     BATCH_QUEUE,
@@ -16,10 +16,11 @@ from app.jobs.queues import (
     SINGLE_QUEUE,
     VERSION,
     WEBHOOK_QUEUE,
+    Work,
     batch_options,
     queue_for,
 )
-from app.jobs.reading import BatchReader
+from app.jobs.reading import HIGHER_SHARE, OTHERS_SHARE, BatchReader
 from app.jobs.store import Store
 from app.jobs.wakeups import Wakeups
 from app.jobs.webhooks import Webhooks
@@ -90,19 +91,22 @@ def _end_pollers(dbos: DBOS) -> None:
 def register_queues(given: Hands) -> list[Claiming]:
     """Make the queues known, with the concurrency of this worker."""
     settings = given.settings
-    num_batches = max(1, settings.max_pages_in_flight // settings.batch_pages)
+    num = settings.max_pages_in_flight
+    # one more than is read: the next batch is at hand when the last pages of one are read
+    num_batches = max(1, num // settings.batch_pages) + 1
+    for_others, for_higher = max(1, num // OTHERS_SHARE), max(1, num // HIGHER_SHARE)
     claiming = []
-    for name, concurrency, poll_s in (
-        (SINGLE_QUEUE, settings.max_pages_in_flight, settings.queue_poll_s),
-        (BATCH_QUEUE, num_batches, settings.queue_poll_s),
-        (WEBHOOK_QUEUE, WEBHOOKS_PER_WORKER, WEBHOOK_POLL_S),
+    for name, room, poll_s in (
+        (SINGLE_QUEUE, Room(num, for_higher=for_higher), settings.queue_poll_s),
+        (BATCH_QUEUE, Room(num_batches, for_others, for_higher), settings.queue_poll_s),
+        (WEBHOOK_QUEUE, Room(WEBHOOKS_PER_WORKER), WEBHOOK_POLL_S),
     ):
         queue = given.client.register_queue(
-            name, worker_concurrency=concurrency, polling_interval_sec=poll_s, application_name=APPLICATION
+            name, worker_concurrency=room.num, polling_interval_sec=poll_s, application_name=APPLICATION
         )
         # or it would be read again before each look, and be that of the worker that started last
         queue.database_backed_queue = False
-        claiming.append(Claiming(queue, concurrency, given.wakeups, given.store.has_work))
+        claiming.append(Claiming(queue, room, given.wakeups, given.store.has_work, given.store.next_up))
     return claiming
 
 
@@ -110,7 +114,7 @@ def register_queues(given: Hands) -> list[Claiming]:
 async def read_batch(
     job_id: str, number: int, num_batches: int, num_pages: int, priority: int, generation: int
 ) -> None:
-    _counted(queue_for(num_pages))
+    _counted(queue_for(num_pages), Work(job_id, priority))
     children = [child for child in (2 * number + 1, 2 * number + 2) if child < num_batches]
 
     def enqueue_children(connection: sa.Connection) -> None:
@@ -124,11 +128,11 @@ async def read_batch(
     await hands().batches.read(job_id, number, enqueue_children if children else None)
 
 
-def _counted(queue: str) -> None:
+def _counted(queue: str, work: Work) -> None:
     """This workflow runs until its task ends: until then it takes room of this worker."""
     if (task := asyncio.current_task()) is not None:
-        _claiming[queue].begun()
-        task.add_done_callback(lambda _: _claiming[queue].ended())
+        _claiming[queue].begun(work)
+        task.add_done_callback(lambda _: _claiming[queue].ended(work))
 
 
 @DBOS.step(name="post_webhook")
@@ -139,7 +143,7 @@ async def post_webhook(job_id: str) -> bool:
 
 @DBOS.workflow(name=DELIVER_WEBHOOK, max_recovery_attempts=None)
 async def deliver_webhook(job_id: str) -> None:
-    _counted(WEBHOOK_QUEUE)
+    _counted(WEBHOOK_QUEUE, Work(job_id, 0))
     pause_s = FIRST_WEBHOOK_PAUSE_S
     for attempt in range(hands().settings.webhook_attempts):
         if attempt:

@@ -108,7 +108,8 @@ class Engine:
     ) -> EngineStream:
         """Queue a page at once, without waiting.
 
-        Higher ``priority`` goes strictly first; pages of one priority take turns by document. A page whose
+        Higher ``priority`` goes first, but for one page in eight (``FairQueue``); pages of one priority take
+        turns by document. A page whose
         deadline passes ends with what it has; one not yet begun, with ``Overloaded``. Raises ``BadOption``,
         ``Overloaded`` for a full queue, ``PageFailed`` when the engine has stopped.
         """

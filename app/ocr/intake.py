@@ -22,6 +22,12 @@ from app.ocr.vision import Encoded, Prepared, Vision, failure_of, prepare
 logger = logging.getLogger(__name__)
 
 
+HEAD_START = 192
+"""Views, as most pages have."""
+LOWER_SHARE = 8
+"""One of so many pages is of a lower priority than others that wait."""
+
+
 class Owner(Protocol):
     """The loop that pages are taken in for."""
 
@@ -46,7 +52,9 @@ class Intake:
         self._max_ahead = settings.prefetch_pages
         self._slot_tokens = plan.slot_tokens
         self._lock = threading.Lock()
-        self._queue: FairQueue[PageTask] = FairQueue(settings.max_queued_pages)
+        self._queue: FairQueue[PageTask] = FairQueue(
+            settings.max_queued_pages, one_in=LOWER_SHARE, head_start=HEAD_START if has_regions(model) else 0
+        )
         self._limit = BatchLimit(settings.max_encode_pages)
         self._vision = Vision(model, self._limit)
         self.lane = VisionLane(model.device, has_views=has_regions(model))
@@ -101,7 +109,9 @@ class Intake:
                 popped = self._queue.pop()
             if popped is None:
                 break
-            self.begin(popped[1])
+            turn, task = popped
+            task.turn = turn
+            self.begin(task)
         self._collect()
         num_rows -= len(self.encoded)
         # a row that is free waits for nobody; pages that have time are encoded in groups

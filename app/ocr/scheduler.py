@@ -14,6 +14,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+PAGES_A_ROUND = 3
+"""Of a document that has a head start."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Turn:
     """A place in the order of service; smaller goes first. Total: no two pages share ``arrival``."""
@@ -26,15 +30,6 @@ class Turn:
 
 
 @dataclass(slots=True)
-class _Level:
-    """The pages of one priority: the round being served, and for each document the round of its last page."""
-
-    current_round: int = 0
-    last_round: dict[str, int] = field(default_factory=dict)
-    num_waiting: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Entry(Generic[Item]):
     """A place in a heap; ``item`` is ``None`` once it was taken out, and the place is skipped when
     reached.
@@ -44,22 +39,50 @@ class _Entry(Generic[Item]):
     document_id: str = ""
 
 
+@dataclass(slots=True)
+class _Level(Generic[Item]):
+    """The pages of one priority: the round being served, and for each document the round of its last page."""
+
+    current_round: int = 0
+    last_round: dict[str, int] = field(default_factory=dict)
+    num_came: dict[str, int] = field(default_factory=dict)
+    """Pages of each document since it last had none waiting."""
+    num_waiting: dict[str, int] = field(default_factory=dict)
+    heap: list[tuple[Turn, _Entry[Item]]] = field(default_factory=list)
+
+    def first(self) -> Turn:
+        """Of those that wait; there is one, or the level would not be."""
+        while self.heap[0][1].item is None:
+            heapq.heappop(self.heap)
+        return self.heap[0][0]
+
+
 class FairQueue(Generic[Item]):
     """Pages waiting, served in rounds: each round takes one page of every document that has one.
 
     A page gets its round when it arrives: one more than that of its document's last waiting page, and later
     than the round being served. So page 1 of a new document goes ahead of page 58 of a document of 2,000, yet
     behind every page whose round has come, or documents arriving without end would starve the one that waits.
-    Order is settled at arrival: a heap, O(log n) a page. Higher priority goes strictly first.
+    Order is settled at arrival: a heap, O(log n) a page.
+
+    ``head_start``: so many pages of a document that had none waiting take a third of the rounds, three pages
+    in each. Where a page is read in many views, each of which is a page here, what is short ends soon beside
+    what is long, which keeps a quarter at least of what it had.
+
+    Higher priority goes strictly first; with ``one_in``, but for one in so many pages served while a lower
+    priority waits, which is of the one whose turn came first. Pages that were taken in have a deadline, and
+    higher ones may come without end.
     """
 
-    def __init__(self, max_pages: int) -> None:
+    def __init__(self, max_pages: int, *, one_in: int | None = None, head_start: int = 0) -> None:
         if max_pages < 1:
             raise ValueError(f"max_pages must be at least 1, got {max_pages}")
         self._max_pages = max_pages
-        self._heap: list[tuple[Turn, _Entry[Item]]] = []
+        self._one_in = one_in
+        self._head_start = head_start
+        self._num_higher = 0  # served while a lower priority waited
         self._entries: dict[Turn, _Entry[Item]] = {}
-        self._levels: dict[int, _Level] = {}
+        self._levels: dict[int, _Level[Item]] = {}
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -70,49 +93,67 @@ class FairQueue(Generic[Item]):
         if len(self._entries) >= self._max_pages:
             raise Overloaded(f"{self._max_pages} pages are waiting already")
         level = self._levels.setdefault(-priority, _Level())
-        turn_round = max(level.current_round, level.last_round.get(document_id, -1)) + 1
+        num_came = level.num_came.get(document_id, 0)
+        last_round = level.last_round.get(document_id, -1)
+        shares_round = num_came < self._head_start and num_came % PAGES_A_ROUND > 0
+        if shares_round and last_round > level.current_round:
+            turn_round = last_round
+        else:
+            turn_round = max(level.current_round, last_round) + 1
+        level.num_came[document_id] = num_came + 1
         self._arrivals += 1
         turn = Turn(-priority, turn_round, self._arrivals)
         level.last_round[document_id] = turn_round
         level.num_waiting[document_id] = level.num_waiting.get(document_id, 0) + 1
         entry = _Entry(item, document_id)
         self._entries[turn] = entry
-        heapq.heappush(self._heap, (turn, entry))
+        heapq.heappush(level.heap, (turn, entry))
         return turn
 
     def pop(self) -> tuple[Turn, Item] | None:
-        """The next page, or ``None`` when none waits."""
-        while self._heap:
-            turn, entry = heapq.heappop(self._heap)
-            if entry.item is not None:
-                self._levels[turn.rank].current_round = turn.round
-                self._forget(turn)
-                return turn, entry.item
-        return None
+        """The next page, or ``None`` when none waits. Its turn is that of whom it went ahead of."""
+        if not self._levels:
+            return None
+        turn, highest = self._next(), min(self._levels)
+        item = self._entries[turn].item
+        self._levels[turn.rank].current_round = turn.round
+        served = turn
+        if turn.rank != highest:
+            served = Turn(highest, self._levels[highest].current_round, turn.arrival)
+        self.remove(turn)
+        return None if item is None else (served, item)
 
     def remove(self, turn: Turn) -> bool:
         """Take a page out of the queue; False when it is not waiting any more."""
-        entry = self._entries.get(turn)
+        entry = self._entries.pop(turn, None)
         if entry is None:
             return False
-        self._forget(turn)
+        level, document_id = self._levels[turn.rank], entry.document_id
         entry.item = None
-        if len(self._heap) > 2 * len(self._entries) + 64:
-            self._heap = [pair for pair in self._heap if pair[1].item is not None]
-            heapq.heapify(self._heap)
-        return True
-
-    def _forget(self, turn: Turn) -> None:
-        document_id = self._entries.pop(turn).document_id
-        level = self._levels[turn.rank]
         level.num_waiting[document_id] -= 1
         if not level.num_waiting[document_id]:
             del level.num_waiting[document_id]
             # a document without waiting pages starts afresh, or one that comes and goes would be remembered
             # for ever
-            del level.last_round[document_id]
+            del level.last_round[document_id], level.num_came[document_id]
         if not level.num_waiting:
             del self._levels[turn.rank]
+        elif len(level.heap) > 2 * len(self._entries) + 64:
+            level.heap = [pair for pair in level.heap if pair[1].item is not None]
+            heapq.heapify(level.heap)
+        return True
+
+    def _next(self) -> Turn:
+        highest = min(self._levels)
+        if self._one_in is None or len(self._levels) == 1:
+            self._num_higher = 0
+            return self._levels[highest].first()
+        self._num_higher += 1
+        if self._num_higher < self._one_in:
+            return self._levels[highest].first()
+        self._num_higher = 0
+        lower = (level.first() for rank, level in self._levels.items() if rank != highest)
+        return min(lower, key=lambda turn: turn.arrival)
 
 
 class Deadlines(Generic[Item]):

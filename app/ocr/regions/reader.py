@@ -5,7 +5,7 @@ text together. The engine sees views of many pages and documents, as it sees pag
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Self
@@ -74,27 +74,35 @@ class RegionReader:
     def load(self) -> EngineLoad:
         return self._engine.load
 
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str) -> "EngineStream | RegionStream":
+    def submit(
+        self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> "EngineStream | RegionStream":
         """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
         mode = self._model.modes.get(options.mode or self._model.default_mode)
         if mode is None or not mode.regions:
-            return self._engine.submit(page, options, document_id=document_id)
+            return self._engine.submit(page, options, document_id=document_id, priority=priority)
         prompt = self._model.default_prompt if options.prompt is None else options.prompt
         self._model.prompt_ids(prompt)
-        return RegionStream(self, page, options, document_id, tagged=GROUNDING in prompt)
+        tagged = GROUNDING in prompt
+        return RegionStream(self, page, options, document_id, priority=priority, tagged=tagged)
 
     def submit_view(
-        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str
+        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str, priority: int
     ) -> EngineStream:
-        image = view.convert("RGB")
-        return self._engine.submit(Page(page.index, image), options, document_id=document_id)
+        page = Page(page.index, view.convert("RGB"))
+        return self._engine.submit(page, options, document_id=document_id, priority=priority)
 
     @property
     def risk_curve(self) -> RiskCurve:
         return self._model.risk_curve
 
-    async def cut(self, image: Image.Image) -> CutPage:
-        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut_page, image)
+    async def cut(self, image: Image.Image, is_wanted: Callable[[], bool]) -> CutPage:
+        """Nothing is cut of a page that is not wanted any more when its turn comes."""
+
+        def cut() -> CutPage:
+            return cut_page(image) if is_wanted() else CutPage(None, (), ())
+
+        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut)
 
     async def close(self) -> None:
         await self._engine.close()
@@ -105,9 +113,16 @@ class RegionStream:
     """One page being read in regions."""
 
     def __init__(
-        self, reader: RegionReader, page: Page, options: ReadOptions, document_id: str, *, tagged: bool
+        self,
+        reader: RegionReader,
+        page: Page,
+        options: ReadOptions,
+        document_id: str,
+        *,
+        priority: int,
+        tagged: bool,
     ) -> None:
-        self._reader, self._page, self._document_id = reader, page, document_id
+        self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
         self._options, self._tagged = options, tagged
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
@@ -133,9 +148,12 @@ class RegionStream:
         self._is_cancelled = True  # what is submitted later is cancelled, too
         _cancel(self._streams)
 
+    def _is_wanted(self) -> bool:
+        return not self._is_cancelled
+
     async def _read(self) -> Reading:
         began = time.monotonic()
-        cut = await self._reader.cut(self._page.image)
+        cut = await self._reader.cut(self._page.image, self._is_wanted)
         cut_ms = (time.monotonic() - began) * 1e3
         most = self._options.max_output_tokens
         options = replace(
@@ -171,7 +189,8 @@ class RegionStream:
         for turns in (2,) if _goes_across(cut) else (1, 3):
             if self._is_cancelled:
                 break
-            turned = await self._reader.cut(self._page.image.transpose(TURNED[turns]))
+            image = self._page.image.transpose(TURNED[turns])
+            turned = await self._reader.cut(image, self._is_wanted)
             ways.append((await self._confidence(turned, options), turns, turned))
         _, turns, cut = max(ways, key=lambda way: way[0])
         return turns, cut
@@ -207,7 +226,7 @@ class RegionStream:
             raise
 
     def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
-        stream = self._reader.submit_view(view, self._page, options, self._document_id)
+        stream = self._reader.submit_view(view, self._page, options, self._document_id, self._priority)
         if self._is_cancelled:
             stream.cancel()
         return stream

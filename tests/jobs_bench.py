@@ -27,11 +27,13 @@ LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s
 class FakeRasterizers:
     """Twelve pages, the last unreadable."""
 
-    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page:
+    async def page(
+        self, path: Path, file_format: str, index: int, dpi: int | None = None, *, is_first: bool = False
+    ) -> Page:
         await asyncio.sleep(0)
         if index == 11:
             raise UnreadablePage("damaged")
-        return Page(index, Image.new("RGB", (dpi, 10)), 1.0)
+        return Page(index, Image.new("RGB", (dpi or 1, 10)), 1.0)
 
 
 class GatedStream:

@@ -52,7 +52,9 @@ Enqueue = Callable[[sa.Connection], None]
 class PageSource(Protocol):
     """What turns files into pages: ``Rasterizers``."""
 
-    async def page(self, path: Path, file_format: str, index: int, dpi: int) -> Page: ...
+    async def page(
+        self, path: Path, file_format: str, index: int, dpi: int | None = None, *, is_first: bool = False
+    ) -> Page: ...
 
 
 class BatchReader:
@@ -225,7 +227,9 @@ class BatchReader:
     async def _result(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
         started = time.perf_counter()
         try:
-            page = await self._rasterizers.page(path, job.format, index, job.options.dpi)
+            page = await self._rasterizers.page(
+                path, job.format, index, job.options.dpi, is_first=index == job.pages[0].start
+            )
         except ParseError as error:
             return _failed(index, error)
         return await self._read(job, page, before, started)

@@ -114,16 +114,16 @@ def _page_range(part: str) -> tuple[int, int | None]:
     return first, last
 
 
-DEFAULT_DPI = 150
-
-
 @dataclass(frozen=True, slots=True)
 class ParseOptions:
-    """How a document is to be parsed. ``dpi`` is for PDF pages alone; an image has its own pixels."""
+    """How a document is to be parsed. ``dpi`` is for PDF pages alone; an image has its own pixels.
+
+    ``None``: the resolution follows the page.
+    """
 
     read: ReadOptions = field(default_factory=ReadOptions)
     pages: PageSelection = field(default_factory=PageSelection)
-    dpi: int = DEFAULT_DPI
+    dpi: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

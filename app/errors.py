@@ -20,7 +20,7 @@ ParseError
 ├── InvalidRequest          422  the request failed a check of the framework
 ├── EmptyFile               422  the file has no bytes
 ├── UnreadableFile          422  the file is damaged beyond reading
-├── EncryptedPdf            422  the PDF needs a password
+├── EncryptedPdf            422  the PDF needs a password, or a key that no password gives
 ├── PageNotFound            422  a page was asked for that the document does not have
 ├── UnreadablePage          422  one page is damaged; the other pages went on
 ├── PageTooLong             422  the page and its prompt do not fit the memory of one page
@@ -134,7 +134,7 @@ class UnreadableFile(ParseError):
 
 
 class EncryptedPdf(ParseError):
-    code, status, title = "encrypted_pdf", 422, "The PDF needs a password"
+    code, status, title = "encrypted_pdf", 422, "The PDF is encrypted"
 
 
 class PageNotFound(ParseError):

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL import features
+
 from app.errors import EmptyFile, UnsupportedFormat
 
-Format = Literal["PDF", "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"]
+Format = Literal["PDF", "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +32,16 @@ MAGIC: tuple[tuple[bytes, Format], ...] = (
     (b"II+\0", "TIFF"),
     (b"MM\0+", "TIFF"),
     (b"BM", "BMP"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
 )
+OPTIONAL: dict[Format, tuple[str, str]] = {"AVIF": ("avif", "AVIF"), "JPEG2000": ("jpg_2000", "JPEG 2000")}
+"""Formats that Pillow reads where it was built with them: the names of the feature and of the format."""
+READ = "PDF, PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF and JPEG 2000"
 UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive, or a document in one (docx, xlsx, pptx, odt, epub)"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document (doc, xls, ppt)"),
     (b"{\\rtf", "an RTF document"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
     (b"8BPS", "a Photoshop file"),
@@ -56,9 +61,10 @@ MEDIA_BRANDS: dict[bytes, str] = {
     b"mif1": "HEIF",
     b"msf1": "HEIF",
     b"heif": "HEIF",
-    b"avif": "AVIF",
-    b"avis": "AVIF",
 }
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+HEIF_BRANDS = frozenset({b"mif1", b"msf1"})
+"""Brands that say nothing of the coding: those that the file is compatible with do."""
 
 
 def sniff_file(path: Path) -> Source:
@@ -73,16 +79,33 @@ def sniff(head: bytes) -> Format:
         raise EmptyFile("the file has no bytes")
     for magic, image_format in MAGIC:
         if head.startswith(magic):
-            return image_format
+            return _readable(image_format)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
+    if _is_avif(head):
+        return _readable("AVIF")
     unsupported = _unsupported(head)
     if unsupported is None and b"%PDF-" in head[:PDF_HEADER_WITHIN_BYTES]:
         return "PDF"
     looks_like = unsupported or _text_or_unknown(head)
-    raise UnsupportedFormat(
-        f"the file looks like {looks_like}; PDF, PNG, JPEG, WebP, TIFF, BMP and GIF are read"
-    )
+    raise UnsupportedFormat(f"the file looks like {looks_like}; {READ} are read")
+
+
+def _readable(image_format: Format) -> Format:
+    """Raise ``UnsupportedFormat`` for what Pillow was built without."""
+    if image_format in OPTIONAL:
+        feature, name = OPTIONAL[image_format]
+        if not features.check(feature):
+            raise UnsupportedFormat(f"the file looks like {name}, which Pillow was built without here")
+    return image_format
+
+
+def _is_avif(head: bytes) -> bool:
+    if head[4:8] != b"ftyp":
+        return False
+    brand, end = head[8:12], int.from_bytes(head[:4], "big")
+    compatible = {head[at : at + 4] for at in range(16, min(end, len(head)), 4)}
+    return brand in AVIF_BRANDS or (brand in HEIF_BRANDS and not AVIF_BRANDS.isdisjoint(compatible))
 
 
 def _unsupported(head: bytes) -> str | None:

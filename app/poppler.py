@@ -1,99 +1,321 @@
-"""PDF pages by poppler's programs, which run in the rasterizer's process group and under its limits.
+"""What poppler's programs say of a PDF. They run in the rasterizer's process group and under its limits.
 
 What ``pdfinfo`` says of a PDF is told from what the PDF says of itself: title and author come first in its
 output, as they are, and with line breaks in them look like any other line. So the last that fits is believed.
 """
 
-import io
 import math
 import re
 import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import IO
 
-from pdf2image import convert_from_path
-from pdf2image.exceptions import PDFPageCountError
+from pdf2image.parsers import parse_buffer_to_ppm
 from PIL import Image
 
 from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
 
+PROGRAMS = ("pdfinfo", "pdftoppm", "pdfimages", "pdftotext", "pdffonts", "pdfdetach")
+MAX_TEXT_BYTES = 2**20
+"""Standard output of a program that describes; what it says after that is not read."""
+MAX_COMPLAINTS_BYTES = 2**16
+"""Standard error of any program: a damaged page brings a line for each operator."""
+PPM_HEADER_BYTES = 64
+POINTS_PER_INCH = 72
 SAME_SHADE = 16
 """Shades of 256 that differ no more show nothing: JPEG's noise on white paper is less."""
-SMALL_PX = 64
-"""A page is decoded whole however small it is rendered."""
+
+ENCRYPTION = (
+    (
+        rb"'Adobe\.PubSec' security handler",
+        "the PDF is encrypted for the owners of certain certificates: no password opens it",
+    ),
+    (rb"Couldn't find the '.*' security handler", "the PDF is encrypted by a means that is not known here"),
+    (
+        rb"in encryption dictionary|Weird encryption info|Invalid encryption key length"
+        rb"|of Standard security handler",
+        "the PDF's encryption dictionary is damaged or of an unknown version",
+    ),
+    (rb"Incorrect password", "the PDF cannot be opened without its password"),
+)
+"""What poppler complains of, and what it means. Without a handler it takes what is encrypted for plain."""
+
+CJK_PROBES = {
+    "GB1": ("UniGB-UCS2-H", "STSong-Light", "\u4e00\u56fd"),
+    "CNS1": ("UniCNS-UCS2-H", "MSung-Light", "\u4e00\u570b"),
+    "Japan1": ("UniJIS-UCS2-H", "HeiseiMin-W3", "\u4e00\u3042"),
+    "Korea1": ("UniKS-UCS2-H", "HYSMyeongJo-Medium", "\u4e00\ud55c"),
+}
+"""Character collection -> encoding, font and two characters that differ in any font that has them."""
+PROBE_PX = 48
+CJK_ENCODINGS = (
+    ("GB1", ("GB", "UniGB")),
+    ("CNS1", ("B5", "HKscs", "ETen", "ETHK", "CNS", "UniCNS")),
+    ("Korea1", ("KSC", "UniKS")),
+    ("Japan1", ("83pv", "90ms", "90pv", "Add", "EUC", "Ext", "UniJIS", "H", "V")),
+)
+"""Character collection -> what the names of its encodings begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class PdfPage:
+    """A page as ``pdfinfo`` describes it; sizes in points, before rotation. ``number`` counts from 1."""
+
+    path: str
+    number: int
+    width_pt: float
+    height_pt: float
+    is_cropped: bool
+    """Whether the size is that of the CropBox; ``False``: it does not meet the page and is disregarded."""
+    window_pt: tuple[int, int, int, int] | None
+    """Left, top, width and height of the CropBox in the MediaBox as it is shown; ``None``: all of it."""
+    is_xfa: bool
+    complaints: frozenset[bytes]
+
+    @property
+    def only(self) -> tuple[str, ...]:
+        return "-f", str(self.number), "-l", str(self.number), *(["-cropbox"] if self.is_cropped else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture where it is placed: its resolution there, and the area that it takes."""
+
+    dpi: float
+    area_pt: float
 
 
 def count_pdf_pages(path: str) -> int:
     """Pages the file says it has, at least one. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     said, complaints = _run("pdfinfo", path)
+    for pattern, meaning in ENCRYPTION:
+        if re.search(pattern, complaints):
+            raise EncryptedPdf(meaning)
     counts = re.findall(rb"^Pages: +([0-9]+)$", said, re.MULTILINE)
     if counts and int(counts[-1]) > 0:
         return int(counts[-1])
-    if b"Incorrect password" in complaints:
-        raise EncryptedPdf("the PDF cannot be opened without its password")
-    if b"security handler" in complaints:
-        raise EncryptedPdf("the PDF is encrypted by other means than a password")
-    if counts or b"after the last page (0)" in complaints:
-        raise UnreadableFile("the PDF has no pages")
+    wrong = re.search(
+        rb"Invalid page count (-?[0-9]+)|Page count (\([0-9]+\) larger|in top-level)", complaints
+    )
+    if wrong and wrong[2]:
+        is_large = wrong[2].startswith(b"(")
+        why = "larger than the number of its objects" if is_large else "no number"
+        raise UnreadableFile(f"the PDF's page count (/Count) is wrong: it is {why}")
+    if wrong and int(wrong[1]) < 0:
+        raise UnreadableFile("the PDF's page count (/Count) is wrong: it is negative or too large")
+    if counts or wrong:
+        raise UnreadableFile("the PDF says that it has no pages (/Count is 0)")
+    if b"after the last page (0)" in complaints:
+        raise UnreadableFile("the PDF has no pages: its page tree is damaged or missing")
     raise UnreadableFile("the PDF is damaged beyond repair")
 
 
-def pdf_page_size(path: str, number: int) -> tuple[float, float]:
-    """CropBox width and height in points, before rotation; pages count from 1. Raise ``UnreadablePage``."""
-    said, _ = _run("pdfinfo", *_only(number), path)
+def describe_page(path: str, number: int) -> PdfPage:
+    """Ask for the size of a page. Its CropBox counts, or its MediaBox where they do not meet, as in viewers.
+
+    Raise ``UnreadablePage`` for a page that is missing or has no area.
+    """
+    said, complaints = _run("pdfinfo", "-box", "-f", str(number), "-l", str(number), path)
     sizes = re.findall(rb"^Page +%d size: +(\S+) x (\S+) pts" % number, said, re.MULTILINE)
-    if not sizes:
+    turns = re.findall(rb"^Page +%d rot: +([0-9]+)$" % number, said, re.MULTILINE)
+    media, crop = (
+        re.findall(rb"^Page +%d %s: +(\S+) +(\S+) +(\S+) +(\S+)$" % (number, name), said, re.MULTILINE)
+        for name in (b"MediaBox", b"CropBox")
+    )
+    forms = re.findall(rb"^Form: +(\S+)$", said, re.MULTILINE)
+    if not (sizes and turns and media and crop):
         raise UnreadablePage("the page is missing from the file")
+    left, bottom, right, top = map(float, media[-1])
     width_pt, height_pt = map(float, sizes[-1])
+    is_cropped = width_pt > 0 and height_pt > 0
+    if not is_cropped:
+        width_pt, height_pt = right - left, top - bottom
     if not (math.isfinite(width_pt * height_pt) and width_pt > 0 and height_pt > 0):
         raise UnreadablePage("the page has no area")
-    return width_pt, height_pt
+    inner_left, inner_bottom, inner_right, inner_top = map(float, crop[-1])
+    margins = (inner_left - left, top - inner_top, right - inner_right, inner_bottom - bottom)
+    return PdfPage(
+        path,
+        number,
+        width_pt,
+        height_pt,
+        is_cropped,
+        _window(margins, width_pt, height_pt, int(turns[-1])) if is_cropped else None,
+        bool(forms) and forms[-1] == b"XFA",
+        frozenset(complaints.splitlines()),
+    )
 
 
-def render_pdf_page(path: str, number: int, longer_px: int) -> Image.Image:
-    """A page as viewers show it, its longer side so many pixels. Raise ``UnreadablePage``."""
-    try:
-        images = convert_from_path(
-            path, first_page=number, last_page=number, size=longer_px, use_cropbox=True
-        )
-    except PDFPageCountError:  # pdf2image believes every line that begins with "Pages:", a title's too
-        images = _rendered(path, number, longer_px)
+def _window(
+    margins: tuple[float, ...], width_pt: float, height_pt: float, degrees: int
+) -> tuple[int, int, int, int] | None:
+    """Where a CropBox is on the turned page. ``margins``: left, top, right and bottom, before turning."""
+    if max(margins) < 1 or not all(map(math.isfinite, margins)):
+        return None
+    quarters = degrees // 90 % 4  # clockwise: the bottom comes to the left, the left to the top
+    left, top = margins[-quarters % 4], margins[(1 - quarters) % 4]
+    width, height = (height_pt, width_pt) if quarters % 2 else (width_pt, height_pt)
+    return math.floor(left), math.floor(top), math.ceil(width), math.ceil(height)
+
+
+def render(page: PdfPage, longer_px: int) -> tuple[Image.Image, tuple[bytes, ...]]:
+    """Draw a page as viewers show it, its longer side so many pixels; and what poppler complains of.
+
+    The longer side, not the resolution: this bounds the image whatever else the file says. Raise
+    ``UnreadablePage`` where nothing is drawn, or nothing is to be seen because of damage.
+    """
+    longer_pt, shorter_pt = sorted((page.width_pt, page.height_pt), reverse=True)
+    # poppler rounds sides up
+    max_bytes = 3 * (longer_px + 1) * (math.ceil(longer_px * shorter_pt / longer_pt) + 1) + PPM_HEADER_BYTES
+    ppm, said = _run("pdftoppm", *page.only, "-scale-to", str(longer_px), page.path, max_bytes=max_bytes)
+    images = parse_buffer_to_ppm(ppm)
     if len(images) != 1:
         raise UnreadablePage("poppler renders nothing for this page")
     image: Image.Image = images[0]
     image.load()
-    if _is_empty(image) and _is_damaged(path, number):
+    complaints = tuple(complaint for complaint in said.splitlines() if complaint not in page.complaints)
+    # poppler goes on without what it cannot decode, a page's only picture too
+    if _is_empty(image) and any(b"Warning" not in complaint for complaint in complaints):
         raise UnreadablePage("poppler shows nothing of this page, whose data is damaged")
-    return image
+    return image, complaints
 
 
 def _is_empty(image: Image.Image) -> bool:
-    shades = [shade for shade, count in enumerate(image.convert("L").histogram()) if count]
-    return shades[-1] - shades[0] <= SAME_SHADE
+    lowest, highest = image.convert("L").getextrema()
+    return isinstance(lowest, int) and isinstance(highest, int) and highest - lowest <= SAME_SHADE
 
 
-def _is_damaged(path: str, number: int) -> bool:
-    """Whether rendering the page brings complaints that reading the file does not: poppler goes on without
-    what it cannot decode, a page's only picture too.
+def pictures_on(page: PdfPage) -> list[Picture]:
+    """Pictures and stencils of a page, without the masks that belong to them."""
+    said, _ = _run("pdfimages", "-list", *page.only[:4], page.path)
+    rows = re.findall(
+        rb"^ *[0-9]+ +[0-9]+ (?:image|stencil) +([0-9]+) +([0-9]+) .* ([0-9]+) +([0-9]+) +\S+ +\S+$",
+        said,
+        re.MULTILINE,
+    )
+    pictures = []
+    for width, height, x_dpi, y_dpi in (map(int, row) for row in rows):
+        if x_dpi > 0 and y_dpi > 0:
+            area_pt = width / x_dpi * height / y_dpi * POINTS_PER_INCH**2
+            pictures.append(Picture(min(x_dpi, y_dpi), area_pt))
+    return pictures
+
+
+def text_of(page: PdfPage) -> str:
+    """The text layer, in reading order; characters that are no UTF-8 come as U+FFFD."""
+    # its -cropbox changes nothing
+    window: tuple[str, ...] = ()
+    if page.window_pt is not None:
+        pairs = zip(("-x", "-y", "-W", "-H"), map(str, page.window_pt), strict=True)
+        window = tuple(word for pair in pairs for word in pair)
+    said, _ = _run("pdftotext", *page.only[:4], *window, "-enc", "UTF-8", "-nopgbrk", page.path, "-")
+    return said.decode("utf-8", errors="replace")
+
+
+def count_attachments(path: str) -> int:
+    """Files embedded in a PDF: those of a portfolio, of an invoice, and those pinned to pages."""
+    said, _ = _run("pdfdetach", "-list", path)
+    found = re.match(rb"([0-9]{1,9}) embedded files", said)
+    return int(found[1]) if found else 0
+
+
+def has_undrawable_font(page: PdfPage) -> bool:
+    """Whether a Chinese, Japanese or Korean font of the page is neither in the file nor on this machine.
+
+    Poppler draws boxes without a word then. To be asked of pages that have such text: it costs a call.
     """
-    _, of_file = _run("pdfinfo", *_only(number), path)
-    _, of_page = _run("pdftoppm", *_only(number), "-scale-to", str(SMALL_PX), "-cropbox", path)
-    complaints = set(of_page.splitlines()) - set(of_file.splitlines())
-    return any(b"Warning" not in complaint for complaint in complaints)
+    said, _ = _run("pdffonts", *page.only[:4], page.path)
+    encodings = re.findall(rb" CID \S.*? +(\S+) +no +(?:yes|no) +(?:yes|no) +\S+ +\S+$", said, re.MULTILINE)
+    return any(_collections(encoding.decode("ascii", "replace")) & undrawable() for encoding in encodings)
 
 
-def _rendered(path: str, number: int, longer_px: int) -> list[Image.Image]:
-    pixels, _ = _run("pdftoppm", *_only(number), "-scale-to", str(longer_px), "-cropbox", path)
-    return [Image.open(io.BytesIO(pixels), formats=["PPM"])] if pixels else []
+def _collections(encoding: str) -> set[str]:
+    """The collection that an encoding belongs to; all for one that does not tell."""
+    for collection, beginnings in CJK_ENCODINGS:
+        if encoding.startswith(beginnings):
+            return {collection}
+    return set(CJK_PROBES)
 
 
-def _only(number: int) -> tuple[str, ...]:
-    return "-f", str(number), "-l", str(number)
+@cache
+def undrawable() -> frozenset[str]:
+    """Character collections without a font on this machine: their characters all look the same."""
+    return frozenset(collection for collection in CJK_PROBES if not _is_drawable(collection))
 
 
-def _run(*command: str) -> tuple[bytes, bytes]:
-    """Standard output and standard error."""
+def _is_drawable(collection: str) -> bool:
+    with tempfile.NamedTemporaryFile(suffix=".pdf") as file:
+        file.write(_probe(collection))
+        file.flush()
+        ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), file.name)
+    images = parse_buffer_to_ppm(ppm)
+    if len(images) != 1:
+        return False
+    first, second = (images[0].crop((at, 0, at + PROBE_PX, PROBE_PX)).tobytes() for at in (0, PROBE_PX))
+    return bool(first != second)
+
+
+def _probe(collection: str) -> bytes:
+    """A PDF of two characters side by side, in a font that it names and does not embed."""
+    encoding, font, characters = CJK_PROBES[collection]
+    first, second = (character.encode("utf-16-be").hex() for character in characters)
+    content = f"BT /F 32 Tf 8 12 Td <{first}> Tj {PROBE_PX} 0 Td <{second}> Tj ET"
+    system = f"/CIDSystemInfo<</Registry(Adobe)/Ordering({collection})/Supplement 0>>"
+    metrics = (
+        "/Flags 6/FontBBox[0 -120 1000 880]/ItalicAngle 0/Ascent 880/Descent -120/CapHeight 880/StemV 90"
+    )
+    return _pdf(
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 {2 * PROBE_PX} {PROBE_PX}]/Contents 4 0 R"
+        "/Resources<</Font<</F 5 0 R>>>>>>",
+        f"<</Length {len(content)}>>stream\n{content}\nendstream",
+        f"<</Type/Font/Subtype/Type0/BaseFont/{font}/Encoding/{encoding}/DescendantFonts[6 0 R]>>",
+        f"<</Type/Font/Subtype/CIDFontType0/BaseFont/{font}{system}/DW 1000/FontDescriptor 7 0 R>>",
+        f"<</Type/FontDescriptor/FontName/{font}{metrics}>>",
+    )
+
+
+def _pdf(*objects: str) -> bytes:
+    """A PDF of these objects, the first of which is its catalog."""
+    body, offsets = b"%PDF-1.7\n", []
+    for number, text in enumerate(objects, start=1):
+        offsets.append(len(body))
+        body += f"{number} 0 obj\n{text}\nendobj\n".encode("ascii")
+    table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
+    end = f"trailer<</Size {len(objects) + 1}/Root 1 0 R>>\nstartxref\n{len(body)}\n%%EOF"
+    return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{end}".encode("ascii")
+
+
+def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
+    """The beginnings of standard output, up to ``max_bytes``, and of standard error."""
+    complaints = bytearray()
     try:
-        # paths of ours begin with a slash: none is an option
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)  # noqa: S603
+        process = _started(command)
     except FileNotFoundError as error:
         raise NotReady("poppler is not installed") from error
-    return done.stdout, done.stderr
+    # leaving this block closes the pipes: a program that still writes ends by that
+    with process:
+        if process.stdout is None or process.stderr is None:
+            raise RuntimeError("both outputs are pipes")
+        drain = threading.Thread(target=_drain, args=(process.stderr, complaints), daemon=True)
+        drain.start()
+        said = process.stdout.read(max_bytes)
+        process.stdout.close()
+        drain.join()
+    return said, bytes(complaints)
+
+
+def _started(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    # paths of ours begin with a slash: none is an option
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # noqa: S603
+
+
+def _drain(stream: IO[bytes], kept: bytearray) -> None:
+    """Read to the end, or a program that complains much would wait for us; keep the beginning."""
+    while chunk := stream.read(2**16):
+        kept += chunk[: MAX_COMPLAINTS_BYTES - len(kept)]

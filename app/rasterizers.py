@@ -10,22 +10,25 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
-from app.document import Failure, Page
+from app.document import Failure, Page, PageWarning, WarningCode
 from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
 from app.frames import LENGTH, FrameError, frame_length, message_of, pack
 from app.places import Claim, Places, Turnstile
+from app.poppler import PROGRAMS
 from app.processes import child_environment, kill_group, python_module
 from app.rasterize import PageRequest
 from app.settings import Settings
+from app.text_layer import MAX_WORD_CHARS, MAX_WORDS
 
 logger = logging.getLogger("rtprune.rasterize")
 
 MAX_INLINE_BYTES = 2**20
 """Up to this, copying a page's pixels takes less time than handing them to a thread."""
+MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
 REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
@@ -55,6 +58,34 @@ class _ChildDied(Exception):
     """The child ended, or wrote something that is no answer, while it was asked."""
 
 
+def _check_page(header: dict[str, Any]) -> None:
+    """Raise ``_ChildDied`` for what no page of ours has: the words of a PDF are a stranger's."""
+    dpi, words = header.get("dpi"), header.get("words")
+    if dpi is not None and not (isinstance(dpi, float | int) and 0 < dpi < math.inf):
+        raise _ChildDied
+    if words is not None and not (isinstance(words, list) and len(words) <= MAX_WORDS):
+        raise _ChildDied
+    if not all(isinstance(word, str) and len(word) <= MAX_WORD_CHARS for word in words or ()):
+        raise _ChildDied
+    _warnings(header.get("warnings"))
+
+
+def _warnings(told: Any) -> tuple[PageWarning, ...]:
+    """The warnings in an answer. Raise ``_ChildDied`` for what is none."""
+    if not isinstance(told, list) or len(told) > MAX_WARNINGS:
+        raise _ChildDied
+    warnings = []
+    for one in told:
+        code: Any = one.get("code") if isinstance(one, dict) else None
+        detail = one.get("detail") if isinstance(one, dict) else None
+        if code not in get_args(WarningCode) or not isinstance(detail, str):
+            raise _ChildDied
+        if len(detail) > MAX_DETAIL_CHARS or not detail.isprintable():
+            raise _ChildDied
+        warnings.append(PageWarning(code, detail))
+    return tuple(warnings)
+
+
 class Rasterizers:
     """Turns files into pages. At most ``num_rasterizers`` pages at a time; documents take turns."""
 
@@ -70,7 +101,7 @@ class Rasterizers:
 
     async def start(self) -> None:
         """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
-        missing = [name for name in ("pdfinfo", "pdftoppm") if shutil.which(name) is None]
+        missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
             raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
         await self._fill()
@@ -92,13 +123,15 @@ class Rasterizers:
         path: Path,
         file_format: str,
         index: int,
-        dpi: int,
+        dpi: int | None = None,
         *,
+        is_first: bool = False,
         document_id: str = "",
         priority: int = 0,
     ) -> Page:
         """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long.
 
+        ``dpi`` unset: chosen from the page. ``is_first``: it carries the warnings of its document, too.
         Higher ``priority`` goes first; documents of one priority take turns.
         """
         request = PageRequest(
@@ -108,6 +141,7 @@ class Rasterizers:
             dpi=dpi,
             max_page_pixels=self._max_pixels,
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
+            is_first=is_first,
         )
         message = {"op": "page", "page": asdict(request)}
         claim = Claim(document_id or str(path), priority)
@@ -117,7 +151,9 @@ class Rasterizers:
             image = Image.frombytes("RGB", size, pixels)
         else:
             image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
-        return Page(index, image, float(header["ms"]))
+        dpi_used = None if header["dpi"] is None else float(header["dpi"])
+        words = None if header["words"] is None else tuple(header["words"])
+        return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
 
     async def _ask(
         self, request: dict[str, Any], if_dead: ParseError, claim: Claim
@@ -183,6 +219,8 @@ class Rasterizers:
                 raise _ChildDied
             if num_bytes > 3 * self._max_pixels * 1.1:
                 raise _ChildDied
+            if num_bytes:
+                _check_page(header)
             return header, await child.receive(num_bytes)
         except (ConnectionError, FrameError, KeyError, ValueError) as error:
             raise _ChildDied from error

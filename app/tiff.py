@@ -14,10 +14,13 @@ from typing import BinaryIO
 
 from PIL import Image
 
-NEW_SUBFILE_TYPE, WIDTH, HEIGHT = 254, 256, 257
+NEW_SUBFILE_TYPE, WIDTH, HEIGHT, SAMPLE_FORMAT = 254, 256, 257, 339
 REDUCED, MASK = 1, 4
+FLOATING, COMPLEX_FLOATING = 3, 6
 MAX_FRAMES = 100_000
 """More is no document. One may take six bytes, so that the size of an upload does not bound the work."""
+MAX_ENTRIES = 1000
+"""Of a directory; a file of a megabyte may have thousands of directories that overlap."""
 MAX_OPEN_FILES = 8
 MAX_OPEN_PIXELS = 10_000_000
 """Of four bytes. A file whose page alone has more is opened for each page."""
@@ -38,7 +41,8 @@ class _Layout:
 CLASSIC = _Layout(first=4, address="I", num_entries="H", entry_bytes=12, value_at=8)
 BIG = _Layout(first=8, address="Q", num_entries="Q", entry_bytes=20, value_at=12)
 LAYOUTS = {42: CLASSIC, 43: BIG}
-TYPES = {3: "H", 4: "I", 16: "Q"}
+SHORT = 3
+TYPES = {SHORT: "H", 4: "I", 16: "Q"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,7 @@ class _Frame:
     kind: int
     width: int
     height: int
+    sample_format: int
 
 
 def page_frames(file: BinaryIO) -> list[int]:
@@ -55,6 +60,16 @@ def page_frames(file: BinaryIO) -> list[int]:
     largest = max(full, key=lambda frame: frame.width * frame.height, default=None)
     pages = [number for number, frame in enumerate(frames) if _is_page(frame, largest)]
     return pages or list(range(len(frames)))
+
+
+def has_floating_samples(path: str, index: int) -> bool:
+    """Whether the page is stored as floating point numbers, as far as its directory can be read."""
+    try:
+        with Path(path).open("rb") as file:
+            frame = _frames(file)[page_frames(file)[index]]
+    except (OSError, ValueError, LookupError):
+        return False
+    return frame.sample_format in {FLOATING, COMPLEX_FLOATING}
 
 
 def _is_page(frame: _Frame, largest: _Frame | None) -> bool:
@@ -85,13 +100,20 @@ def _frames(file: BinaryIO) -> list[_Frame]:
 def _frame(file: BinaryIO, order: str, layout: _Layout) -> _Frame:
     """The directory that begins here; the file is left where the address of the next one stands."""
     num_entries = _number(file, order + layout.num_entries)
-    entries = file.read(min(num_entries, 2**16) * layout.entry_bytes)
-    values = {NEW_SUBFILE_TYPE: 0, WIDTH: 0, HEIGHT: 0}
+    begin = file.tell()
+    entries = file.read(min(num_entries, MAX_ENTRIES) * layout.entry_bytes)
+    values = {NEW_SUBFILE_TYPE: 0, WIDTH: 0, HEIGHT: 0, SAMPLE_FORMAT: 0}
     for start in range(0, len(entries) - layout.entry_bytes + 1, layout.entry_bytes):
         tag, kind = struct.unpack_from(order + "HH", entries, start)
         if tag in values and kind in TYPES:
             [values[tag]] = struct.unpack_from(order + TYPES[kind], entries, start + layout.value_at)
-    return _Frame(values[NEW_SUBFILE_TYPE], values[WIDTH], values[HEIGHT])
+            [count] = struct.unpack_from(order + layout.address, entries, start + 4)
+            if tag == SAMPLE_FORMAT and kind == SHORT and 2 * count > struct.calcsize(layout.address):
+                # too many to stand here: the first of them, where the address leads
+                file.seek(*struct.unpack_from(order + layout.address, entries, start + layout.value_at))
+                values[tag] = _number(file, order + "H")
+    file.seek(begin + num_entries * layout.entry_bytes)
+    return _Frame(*values.values())
 
 
 def _number(file: BinaryIO, form: str) -> int:

@@ -28,12 +28,20 @@ class FakeRasterizers:
     """Twelve pages, the last unreadable."""
 
     async def page(
-        self, path: Path, file_format: str, index: int, dpi: int, *, document_id: str, priority: int
+        self,
+        path: Path,
+        file_format: str,
+        index: int,
+        dpi: int | None = None,
+        *,
+        is_first: bool = False,
+        document_id: str = "",
+        priority: int = 0,
     ) -> Page:
         await asyncio.sleep(0)
         if index == 11:
             raise UnreadablePage("damaged")
-        return Page(index, Image.new("RGB", (dpi, 10)), 1.0)
+        return Page(index, Image.new("RGB", (dpi or 1, 10)), 1.0)
 
 
 class GatedStream:

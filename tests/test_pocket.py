@@ -16,7 +16,7 @@ from app.document import Page, Pruning, Reading, ReadOptions
 from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.reader import open_reader
-from app.poppler import render_pdf_page
+from app.poppler import describe_page, render
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section
 from training.card import write_card
@@ -55,7 +55,8 @@ def test_it_is_small_enough_to_ship_and_has_an_expert_layer() -> None:
 
 @pytest.mark.parametrize("prune", ["none", "rtprune"])
 def test_the_sample_comes_back_within_the_stated_error(prune: Pruning, accuracy: dict[str, Any]) -> None:
-    images = [render_pdf_page(str(ROOT / "docs/sample.pdf"), number, 1754) for number in (1, 2)]
+    pages = [describe_page(str(ROOT / "docs/sample.pdf"), number) for number in (1, 2)]
+    images = [render(page, 1754)[0] for page in pages]
     blank = Image.new("RGB", (531, 531), "white")
     options = ReadOptions(prune=prune, prompt=PLAIN_PROMPT)
     *read, nothing = asyncio.run(read_pages([*images, blank], options))
@@ -83,7 +84,7 @@ async def read_pages(images: list[Image.Image], options: ReadOptions) -> list[st
 
 def test_a_turned_page_is_read_like_an_upright_one() -> None:
     """Boxes are where the text is on the page as it was sent."""
-    page = render_pdf_page(str(ROOT / "docs/sample.pdf"), 1, 1754)
+    page, _ = render(describe_page(str(ROOT / "docs/sample.pdf"), 1), 1754)
     page = page.crop((0, 0, page.width, 700))
     ways = [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270]
     upright, *turned = asyncio.run(read_pages([page, *(page.transpose(way) for way in ways)], ReadOptions()))
@@ -132,7 +133,7 @@ def scribbles(image: Image.Image, top: int, count: int) -> Image.Image:
 
 def test_a_page_says_what_it_could_not_read() -> None:
     """Read well, in part, or not at all: how it ends and what it warns of are those of the page."""
-    page = render_pdf_page(str(ROOT / "docs/sample.pdf"), 1, 1754).crop((0, 0, 1240, 700))
+    page = render(describe_page(str(ROOT / "docs/sample.pdf"), 1), 1754)[0].crop((0, 0, 1240, 700))
     paper = Image.new("RGB", (1240, 1000), "white")
     paper.paste(page)
     lost = Image.new("RGB", (1240, 500), "white")

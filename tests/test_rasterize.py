@@ -7,15 +7,16 @@ import io
 import os
 import random
 import signal
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, features
 from service_client import A4, ENCRYPTED, descendants, image_bytes, pdf_bytes
 
 from app.document import Page
@@ -26,9 +27,10 @@ from app.errors import (
     TooManyPixels,
     UnreadableFile,
     UnreadablePage,
+    UnsupportedFormat,
 )
-from app.formats import sniff_file
-from app.rasterize import MAX_SIDE_PX, MIN_DPI, fitting_dpi
+from app.formats import OPTIONAL, Format, sniff, sniff_file
+from app.pdf_pages import MAX_SIDE_PX, MIN_DPI, fitting_dpi
 from app.rasterizers import Rasterizers
 from app.settings import Settings
 
@@ -122,6 +124,22 @@ ODD: dict[str, tuple[bytes, type[ParseError]]] = {
     "cut bmp": (image_bytes("BMP")[:-100], UnreadableFile),
     "tiff header alone": (b"II*\0\x08\0\0\0", UnreadableFile),
     "cut tiff": (image_bytes("TIFF")[:-20], ParseError),
+    "webp of many pixels": (
+        b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xfe\x3f\0" * 2 + bytes(20),
+        TooManyPixels,
+    ),
+    "lossless webp of many pixels": (
+        b"RIFF\x1e\0\0\0WEBPVP8L\x0a\0\0\0\x2f" + b"\xff\xff\xff\x0f" + bytes(20),
+        TooManyPixels,
+    ),
+    "avif of many pixels": (
+        struct.pack(">I4s4sI", 16, b"ftyp", b"avif", 0)
+        + struct.pack(">I4sIII", 20, b"ispe", 0, 64, 64)
+        + struct.pack(">I4sIII", 20, b"ispe", 0, 17_000, 17_000),
+        TooManyPixels,
+    ),
+    "cut avif": (image_bytes("AVIF", (300, 300))[:-20], UnreadableFile),
+    "cut jpeg 2000": (image_bytes("JPEG2000", (300, 300))[:-20], UnreadableFile),
     "bmp bomb": (
         b"BM" + bytes(12) + b"\x28\0\0\0" + b"\0\0\1\0" * 2 + b"\1\0\x18\0" + bytes(24),
         TooManyPixels,
@@ -188,6 +206,91 @@ def test_colours_become_rgb_on_white(tmp_path: Path, data: bytes, expected: tupl
         assert isinstance(read(tmp_path, data)[0], Page | UnreadablePage)
         return
     assert corner(image_of(tmp_path, data)) == pytest.approx(expected, abs=2)
+
+
+def printed(shade: int, mode: str, *, paper: tuple[int, ...] | None = None) -> bytes:
+    """Letters of a shade on a transparent ground, or on paper with a clear margin."""
+    rgba = Image.new("RGBA", (300, 100), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(rgba)
+    if paper is not None:
+        draw.rectangle((20, 20, 280, 80), fill=(*paper, 255))
+    for at in range(40, 250, 15):
+        draw.rectangle((at, 40, at + 4, 60), fill=(shade, shade, shade, 255))
+    buffer = io.BytesIO()
+    if mode == "P":
+        clear_or_not = rgba.getchannel("A").point(lambda alpha: int(alpha > 0))
+        image = Image.frombytes("P", rgba.size, clear_or_not.tobytes())
+        image.putpalette([90, 90, 90, shade, shade, shade])
+        image.save(buffer, "PNG", transparency=0)
+    else:
+        rgba.convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("shade", [0, 100, 200, 255])
+def test_print_of_any_shade_can_be_read_on_its_ground(tmp_path: Path, mode: str, shade: int) -> None:
+    image = image_of(tmp_path, printed(shade, mode)).convert("L")
+    ground, letter = image.getpixel((5, 5)), image.getpixel((42, 50))
+    assert isinstance(ground, int)
+    assert isinstance(letter, int)
+    assert abs(ground - letter) > 90
+    assert ground == (0 if shade > 150 else 255), "white is what print is on, where it can be"
+
+
+def test_paper_with_clear_margins_is_on_white(tmp_path: Path) -> None:
+    data = printed(0, "RGBA", paper=(250, 250, 250))
+    assert corner(image_of(tmp_path, data)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("file_format", ["AVIF", "JPEG2000"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_formats_that_pillow_may_read_are_read(tmp_path: Path, file_format: str, mode: str) -> None:
+    if not features.check(OPTIONAL[cast("Format", file_format)][0]):
+        pytest.skip(f"Pillow was built without {file_format}")
+    colour = {"RGB": (200, 30, 30), "L": 40, "RGBA": (0, 0, 0, 0)}[mode]
+    expected = {"RGB": (200, 30, 30), "L": (40, 40, 40), "RGBA": (255, 255, 255)}[mode]
+    image = image_of(tmp_path, drawn(mode, colour, file_format))
+    assert image.size == (30, 20)
+    assert corner(image) == pytest.approx(expected, abs=12)
+
+
+def test_a_jpeg_2000_stream_without_its_box_is_read(tmp_path: Path) -> None:
+    assert corner(image_of(tmp_path, drawn("RGB", "blue", "JPEG2000", no_jp2=True))) == pytest.approx(
+        (0, 0, 255), abs=5
+    )
+
+
+def ftyp(brand: bytes, *compatible: bytes) -> bytes:
+    body = b"ftyp" + brand + bytes(4) + b"".join(compatible)
+    return struct.pack(">I", 4 + len(body)) + body + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (ftyp(b"avif"), "AVIF"),
+        (ftyp(b"avis", b"msf1"), "AVIF"),
+        (ftyp(b"mif1", b"miaf", b"avif"), "AVIF"),
+        (ftyp(b"mif1", b"heic"), None),
+        (ftyp(b"heic", b"mif1", b"avif"), None),
+        (ftyp(b"isom", b"avif"), None),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50), "JPEG2000"),
+        (b"\xff\x4f\xff\x51" + bytes(50), "JPEG2000"),
+    ],
+)
+def test_new_formats_are_told_by_their_brands(head: bytes, expected: str | None) -> None:
+    if expected is not None:
+        assert sniff(head) == expected
+        return
+    with pytest.raises(UnsupportedFormat, match="AVIF and JPEG 2000 are read"):
+        sniff(head)
+
+
+def test_a_format_that_pillow_was_built_without_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda _: False)
+    with pytest.raises(UnsupportedFormat, match="AVIF, which Pillow"):
+        sniff(ftyp(b"avif"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -183,3 +183,24 @@ def test_a_large_file_of_the_second_kind(tmp_path: Path) -> None:
     PAGE.save(path, "TIFF", big_tiff=True, save_all=True, append_images=[SMALL])
     pages = read(tmp_path, path.read_bytes())
     assert [page.image.size for page in pages if isinstance(page, Page)] == [PAGE.size, SMALL.size]
+
+
+SAMPLE_FORMAT, FLOATING = 339, 3
+
+
+@pytest.mark.parametrize(("bits", "samples"), [(16, 1), (24, 1), (32, 3), (16, 3)])
+def test_floating_samples_that_are_not_read_are_named(tmp_path: Path, bits: int, samples: int) -> None:
+    tags = {BITS: bits, SAMPLE_FORMAT: FLOATING, SAMPLES: samples, PHOTOMETRIC: 2 if samples == 3 else 1}
+    data = bytes(letter().width * letter().height * samples * bits // 8)
+    [alone] = read(tmp_path, tiff(frame(letter(), tags, data)))
+    first, second = read(tmp_path, tiff(frame(PAGE), frame(letter(), tags, data)))
+    assert isinstance(first, Page)
+    for error in (alone, second):
+        assert isinstance(error, UnreadableFile | UnreadablePage)
+        assert "floating point" in str(error)
+
+
+def test_what_is_damaged_is_not_called_floating(tmp_path: Path) -> None:
+    [error] = read(tmp_path, tiff(frame(PAGE, {BITS: 11})))
+    assert isinstance(error, UnreadableFile)
+    assert "floating" not in str(error)

@@ -25,7 +25,8 @@ def test_answer_has_every_promised_field(server: Server) -> None:
     assert document["markdown"] == "\n\n".join(page["markdown"] for page in document["pages"])
     first, second = document["pages"]
     assert (first["index"], second["index"]) == (0, 1)
-    assert (second["width"], second["height"]) == (625, 417)
+    assert (second["width"], second["height"], second["dpi"]) == (1250, 834, 300)
+    assert first["dpi"] == 150
     assert set(first["tokens"]) == {
         *("visual", "kept", "retention", "patches", "kept_patches", "keep_ratio"),
         *("text_density", "diversity", "prompt", "output"),
@@ -220,3 +221,12 @@ def test_a_mode_that_the_model_does_not_have_is_refused_at_once(server: Server) 
         answer = server.http.post(address, files={"file": image_bytes()}, data={"mode": "huge"})
         assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
         assert "base, large, small, tiny" in answer.json()["detail"]
+
+
+def test_what_is_said_of_a_document_is_said_with_the_first_page_that_is_read(server: Server) -> None:
+    files = "/Names<</EmbeddedFiles<</Names[(a)<</Type/Filespec/F(a.txt)/EF<</F 3 0 R>>>>]>>>>"
+    data = pdf_bytes(A4, A4, A4, catalog=files)
+    for asked in ("1-3", "2-3"):
+        pages = server.parse(data, pages=asked).json()["pages"]
+        codes = [[warning["code"] for warning in page["warnings"]] for page in pages]
+        assert codes == [["attachments_not_read"], *[[]] * (len(pages) - 1)]

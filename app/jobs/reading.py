@@ -57,7 +57,15 @@ class PageSource(Protocol):
     """What turns files into pages: ``Rasterizers``."""
 
     async def page(
-        self, path: Path, file_format: str, index: int, dpi: int, *, document_id: str, priority: int
+        self,
+        path: Path,
+        file_format: str,
+        index: int,
+        dpi: int | None = None,
+        *,
+        is_first: bool = False,
+        document_id: str = "",
+        priority: int = 0,
     ) -> Page: ...
 
 
@@ -236,7 +244,13 @@ class BatchReader:
         started = time.perf_counter()
         try:
             page = await self._rasterizers.page(
-                path, job.format, index, job.options.dpi, document_id=job.id, priority=job.priority
+                path,
+                job.format,
+                index,
+                job.options.dpi,
+                is_first=index == job.pages[0].start,
+                document_id=job.id,
+                priority=job.priority,
             )
         except ParseError as error:
             return _failed(index, error)

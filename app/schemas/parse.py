@@ -6,7 +6,6 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.document import (
-    DEFAULT_DPI,
     MAX_SELECTION_CHARS,
     FinishReason,
     PageResult,
@@ -47,7 +46,11 @@ class OptionFields(BaseModel):
         max_length=MAX_SELECTION_CHARS,
         description="1-based pages: 1-3,7,9- (to the end). Read once, in document order. Not given: all.",
     )
-    dpi: int = Field(DEFAULT_DPI, ge=MIN_DPI, description="Resolution at which PDF pages are rendered.")
+    dpi: int | None = Field(
+        None,
+        ge=MIN_DPI,
+        description="Resolution at which PDF pages are rendered. Not given: chosen from each page.",
+    )
     prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARS, description="Instruction to the model, in place of its own."
     )
@@ -76,7 +79,7 @@ class OptionFields(BaseModel):
 
     def options(self, settings: Settings) -> ParseOptions:
         """Raise ``BadOption`` for what this service does not allow."""
-        if self.dpi > settings.max_dpi:
+        if self.dpi is not None and self.dpi > settings.max_dpi:
             raise BadOption(f"dpi may be at most {settings.max_dpi}, got {self.dpi}")
         if self.max_output_tokens is not None and self.max_output_tokens > settings.max_output_tokens:
             raise BadOption(f"max_output_tokens may be at most {settings.max_output_tokens}")

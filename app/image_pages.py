@@ -1,0 +1,233 @@
+"""An image file -> one RGB page: upright, with square pixels, on a ground that its print can be read on.
+
+Choices: an animated GIF, WebP, AVIF or PNG is its first frame; a TIFF has all its pages. EXIF orientation is
+applied. An image that does not decode to its end is refused, not half read.
+"""
+
+import contextlib
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops, ImageMath, ImageOps, ImageStat
+
+from app.document import Page, PageWarning
+from app.errors import TooManyPixels, UnreadablePage
+from app.tiff import OpenTiffs
+
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, ORIENTATION = 258, 262, 0, 274
+X_RESOLUTION, Y_RESOLUTION = 282, 283
+PLANAR, SEPARATE, SAMPLE_FORMAT, UNSIGNED = 284, 2, 339, 1
+"""Tags of TIFF, and values of theirs."""
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""Orientations whose stored rows are columns of the picture."""
+
+HEAD_BYTES = 2**16
+"""Of a file: the size of the picture stands in it."""
+MIN_STRETCH, MAX_STRETCH = 1.1, 4.0
+"""Of pixels that are not square: fax has 204 x 98 or 204 x 391 to the inch. Beyond, the numbers are junk."""
+CLEARLY_CLEARER = 2.0
+"""How much more contrast a dark ground must give than a white one."""
+READABLE_PX = 1500
+"""Longer side of an A4 page at 128 dpi."""
+CLEARLY_MORE = 1.3
+
+# What Pillow and its plugins raise for damaged files, as seen. ``Exception`` would hide our defects.
+DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+open_tiffs = OpenTiffs()
+
+
+def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int, max_pixels: int) -> Page:
+    """One page of an image file. Raise ``TooManyPixels`` before decoding, or one of ``DECODER_ERRORS``."""
+    _check_size(_announced_size(path, file_format), max_image_pixels)
+    with _opened(path, file_format, index) as image:
+        _check_size(image.size, max_image_pixels)
+        size = image.size
+        scale = math.sqrt(max_pixels / (image.width * image.height))
+        if scale < 1:
+            image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+        tags = getattr(image, "tag_v2", {})
+        is_wide = tags.get(BITS_PER_SAMPLE, (8,))[0] > 8
+        if is_wide and tags.get(PLANAR) == SEPARATE and len(image.getbands()) > 1:
+            raise UnreadablePage(
+                "samples of more than 8 bits are not read where each colour has its own plane"
+            )
+        wider, higher = _stretch(image, tags)
+        orientation = tags.get(ORIENTATION)  # loading a TIFF turns it
+        image.load()
+        if (orientation or _orientation(image)) in SIDEWAYS:
+            wider, higher = higher, wider
+        page = _on_ground(_fit(_eight_bits_each(_upright(image), tags), wider, higher, max_pixels))
+    warnings: tuple[PageWarning, ...] = ()
+    if loses_detail(max(size), max(page.size)):
+        detail = f"The image has {size[0]} x {size[1]} pixels and was read at {page.width} x {page.height}."
+        warnings = (PageWarning("low_resolution", detail),)
+    return Page(index, page, warnings=warnings)
+
+
+def loses_detail(own_px: float, shown_px: int) -> bool:
+    """Whether a picture of so many pixels a side is shown with so many fewer that print may be lost."""
+    return own_px > CLEARLY_MORE * shown_px and shown_px < READABLE_PX
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise TooManyPixels(f"the image has {width} x {height} pixels")
+
+
+def _announced_size(path: str, file_format: str) -> tuple[int, int]:
+    """The size in the head of a file whose decoder takes memory for it when it is opened; else no size."""
+    if file_format not in {"WEBP", "AVIF"}:
+        return 0, 0
+    with Path(path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    return _webp_size(head) if file_format == "WEBP" else _avif_size(head)
+
+
+def _webp_size(head: bytes) -> tuple[int, int]:
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+
+
+def _avif_size(head: bytes) -> tuple[int, int]:
+    """The largest of the sizes: tiles, thumbnails and the alpha plane have one, too."""
+    sizes = [struct.unpack(">II", part[4:12]) for part in head.split(b"ispe")[1:] if len(part) >= 12]
+    return max(((width, height) for width, height in sizes), key=math.prod, default=(0, 0))
+
+
+@contextlib.contextmanager
+def _opened(path: str, file_format: str, index: int) -> Iterator[Image.Image]:
+    if file_format == "TIFF":
+        with open_tiffs.page(path, index) as image:
+            yield image
+    else:
+        with Image.open(path, formats=[file_format]) as image:
+            yield image
+
+
+def _stretch(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
+    """By how much the picture as stored is to be made wider and higher, so that its pixels are square."""
+    x, y = _density(image, tags)
+    across, down = (x / y, y / x) if min(x, y) > 0 and math.isfinite(x / y) else (1.0, 1.0)
+    wider = down if MIN_STRETCH <= down <= MAX_STRETCH else 1.0
+    higher = across if MIN_STRETCH <= across <= MAX_STRETCH else 1.0
+    return wider, higher
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Of an image that is loaded: asking before loads a PNG, and hides that it is damaged."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except DECODER_ERRORS:
+        return None  # metadata that cannot be read says nothing about the picture
+
+
+def _density(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
+    """Pixels to a unit of length, across and down, as the file has them; (1, 1) if it does not say."""
+    told: Any = (1, 1)
+    if tags:
+        told = tags.get(X_RESOLUTION, 1), tags.get(Y_RESOLUTION, 1)
+    elif image.format == "JPEG":
+        # without a unit, the numbers are often left over from something else
+        told = image.info.get("jfif_density", told) if image.info.get("jfif_unit") in {1, 2} else told
+    elif image.format in {"PNG", "BMP"}:
+        told = image.info.get("dpi") or image.info.get("aspect") or told
+    try:
+        x, y = map(float, told)
+    except (TypeError, ValueError, ArithmeticError):
+        return 1.0, 1.0
+    return x, y
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except DECODER_ERRORS:
+        return image  # metadata that cannot be read says nothing about the picture
+
+
+def _eight_bits_each(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Gray or RGB, or RGBA for a picture that is transparent somewhere."""
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image, tags)
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in {"L", "RGB"} else image.convert("RGB")
+
+
+def _on_ground(image: Image.Image) -> Image.Image:
+    """Lay a transparent picture on white, or on black where its print is so light that white hides it.
+
+    What counts is what can be told apart, not the mean shade: white paper with black print and clear margins
+    is light, too.
+    """
+    if image.mode != "RGBA":
+        return image if image.mode == "RGB" else image.convert("RGB")
+    on_white, on_black = (
+        Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+        for ground in ("white", "black")
+    )
+    return on_black if _contrast(on_black) > CLEARLY_CLEARER * _contrast(on_white) else on_white
+
+
+def _contrast(image: Image.Image) -> float:
+    """Mean difference between neighbours in a row."""
+    gray = image.convert("L")
+    left, right = gray.crop((0, 0, gray.width - 1, gray.height)), gray.crop((1, 0, gray.width, gray.height))
+    return float(ImageStat.Stat(ImageChops.difference(left, right)).mean[0]) if gray.width > 1 else 0.0
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Up to 16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
+    wide = image.convert("F")
+    if (
+        image.mode == "I"
+        and tags.get(BITS_PER_SAMPLE) == (32,)
+        and tags.get(SAMPLE_FORMAT, (1,)) == (UNSIGNED,)
+    ):
+        # Pillow takes them for signed ones
+        wide = ImageMath.lambda_eval(lambda bands: bands["wide"] + (bands["wide"] < 0) * 2.0**32, wide=wide)
+    lowest, highest = wide.getextrema()
+    if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
+        raise UnreadablePage("the samples of the image are no finite numbers")
+    if image.mode.startswith("I") and lowest >= 0 and highest <= 65535:
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        lowest, highest = 0.0, 4095.0 if bits == 12 else 65535.0
+    span = highest - lowest or 1.0
+    grey = wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
+    # Pillow turns samples whose least is white only where they have eight bits or fewer
+    return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
+
+
+def _fit(image: Image.Image, wider: float, higher: float, max_pixels: int) -> Image.Image:
+    """Make the pixels square, and the picture no larger than ``max_pixels``, in one step."""
+    width, height = image.width * wider, image.height * higher
+    scale = min(1.0, math.sqrt(max_pixels / (width * height)))
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

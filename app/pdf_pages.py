@@ -1,0 +1,163 @@
+"""A page of a PDF -> pixels at a resolution that suits it, its words, and what it does not show."""
+
+import itertools
+import math
+import mmap
+import re
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from app.document import Page, PageWarning, WarningCode
+from app.errors import TooManyPixels
+from app.image_pages import loses_detail
+from app.poppler import (
+    POINTS_PER_INCH,
+    PdfPage,
+    Picture,
+    count_attachments,
+    describe_page,
+    has_undrawable_font,
+    pictures_on,
+    render,
+    text_of,
+)
+from app.text_layer import has_cjk, is_garbage, words_of
+
+BASE_DPI = 150.0
+"""Letters of a usual page are 20 to 25 pixels high then, body and all."""
+MIN_LONGER_PX = 1280
+"""A view of most modes has as many: a small page is drawn for it rather than enlarged by it."""
+MAX_DRAWN_DPI = 300.0
+"""Of drawn pages, which have no pixels of their own; a stamp has no small print."""
+MAX_SCAN_PX = 2600
+"""Longer side up to which a scanned page's own pixels are kept: no view shows more of a page."""
+SCAN_SHARE = 0.5
+"""Of the page's area, which pictures cover on a scanned page."""
+MIN_DPI = 18.0
+"""A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
+MAX_SIDE_PX = 30_000
+
+NEEDS_RENDERING = re.compile(rb"/NeedsRendering\s+true")
+OBJECT_STREAM = re.compile(rb"/ObjStm\b")
+STREAM = re.compile(rb"stream\r?\n")
+MAX_DICTIONARY_BYTES = 1000
+MAX_OBJECT_STREAMS = 200
+MAX_OBJECT_STREAM_BYTES = 2**20
+PLACEHOLDER = "please wait"
+
+COMPLAINTS: tuple[tuple[bytes, WarningCode], ...] = (
+    (b"No font in show", "dropped_text"),
+    (b"Unknown font tag", "dropped_text"),
+    (b"Couldn't create a font for", "dropped_text"),
+    (b"Couldn't find a font for", "missing_glyphs"),
+    (b"non-embedded font using identity encoding", "missing_glyphs"),
+    (b"Missing language pack for", "missing_glyphs"),
+)
+"""What poppler says when it comes to text that it does not draw, or not as it should look."""
+DETAILS: dict[WarningCode, str] = {
+    "dropped_text": "Some text names a font that the file lacks or that is damaged; it is not drawn.",
+    "missing_glyphs": "A font is neither in the file nor installed; its characters are boxes or missing.",
+    "dynamic_xfa": "The document is a dynamic XFA form: the page is a placeholder, the form is not shown.",
+    "text_layer_unusable": "The text layer of the page is not its text and was not used.",
+}
+
+
+def pdf_page(path: str, index: int, dpi: int | None, max_pixels: int, *, is_first: bool) -> Page:
+    """One page, as viewers show it. ``dpi`` unset: chosen from the page. Raise the page's ``ParseError``.
+
+    ``is_first``: the page also carries what is to be said of the document.
+    """
+    page = describe_page(path, index + 1)
+    longer_pt = max(page.width_pt, page.height_pt)
+    picture_dpi = scanned_dpi(pictures_on(page), page.width_pt * page.height_pt)
+    wanted = chosen_dpi(longer_pt, picture_dpi) if dpi is None else dpi
+    used = fitting_dpi(page.width_pt, page.height_pt, wanted, max_pixels)
+    image, complaints = render(page, max(1, round(longer_pt * used / POINTS_PER_INCH)))
+    words = words_of(text_of(page))
+    codes = _codes(page, words, complaints)
+    warnings = [PageWarning(code, DETAILS[code]) for code in codes]
+    if loses_detail(picture_dpi * longer_pt / POINTS_PER_INCH, max(image.size)):
+        detail = f"The page was rendered at {used:.0f} dpi; its picture has {picture_dpi:.0f} dpi."
+        warnings.append(PageWarning("low_resolution", detail))
+    if is_first and (number := count_attachments(path)):
+        files = "1 attached file, which is" if number == 1 else f"{number} attached files, which are"
+        warnings.append(PageWarning("attachments_not_read", f"The PDF has {files} not read."))
+    is_usable = bool(words) and "text_layer_unusable" not in codes
+    return Page(
+        index, image, dpi=round(float(used), 1), words=words if is_usable else None, warnings=tuple(warnings)
+    )
+
+
+def scanned_dpi(pictures: Iterable[Picture], page_area_pt: float) -> float:
+    """The resolution that pictures which cover a page have at least; 0 for a page that is drawn.
+
+    A scan may be one picture, strips of one, or a rough ground with sharp print on top.
+    """
+    area_pt = 0.0
+    for picture in sorted(pictures, key=lambda picture: picture.dpi, reverse=True):
+        area_pt += picture.area_pt
+        if area_pt >= SCAN_SHARE * page_area_pt:
+            return picture.dpi
+    return 0.0
+
+
+def chosen_dpi(longer_pt: float, picture_dpi: float) -> float:
+    """Enough for the views of every mode, and for the pixels of a scan."""
+    inches = longer_pt / POINTS_PER_INCH
+    drawn = max(BASE_DPI, min(MIN_LONGER_PX / inches, MAX_DRAWN_DPI))
+    return max(drawn, min(picture_dpi, MAX_SCAN_PX / inches))
+
+
+def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> float:
+    """The largest resolution up to ``dpi`` at which a page of this size is within limits, before rendering.
+
+    Raise ``TooManyPixels`` for a page that no sensible resolution fits.
+    """
+    fitting = min(
+        dpi,
+        POINTS_PER_INCH * math.sqrt(max_pixels / (width_pt * height_pt)),
+        POINTS_PER_INCH * MAX_SIDE_PX / max(width_pt, height_pt),
+    )
+    if fitting < min(MIN_DPI, dpi):
+        inches = f"{width_pt / POINTS_PER_INCH:.0f} x {height_pt / POINTS_PER_INCH:.0f} inches"
+        raise TooManyPixels(f"the page is {inches}")
+    return fitting
+
+
+def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...]) -> list[WarningCode]:
+    """What is to be said of the page, each once."""
+    codes: list[WarningCode] = []
+    for pattern, code in COMPLAINTS:
+        if code not in codes and any(pattern in complaint for complaint in complaints):
+            codes.append(code)
+    if "missing_glyphs" not in codes and has_cjk(words) and has_undrawable_font(page):
+        codes.append("missing_glyphs")
+    if page.is_xfa and _is_placeholder(page.path, words):
+        codes.append("dynamic_xfa")
+    if words and is_garbage(words):
+        codes.append("text_layer_unusable")
+    return codes
+
+
+def _is_placeholder(path: str, words: tuple[str, ...]) -> bool:
+    """Whether a form with XFA is drawn by the viewer, from the XFA; a static one has its pages beside it."""
+    return " ".join(words).lower().startswith(PLACEHOLDER) or _needs_rendering(path)
+
+
+def _needs_rendering(path: str) -> bool:
+    """Whether the catalog says so. It may be in a compressed stream of objects."""
+    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if NEEDS_RENDERING.search(data):
+            return True
+        for found in itertools.islice(OBJECT_STREAM.finditer(data), MAX_OBJECT_STREAMS):
+            begin = STREAM.search(data, found.end(), found.end() + MAX_DICTIONARY_BYTES)
+            at = begin.end() if begin else found.end()
+            try:
+                packed = data[at : at + MAX_OBJECT_STREAM_BYTES]
+                objects = zlib.decompressobj().decompress(packed, MAX_OBJECT_STREAM_BYTES)
+            except zlib.error:
+                continue
+            if NEEDS_RENDERING.search(objects):
+                return True
+    return False

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from app.document import Page, Pruning, ReadOptions
-from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.reader import open_reader
+from app.output.markdown import to_markdown
 from app.poppler import render_pdf_page
 from training.card import write_card
 from training.errors_in_text import character_error_rate

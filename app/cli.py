@@ -21,13 +21,17 @@ from app.jobs.jobs import Jobs
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
 from app.main import create_app, embedded, let_go
+from app.output.pages import join_pages
 from app.processes import keep_files_private
 from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics, log_to_stderr
 
-OPTIONS = ("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens")
+OPTIONS = (
+    *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens"),
+    *("math", "headers", "join_pages", "page_marks"),
+)
 FOREVER_S = 10.0**9
 
 
@@ -161,8 +165,11 @@ async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json:
         said = [page.failure.detail] if page.failure else [warning.detail for warning in page.warnings]
         for sentence in said:
             print(f"{file}, page {page.index + 1}: {sentence}", file=sys.stderr)
-    answer = DocumentShape.of(document)
-    print(answer.model_dump_json() if as_json else answer.markdown, flush=True)
+    if as_json:
+        print(DocumentShape.of(document, options.answer).model_dump_json(), flush=True)
+    else:
+        joined = join_pages(document.pages, options.answer)
+        print(joined.markdown(dollars=options.answer.math != "latex"), flush=True)
     return document.status == "succeeded"
 
 

@@ -115,6 +115,20 @@ def _page_range(part: str) -> tuple[int, int | None]:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How what was read is to be shown; nothing is read in another way for it."""
+
+    math: Literal["latex", "dollar"] | None = None
+    """Delimiters of math; ``None``: dollars in ``text/markdown``, as the model wrote them in JSON."""
+    headers: Literal["drop", "keep"] = "drop"
+    """Whether the document's Markdown has running heads, feet and page numbers."""
+    join_pages: bool = True
+    """Whether a paragraph and a table that go on on the next page are joined."""
+    page_marks: Literal["none", "comment", "rule"] = "comment"
+    """What stands where a page was not read, or not to its end; ``rule``: also between pages."""
+
+
+@dataclass(frozen=True, slots=True)
 class ParseOptions:
     """How a document is to be parsed. ``dpi`` is for PDF pages alone; an image has its own pixels.
 
@@ -124,6 +138,7 @@ class ParseOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
     pages: PageSelection = field(default_factory=PageSelection)
     dpi: int | None = None
+    answer: AnswerOptions = field(default_factory=AnswerOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +214,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page; ``text``: its Markdown."""
+    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
+
+    ``text``: what the model wrote, without escapes. ``markdown``: the same as it stands in the page's
+    Markdown; ``None`` where they do not differ.
+    """
 
     type: str
     bbox: tuple[int, int, int, int]
     text: str
+    markdown: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from app.markdown import to_markdown
 from app.ocr import vision
+from app.output.markdown import to_markdown
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.curve import METHOD_NAMES, curve, open_curve_reader, pruning_by
 from benchmarks.accuracy.pages import (

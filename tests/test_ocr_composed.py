@@ -6,14 +6,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page, row
 
-from app.markdown import to_markdown
 from app.ocr.regions.blocks import Region, regions_of
 from app.ocr.regions.bullets import DASH, STAR
 from app.ocr.regions.composed import compose, page_text
-from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.lists import Bullet
 from app.ocr.regions.page import cut_page
+from app.output.hyphens import flowed, unbroken
+from app.output.markdown import to_markdown
 
 
 @needs_font

@@ -4,12 +4,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page
 
-from app.markdown import to_markdown
 from app.ocr.regions.blocks import regions_of
 from app.ocr.regions.composed import compose, page_text
 from app.ocr.regions.numbers import with_numbers_told
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.prints import PageLines
+from app.output.markdown import to_markdown
 
 
 @needs_font

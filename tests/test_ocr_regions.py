@@ -11,7 +11,6 @@ from region_pages import A4, FAMILY, FONTS, needs_font
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
-from app.markdown import to_markdown
 from app.ocr.reader import open_reader
 from app.ocr.regions.blocks import Region, regions_of
 from app.ocr.regions.composed import compose
@@ -21,6 +20,7 @@ from app.ocr.regions.lines import Line
 from app.ocr.regions.page import cut_page
 from app.ocr.regions.reader import MAX_VIEWS, RegionReader
 from app.ocr.regions.views import VIEW_PX, line_views
+from app.output.markdown import to_markdown
 from training.errors_in_text import character_error_rate
 from training.layout import Layout, LayoutStyle
 from training.printed import PrintedPage

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 from app.checking import Checks, check_page
 from app.document import Page, Pruning, Reading, ReadOptions
-from app.markdown import to_markdown
 from app.ocr.deepseek import load_model
 from app.ocr.reader import open_reader
+from app.output.markdown import to_markdown
 from app.poppler import describe_page, render
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_pages import FULL, SMALL, needs_font, page_renderer, word_list
 
-from app.markdown import to_markdown
+from app.output.markdown import to_markdown
 from training.batches import CLASS_OF, IGNORED, Targets, targets, to_batch
 from training.layout import Family
 from training.render import CELLS_PER_PATCH, PageRenderer, PageStyle, cell_targets

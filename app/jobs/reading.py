@@ -33,7 +33,7 @@ from app.jobs.job import Job, encode_page
 from app.jobs.journal import Journal
 from app.jobs.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.store import Store
-from app.markdown import to_markdown
+from app.output.markdown import to_markdown
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings

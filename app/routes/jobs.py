@@ -24,7 +24,7 @@ from app.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
 from app.routes.receive import fetched, receive_document, submit
 from app.schemas.examples import job_example
 from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
-from app.schemas.parse import DocumentShape, PageShape
+from app.schemas.parse import AnswerFields, DocumentShape, PageShape
 from app.service import Service, client_of, service_of
 
 router = APIRouter(tags=["jobs"])
@@ -160,13 +160,14 @@ async def cancel(request: Request, job_id: str) -> Response:
     response_model=DocumentShape,
     responses={200: READ, **problems()},
 )
-async def result(request: Request, job_id: str) -> Response:
-    """The same answers as ``POST /v1/parse``."""
+async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Query()]) -> Response:
+    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here."""
     service = service_of(request)
     media_type = negotiate(request.headers.get("accept"), OFFERS)
-    document = await service.jobs.document(await service.jobs.job(job_id))
+    job = await service.jobs.job(job_id)
+    document = await service.jobs.document(job)
     raise_if_unread(document)
-    return answered(document, media_type)
+    return answered(document, media_type, asked.over(job.options.answer))
 
 
 @router.get(

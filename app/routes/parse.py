@@ -10,18 +10,19 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.document import ParsedDocument
+from app.document import AnswerOptions, ParsedDocument
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.jobs.job import Job
 from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
+from app.output.pages import join_pages
 from app.routes.accept import negotiate
 from app.routes.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
 from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
 from app.routes.status_headers import status_headers
 from app.schemas.examples import document_example, job_example
 from app.schemas.jobs import JobShape
-from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody, joined_markdown
+from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
 from app.service import Service, service_of
 
 OFFERS = (JSON, MARKDOWN, PLAIN)
@@ -82,16 +83,17 @@ async def parse(request: Request) -> Response:
         service.metrics.documents.labels(error.code).inc()
         raise
     service.metrics.documents.labels(document.status).inc()
-    return answered(document, media_type)
+    return answered(document, media_type, job.options.answer)
 
 
-def answered(document: ParsedDocument, media_type: str) -> Response:
+def answered(document: ParsedDocument, media_type: str, options: AnswerOptions) -> Response:
     headers = status_headers(document)
     if media_type == JSON:
-        return Response(DocumentShape.of(document).model_dump_json(), headers=headers, media_type=JSON)
-    return Response(
-        joined_markdown(document) + "\n", headers=headers, media_type=f"{media_type}; charset=utf-8"
-    )
+        body = DocumentShape.of(document, options).model_dump_json()
+        return Response(body, headers=headers, media_type=JSON)
+    joined = join_pages(document.pages, options)
+    text = joined.plain() if media_type == PLAIN else joined.markdown(dollars=options.math != "latex")
+    return Response(text + "\n", headers=headers, media_type=f"{media_type}; charset=utf-8")
 
 
 async def accepted(service: Service, job: Job) -> Response:

@@ -1,12 +1,14 @@
 """The wire shapes of ``POST /v1/parse``."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.document import (
     MAX_SELECTION_CHARS,
+    AnswerOptions,
     FinishReason,
     PageResult,
     PageSelection,
@@ -17,16 +19,48 @@ from app.document import (
     WarningCode,
 )
 from app.errors import BadOption
+from app.output.math import with_dollars
+from app.output.pages import join_pages
 from app.settings import Settings
 
 MIN_DPI = 36
 MAX_PROMPT_CHARS = 4000
 
 
-class OptionFields(BaseModel):
-    """The options, the same in a form and in JSON. In a form, an empty field counts as not given."""
+class AnswerFields(BaseModel):
+    """How the result is shown. What is not given is as the job was asked for."""
 
     model_config = ConfigDict(extra="forbid")
+
+    math: Literal["latex", "dollar"] | None = Field(
+        None,
+        description="Delimiters of math: latex, as the model writes it, or dollar. "
+        "Not given: dollar in text/markdown, latex otherwise.",
+    )
+    headers: Literal["drop", "keep"] | None = Field(
+        None,
+        description="Whether running heads, feet and page numbers are in the document's Markdown. "
+        "Not given: drop.",
+    )
+    join_pages: bool | None = Field(
+        None,
+        description="Whether words, paragraphs and tables that go on on the next page are joined. "
+        "Not given: true.",
+    )
+    page_marks: Literal["none", "comment", "rule"] | None = Field(
+        None,
+        description="What stands where a page was not read to its end: nothing, or a comment; "
+        "rule: also a rule between pages. Not given: comment.",
+    )
+
+    def over(self, stored: AnswerOptions) -> AnswerOptions:
+        """The options that are given here, and the stored ones."""
+        given = {name: getattr(self, name) for name in AnswerFields.model_fields}
+        return replace(stored, **{name: value for name, value in given.items() if value is not None})
+
+
+class OptionFields(AnswerFields):
+    """The options, the same in a form and in JSON. In a form, an empty field counts as not given."""
 
     mode: str | None = Field(
         None,
@@ -87,7 +121,7 @@ class OptionFields(BaseModel):
             raise BadOption("keep_ratio has no meaning with prune=none")
         read = ReadOptions(self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens)
         pages = PageSelection() if self.pages is None else PageSelection.parse(self.pages)
-        return ParseOptions(read, pages, self.dpi)
+        return ParseOptions(read, pages, self.dpi, self.over(AnswerOptions()))
 
 
 class ParseFields(OptionFields):
@@ -206,13 +240,13 @@ class PageShape(BaseModel):
     blocks: list[BlockShape] = []
 
     @classmethod
-    def of(cls, page: PageResult) -> Self:
+    def of(cls, page: PageResult, *, dollars: bool = False) -> Self:
         failure = FailureShape.model_validate(page.failure) if page.failure else None
         return cls(
             index=page.index,
             width=page.width,
             height=page.height,
-            markdown=page.markdown,
+            markdown=with_dollars(page.markdown) if dollars else page.markdown,
             error=failure,
             timing_ms=_rounded(page.timing_ms),
             warnings=[WarningShape.model_validate(warning) for warning in page.warnings],
@@ -252,20 +286,23 @@ class DocumentShape(BaseModel):
     id: str
     model: str
     status: Literal["succeeded", "partial", "failed"]
-    markdown: str = Field(description="The pages' Markdown, joined by empty lines.")
+    markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape
     timing_ms: dict[str, float]
 
     @classmethod
-    def of(cls, document: ParsedDocument) -> Self:
+    def of(cls, document: ParsedDocument, options: AnswerOptions | None = None) -> Self:
+        options = options or AnswerOptions()
+        dollars = options.math == "dollar"
+        joined = join_pages(document.pages, options)
         tokens = [page.reading.tokens for page in document.pages if page.reading is not None]
         return cls(
             id=document.id,
             model=document.model,
             status=document.status,
-            markdown=joined_markdown(document),
-            pages=[PageShape.of(page) for page in document.pages],
+            markdown=joined.markdown(dollars=dollars),
+            pages=[PageShape.of(page, dollars=dollars) for page in joined.pages],
             usage=UsageShape(
                 pages=len(document.pages),
                 visual_tokens=sum(count.visual for count in tokens),
@@ -274,7 +311,3 @@ class DocumentShape(BaseModel):
             ),
             timing_ms=_rounded(document.timing_ms),
         )
-
-
-def joined_markdown(document: ParsedDocument) -> str:
-    return "\n\n".join(page.markdown for page in document.pages if page.markdown)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from app.markdown import to_markdown
+from app.output.markdown import to_markdown
 from training.layout import Layout, LayoutStyle
 from training.printed import Mark, Piece, PrintedPage
 from training.render import PageRenderer, PageStyle, degrade, draw_page

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import ParseError
-from app.markdown import to_markdown
+from app.output.markdown import to_markdown
 from app.reader import PageReader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.scores import character_scores, structure_scores

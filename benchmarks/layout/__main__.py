@@ -18,10 +18,10 @@ from statistics import fmean, median
 import torch
 from PIL import Image
 
-from app.markdown import to_markdown
 from app.ocr.regions.composed import page_text
 from app.ocr.regions.ink import find_ink
 from app.ocr.regions.page import cut_page, find_print
+from app.output.markdown import to_markdown
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
 from benchmarks.accuracy.scores import PARTS, character_scores, page_errors, structure_of, structure_scores
 from benchmarks.layout.oracle import Faults, Glyph, Oracle, glyphs_of, words_of

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 from app.ocr.regions.blocks import PAGE_NUMBER, Region, regions_of
-from app.ocr.regions.hyphens import flowed, unbroken
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.lists import BULLET, Bullet
 from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number, with_numbers_told
 from app.ocr.regions.prints import PageLines
+from app.output.escape import escaped, escaped_cell, escaped_heading
+from app.output.hyphens import flowed, unbroken
 
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM, NUMBERED = "item", "number"
@@ -113,8 +114,21 @@ def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
 
 def _with_tag(block: _Written, turns: int) -> str:
     corners = ", ".join(str(value) for value in turned_back(block.box, turns))
-    body = "\n".join(block.lines)
+    body = "\n".join(_as_print(block.form, line) for line in block.lines)
     return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+
+
+def _as_print(form: str, line: str) -> str:
+    """A line of Markdown in which only what was composed is markup."""
+    if form == "table":
+        return line
+    if form in HEADINGS:
+        mark, _, text = line.partition(" ")
+        return f"{mark} {escaped_heading(text)}"
+    if form in (ITEM, NUMBERED):
+        mark, _, text = line.partition(" ")
+        return f"{mark} {escaped(text)}"
+    return escaped(line)
 
 
 def turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
@@ -131,7 +145,7 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
             return [_Written(NUMBERED, "text", region.box, items)]
         cells = iter(read)
         rows = (
-            "".join(f"<td>{flowed(list(islice(cells, len(cell))))}</td>" for cell in row)
+            "".join(f"<td>{escaped_cell(flowed(list(islice(cells, len(cell)))))}</td>" for cell in row)
             for row in region.part.rows
         )
         table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"

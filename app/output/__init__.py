@@ -1,0 +1,1 @@
+"""Model text -> what people get: Markdown, blocks, plain text, one document from pages."""

@@ -1,0 +1,110 @@
+"""Pages -> one document: heads and feet left out, what goes on joined, and said what was not read.
+
+The pages' own Markdown stays as it is. What pages have in common shows only when all are there, so this is
+done whenever a document is answered, and nothing of it is stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from app.document import AnswerOptions, PageResult
+from app.output.flow import joined
+from app.output.math import with_dollars
+from app.output.parts import Part, parts_of
+from app.output.plain import to_plain
+from app.output.running import find_furniture
+from app.output.spans import closed
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What is said of a page in the midst of the text. ``index``: 0-based."""
+
+    index: int
+    code: str
+    was_read: bool
+
+    @property
+    def sentence(self) -> str:
+        what = "is incomplete" if self.was_read else "was not read"
+        return f"page {self.index + 1} {what}: {self.code}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where a page ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A document. ``pages``: with the types of running heads and feet in their blocks."""
+
+    pages: tuple[PageResult, ...]
+    entries: tuple[Part | Gap | Rule, ...]
+
+    def markdown(self, *, dollars: bool) -> str:
+        return "\n\n".join(self._markdown(entry, dollars=dollars) for entry in self.entries)
+
+    def plain(self) -> str:
+        return "\n\n".join(text for entry in self.entries if (text := self._plain(entry)))
+
+    @staticmethod
+    def _markdown(entry: Part | Gap | Rule, *, dollars: bool) -> str:
+        match entry:
+            case Gap():
+                return f"<!-- {entry.sentence} -->"
+            case Rule():
+                return "---"
+        return closed(with_dollars(entry.markdown) if dollars else entry.markdown)
+
+    @staticmethod
+    def _plain(entry: Part | Gap | Rule) -> str:
+        match entry:
+            case Gap():
+                return f"[{entry.sentence}]"
+            case Rule():
+                return "---"
+        return to_plain(entry.markdown)
+
+
+def join_pages(pages: Sequence[PageResult], options: AnswerOptions) -> Joined:
+    """One document of pages in order."""
+    parts = [() if page.failure else tuple(parts_of(page)) for page in pages]
+    furniture = find_furniture([(page.index, own) for page, own in zip(pages, parts, strict=True)])
+    marked: list[PageResult] = []
+    entries: list[Part | Gap | Rule] = []
+    above: PageResult | None = None
+    for page, own, types in zip(pages, parts, furniture, strict=True):
+        typed = [replace(part, type=types.get(number, part.type)) for number, part in enumerate(own)]
+        marked.append(_with_types(page, typed) if types else page)
+        kept = [part for number, part in enumerate(typed) if options.headers == "keep" or number not in types]
+        last = entries[-1] if entries else None
+        if options.page_marks == "rule" and entries and (kept or page.shortfall):
+            entries.append(Rule())
+        elif options.join_pages and kept and isinstance(last, Part) and _goes_on(above, page):
+            whole = joined(last, kept[0])
+            if whole is not None:
+                entries[-1], kept = whole, kept[1:]
+        entries += kept
+        if page.shortfall is not None and options.page_marks != "none":
+            entries.append(Gap(page.index, page.shortfall, was_read=page.failure is None))
+        above = page
+    return Joined(tuple(marked), tuple(entries))
+
+
+def _with_types(page: PageResult, parts: Sequence[Part]) -> PageResult:
+    blocks = list(page.blocks)
+    for part in parts:
+        if part.number is not None and part.type is not None:
+            blocks[part.number] = replace(blocks[part.number], type=part.type)
+    return replace(page, blocks=tuple(blocks))
+
+
+def _goes_on(above: PageResult | None, page: PageResult) -> bool:
+    """The pages follow each other, and nothing of either is missing."""
+    return (
+        above is not None
+        and page.index == above.index + 1
+        and above.shortfall is None
+        and page.shortfall is None
+    )

@@ -1,0 +1,70 @@
+"""A page's Markdown in parts: its blocks, and the paragraphs between them."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.document import Block, PageResult
+from app.output.spans import closed, spans_of
+
+EMPTY_LINES = re.compile(r"\n[ \t]*\n\s*")
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``type`` and ``box``: of a block, ``number`` being its place in ``page.blocks``; else ``None``."""
+
+    markdown: str
+    type: str | None = None
+    box: Box | None = None
+    number: int | None = None
+
+
+def parts_of(page: PageResult) -> list[Part]:
+    """Everything that stands in a page's Markdown, in order."""
+    parts: list[Part] = []
+    markdown, at = page.markdown, 0
+    for number, block in enumerate(page.blocks):
+        body = block.text if block.markdown is None else block.markdown
+        if not body:
+            continue
+        start = _find(markdown, body, at)
+        if start is None:
+            return list(_paragraphs(markdown))  # blocks and Markdown are not of one reading
+        parts += _paragraphs(markdown[at:start])
+        parts.append(_part(block, body, number))
+        whole = closed(body)
+        at = start + len(whole if markdown.startswith(whole, start) else body)
+    parts += _paragraphs(markdown[at:])
+    return parts
+
+
+def _part(block: Block, markdown: str, number: int) -> Part:
+    return Part(markdown, block.type, block.bbox, number)
+
+
+def _find(markdown: str, body: str, at: int) -> int | None:
+    """Where a block's Markdown stands, as paragraphs of its own."""
+    start = markdown.find(body, at)
+    while start >= 0:
+        end = start + len(body)
+        if markdown[max(start - 1, 0) : start] in ("", "\n") and markdown[end : end + 1] in ("", "\n"):
+            return start
+        start = markdown.find(body, end)
+    return None
+
+
+def _paragraphs(markdown: str) -> Iterator[Part]:
+    """Text without blocks, cut at empty lines, but not in fenced code."""
+    start = 0
+    for span in spans_of(markdown):
+        if span.kind not in ("text", "html"):
+            continue
+        for empty in EMPTY_LINES.finditer(markdown, span.start, span.end):
+            if text := markdown[start : empty.start()].strip():
+                yield Part(text)
+            start = empty.end()
+    if text := markdown[start:].strip():
+        yield Part(text)

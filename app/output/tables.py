@@ -1,0 +1,39 @@
+"""Tables in Markdown, as ``app.output.html`` leaves them: tags in one form, in HTML."""
+
+import re
+from collections.abc import Callable
+
+CELL = re.compile(r"<t[dh](?: [^<>]*)?>")
+COLSPAN = re.compile(r'colspan="([0-9]{1,3})"')
+END, TABLE_END = "</tr>", "</table>"
+
+
+def with_tables(text: str, rewrite: Callable[[str], str]) -> str:
+    """Text in which every whole table is rewritten."""
+    pieces: list[str] = []
+    done = 0
+    while (start := text.find("<table>", done)) >= 0 and (end := text.find(TABLE_END, start)) >= 0:
+        end += len(TABLE_END)
+        pieces += [text[done:start], rewrite(text[start:end])]
+        done = end
+    return "".join([*pieces, text[done:]])
+
+
+def rows_of(html: str) -> list[str]:
+    """The rows of a table, without ``<tr>``."""
+    return [row.partition(END)[0] for row in html.partition(TABLE_END)[0].split("<tr>")[1:]]
+
+
+def cells_of(row: str) -> list[str]:
+    """What stands in the cells of a row."""
+    return [re.split(r"</t[dh]>", cell, maxsplit=1)[0] for cell in CELL.split(row)[1:]]
+
+
+def num_columns(rows: list[str]) -> int:
+    """Columns of the widest row."""
+    return max((sum(map(_width, CELL.findall(row))) for row in rows), default=0)
+
+
+def _width(tag: str) -> int:
+    match = COLSPAN.search(tag)
+    return max(1, int(match[1])) if match else 1

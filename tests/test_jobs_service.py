@@ -105,6 +105,18 @@ def test_what_is_wrong_with_a_document_is_said_at_once(client: Client) -> None:
     assert (both.status_code, neither.status_code) == (400, 400)
 
 
+def test_a_result_is_shown_as_the_job_asked_or_as_asked_then(client: Client) -> None:
+    prompt = {"text": r"So \(x<y\) it goes on"}
+    job_id = client.accepted(pdf_bytes(A4, A4), prompt=prompt, dpi=36, math="dollar", page_marks="rule")
+    client.ended(job_id)
+    address = f"/v1/jobs/{job_id}/result"
+    assert client.http.get(address).json()["markdown"] == "So $x<y$ it goes on\n\n---\n\nSo $x<y$ it goes on"
+    text = client.http.get(f"{address}?math=latex&page_marks=none", headers={"Accept": "text/markdown"}).text
+    assert text == "So \\(x<y\\) it goes on\n\nSo \\(x<y\\) it goes on\n"
+    for query in ("math=tex", "dpi=72"):
+        assert client.http.get(f"{address}?{query}").status_code in (400, 422)
+
+
 def test_delete_cancels_within_a_moment_and_frees_the_model(client: Client) -> None:
     slow = [
         client.accepted(pdf_bytes(*[A4] * 8), dpi=36, prompt={"delay_s": 1000}, priority=n) for n in (1, 2)

@@ -97,7 +97,9 @@ def test_a_misread_number_is_told_by_those_around_it(read: list[str], told: list
 def test_a_pages_number_has_two_dashes_or_none(read: str, shown: str) -> None:
     page = printed_page([(600, 1600, "- 220 -"), *((100, 400 + 36 * at, "Pebbles lie") for at in range(8))])
     texts = [read if line.top > 1500 else "said" for line in page.lines]
-    assert to_markdown(page_text(page, texts, tagged=True)).markdown.endswith(f"\n{shown}")
+    rendered = to_markdown(page_text(page, texts, tagged=True))
+    assert rendered.blocks[-1].text == shown
+    assert rendered.markdown.endswith(f"\n\\{shown}"), "which is no item of a list"
 
 
 @needs_font

@@ -91,7 +91,7 @@ def _add_routes_that_fail(app: FastAPI) -> None:
 def test_pages_are_answered_in_order(tmp_path: Path) -> None:
     document = ask(tmp_path, FakeWorker(None, "page_failed", None)).json()
     assert [page["index"] for page in document["pages"]] == [0, 1, 2]
-    assert document["markdown"] == "page 0\n\npage 2"
+    assert document["markdown"] == "page 0\n\n<!-- page 2 was not read: page_failed -->\n\npage 2"
     assert document["status"] == "partial"
 
 

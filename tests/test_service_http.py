@@ -86,16 +86,40 @@ def test_json_may_spell_base64_in_its_own_ways(server: Server, spelling: str) ->
 def test_markdown_by_accept(server: Server, media_type: str) -> None:
     response = server.parse(pdf_bytes(A4, A4), headers={"Accept": media_type}, dpi=72)
     assert response.headers["content-type"] == f"{media_type}; charset=utf-8"
-    assert response.text == "# Page 1\n\n595 x 842 pixels\n\n# Page 2\n\n595 x 842 pixels\n"
+    mark = "# " if media_type == "text/markdown" else ""
+    assert response.text == "\n\n".join(f"{mark}Page {n}\n\n595 x 842 pixels" for n in (1, 2)) + "\n"
 
 
 def test_blocks_and_hostile_text(server: Server) -> None:
     text = "<|ref|>title<|/ref|><|det|>[[1, 2, 30, 40]]<|/det|># Hi <script>alert(1)</script>"
     page = server.parse(image_bytes(), prompt={"text": text}).json()["pages"][0]
     assert page["blocks"] == [
-        {"type": "title", "bbox": [1, 2, 30, 40], "text": "# Hi &lt;script>alert(1)&lt;/script>"}
+        {"type": "title", "bbox": [1, 2, 30, 40], "text": "# Hi <script>alert(1)</script>"}
     ]
-    assert page["markdown"] == page["blocks"][0]["text"]
+    assert page["markdown"] == "# Hi &lt;script>alert(1)&lt;/script>"
+
+
+def test_math_is_as_asked_for(server: Server) -> None:
+    prompt = {"text": r"So \(x<y\) and `\(a\)`."}
+    tex, dollars = r"So \(x<y\) and `\(a\)`.", r"So $x<y$ and `\(a\)`."
+    for asked, shown in ((None, tex), ("latex", tex), ("dollar", dollars)):
+        document = server.parse(image_bytes(), prompt=prompt, math=asked or "").json()
+        assert document["markdown"] == document["pages"][0]["markdown"] == shown
+    for asked, shown in ((None, dollars), ("latex", tex), ("dollar", dollars)):
+        answer = server.parse(image_bytes(), {"Accept": "text/markdown"}, prompt=prompt, math=asked or "")
+        assert answer.text == shown + "\n"
+
+
+def test_a_gap_is_seen_in_text(server: Server) -> None:
+    data, prompt = pdf_bytes(A4, A4, A4), {"fail_on": [1], "text": "Said."}
+    said = {
+        ("text/markdown", "comment"): "Said.\n\n<!-- page 2 was not read: page_failed -->\n\nSaid.\n",
+        ("text/markdown", "none"): "Said.\n\nSaid.\n",
+        ("text/plain", "comment"): "Said.\n\n[page 2 was not read: page_failed]\n\nSaid.\n",
+    }
+    for (media_type, marks), text in said.items():
+        answer = server.parse(data, {"Accept": media_type}, prompt=prompt, page_marks=marks)
+        assert answer.text == text
 
 
 def test_a_failed_page_leaves_the_others(server: Server) -> None:

@@ -52,7 +52,7 @@ BLOCK_IN_MATH = re.compile(
     re.IGNORECASE,
 )
 """A line that begins with one of these is an HTML block, though no ``>`` follows."""
-ITEM_OR_INDENT = re.compile(r" *+(?P<item>(?:[-+*]|[0-9]{1,9}[.)]) +|)")
+ITEM = re.compile(r" *+(?P<mark>[-+*]|[0-9]{1,9}[.)]) +")
 FENCE_MARKS = re.compile(r"(?:(?<=^)|(?<=^ )|(?<=^  )|(?<=^   ))(?:`{3,}|~{3,})", re.MULTILINE)
 PARTED = "\0"
 """In place of a dropped tag; model text has none."""
@@ -173,17 +173,15 @@ def _fences_at_margin(text: str) -> str:
             if marks.startswith(fence) and not marks.strip(fence[0]) and not lines[-1].startswith("    "):
                 fence = ""
             continue
-        match = ITEM_OR_INDENT.match(line)
-        if match is None:  # never: the pattern matches an empty text
-            lines.append(line)
-            continue
-        has_items = has_items or match["item"] != ""
-        opening = FENCE.match(line, match.end()) if has_items or match.end() < 4 else None
+        item = ITEM.match(line)
+        start = item.end() if item else len(line) - len(line.lstrip(" "))
+        has_items = has_items or item is not None
+        opening = FENCE.match(line, start) if has_items or start < 4 else None
         if opening is None:
             lines.append(line)
             continue
-        fence, indent = opening["marks"], match.end()
-        lines += [*([match["item"].strip()] if match["item"] else []), line[indent:]]
+        fence, indent = opening["marks"], start
+        lines += [*([item["mark"]] if item else []), line[indent:]]
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from app.errors import ParseError
 from app.output.markdown import to_markdown
 from app.reader import PageReader
 from benchmarks.accuracy.pages import Kind
-from benchmarks.accuracy.scores import character_scores, structure_scores
+from benchmarks.accuracy.scores import character_scores, structure_scores, without_escapes
 from training.vocabulary import PLAIN_PROMPT
 
 IN_FLIGHT = 16
@@ -92,7 +92,8 @@ async def row(reader: PageReader, kind: Kind, prompt: str, pruning: str) -> Figu
         figures |= character_scores(readings.texts, truth, ignores_case=kind.ignores_case)
     else:
         truth = [sample.markdown or "" for sample in kind.samples]
-        figures |= character_scores(readings.markdowns, truth, ignores_case=kind.ignores_case)
+        read, said = map(without_escapes, (readings.markdowns, truth))
+        figures |= character_scores(read, said, ignores_case=kind.ignores_case)
         figures["structure"] = structure_scores(readings.markdowns, truth)
     return figures | readings.figures()
 

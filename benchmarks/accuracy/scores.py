@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from app.output.html import unescaped
 from training.errors_in_text import character_error_rate, edit_distance
 
 HEADING = re.compile(r"(#{1,6})\s+(.*)")
@@ -69,6 +70,11 @@ def structure_scores(read: Sequence[str], truth: Sequence[str]) -> dict[str, dic
         for part, is_right in PARTS.items()
     }
     return scores | {"all": _share([all(is_right(*pair) for is_right in PARTS.values()) for pair in pairs])}
+
+
+def without_escapes(markdowns: Sequence[str]) -> list[str]:
+    """Markdown in which what was escaped is as it is printed, to count characters."""
+    return [unescaped(markdown) for markdown in markdowns]
 
 
 def _share(right: Sequence[bool]) -> dict[str, float | int | None]:

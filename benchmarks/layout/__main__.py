@@ -23,7 +23,14 @@ from app.ocr.regions.ink import find_ink
 from app.ocr.regions.page import cut_page, find_print
 from app.output.markdown import to_markdown
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
-from benchmarks.accuracy.scores import PARTS, character_scores, page_errors, structure_of, structure_scores
+from benchmarks.accuracy.scores import (
+    PARTS,
+    character_scores,
+    page_errors,
+    structure_of,
+    structure_scores,
+    without_escapes,
+)
 from benchmarks.layout.oracle import Faults, Glyph, Oracle, glyphs_of, words_of
 from benchmarks.report import publish
 from training.settings import load_settings
@@ -61,7 +68,7 @@ def rendered_row(kind: str, pages: Sequence[DrawnPage]) -> tuple[Figures, list[s
     figures: Figures = {
         "kind": kind,
         "plain": character_scores([one.plain for one in read], [page.sample.text for page in pages]),
-        "markdown": character_scores(markdown, true_markdown),
+        "markdown": character_scores(*map(without_escapes, (markdown, true_markdown))),
         "structure": structure_scores(markdown, true_markdown),
         "faults": faults,
     }

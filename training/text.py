@@ -258,7 +258,11 @@ class TextSource:
             ),
             lambda: f"{letter} = {rng.choice('abcxyz')} + {count}",
             lambda: rng.choice([f"[{count}]", f"{one}[{count}]", f"@{one}", f"{count} %", f"100% {one}"]),
-            lambda: rng.choice(["$", "$", "€", "£", "US$", "¢", "¥"]) + rng.choice([" ", ""]) + count,
+            lambda: (
+                rng.choice(["$", "$", "$", "$", "€", "£", "US$", "¢", "¥"]) + rng.choice([" ", ""]) + count
+            ),
+            lambda: rng.choice(["$ ", "$ ", "$", "~", "~ ", "| ", "£", "° "]) + count,
+            lambda: f"{one}{rng.choice(['_', '_', ' | ', '|', ' ~ ', '° ', ' $ '])}{other}",
             lambda: rng.choice([f"{one} | {other}", f"|{letter} - {count}|", "||", f"{letter} | {letter}"]),
             lambda: rng.choice(
                 [

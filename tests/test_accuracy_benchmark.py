@@ -30,10 +30,10 @@ from benchmarks.accuracy.pages import (
     damaged,
     documents,
 )
-from benchmarks.accuracy.peers import PeerMissing, RapidOcr, Tesseract
+from benchmarks.accuracy.peers import PeerMissing, RapidOcr, Tesseract, recorded_peers
 from benchmarks.accuracy.peers import row as peer_row
 from benchmarks.accuracy.reading import PLAIN, row
-from benchmarks.accuracy.report import DOCS, recorded_runs, write_docs
+from benchmarks.accuracy.report import DOCS, accuracy_section, recorded_runs, write_docs
 from benchmarks.accuracy.scores import structure_of, structure_scores
 from rtprune import METHODS, RTPruneConfig, VisualTokens, prune_batch
 from training.layout import Family, Layout, LayoutStyle
@@ -237,6 +237,34 @@ def test_missing_peers_are_named_with_what_to_do(run: tuple[dict[str, Any], str]
     assert "No such file" in figures["peers"]["absent"]["rapidocr"]
     assert "tesseract is not measured" in shown
     assert "rapidocr is not measured" in shown
+
+
+def test_peers_keep_their_figures_where_pages_are_the_same(tmp_path: Path) -> None:
+    def row_of(kind: str, characters: int) -> dict[str, Any]:
+        return {"kind": kind, "prompt": PLAIN, "pages": 2, "characters": characters}
+
+    then = {
+        "peers": {"versions": {"tesseract": "tesseract 5"}, "rows": [row_of(CLEAN, 7), row_of(SMALL, 8)]},
+        "hardware": "two cores",
+        "commit": "abc",
+        "measured_at": "2026-01-02T03:04:05",
+    }
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(then), encoding="utf-8")
+    for _ in range(2):  # figures that were taken over already say what they said
+        peers = recorded_peers(earlier, [row_of(CLEAN, 7), row_of(SMALL, 9)])
+        assert [row["kind"] for row in peers["rows"]] == [CLEAN], "small pages are others now"
+        assert (peers["commit"], peers["measured_at"][:10]) == ("abc", "2026-01-02")
+        now = {
+            "readings": [],
+            "peers": peers,
+            "hardware": "three",
+            "commit": "d",
+            "measured_at": "2026-09-09",
+        }
+        section = accuracy_section({**now, "peers": {**peers, "rows": []}})
+        assert "peers: tesseract 5, at commit abc, 2026-01-02" in section
+        earlier.write_text(json.dumps(now), encoding="utf-8")
 
 
 @needs_font

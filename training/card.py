@@ -50,7 +50,7 @@ text.
 
 - Data: pages rendered by `training/` and cut by the service's own code: words of the SCOWL list (public
   domain), English's common words as often as they are used, invented words, numbers, codes, identifiers,
-  citations, labels and amounts; no text of anybody. Fonts, all free: {fonts}.
+  citations, labels, amounts, signs and snippets of code; no text of anybody. Fonts, all free: {fonts}.
   Never trained on, for measuring: {held_out}.
 - Start: {start}
 - Compute: {compute}.

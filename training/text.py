@@ -258,6 +258,26 @@ class TextSource:
             ),
             lambda: f"{letter} = {rng.choice('abcxyz')} + {count}",
             lambda: rng.choice([f"[{count}]", f"{one}[{count}]", f"@{one}", f"{count} %", f"100% {one}"]),
+            lambda: (
+                rng.choice(["$", "$", "$", "$", "€", "£", "US$", "¢", "¥"]) + rng.choice([" ", ""]) + count
+            ),
+            lambda: rng.choice(["$ ", "$ ", "$", "~", "~ ", "| ", "£", "° "]) + count,
+            lambda: f"{one}{rng.choice(['_', '_', ' | ', '|', ' ~ ', '° ', ' $ '])}{other}",
+            lambda: rng.choice([f"{one} | {other}", f"|{letter} - {count}|", "||", f"{letter} | {letter}"]),
+            lambda: rng.choice(
+                [
+                    f"{letter}^{rng.randint(0, 9)}",
+                    f"{one}^",
+                    f"e^{letter}",
+                    f"{rng.randint(0, 99)} °C",
+                    f"{count}°",
+                ]
+            ),
+            lambda: rng.choice([f"~{count}", f"~ {count}", f"{letter} ~ {other}", f"~/{one}", f"{one}~"]),
+            lambda: rng.choice(
+                [f"{count} * {count}", f"{letter} * {letter}", f"{one} *", f"**{one}**", "*)"]
+            ),
+            lambda: rng.choice([f"{{ {one} }}", f"\\{one}\\{other}", f"{{{count}}}", f"D:\\{name}\\{other}"]),
         ]
         kind = rng.randrange(len(makers) + 8)
         return makers[kind]().split() if kind < len(makers) else [count]

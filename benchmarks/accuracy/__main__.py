@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,7 +48,11 @@ NOTES = {
 
 async def measure(arguments: argparse.Namespace, settings: Settings, save: Callable[[Figures], None]) -> None:
     """All that is asked for, in one run; saved after each part, so that a run cut short keeps the others."""
-    figures: Figures = {"checkpoint": arguments.checkpoint, "threads": arguments.threads, "notes": NOTES}
+    figures: dict[str, Any] = {
+        "checkpoint": arguments.checkpoint,
+        "threads": arguments.threads,
+        "notes": NOTES,
+    }
     rendered = RenderedPages(settings)
     if not arguments.curve_only:
         await measure_accuracy(arguments, settings, rendered, figures, save)
@@ -60,7 +65,7 @@ async def measure_accuracy(
     arguments: argparse.Namespace,
     settings: Settings,
     rendered: RenderedPages,
-    figures: Figures,
+    figures: dict[str, Any],
     save: Callable[[Figures], None],
 ) -> None:
     count = arguments.pages or RENDERED_PAGES
@@ -81,6 +86,8 @@ async def measure_accuracy(
         await reader.close()
     if real:
         figures["out_of_scope"] = OUT_OF_SCOPE
+    if arguments.peers_of:
+        figures["peers"] = peers_of.recorded_peers(arguments.peers_of, figures["readings"])
     save(figures)
     if arguments.peers:
         rows, failed = read_by_peers(peers, [*kinds, *real])
@@ -186,6 +193,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--documents", type=Path, help="folder of real pages with their truth")
     add("--peers", action="store_true", help="tesseract and RapidOCR on the same pages, where found")
+    add("--peers-of", type=Path, help="their recorded rows of an earlier run, where its pages were the same")
     add("--rapidocr-python", help="interpreter that has RapidOCR (default: this one)")
     add("--curve", action="store_true", help="error against keep ratio, on the clean pages")
     add("--curve-only", action="store_true", help="that and nothing else")

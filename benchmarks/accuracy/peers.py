@@ -29,6 +29,18 @@ class PeerMissing(Exception):
     """Why a peer cannot be measured here, and what to do about it."""
 
 
+def recorded_peers(earlier: Path, readings: Sequence[Figures]) -> Figures:
+    """Figures of the peers from an earlier run, of kinds whose pages are as many and as long now as then: a
+    new checkpoint changes nothing about them. They say where they come from.
+    """
+    run: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
+    same = {(row["kind"], row["pages"], row["characters"]) for row in readings if row["prompt"] == PLAIN}
+    peers = run["peers"]
+    rows = [row for row in peers["rows"] if (row["kind"], row["pages"], row["characters"]) in same]
+    source = {name: peers.get(name, run[name]) for name in ("hardware", "commit", "measured_at")}
+    return {**peers, "rows": rows, **source}
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``text``: empty for a page that failed."""

@@ -204,8 +204,10 @@ def curve_plot(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def measured(figures: Mapping[str, Any]) -> str:
-    peers = figures.get("peers", {}).get("versions", {}).values()
-    with_peers = f"; peers: {', '.join(peers)}" if peers else ""
+    peers = figures.get("peers", {})
+    names = [*peers.get("versions", {}).values()]
+    names += [f"at commit {peers['commit']}, {peers['measured_at'][:10]}"] if "commit" in peers else []
+    with_peers = f"; peers: {', '.join(names)}" if names else ""
     return f"{figures['hardware']}, commit {figures['commit']}, {figures['measured_at'][:10]}{with_peers}."
 
 

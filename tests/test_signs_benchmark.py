@@ -1,0 +1,39 @@
+"""The benchmark of signs counts what was misread."""
+
+import random
+import string
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.signs import SIGNS, Sentences, Tally, aligned
+from training.errors_in_text import edit_distance
+
+TEXT = st.text(alphabet="ab§&1", max_size=40)
+
+
+@given(TEXT, TEXT)
+def test_an_alignment_spells_both_texts_with_the_fewest_edits(left: str, right: str) -> None:
+    pairs = aligned(left, right)
+    assert "".join(printed for printed, _ in pairs) == left
+    assert "".join(read for _, read in pairs) == right
+    assert sum(printed != read for printed, read in pairs) == edit_distance(left, right)
+
+
+def test_what_was_misread_counts_for_the_sign_that_was_printed() -> None:
+    tally = Tally()
+    tally.add("too R8D, $ 12 and\n§ 7", "R&D, § 12 and § 17")
+    figures = tally.figures()
+    assert figures["digits"] == {"printed": 4, "misread": 1, "error": 0.25, "read_as": [["1", "", 1]]}
+    assert figures["signs"]["&"] == {"printed": 1, "misread": 1, "error": 1.0, "read_as": [["&", "8", 1]]}
+    assert figures["signs"]["§"]["error"] == 0.5
+    assert figures["letters"]["misread"] == 0
+    assert figures["invented"] == 3
+    assert set(figures["signs"]) == {"&", "§"}, "of signs that were not printed nothing is said"
+
+
+def test_the_sentences_have_every_sign_and_more_letters_than_signs() -> None:
+    text = "".join(Sentences(random.Random(0)).paragraph(1_500))
+    assert all(text.count(sign) > 10 for sign in SIGNS)
+    assert sum(text.count(digit) for digit in string.digits) > len(text) / 20
+    assert sum(character.isalpha() for character in text) > len(text) / 2

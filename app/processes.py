@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import select
 import signal
 import sys
@@ -14,9 +15,15 @@ from pathlib import Path
 
 import app
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-CGROUP_USES = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
-"""Of control groups version 2 and 1."""
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUP_FILES = (
+    ("", "", "memory.max", "memory.current"),
+    ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Of control groups version 2 and 1: controller, its folder, the files that hold limit and use in bytes."""
+FILE_CACHE = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
+"""Lines of ``memory.stat``: what the kernel takes back before anything is short of memory."""
 
 
 def keep_files_private() -> None:
@@ -75,9 +82,8 @@ def kill_group(pid: int) -> None:
 
 def memory_mib() -> float:
     """Memory of this machine, or of the container around this process if that is less."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20]
-    limits += [limit for limit in map(_mib_in, CGROUP_LIMITS) if limit is not None]
-    return min(limits)
+    physical_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return min([physical_mib, *(limit for limit, _ in _cgroup_limits())])
 
 
 def available_mib() -> float:
@@ -86,19 +92,31 @@ def available_mib() -> float:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         found += [int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable:")]
-    for limit_path, used_path in zip(CGROUP_LIMITS, CGROUP_USES, strict=True):
-        limit, used = _mib_in(limit_path), _mib_in(used_path)
-        if limit is not None and used is not None:
-            found.append(limit - used)
-    return min(found)
+    return min([*found, *(limit - used for limit, used in _cgroup_limits())])
 
 
-def _mib_in(path: str) -> float | None:
-    """Bytes that a control group's file names, in MiB; ``None`` for no file and for ``max``."""
-    try:
-        return int(Path(path).read_text(encoding="ascii")) / 2**20
-    except (OSError, ValueError):
-        return None
+def _cgroup_limits() -> list[tuple[float, float]]:
+    """(limit, used) in MiB of every control group around this process that has a limit.
+
+    A container sees its own group as the root; a service of systemd has a path below it.
+    """
+    own = {"": "/", "memory": "/"}
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= dict.fromkeys(controllers.split(","), path)
+    found = []
+    for controller, folder, limit_name, used_name in CGROUP_FILES:
+        inner = Path(own[controller])
+        for group in (inner, *inner.parents):
+            at = CGROUPS / folder / group.relative_to("/")
+            # a file that is missing, and a limit of "max": no limit here
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((at / limit_name).read_text(encoding="ascii"))
+                used = int((at / used_name).read_text(encoding="ascii"))
+                cached = map(int, FILE_CACHE.findall((at / "memory.stat").read_text(encoding="ascii")))
+                found.append((limit / 2**20, (used - sum(cached)) / 2**20))
+    return found
 
 
 def give_back_freed_memory() -> None:
@@ -111,8 +129,23 @@ def give_back_freed_memory() -> None:
 
 def resident_mib(pid: int) -> float | None:
     """Resident memory of a process, ``None`` where /proc does not tell."""
+    pages = _resident_pages(pid)
+    return None if pages is None else pages[0] * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def own_mib(pid: int) -> float | None:
+    """Resident memory of a process without the files it maps, ``None`` where /proc does not tell.
+
+    The kernel takes those back at any time: weights, while they are loaded, are as much again.
+    """
+    pages = _resident_pages(pid)
+    return None if pages is None else (pages[0] - pages[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _resident_pages(pid: int) -> tuple[int, int] | None:
+    """In all, and those of them that are of files."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
+        _, resident, of_files, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+        return int(resident), int(of_files)
+    except (OSError, ValueError):
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     """Address space of each, and of each poppler process."""
 
     max_worker_rss_mib: int = Field(0, ge=0)
-    """Resident memory at which the worker is restarted; 0: nine tenths of the machine's or container's."""
+    """Memory of its own at which the worker is restarted; 0: nine tenths of the machine's or container's."""
     worker_check_s: float = Field(1.0, gt=0)
     """How often the worker's memory and pulse are looked at."""
     worker_silence_s: float = Field(10.0, gt=0)

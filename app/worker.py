@@ -167,7 +167,7 @@ async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, stat
 async def _downloaded(settings: Settings, leases: Leases, state: WorkerState) -> Settings:
     """Fetch a checkpoint from the hub, if that is where it is. Readiness shows how far it is.
 
-    Time that this takes is no time of loading: a download may take hours, and resumes where it broke off.
+    Time that this takes is no time of loading: a download may take hours.
     """
     from app.ocr.checkpoint import is_hub_id, locate  # noqa: PLC0415 - not in processes that have no model
 

@@ -14,7 +14,7 @@ from app.errors import StorageFull, StorageUnavailable
 from app.jobs.leases import Leases
 from app.jobs.outcome import Phase
 from app.jobs.wakeups import Wakeups
-from app.processes import child_environment, kill_group, memory_mib, python_module, resident_mib
+from app.processes import child_environment, kill_group, memory_mib, own_mib, python_module
 from app.settings import Settings
 from app.telemetry import Metrics
 
@@ -141,7 +141,7 @@ class Supervisor:
                 with contextlib.suppress(StorageUnavailable, StorageFull):
                     phase = await self._phase()
                     was_ready = phase == "ready"
-                    if phase == "downloading":  # while it says so: a download that hangs lets its lease go
+                    if phase == "downloading":
                         started_at = now
             # beats, not the lease: a disk that is full keeps that from being renewed, and no restart helps
             heard_at = max(started_at, self._wakeups.heard_at) if was_ready else started_at
@@ -156,7 +156,7 @@ class Supervisor:
         return None if state is None else state.phase
 
     def _complaint(self, pid: int, silent_s: float, *, was_ready: bool) -> str | None:
-        rss_mib = resident_mib(pid)
+        rss_mib = own_mib(pid)
         limit_mib = max_worker_rss_mib(self._settings)
         if rss_mib is not None and rss_mib > limit_mib:
             return f"it uses {rss_mib:.0f} MiB, the limit is {limit_mib:.0f}"

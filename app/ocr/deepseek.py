@@ -1,6 +1,7 @@
 """DeepSeek-OCR and its relatives through transformers' native classes: load, encode pages, speak their
 vocabulary."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"}
 embedding."""
 
 EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
+
+SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
+"""The library's switch: weights are read one after another, not ahead in threads."""
 
 DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
@@ -329,7 +333,7 @@ def build_network(
     used = {key: tensor for key, tensor in tensors.items() if key not in UNUSED_KEYS}
     _require_whole_experts(config, used)
     try:
-        with _without_progress_bars():
+        with _without_progress_bars(), _one_tensor_after_another():
             # From a state dict, not from the folder: the library would also follow adapters and other files
             # there.
             network, report = UnlimitedOcrForConditionalGeneration.from_pretrained(
@@ -390,6 +394,22 @@ def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report
     held = sum(parameter.numel() for parameter in network.parameters())
     if stored != held:
         raise CheckpointError(f"the weights hold {stored:,} values, the model {held:,}")
+
+
+@contextmanager
+def _one_tensor_after_another() -> Iterator[None]:
+    """Have the library read weights in order. Threads read far ahead of what is joined: 1.9 times the weights
+    at the peak instead of 1.13 (float32 from bfloat16), most of which glibc then keeps.
+    """
+    before = os.environ.get(SEQUENTIAL)
+    os.environ[SEQUENTIAL] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SEQUENTIAL]
+        else:
+            os.environ[SEQUENTIAL] = before
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from app.ocr.regions.reader import RegionReader
 from app.processes import available_mib
 from app.settings import Settings
 
-LOADING_SHARE = 1.1
+LOADING_SHARE = 1.15
 """Memory while weights are loaded, in sizes of the weights: some are joined on the way."""
-ROOM_MIB = 1200
-"""For the libraries, pages and their keys and values."""
+ROOM_MIB = 600
+"""For the libraries and a page."""
 CPU_PAGES_IN_FLIGHT = 8
 CPU_RUNNING_PAGES = 24
 """With 64 a view of a page costs 3 % less processor time, but that many are ahead of one that comes then."""

@@ -92,8 +92,7 @@ def register_queues(given: Hands) -> list[Claiming]:
     """Make the queues known, with the concurrency of this worker."""
     settings = given.settings
     num = settings.max_pages_in_flight
-    # one more than is read: the next batch is at hand when the last pages of one are read
-    num_batches = max(1, num // settings.batch_pages) + 1
+    num_batches = max(1, num // settings.batch_pages)
     for_others, for_higher = max(1, num // OTHERS_SHARE), max(1, num // HIGHER_SHARE)
     claiming = []
     for name, room, poll_s in (

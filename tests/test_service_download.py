@@ -1,15 +1,21 @@
 """A checkpoint that comes from a hub: shown while it comes, and resumed where a connection broke."""
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_hub import FakeHub, serving_hub
+from jobs_bench import open_store
 from ocr_checkpoints import original_config, original_tensors, random_small_network, write_checkpoint
 from service_client import Server, eventually, image_bytes, serving
 
+from app.jobs.leases import Leases, WorkerState
+from app.jobs.workers import Supervisor
 from app.ocr.config import read_config
+from app.settings import Settings
+from app.telemetry import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +61,24 @@ def test_a_download_is_shown_resumed_and_then_read(tmp_path: Path, checkpoint: P
         assert set(ready["modes"]) == {"plain", "flat", "tiled"}
         refused = server.parse(image_bytes(), mode="huge")
         assert (refused.status_code, "plain" in refused.json()["detail"]) == (400, True)
+
+
+def test_a_download_is_no_time_of_loading(tmp_path: Path) -> None:
+    limits = Settings(data_dir=tmp_path, worker_load_s=0.2, worker_check_s=0.01)
+    leases = Leases(open_store(limits))
+    asyncio.run(_watch_a_worker_that_downloads_then_loads(limits, leases))
+
+
+async def _watch_a_worker_that_downloads_then_loads(limits: Settings, leases: Leases) -> None:
+    unheard: Any = None
+    supervisor = Supervisor(limits, limits.data_dir, Metrics(), leases, unheard, changed=lambda: None)
+    supervisor._worker_id = "w"
+    leases.renew(WorkerState("w", "here", "downloading", "downloading owner/tiny"), lease_s=600)
+    process = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
+    began = asyncio.get_running_loop().time()
+    check = asyncio.create_task(supervisor._check(process, began))
+    await asyncio.sleep(5 * limits.worker_load_s)
+    assert not check.done()
+    leases.renew(WorkerState("w", "here", "loading", "the model is being loaded"), lease_s=600)
+    await asyncio.wait_for(check, 60)
+    assert await process.wait() < 0, "loading has a deadline"

@@ -129,7 +129,8 @@ def _unit_breaks(pieces: Sequence[Piece]) -> set[int]:
 
 def words_of(pdf: Path) -> list[Glyph]:
     """Words of a PDF's first page on its image at ``DPI``, as poppler finds them."""
-    command = ["pdftotext", "-bbox", "-l", "1", str(pdf), "-"]
+    # images are drawn of the crop box, so words are placed in it
+    command = ["pdftotext", "-cropbox", "-bbox", "-l", "1", str(pdf), "-"]
     text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     clean = "".join(character for character in text if character >= " " or character in "\n\t")
     words = ElementTree.fromstring(clean).iter(f"{HTML}word")  # noqa: S314 - poppler's own answer

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, ImageOps
 
 from app.ocr.reader import open_reader
-from app.poppler import describe_page, render
+from app.poppler import render_pdf_page
 from benchmarks.accuracy.pages import A4_PX, DPI, damaged
 from benchmarks.accuracy.reading import PLAIN, options_of, read_all
 from benchmarks.report import publish
@@ -204,8 +204,7 @@ def pdf_pages(rng: random.Random, faces: Sequence[Path], count: int) -> list[Pri
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "signs.pdf"
         pdf.output(str(path))
-        pages = [describe_page(str(path), number + 1) for number in range(count)]
-        images = [render(page, A4_PX[1])[0] for page in pages]
+        images = [render_pdf_page(str(path), number + 1, A4_PX[1]) for number in range(count)]
     return [Printed(_upload(image), text) for image, text in zip(images, texts, strict=True)]
 
 

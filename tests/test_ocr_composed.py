@@ -145,30 +145,6 @@ def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
 
 
 @needs_font
-def test_a_dash_of_a_paragraph_is_no_bullet_where_its_line_begins() -> None:
-    words = "of pebbles that lie in the river below the bridge"
-    running = [(100, 100, f"Full {words}"), (100, 136, "–"), (140, 136, words), (100, 172, "and end.")]  # noqa: RUF001
-    items = [(100, 300 + 36 * number, "–") for number in range(3)]  # noqa: RUF001
-    page = printed_page([*running, *items, *((140, top, words) for _, top, _ in items)])
-    bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
-    assert [line.top > 290 for line in bulleted] == [True] * 3
-
-
-@needs_font
-def test_a_dash_of_an_item_is_no_bullet_where_its_line_begins() -> None:
-    words = "of pebbles that lie in the river below the bridge"
-    rows = [(100, 100, "•"), (140, 100, f"Full {words}"), (140, 136, "–"), (180, 136, "and end.")]  # noqa: RUF001
-    nested = [(100, 300, "•"), (140, 300, f"Full {words}")]
-    nested += [place for top in (336, 372) for place in ((140, top, "–"), (180, top, "and end."))]  # noqa: RUF001
-    page = printed_page([*rows, *nested])
-    bulleted = [line for line in page.lines if line in page.leads and page.leads[line].is_bullet]
-    assert [line.top // 36 for line in bulleted] == [100 // 36, 300 // 36, 336 // 36, 372 // 36]
-    texts = ["Full of pebbles", "– and end.", "Full of pebbles", "and end.", "and end."]  # noqa: RUF001
-    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
-    assert markdown.startswith("- Full of pebbles – and end.\n")  # noqa: RUF001
-
-
-@needs_font
 @pytest.mark.parametrize("mark", ["“", "'", "3."])
 def test_what_is_no_bullet_is_left_in_its_line(mark: str) -> None:
     page = printed_page([(100, 100, mark), (140, 100, "Pebbles of quartz lie"), (140, 136, "in the river")])
@@ -198,19 +174,6 @@ def test_signs_of_a_text_are_no_bullets(word: str) -> None:
 
 
 @needs_font
-def test_dashes_with_a_space_after_them_are_bullets_under_each_other_alone() -> None:
-    def signs(dashes: list[str]) -> list[str | None]:
-        right = 100 + round(ImageFont.truetype(FAMILY.regular, 24).getbbox("–")[2])  # noqa: RUF001
-        rows = [(100, 100 + 60 * at, dash) for at, dash in enumerate(dashes) if dash]
-        texts = [(right + 5, 100 + 60 * at, "pebbles of quartz") for at in range(len(dashes))]
-        page = printed_page([*rows, *texts])
-        return [lead.bullet for lead in page.leads.values() if lead.is_bullet]
-
-    assert signs(["\u2013", "\u2013", ""]) == ["\u2013"] * 2
-    assert signs(["\u2013", "", ""]) == []
-
-
-@needs_font
 @pytest.mark.parametrize("mark", ["'", "\u2019", "`", "^"])
 def test_marks_of_a_text_under_each_other_are_no_bullets(mark: str) -> None:
     """As wide as a space apart from their letters, which a typewriter's are."""
@@ -222,57 +185,12 @@ def test_marks_of_a_text_under_each_other_are_no_bullets(mark: str) -> None:
 
 
 @needs_font
-def test_rings_like_letters_are_bullets_under_each_other_alone() -> None:
-    """As high as small letters, and as low: two lines do not begin with one letter and white by chance."""
-
-    def signs(rings: int) -> list[str | None]:
-        image = Image.new("L", (1200, 400), 255)
-        draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
-        for at in range(3):
-            draw.text((100, 40 + 44 * at), "pebbles of quartz", font=font)
-            if at < rings:
-                base = 40 + 44 * at + 22
-                draw.ellipse((79, base - 9, 88, base), outline=0, width=2)
-        page = cut_page(image).page
-        assert page is not None
-        return [lead.bullet for lead in page.leads.values() if lead.is_bullet]
-
-    assert signs(2) == ["◦"] * 2
-    assert signs(1) == []
-
-
-@needs_font
 def test_a_quotation_mark_far_from_its_word_is_no_bullet() -> None:
     """As a typewriter sets it: low pieces stand high, as no bullet does."""
     rows = [(100, 100 + 40 * at, "'") for at in range(3)]
     texts = [(118, 100 + 40 * at, "pebbles of quartz") for at in range(3)]
     page = printed_page([*rows, *texts])
     assert not any(lead.is_bullet for lead in page.leads.values())
-
-
-@needs_font
-def test_squares_stand_on_lines_of_letters_that_reach_below() -> None:
-    image = Image.new("L", (1200, 400), 255)
-    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
-    for at, text in enumerate(["pebbles of quartz", "jaggy gypsy ponyjog", "rain and mist"]):
-        draw.text((100, 40 + 44 * at), text, font=font)
-        base = 40 + 44 * at + 22
-        draw.rectangle((80, base - 12, 91, base - 1), fill=0)
-    page = cut_page(image).page
-    assert page is not None
-    assert [page.leads[line].bullet for line in page.lines] == ["▪"] * 3
-
-
-@needs_font
-@pytest.mark.parametrize("indent", [0, 40])
-def test_a_sign_like_a_bullet_in_running_text_is_none(indent: int) -> None:
-    """Lines above and below begin where it does, or the one above begins a paragraph."""
-    words = "of pebbles that lie in the river below the bridge"
-    rows = [(100 + indent, 100, f"Full {words}"), (100, 136, "•"), (140, 136, words), (100, 172, words)]
-    page = printed_page(rows)
-    assert not any(lead.is_bullet for lead in page.leads.values())
-    page = printed_page([*rows[:-1], (140, 172, "and end.")])
-    assert any(lead.is_bullet for lead in page.leads.values()), "a line hangs under the item"
 
 
 @needs_font

@@ -21,33 +21,6 @@ def spread_rows(gaps: list[int], left: int) -> list[list[tuple[int, int]]]:
     return [[(left, left + gap), (left + gap + 30, left + 400)] for gap in gaps]
 
 
-def test_columns_of_spread_lines_are_no_table_and_rows_of_amounts_are() -> None:
-    """Side by side at the same heights: white between words is elsewhere in the next line."""
-    halves = [spread_rows([120, 260, 80, 200, 310, 150], left) for left in (0, 460)]
-    lines = [[line for at, spans in enumerate(half) for line in row(30 * at, *spans)] for half in halves]
-    parts = in_order([*lines[0], *lines[1]])
-    assert all(isinstance(part, Line) for part in parts)
-    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 6 + [False] * 6
-    amounts = [[(0, 120), (340, 400), (460, 600 + at), (800, 860)] for at in range(6)]
-    (table,) = in_order([line for at, spans in enumerate(amounts) for line in row(30 * at, *spans)])
-    assert isinstance(table, Table)
-
-
-def test_short_paragraphs_side_by_side_are_columns() -> None:
-    """Each begins with an indent and ends with a short line, so that few full lines follow each other."""
-
-    def paragraph(top: int, left: int, gap: int) -> list[Line]:
-        first, full = [(left + 40, left + gap), (left + gap + 30, left + 400)], [(left, left + 400)]
-        return [*row(top, *first), *row(top + 30, *full), *row(top + 60, (left, left + 150))]
-
-    halves = [
-        [line for at in range(4) for line in paragraph(90 * at, left, 120 + 60 * at)] for left in (0, 460)
-    ]
-    parts = in_order([*halves[0], *halves[1]])
-    assert [part for part in parts if isinstance(part, Table)] == []
-    assert [part.left < 430 for part in parts if isinstance(part, Line)] == [True] * 12 + [False] * 12
-
-
 def test_signs_in_a_margin_are_kept_out_of_the_lines() -> None:
     text = [line for top in range(0, 300, 30) for line in row(top, (100, 600))]
     margin = [Line(5, top, 17, top + 18) for top in range(3, 200, 22)]
@@ -79,25 +52,6 @@ def test_columns_under_a_running_head_that_stands_across_them() -> None:
     sides = [line.left > 600 for line in page.lines if line.top > 120]
     assert sides == sorted(sides)
     assert sum(sides) == len(right)
-
-
-@needs_font
-def test_words_of_a_large_heading_are_not_in_columns() -> None:
-    image = Image.new("L", A4, 255)
-    large, small = (ImageFont.truetype(FAMILY.regular, size) for size in (64, 12))
-    for top, words in (
-        (100, "Corporate social stones and"),
-        (190, "pebbles of rivers"),
-        (280, "In two parts"),
-    ):
-        ImageDraw.Draw(image).text((100, top), words, font=large)
-    for top in range(500, 1500, 20):
-        ImageDraw.Draw(image).text(
-            (100, top), "Pebbles of quartz lie in the river below the bridge and", font=small
-        )
-    page = cut_page(image).page
-    assert page is not None
-    assert sum(line.top < 400 for line in page.lines) == 3
 
 
 def test_columns_whose_lines_stand_between_each_others_are_read_one_after_the_other() -> None:
@@ -144,14 +98,6 @@ def items(left: int, bottoms: list[int], going_on: list[int]) -> list[Line]:
     return [*texts, *(Line(left, at - 18, left + 14, at) for at in bottoms)]
 
 
-def test_lists_side_by_side_are_columns() -> None:
-    """All at the same heights; an item of either stands beside a line of the other that hangs."""
-    left, right = items(0, [50, 80, 140], [110]), items(400, [50, 110, 140], [80])
-    parts = in_order([*left, *right])
-    assert all(isinstance(part, Line) for part in parts)
-    assert [part.left < 380 for part in parts if isinstance(part, Line)] == [True] * 4 + [False] * 4
-
-
 def test_numbers_in_columns_of_a_table_are_cells() -> None:
     """Of what is counted and how often: no number of the second column stands where the first has none."""
     left, right = items(0, [50, 80, 110, 140], []), items(400, [50, 80, 140], [110])
@@ -177,14 +123,6 @@ def test_cells_with_letters_that_reach_down_are_in_step_with_others() -> None:
     (table,) = in_order([*left, *right])
     assert isinstance(table, Table)
     assert [len(cells) for cells in table.rows] == [4] * 5
-
-
-def test_a_list_beside_a_short_paragraph_is_a_column() -> None:
-    """At the same heights; a line that hangs under an item stands beside one of the paragraph."""
-    left = [line for at, right in enumerate((300, 180, 290, 170, 250)) for line in row(30 * at, (0, right))]
-    parts = in_order([*left, *items(400, [20, 80], [50, 110])])
-    assert all(isinstance(part, Line) for part in parts)
-    assert [part.left < 380 for part in parts if isinstance(part, Line)] == [True] * 5 + [False] * 4
 
 
 @needs_font

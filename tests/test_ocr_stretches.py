@@ -2,7 +2,6 @@
 
 from itertools import combinations
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, FONTS, ink_of, needs_font
@@ -11,7 +10,6 @@ from app.ocr.regions.finding import find_lines
 from app.ocr.regions.gutters import gutters_of
 from app.ocr.regions.lines import Line, Table, is_stacked
 from app.ocr.regions.page import cut_page
-from app.ocr.regions.pitch import pitches_of, printed_rows
 from app.ocr.regions.stretches import stretches_of
 
 MONO = FONTS / "DejaVuSansMono.ttf"
@@ -61,26 +59,6 @@ def test_two_spaces_part_cells_in_a_typewriters_letters() -> None:
     (table,) = page.parts
     assert isinstance(table, Table)
     assert [len(cells) for cells in table.rows] == [3, 3, 3]
-
-
-@needs_font
-@pytest.mark.parametrize(
-    ("name", "text", "is_fixed"),
-    [
-        ("DejaVuSansMono.ttf", "Pebbles of quartz lie in the river", True),
-        ("DejaVuSans.ttf", "Pebbles of quartz lie in the river", False),
-        ("DejaVuSans.ttf", "204819 770135 962204", False),
-    ],
-)
-def test_letters_all_as_wide_have_a_pitch(name: str, text: str, is_fixed: bool) -> None:
-    """Figures are so in every font, and say nothing."""
-    image, font = Image.new("L", A4, 255), ImageFont.truetype(FONTS / name, SIZE)
-    ImageDraw.Draw(image).text((LEFT, 100), text, font=font)
-    ink = ink_of(image)
-    rows, columns = (np.flatnonzero(ink.mask.any(axis=axis)) for axis in (1, 0))
-    line = Line(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    (pitch,) = pitches_of([line], printed_rows([line], line.height), ink.mask, line.height)
-    assert abs(pitch - font.getlength("n")) < 1 if is_fixed else pitch == 0
 
 
 def column(left: int, top: int, count: int, width: int = 300) -> list[Line]:
@@ -148,18 +126,6 @@ def test_a_binding_beside_a_heading_is_no_part_of_it() -> None:
 
 
 @needs_font
-def test_a_sign_whose_thin_strokes_were_lost_is_one() -> None:
-    image = Image.new("L", A4, 255)
-    draw = ImageDraw.Draw(image)
-    for at in range(3):
-        draw.text((140, 100 + 40 * at), "Pebbles of quartz", font=ImageFont.truetype(FAMILY.regular, 24))
-    draw.rectangle((104, 150, 112, 154), fill=0)  # a low figure in two pieces
-    draw.rectangle((104, 157, 114, 160), fill=0)
-    lines = find_lines(ink_of(image))
-    assert len([line for line in lines if line.left < 120]) == 1
-
-
-@needs_font
 def test_white_between_two_rules_with_print_beside_them_is_no_line() -> None:
     image = Image.new("L", A4, 255)
     draw = ImageDraw.Draw(image)
@@ -211,25 +177,6 @@ def test_even_rows_of_a_table_are_cells() -> None:
     assert [len(cells) for cells in table.rows] == [3, 3, 3]
 
 
-def test_a_pitch_that_one_line_has_by_chance_is_none() -> None:
-    """Letters as wide as each other, among lines of others; two such lines are code."""
-
-    def drawn(steps: list[int], top: int, mask: np.ndarray) -> Line:
-        left = 100
-        for at, step in enumerate(steps):
-            mask[top + (6 if at % 2 else 0) : top + 20, left : left + step - 4] = True
-            left += step
-        return Line(100, top, left - 4, top + 20)
-
-    fixed, other = [14] * 20, [9, 15, 12, 18] * 5
-    for count in (1, 2):
-        mask = np.zeros((400, 600), bool)
-        shapes = [fixed] * count + [other] * 5
-        lines = [drawn(steps, 20 + 40 * at, mask) for at, steps in enumerate(shapes)]
-        pitches = pitches_of(lines, printed_rows(lines, 20), mask, 20)
-        assert pitches == ([14.0] * 2 if count == 2 else [0.0]) + [0.0] * 5
-
-
 def test_pieces_that_overlap_are_one() -> None:
     """As letters that lean over the comma before them."""
     image = Image.new("L", (400, 120), 255)
@@ -239,18 +186,6 @@ def test_pieces_that_overlap_are_one() -> None:
             ImageDraw.Draw(image).rectangle((left, piece.top, left + 4, piece.bottom - 1), fill=0)
     (line,) = stretches_of(pieces, ink_of(image), 20)
     assert (line.left, line.right) == (40, 256)
-
-
-def test_what_thin_strokes_leave_of_a_sign_is_one_line() -> None:
-    """Bars under each other, a pixel apart, with white around."""
-    image = Image.new("L", (400, 120), 255)
-    draw = ImageDraw.Draw(image)
-    for left in (40, 60, 130, 150):
-        draw.rectangle((left, 40, left + 14, 60), fill=0)
-    for top, bottom in ((36, 40), (42, 45), (47, 62)):
-        draw.rectangle((97, top, 111, bottom), fill=0)
-    sign = [line for line in find_lines(ink_of(image)) if 90 < line.left < 120]
-    assert sign == [Line(97, 36, 112, 63)]
 
 
 @needs_font

@@ -37,17 +37,6 @@ def test_cells_with_little_white_between_are_a_table_and_spread_words_are_not() 
     assert [type(part) for part in parts] == [Line, Line]
 
 
-def test_tables_under_each_other_are_apart_and_rules_end_with_their_column() -> None:
-    tops = (0, 30, 60, 120, 150, 180)
-    cells = [cell for top in tops for cell in row(top, (50, 120), (200, 260))]
-    assert [len(part.rows) for part in in_order(cells) if isinstance(part, Table)] == [3, 3]
-    short = [cell for top in (0, 30, 80, 110, 140) for cell in row(top, (50, 120), (200, 260 + top))]
-    assert [len(part.rows) for part in in_order(short) if isinstance(part, Table)] == [2, 3]
-    beside = [line for top in tops for line in row(top, (500, 720))]
-    parts = in_order([*cells, *beside])
-    assert [type(part) for part in parts] == [Table, Table, *[Line] * 6]
-
-
 def test_spread_words_under_each_other_are_no_table() -> None:
     """Narrow columns of justified text have white that columns of a table have, in some lines all over."""
     spread = [
@@ -76,26 +65,6 @@ def test_few_rows_are_a_table_where_no_justified_line_would_end() -> None:
 def long_row(top: int, *gaps: tuple[int, int]) -> Line:
     """A row of long cells: one stretch from 50 to 420."""
     return Line(50, top, 420, top + 20, gaps=gaps)
-
-
-@pytest.mark.parametrize("place", [0, 90])
-def test_a_row_of_long_cells_is_one_of_the_table_next_to_it(place: int) -> None:
-    tops = [top for top in (0, 30, 60, 90) if top != place]
-    cells = [cell for top in tops for cell in row(top, (50, 120), (280, 330))]
-    parts = in_order([*cells, long_row(place, (150, 156), (271, 280))])
-    assert [len(part.rows) for part in parts if isinstance(part, Table)] == [4]
-    for gaps in (((150, 162), (271, 280)), ((150, 156), (310, 319)), ((150, 156),)):
-        parts = in_order([*cells, long_row(place, *gaps)])
-        assert [len(part.rows) for part in parts if isinstance(part, Table)] == [3]
-    apart = in_order([*cells, long_row(place + (30 if place else -30), (150, 156), (271, 280))])
-    assert [len(part.rows) for part in apart if isinstance(part, Table)] == [3]
-
-
-def test_two_rows_between_rules_are_a_table_however_long_the_cells_of_one_are() -> None:
-    rows = [long_row(40, (150, 156), (271, 280)), *row(70, (50, 120), (280, 330))]
-    assert [type(part) for part in in_order(rows)] == [Line, Line]
-    rules = Rules(levels=tuple(Line(40, top, 430, top + 2) for top in (32, 65, 98)))
-    assert [type(part) for part in in_order(rows, rules)] == [Table]
 
 
 def drawn_table(
@@ -192,13 +161,6 @@ def test_an_item_above_a_table_is_no_row_of_it() -> None:
     assert [len(part.rows) for part in parts if isinstance(part, Table)] == [2]
 
 
-def test_a_first_row_without_a_first_cell_is_one_of_the_table() -> None:
-    body = [cell for top in (30, 60, 90) for cell in row(top, (50, 120), (200, 260), (340, 400))]
-    (table,) = in_order([*row(0, (195, 265), (335, 405)), *body])
-    assert isinstance(table, Table)
-    assert [[len(cell) for cell in cells] for cells in table.rows] == [[0, 1, 1], *[[1, 1, 1]] * 3]
-
-
 @needs_font
 def test_a_row_between_rules_has_cells_of_several_lines() -> None:
     image = Image.new("L", A4, 255)
@@ -222,44 +184,6 @@ def test_a_head_in_the_middle_above_numbers_at_the_right_is_of_their_column() ->
     (table,) = in_order(lines)
     assert isinstance(table, Table)
     assert [[cell for (cell,) in cells_of_row] for cells_of_row in table.rows] == [head, *cells]
-
-
-@needs_font
-def test_a_ruled_table_has_no_column_for_a_head_alone() -> None:
-    image = Image.new("L", A4, 255)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.truetype(FAMILY.regular, 24)
-    for top in (100, 150, 330):
-        draw.line((100, top, 1100, top), fill=0, width=2)
-    for left, top, text in [(160, 110, "River"), (700, 110, "Length")]:
-        draw.text((left, top), text, font=font)
-    for at, (name, length) in enumerate([("Tees", "137"), ("Tamar", "98"), ("Severn", "354")]):
-        draw.text((140, 170 + 50 * at), name, font=font)
-        draw.text((1090, 170 + 50 * at), length, font=font, anchor="ra")
-    page = cut_page(image).page
-    assert page is not None
-    (table,) = page.parts
-    assert isinstance(table, Table)
-    assert [len(cells) for cells in table.rows] == [2] * 4
-    assert all(len(cell) == 1 for cells in table.rows for cell in cells)
-
-
-@needs_font
-def test_a_table_between_the_rules_of_others_stands_for_itself() -> None:
-    """Rules of one length above and below it are of two tables, and it is no part of either."""
-    image = Image.new("L", A4, 255)
-    draw, font = ImageDraw.Draw(image), ImageFont.truetype(FAMILY.regular, 24)
-    for top, right in ((100, 700), (400, 500), (700, 700)):
-        for at in range(4):
-            draw.line((100, top + 50 * at, right, top + 50 * at), fill=0, width=2)
-        for at in range(3):
-            draw.text((120, top + 50 * at + 10), "quartz", font=font)
-            draw.text((right - 120, top + 50 * at + 10), f"{at}80", font=font)
-    page = cut_page(image).page
-    assert page is not None
-    tables = [part for part in page.parts if isinstance(part, Table)]
-    assert [(len(table.rows), len(table.rows[0])) for table in tables] == [(3, 2)] * 3
-    assert len(page.lines) == 18
 
 
 def test_numbers_above_a_long_word_are_cells() -> None:
@@ -288,17 +212,6 @@ def columns_of(lines: list[Line], rules: Rules | None = None) -> list[int]:
     return [len(cells) for cells in table.rows]
 
 
-def test_cells_that_stand_as_near_as_words_are_cells() -> None:
-    """In a row between others, or the first."""
-    spans = [(50, 110), (150, 200), (240, 300)]
-    near = [Line(50, 30, 100, 50), Line(150, 30, 310, 50, gaps=((230, 240),))]
-    rows = [row(top, *spans) for top in (0, 60, 90)]
-    assert columns_of([line for cells in [rows[0], near, *rows[1:]] for line in cells]) == [3] * 4
-    first = [Line(50, 0, 200, 20, gaps=((130, 140),)), Line(240, 0, 300, 20)]
-    below = [row(top, *spans) for top in (30, 60, 90)]
-    assert columns_of([line for cells in [first, *below] for line in cells]) == [3] * 4
-
-
 def test_a_line_of_text_under_a_table_is_no_row_where_a_space_stands_in_line() -> None:
     rows = [line for top in (0, 30, 60) for line in row(top, (50, 110), (150, 200), (240, 300))]
     spaces = ((110, 119), (142, 150), (190, 199), (231, 240), (270, 279))
@@ -314,18 +227,6 @@ def test_the_spread_first_lines_of_an_indented_paragraph_are_no_table() -> None:
     assert all(isinstance(part, Line) for part in in_order([*spread, *text]))
     short = [*row(0, (81, 180), (290, 400)), *row(30, (50, 180), (287, 397))]
     assert isinstance(in_order([*short, *text])[0], Table)
-
-
-def test_tables_that_are_hardly_farther_apart_than_their_rows_are_two() -> None:
-    upper = [line for top in (0, 30, 60, 90) for line in row(top, (50, 130), (200, 290), (420, 480))]
-    centred = [(70, 110), (60, 120), (75, 105)]
-    lower = [
-        line
-        for at, (left, right) in enumerate(centred)
-        for line in row(130 + 30 * at, (left, right), (left + 160, right + 160), (left + 370, right + 370))
-    ]
-    tables = [part for part in in_order([*upper, *lower]) if isinstance(part, Table)]
-    assert [len(table.rows) for table in tables] == [4, 3]
 
 
 @needs_font

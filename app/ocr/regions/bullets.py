@@ -31,12 +31,12 @@ THIN = 0.66
 """Of its box: a star fills less, a disc more."""
 
 
-def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bool] | None:
-    """``mark``: (H, W) bool, what stands apart at the begin of a line; ``base``: row that the line's letters
-    stand on; ``em`` in pixels; ``white``: width in ems of what follows. One low piece that stands above the
-    base, as no letter does, or a solid one; ``None`` for anything else. The sign, and whether it is one
-    whatever other lines begin with: a dash with a mere space after it may be one of the text, and what does
-    not stand above the base a letter.
+def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:
+    """Classify a mark at the start of a line. Returns its sign, or None if it cannot be a bullet.
+
+    ``mark``: (H, W) bool; ``base``: row that the line's letters stand on; ``em``: height of a line in pixels;
+    ``white``: line heights of white after the mark. A bullet is one low piece that stands above the base, as
+    no letter does, or a solid one.
     """
     labels, count = ndimage.label(mark, np.ones((3, 3)))
     if count == 0 or mark.shape[1] > MAX_BULLET_EM * em or white < NEAR_EM:
@@ -62,12 +62,8 @@ def bullet_of(mark: Mask, base: float, em: float, white: float) -> tuple[str, bo
     is_low = height <= NEAR_TALLEST_EM * em and above <= NEAR_HIGHEST_EM * em
     is_like_disc = sign in LIKE_DISC and is_low and width < ROUND * height < ROUND**2 * width
     if is_above and white >= APART_EM:
-        return sign, True
-    if is_like_disc:
-        return sign, is_above and white >= SPACE_EM
-    # what is like a star, or higher, may be a mark of the text
-    may_be = (is_solid or (sign in DASHES and is_above and is_low)) and white >= SPACE_EM
-    return (sign, False) if may_be else None
+        return sign
+    return sign if is_like_disc and is_above and white >= SPACE_EM else None
 
 
 def _sign(piece: Mask, em: float) -> str:

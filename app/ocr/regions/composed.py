@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from app.ocr.regions.blocks import PAGE_NUMBER, Region, regions_of
 from app.ocr.regions.lines import Line, Table
 from app.ocr.regions.lists import BULLET, Bullet
-from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number, with_numbers_told
+from app.ocr.regions.numbers import FIRST, OF_ITEM, shown_number
 from app.ocr.regions.prints import PageLines
 from app.output.escape import escaped, escaped_cell, escaped_heading
 from app.output.hyphens import flowed, unbroken
@@ -79,8 +79,7 @@ def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int
     plain text. ``turns``: quarter turns, counter-clockwise, after which the page was cut; tags say where its
     text is before them.
     """
-    told = with_numbers_told(page, texts)
-    return compose(regions_of(page, told), told, tagged=tagged, turns=turns)
+    return compose(regions_of(page, texts), texts, tagged=tagged, turns=turns)
 
 
 def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:

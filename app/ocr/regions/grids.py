@@ -1,38 +1,30 @@
-"""Rows of print that keep the same strips white, as those of a table do."""
+"""Find rows of print that keep the same strips white, as those of a table do."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 
-from app.ocr.regions.lines import CELL_GAP_EM, Line, Row, cut_at, joined
+from app.ocr.regions.lines import CELL_GAP_EM, Line, Row, joined
 from app.ocr.regions.rules import Rules
 
-MAX_ROW_GAP_EM = 2.2
-"""White between rows of a table, in heights of a line."""
-MAX_NUMBER_EM, WIDEST_NUMBER_EM = 1.7, 3.0
-"""Width of bullets or numbers before the items of a list, usually, and of any of them, at most."""
-MIN_ITEM_EM = 4.0
-ALIGNED_EM = 0.4
-MANY_CELLS, SURE_ROWS, HEADED = 5, 3, 4
-"""Cells of a column, and rows, that tell more than fewer do; and rows of a table with its head."""
-SURE_STRIP_EM = 0.9
-"""White between cells that spread words never have."""
-SPREAD, MAX_SPREAD_ROWS = 0.7, 0.25
-"""The narrowest white in a spread line, in the widest; and the share of a table's rows that may look so."""
-LONGEST_WORD_EM, SPACE_EM, SHORT_EM = 8.0, 0.33, 1.0
-"""By what a justified line's spaces are wider, all together, at most: the next word did not fit; a usual
-space; white at its right that no justified line has; in heights of a line."""
-INDENT_EM = (0.7, 3.5)
-"""Of a paragraph's first line."""
-HANG_EM = 2.4
-"""From where a list's number begins to where its text does, at most."""
-SAME_STEP = (0.75, 1.2)
-"""From row to row, in the usual step of a table's."""
-SAME_WHITE, WIDER_WHITE = 0.9, 1.15
-"""White between cells is no narrower than any other of their row, but for what letters have beside them; it
-is wider where nothing else tells the row from one of text.
-"""
+MAX_ROW_GAP_EM = 2.2  # line heights of white between rows of a table
+MAX_NUMBER_EM = 1.7  # line heights, usual width of what stands before the items of a list
+WIDEST_NUMBER_EM = 3.0  # line heights, width of any of them
+MIN_ITEM_EM = 4.0  # line heights, width of the widest item of a list
+HANG_EM = 2.4  # line heights from where a list's number begins to where its text does
+ALIGNED_EM = 0.4  # line heights by which cells of a column are out of line
+MANY_CELLS = 5  # cells of a column, of which one may have lost a sign
+SURE_ROWS = 3  # rows that tell a centred first column
+HEADED = 4  # whole rows of a table whose first one may stand otherwise
+MIN_FILLED = 0.55  # share of a table's cells
+MIN_KEPT = 0.5  # share of a table's strips that a row must leave white
+SURE_STRIP_EM = 0.9  # line heights of white that spread words never have
+SURE_NUM_WHOLE = 3  # rows without an empty cell
+LONGEST_WORD_EM = 8.0  # line heights of white, beyond spaces, in which one more word would have stood
+SPACE_EM = 0.33  # line heights, a usual space
+SHORT_EM = 1.0  # line heights of white at its right that no justified line has
+INDENT_EM = (0.7, 3.5)  # line heights, of a paragraph's first line
 Strip = tuple[float, float]
 ENDLESS = float("inf")
 
@@ -40,10 +32,8 @@ ENDLESS = float("inf")
 class Grid:
     """The most rows, from one on, that have strips in common: ``rows[start:end]``."""
 
-    def __init__(
-        self, rows: Sequence[Row], start: int, em: float, rules: Rules, middles: Sequence[float]
-    ) -> None:
-        self._em, self._rules, self._middles = em, rules, middles
+    def __init__(self, rows: Sequence[Row], start: int, em: float, rules: Rules) -> None:
+        self._em, self._rules = em, rules
         self._left, self._right = min(row[0].left for row in rows), max(row[-1].right for row in rows)
         self.end = start + 1
         self._taken = [rows[start]]
@@ -52,141 +42,25 @@ class Grid:
         ]
         if self._strips:
             self._grow(rows, start)
-        self.cells = [self.in_columns(row) for row in self._taken]
-
-    def in_columns(self, row: Row) -> list[Line | None]:
-        """One cell a column, ``None`` where there is none."""
-        return in_columns(row, self._strips)
-
-    def take_head(self, row: Row) -> bool:
-        """The row above, if it is one of the table: it may lack its first cell, and looks like a row of fewer
-        columns, or have little white between its cells.
-        """
-        if not self._is_in_step(row, is_above=True):
-            return False
-        if self._is_between_columns(row):
-            return self._put_above(row, [*row])
-        kept = self._still_white(self._strips, [*self._taken, row]) if len(row) > 1 else []
-        cells = self.in_columns(row) if len(kept) == len(self._strips) else []
-        return self._put_above(row, cells if len(cells) - cells.count(None) > 1 else self._cut_in_line(row))
-
-    def _is_between_columns(self, row: Row) -> bool:
-        """It has a stretch for each column, that no other column is under."""
-        columns = [joined(column) for column in _columns_of(self.cells)]
-        return len(row) == len(columns) and all(
-            left.right <= column.left and before.right <= right.left
-            for (left, right), (before, column) in zip(pairwise(row), pairwise(columns), strict=True)
-        )
-
-    def take_ruled(self, row: Row) -> bool:
-        """The row above one that stands alone, with lines ruled around both."""
-        if len(self._taken) > 1 or not self._strips or not self._has_rules([row, *self._taken]):
-            return False
-        return self._put_above(row, self._cut_in_line(row))
-
-    def take_first(self, row: Row) -> bool:
-        """The row above, if both make a table; it may have little white between its cells."""
-        return self.take_head(row) if self.is_table() else self.take_ruled(row)
-
-    def take_on(self, rows: Sequence[Row]) -> None:
-        """Rows below that have little white between their cells."""
-        while self.end < len(rows) and self._is_in_step(rows[self.end], is_above=False):
-            cells = self._cut_in_line(rows[self.end])
-            if cells is None:
-                return
-            self.cells.append(cells)
-            self._taken.append(rows[self.end])
-            self.end += 1
-
-    def _put_above(self, row: Row, cells: list[Line | None] | None) -> bool:
-        if cells is None:
-            return False
-        self.cells.insert(0, cells)
-        self._taken.insert(0, row)
-        return True
-
-    def _cut_in_line(self, row: Row) -> list[Line | None] | None:
-        """As ``_cut``, beside all that was taken."""
-        return self._cut(row, self._strips, self.cells)
-
-    def _cut(
-        self,
-        row: Row,
-        strips: Sequence[Strip],
-        others: Sequence[Sequence[Line | None]],
-        least: float = SAME_WHITE,
-    ) -> list[Line | None] | None:
-        """Cells of a row whose widest white stands in the strips, and what is between in line with the
-        columns of the ``others``; ``None`` for any other. ``least``: of other white in the row, that in the
-        strips is.
-        """
-        white = sorted([*(gap for cell in row for gap in cell.gaps), *_between(row)])
-        apart: list[tuple[int, int]] = []
-        for a, b in strips:
-            crossing = [gap for gap in white if min(gap[1], b) > max(gap[0], a)]
-            if not crossing:
-                return None
-            apart.append(max(crossing, key=lambda gap: gap[1] - gap[0]))
-        inner = [end - start for start, end in white if (start, end) not in apart]
-        if min(end - start for start, end in apart) < least * max(inner, default=0):
-            return None
-        cells = cut_at(joined(row), apart)
-        columns = zip(_columns_of(others), cells, strict=True)
-        return [*cells] if all(self._is_under(column, cell) for column, cell in columns) else None
-
-    def _is_in_step(self, row: Row, *, is_above: bool) -> bool:
-        """It stands as near to the first or last row as rows do to each other."""
-        if len(self._taken) < 2:
-            return False
-        rows = [row, *self._taken] if is_above else [*self._taken, row]
-        steps = np.diff([float(np.median([cell.middle for cell in one])) for one in rows])
-        step, others = (steps[0], steps[1:]) if is_above else (steps[-1], steps[:-1])
-        least, most = (share * float(np.median(others)) for share in SAME_STEP)
-        return bool(least <= step <= most)
-
-    def _is_under(self, column: Sequence[Line], cell: Line) -> bool:
-        """At the left, in the middle or at the right, wherever all of the column are."""
-        return is_even([*column, cell], self._em)
+        self.cells = [_in_columns(row, self._strips) for row in self._taken]
 
     def _grow(self, rows: Sequence[Row], start: int) -> None:
         strips, taken = self._strips, [rows[start]]
         for at in range(start + 1, len(rows)):
             row, gap = rows[at], white_between(rows[at - 1], rows[at])
-            if self._is_break(start, at - start) or gap > MAX_ROW_GAP_EM * self._em:
+            if gap > MAX_ROW_GAP_EM * self._em:
                 return
             left = self._still_white(strips, [*taken, row])
-            if len(left) < len(strips) and not self._are_numbers(taken, strips):
-                cells = self._cut(row, strips, [in_columns(one, strips) for one in taken], WIDER_WHITE)
-                if cells is not None:  # they stand as near as words
-                    row = [cell for cell in cells if cell is not None]
-                    left = _common(strips, row)
             if not self._may_lose(strips, left, row, at - start):
                 return
             taken.append(row)
             if len(left) > len(strips) and at - start > 1 and not self._has_rules(taken):
                 return  # words of a spread line
             strips = left
-            num_cells = sum(cell is not None for cell in in_columns(row, strips))
-            if num_cells > 1 or self._is_ruled_in(taken):
+            num_cells = sum(cell is not None for cell in _in_columns(row, strips))
+            if num_cells > 1:
                 # text under a table may be too short to cross its strips
                 self._strips, self._taken, self.end = strips, [*taken], at + 1
-
-    def _are_numbers(self, rows: Sequence[Row], strips: Sequence[Strip]) -> bool:
-        """Bullets or numbers of a list, before its items."""
-        first = _columns_of([in_columns(row, strips) for row in rows])[0]
-        return len(strips) == 1 and max((line.width for line in first), default=0) < MAX_NUMBER_EM * self._em
-
-    def _is_break(self, start: int, at: int) -> bool:
-        """Row ``at`` after the first stands farther below than those before it below each other; than the one
-        before and the one after it, where there are no more.
-        """
-        steps = np.diff(self._middles[start : start + at + 2])
-        around = steps[: at - 1] if at > 2 else np.delete(steps, at - 1)
-        if len(around) < 2:
-            return False
-        if at > 2:
-            return bool(steps[at - 1] > 1.45 * np.median(around) + 0.2 * self._em)
-        return bool(steps[at - 1] > 1.3 * around.max())
 
     def _still_white(self, strips: Sequence[Strip], rows: Sequence[Row]) -> list[Strip]:
         """What the last row leaves of the strips."""
@@ -205,24 +79,17 @@ class Grid:
         alive = sum(any(a <= c and d <= b for c, d in left) for a, b in strips)
         if alive == len(strips) or (alive and num_before == 1 and len(row) > 1):
             return True
-        return len(row) > 1 and alive > 0.5 * len(strips)
-
-    def _is_ruled_in(self, rows: Sequence[Row]) -> bool:
-        """A line is ruled under the last row, as wide as those before it."""
-        lines = [cell for row in rows for cell in row]
-        left, right = min(line.left for line in lines), max(line.right for line in lines)
-        bottom = max(line.bottom for line in rows[-1])
-        return self._rules.count_levels(left, right, bottom - 0.2 * self._em, bottom + self._em) > 0
+        return len(row) > 1 and alive > MIN_KEPT * len(strips)
 
     def is_table(self) -> bool:
         found = _columns_of(self.cells)
         if len(self.cells) < 2 or len(found) < 2:
             return False
-        if sum(map(len, found)) < 0.55 * len(self.cells) * len(found) or not all(found):
+        if sum(map(len, found)) < MIN_FILLED * len(self.cells) * len(found) or not all(found):
             return False
         if self._has_rules(found):
             return True
-        if self.is_list() or self._is_spread():
+        if self.is_list():
             return False
         whole = sum(None not in row for row in self.cells)
         if whole < 2 or self._may_be_justified(whole):
@@ -263,19 +130,6 @@ class Grid:
             (at for (at, _), under in zip(leads, is_under, strict=True) if not under), len(self.cells)
         )
 
-    def _is_spread(self) -> bool:
-        """In some rows all words stand as far from each other as the cells do."""
-        spread = 0
-        for row, cells in zip(self._taken, self.cells, strict=True):
-            white: list[float] = [right.left - left.right for left, right in pairwise(row)]
-            if len(white) > 2 and row[0].width < MAX_NUMBER_EM * self._em:
-                white = white[1:]  # what is after a number is as wide as the list wants it
-            words = [cell.space for cell in row if cell.space]
-            if words or len(row) > sum(cell is not None for cell in cells):
-                white += words
-                spread += min(white) >= max(CELL_GAP_EM * self._em, SPREAD * max(white))
-        return spread > MAX_SPREAD_ROWS * len(self._taken)
-
     def _may_be_justified(self, num_whole: int) -> bool:
         """Spread words of a few lines may stand under each other by chance."""
         narrowest = min(b - a for a, b in self._strips) / self._em
@@ -284,11 +138,11 @@ class Grid:
         first = left[1] if self._is_indented(left) else left[0]
         is_flush = max(max(first, *left[1:]) - min(first, *left[1:]), max(right) - min(right)) <= near
         is_flush = is_flush and max(right) > self._right - SHORT_EM * self._em
-        if num_whole < 3 and len(self._strips) == 1 and narrowest < SURE_STRIP_EM:
+        if num_whole < SURE_NUM_WHOLE and len(self._strips) == 1 and narrowest < SURE_STRIP_EM:
             return True
         if all(map(self._lacks_words, self._taken)):
             return False
-        return is_flush and (narrowest < SURE_STRIP_EM or num_whole < 3)
+        return is_flush and (narrowest < SURE_STRIP_EM or num_whole < SURE_NUM_WHOLE)
 
     def _is_indented(self, left: Sequence[float]) -> bool:
         """The first row, as a paragraph's is: the others begin where all else does."""
@@ -343,7 +197,7 @@ def _columns_of(rows: Sequence[Sequence[Line | None]]) -> list[list[Line]]:
     return [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
 
 
-def in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:
+def _in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:
     """One cell a column, ``None`` where there is none."""
     columns: list[list[Line]] = [[] for _ in range(len(strips) + 1)]
     for line in row:
@@ -353,13 +207,3 @@ def in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:
 
 def white_between(above: Row, below: Row) -> float:
     return min(cell.top for cell in below) - max(cell.bottom for cell in above)
-
-
-def is_even(column: Sequence[Line], em: float) -> bool:
-    """Cells that begin, end or have their middles under each other."""
-    edges = (
-        [cell.left for cell in column],
-        [(cell.left + cell.right) / 2 for cell in column],
-        [cell.right for cell in column],
-    )
-    return any(max(edge) - min(edge) <= ALIGNED_EM * em for edge in edges)

@@ -1,7 +1,6 @@
-"""The order that lines are read in: columns one after the other, tables told from them."""
+"""Put lines in the order they are read: columns one after the other, tables told from them."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from statistics import median
 
 import numpy as np
@@ -12,33 +11,24 @@ from app.ocr.regions.ruled import RuledTable
 from app.ocr.regions.rules import Rules
 from app.ocr.regions.tables import parts_of_rows
 
-GUTTER_EM, LARGE_GUTTER_EM = 1.05, 0.75
-"""White between columns at least, in heights of a line; and in those of large lines beside it, which are
-words of a heading.
-"""
-MAX_BREAK_EM = 6.0
-"""White across all columns at which they still go on."""
-APART_EM = 1.5
-"""White between a running head and columns, at least."""
-MIN_COLUMN_EM, MAX_CELL_EM = 8.0, 9.0
-MAX_LEAD_EM = 1.7
-"""Width of a bullet or a number before an item of a list."""
-MIN_MARGIN, MAX_MARGIN_EM, MARGIN_GAP_EM, MARGIN_STEP_EM = 5, 2.5, 3.5, 0.15
-"""Signs at least, width at most of what stands in a margin; white beside it, which is wider than a list has
-between its numbers and its items; how near its signs are to lines by chance.
-"""
-MIN_TEXT_EM = 10.0
-"""Width of a column that only running text can fill."""
-FULL = 0.8
-"""Of a column's width, that lines of running text fill."""
-MAX_SPREAD, MIN_STEPS = 0.1, 3
-"""Share of a column's lines that may be spread wider than its gutter; and lines of a side, at least, that
-tell by where they stand that it is no row of cells.
-"""
-MIN_ITEMS = 2
-"""Of a list, and lines that hang under them, at least, which tell it from numbers in a table."""
-FLUSH_EM, MIN_FLUSH = 0.5, 3
-"""White at the ends of justified lines, at most, and pairs of such lines under each other, at least."""
+GUTTER_EM = 1.05  # line heights of white between columns
+LARGE_GUTTER_EM = 0.75  # heights of large lines beside it, which are words of a heading
+MAX_BREAK_EM = 6.0  # line heights of white across all columns at which they still go on
+APART_EM = 1.5  # line heights of white between a running head and columns
+MIN_COLUMN_EM = 8.0  # line heights, width of a column
+MAX_CELL_EM = 9.0  # line heights, usual width of a table's cells
+MAX_LEAD_EM = 1.7  # line heights, width of a bullet or a number before an item of a list
+MIN_MARGIN = 5  # signs that stand in a margin
+MAX_MARGIN_EM = 2.5  # line heights, width of what stands in a margin
+MARGIN_GAP_EM = 3.5  # line heights of white beside it: wider than between a list's numbers and its items
+MARGIN_STEP_EM = 0.15  # line heights by which its signs are near to lines by chance
+MIN_TEXT_EM = 10.0  # line heights, width of a column that only running text can fill
+FULL = 0.8  # of a column's width, that lines of running text fill
+MAX_SPREAD = 0.1  # of a column's lines, that may be spread wider than its gutter
+MIN_STEPS = 3  # lines of a side that tell by where they stand that it is no row of cells
+MIN_RUNNING = 3  # full lines on end that tell running text
+SAME_STEP_EM = 0.3  # line heights by which rows of a table are apart
+MIN_IN_STEP = 0.6  # of a side's rows, that lie at the heights of the other's
 
 
 NO_RULES = Rules()
@@ -138,10 +128,6 @@ class _Order:
         open_group: list[Line] = []
         for band in bands:
             together = [*open_group, *band]
-            if open_group and self._parts_rows(open_group, band):
-                groups.append(open_group)
-                open_group = list(band)
-                continue
             # a short last line above a table is none of its rows
             if open_group and self._may_go_on(open_group) and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
@@ -160,16 +146,12 @@ class _Order:
             groups.append(open_group)
         return groups
 
-    def _parts_rows(self, group: Sequence[Line], band: Sequence[Line]) -> bool:
-        """A ruled table with nothing beside it, under rows of another one."""
-        return len(band) == 1 and band[0] in self._tables and self._text_columns(group) is None
-
     def _begins_columns(self, band: Sequence[Line], together: Sequence[Line]) -> bool:
         """Under a running head that stands across them."""
         return bool(self._wide_gutters(band)) and not self._wide_gutters(together)
 
     def _is_crossed(self, group: Sequence[Line], together: Sequence[Line]) -> bool:
-        """Columns of text that stand in the group do not go on, whatever else does."""
+        """Return whether columns of text that stand in the group end, whatever else goes on."""
         if not self._wide_gutters(group) or self._wide_gutters(together):
             return False
         return self._text_columns(group) is not None
@@ -202,14 +184,7 @@ class _Order:
             return False
         if self._are_ruled_together(left, right, edge) or self._are_leads(left, right):
             return False
-        are_columns = (
-            any(map(self._is_text, sides))
-            or all(map(self._is_wide, sides))
-            or self._are_lists(left, right)
-            or any(map(self._is_ruled_alone, sides))
-            or any(self._is_list_beside(*pair) for pair in (sides, sides[::-1]))
-        )
-        if are_columns:
+        if any(map(self._is_text, sides)) or all(map(self._is_wide, sides)):
             return True
         return min(len(bands_of(side)) for side in sides) >= MIN_STEPS and not self._in_step(left, right)
 
@@ -226,49 +201,12 @@ class _Order:
         narrow = [line for line in side if line.width <= MAX_LEAD_EM * self._em]
         return len(narrow) > FULL * len(side) and self._in_step(text, narrow)
 
-    def _are_lists(self, left: Sequence[Line], right: Sequence[Line]) -> bool:
-        """On either side an item begins beside what begins none on the other, a line that hangs under an item
-        among that: no row of cells does.
-        """
-        sides = [self._items(side) for side in (left, right)]
-        if min(len(leads) for leads, _, _ in sides) < 2:
-            return False
-        beside = [
-            [line for line in hanging + others if _begins_beside(line, leads, own)]
-            for (leads, _, _), (own, hanging, others) in (sides, reversed(sides))
-        ]
-        hanging = [line for _, lines, _ in sides for line in lines]
-        return all(beside) and any(line in hanging for lines in beside for line in lines)
-
-    def _is_list_beside(self, side: Sequence[Line], other: Sequence[Line]) -> bool:
-        """Items of one side go on in lines that hang under their texts, most of them beside a line of the
-        other.
-        """
-        leads, hanging, _ = self._items(side)
-        beside = sum(any(line.is_beside(one) for one in other) for line in hanging)
-        return min(len(leads), len(hanging)) >= MIN_ITEMS and 2 * beside >= len(hanging)
-
-    def _items(self, side: Sequence[Line]) -> tuple[Row, Row, Row]:
-        """Bullets and numbers before items; lines that hang under their texts; what begins other bands."""
-        bands, near = bands_of(side), ALIGNED_EM * self._em
-        leads = [band for band in bands if len(band) > 1 and band[0].width <= MAX_LEAD_EM * self._em]
-        firsts = [band[0] for band in bands if band not in leads]
-        hanging = [
-            line for line in firsts if any(abs(line.left - text.left) <= near for _, text, *_ in leads)
-        ]
-        return [lead for lead, *_ in leads], hanging, [line for line in firsts if line not in hanging]
-
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
         """Horizontal lines cross the gutter between rows."""
         box = joined([*left, *right])
         reach = self._em
         top, bottom = box.top + reach / 2, box.bottom - reach / 2
         return self._rules.count_levels(edge - reach, edge + reach, top, bottom) >= 2
-
-    def _is_ruled_alone(self, side: Sequence[Line]) -> bool:
-        """A table stands on this side, and ends there."""
-        box = joined(side)
-        return self._rules.count_levels(box.left, box.right, box.top, box.bottom) >= 2
 
     def _is_wide(self, side: Sequence[Line]) -> bool:
         """Lines longer than cells of a table are."""
@@ -282,7 +220,7 @@ class _Order:
 
     def _is_text(self, side: Sequence[Line]) -> bool:
         """Lines of running text, in one column or several."""
-        if self._is_running(side) or self._is_justified(side):
+        if self._is_running(side):
             return True
         for gutter in self._known:
             beside = [line for line in side if gutter.top <= line.middle <= gutter.bottom]
@@ -291,7 +229,7 @@ class _Order:
                 [line for line in beside if line.right <= edge],
                 [line for line in beside if line.left > edge],
             )
-            if all(columns) and any(self._is_running(one) or self._is_justified(one) for one in columns):
+            if all(columns) and any(map(self._is_running, columns)):
                 return True
         return False
 
@@ -303,25 +241,11 @@ class _Order:
         run = 0
         for band in bands_of(side):
             run = run + 1 if extent(band) >= FULL * width and not self._gutters(band) else 0
-            if run == 3:
+            if run == MIN_RUNNING:
                 return True
         return False
 
-    def _is_justified(self, side: Sequence[Line]) -> bool:
-        """Lines under each other reach as far to the right, from an edge or an indent, and white in one is
-        not where it is in the next.
-        """
-        width, right = extent(side), max(line.right for line in side)
-        if width < MIN_TEXT_EM * self._em:
-            return False
-        num_flush = 0
-        for pair in pairwise(bands_of(side)):
-            reaches = min(max(line.right for line in band) for band in pair)
-            is_flush = reaches >= right - FLUSH_EM * self._em and min(map(extent, pair)) >= FULL * width
-            num_flush += is_flush and not self._gutters([line for band in pair for line in band])
-        return num_flush >= MIN_FLUSH
-
-    def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = 0.3) -> bool:
+    def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = SAME_STEP_EM) -> bool:
         """Rows on both sides lie at the same heights, as those of a table do: their tops or, where only one
         has letters that reach up or down, the other edge.
         """
@@ -335,7 +259,7 @@ class _Order:
             for side in (left, right)
         )
         beside = np.abs(edges[:, None] - others).min(axis=(0, 2))
-        return bool((beside < near_em * self._em).sum() >= 0.6 * len(others))
+        return bool((beside < near_em * self._em).sum() >= MIN_IN_STEP * len(others))
 
 
 def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:
@@ -347,12 +271,6 @@ def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:
         else:
             together.append([*band])
     return together
-
-
-def _begins_beside(line: Line, leads: Sequence[Line], own: Sequence[Line]) -> bool:
-    """One of the items of the other side begins beside this line, and beside none of its own side's."""
-    beside = (lead for lead in leads if lead.is_beside(line))
-    return any(not any(lead.is_beside(other) for other in own) for lead in beside)
 
 
 def _reach_into(upper: Sequence[Line], lower: Sequence[Line]) -> bool:

@@ -1,17 +1,19 @@
 """How lines are printed: where their letters stand, how large and heavy they are, what they begin with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from app.ocr.regions.bullets import bullet_of
 from app.ocr.regions.ink import Ink
-from app.ocr.regions.letters import NO_LETTERS, Floats, LineLetters, letters_of
 from app.ocr.regions.lines import Line, Part, gaps_of, lines_of
 from app.ocr.regions.masks import Mask
+
+Floats = npt.NDArray[np.float64]
 
 MIN_LETTER_PX = 4
 ON_LINE = 0.09
@@ -32,8 +34,6 @@ LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
 NARROW_GAP_EM, DOT_EM, BELOW_EM = 0.18, 0.3, 0.05
 """Of a mere space, as browsers set after the number of an item; height of the dot before it, at most; how far
 below the letters a bracket reaches."""
-CENTRED_EM, INDENTED_EM = 1.2, 2.0
-"""Of a line in the middle: by how much white left and right of it differs at most; white left of it."""
 WIDEST = 0.8
 """Of the widest white near a line's begin, that white after its number has at least."""
 
@@ -41,28 +41,22 @@ WIDEST = 0.8
 @dataclass(frozen=True, slots=True)
 class Print:
     """``base``: row of pixels that the letters stand on. In those of the page's body: ``size``, height of its
-    capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``breadth``, width of a
-    letter; ``stroke``, thickness of its strokes. ``count``: of letters. ``gaps``: white between them and
-    between words, from left to right, pixels. ``letters``: as ``letters_of`` says.
+    capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``stroke``, how thick its
+    strokes are.
     """
 
     base: float
     size: float
     lower: float | None
-    breadth: float
     stroke: float
-    count: int
-    gaps: tuple[int, ...] = ()
-    letters: LineLetters = NO_LETTERS
 
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What a line begins with, apart from its text: ``text_left`` is where that begins. ``bullet``: the sign;
-    ``None`` for what may be a number. ``left``, ``width``,
-    ``height``: of the bullet or number, pixels. ``is_narrow``: what follows is no more than a space, so that
-    it is a number only if it was read as one; ``near``: the same where wider white follows its first word.
-    ``is_sure``: a bullet whatever other lines begin with.
+    """What a line begins with, apart from its text, which begins at ``text_left``; all in pixels.
+
+    ``bullet``: the sign, or None for what may be a number. ``is_narrow``: no more than a space follows, so
+    that it is a number only if it was read as one.
     """
 
     bullet: str | None
@@ -71,8 +65,6 @@ class Lead:
     width: int
     height: int
     is_narrow: bool = False
-    near: "Lead | None" = None
-    is_sure: bool = True
 
     @property
     def is_bullet(self) -> bool:
@@ -110,12 +102,6 @@ class PageLines:
         return overlap > 0 and self.step(above, below) > 0
 
 
-def is_centred(line: Line, left: int, right: int, em: float) -> bool:
-    """In the middle of what is printed from ``left`` to ``right``, and not from edge to edge."""
-    shift = line.left + line.right - left - right
-    return abs(shift) < CENTRED_EM * em and line.left - left > INDENTED_EM * em
-
-
 @dataclass(frozen=True, slots=True)
 class _Measures:
     """Of one line, in pixels; ``base`` from its top. As in ``Print``."""
@@ -123,20 +109,14 @@ class _Measures:
     base: float
     capitals: float
     lower: float | None
-    breadth: float
     stroke: float
-    count: int
-    gaps: tuple[int, ...]
-    letters: LineLetters
 
 
 def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
     measured = [_measured(ink, line) for line in lines]
     widths = [line.width for line in lines]
-    capitals, breadth, stroke = (
-        weighted_median([getattr(one, name) for one in measured], widths)
-        for name in ("capitals", "breadth", "stroke")
-    )
+    capitals = weighted_median([one.capitals for one in measured], widths)
+    stroke = weighted_median([one.stroke for one in measured], widths)
     with_lower = [
         (one.lower, width) for one, width in zip(measured, widths, strict=True) if one.lower is not None
     ]
@@ -146,36 +126,10 @@ def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
             line.top + one.base,
             one.capitals / capitals,
             None if one.lower is None else one.lower / lower,
-            one.breadth / breadth,
             one.stroke / stroke,
-            one.count,
-            one.gaps,
-            one.letters,
         )
         for line, one in zip(lines, measured, strict=True)
     }
-
-
-def rebased(page: PageLines, body: Sequence[Line]) -> PageLines:
-    """The same page, whose prints are measured in those of these lines."""
-    widths = [line.width for line in body]
-    usual = {
-        name: weighted_median([getattr(page.prints[line], name) for line in body], widths)
-        for name in ("size", "breadth", "stroke")
-    }
-    lower = [(one, line.width) for line in body if (one := page.prints[line].lower) is not None]
-    usual_lower = weighted_median(*zip(*lower, strict=True)) if lower else 1.0
-    prints = {
-        line: replace(
-            one,
-            lower=None if one.lower is None else one.lower / usual_lower,
-            size=one.size / usual["size"],
-            breadth=one.breadth / usual["breadth"],
-            stroke=one.stroke / usual["stroke"],
-        )
-        for line, one in page.prints.items()
-    }
-    return replace(page, prints=prints)
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -188,18 +142,13 @@ def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
 def _measured(ink: Ink, line: Line) -> _Measures:
     mask = ink.mask[line.top : line.bottom, line.left : line.right]
     stroke = _stroke(mask)
-    white = gaps_of(line, ink.mask, 1)
-    gaps = tuple(end - start for start, end in white)
-    shapes = letters_of(ink.gray, line, white)
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     boxes = ndimage.find_objects(labels) if count else []
-    letters = np.array(
-        [(y.start, y.stop, x.stop - x.start) for y, x in boxes if y.stop - y.start >= MIN_LETTER_PX], float
-    )
+    letters = np.array([(y.start, y.stop) for y, _ in boxes if y.stop - y.start >= MIN_LETTER_PX], float)
     if not len(letters):
         height = float(line.height)
-        return _Measures(height, height, None, height, stroke, 0, gaps, shapes)
-    tops, bottoms, widths = letters.T
+        return _Measures(height, height, None, stroke)
+    tops, bottoms = letters.T
     heights = bottoms - tops
     base = _base(bottoms[heights >= LOW_SHARE * heights.max()])
     stands = np.abs(bottoms - base) <= ON_LINE * heights + 0.8
@@ -209,8 +158,7 @@ def _measured(ink: Ink, line: Line) -> _Measures:
     capitals = _capitals(tall)
     low = tall[(tall > LOWER[0] * capitals) & (tall < LOWER[1] * capitals)]
     lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
-    breadth = float(np.median(widths[stands]))
-    return _Measures(base, capitals, lower, breadth, stroke, len(letters), gaps, shapes)
+    return _Measures(base, capitals, lower, stroke)
 
 
 def _capitals(tall: Floats) -> float:
@@ -239,23 +187,21 @@ def _stroke(letters: Mask) -> float:
 
 
 def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
-    """A bullet, or what may be a number, with white after it; ``None`` for a line that is all text."""
+    """Find a bullet, or what may be a number, with white after it. Returns None if a line is all text."""
     white = [gap for gap in gaps_of(line, ink.mask, 1) if gap[0] - line.left <= MAX_NUMBER_EM * em]
     for start, end in white:
         mark = ink.mask[line.top : line.bottom, line.left : start]
-        found = bullet_of(mark, base - line.top, em, white=(end - start) / em)
-        if found is not None:
-            rows, (bullet, is_sure) = np.flatnonzero(mark.any(axis=1)), found
-            height = int(rows[-1] - rows[0]) + 1
-            return Lead(bullet, end, line.left, start - line.left, height, is_sure=is_sure)
-    near = _number_before_space(ink, line, white, base, em)
+        bullet = bullet_of(mark, base - line.top, em, white=(end - start) / em)
+        if bullet is not None:
+            rows = np.flatnonzero(mark.any(axis=1))
+            return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
     gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
     if not gaps:
-        return near
+        return _number_before_space(ink, line, white, base, em)
     # a typewriter's digit and its dot are as far apart as words
     widest = max(end - start for start, end in gaps)
     start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
-    return Lead(None, end, line.left, start - line.left, line.height, near=near)
+    return Lead(None, end, line.left, start - line.left, line.height)
 
 
 def _number_before_space(

@@ -32,9 +32,6 @@ MAX_WAITING = 64
 PROBES, DOUBT, SURER = 12, -0.2, 0.1
 """Views that tell whether a page is turned; mean log-probability of their tokens below which it may be, and
 by how much another way must be read better."""
-WIDE, WIDE_SHARE = 4, 0.3
-"""Width of a line in its heights, and share of such lines on a page whose print goes across: what is cut from
-one on its side are letters."""
 TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 """By quarter turns, counter-clockwise."""
 
@@ -186,10 +183,10 @@ class RegionStream:
         doubt either way stays as it is.
         """
         ways = [(await self._confidence(cut, options) + SURER, 0, cut)]
-        for turns in (2,) if _goes_across(cut) else (1, 3):
+        for turns, way in TURNED.items():
             if self._is_cancelled:
                 break
-            image = self._page.image.transpose(TURNED[turns])
+            image = self._page.image.transpose(way)
             turned = await self._reader.cut(image, self._is_wanted)
             ways.append((await self._confidence(turned, options), turns, turned))
         _, turns, cut = max(ways, key=lambda way: way[0])
@@ -235,11 +232,6 @@ class RegionStream:
 def _cancel(streams: Sequence[EngineStream]) -> None:
     for stream in streams:
         stream.cancel()
-
-
-def _goes_across(cut: CutPage) -> bool:
-    lines = [] if cut.page is None else cut.page.lines
-    return sum(line.width > WIDE * line.height for line in lines) >= WIDE_SHARE * len(lines)
 
 
 def _shown(cut: CutPage, page: Page) -> list[_Shown]:

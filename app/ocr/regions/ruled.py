@@ -1,4 +1,4 @@
-"""Tables between ruled lines: rows between rules of one length, columns that white or upright rules part."""
+"""Find tables between ruled lines: rows between rules of one length, columns that white or rules part."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,29 +11,21 @@ import numpy as np
 from app.ocr.regions.lines import Cell, Line, Table, joined, rows_of
 from app.ocr.regions.masks import Mask
 from app.ocr.regions.rules import Rules
-from app.ocr.regions.wrapped import wrapped_rows
 
-SAME_EDGE_EM, CLOSED_EM = 0.7, 1.0
-"""Rules of one table begin and end so near each other, and so near to upright ones, in heights of a line."""
-DOUBLE_EM = 0.3
-"""Rules nearer than this are one."""
-MIN_STRIP_EM, SURE_STRIP_EM = 0.4, 1.0
-"""White between columns, through all rows: at least; and where one of them may be almost empty."""
-STRIP_SPACES = 1.25
-"""Likewise at least, in spaces between other words of these lines."""
-WIDER = 1.15
-"""Likewise in a line whose cells stand as near as words, in other white of that line."""
-FEWEST_RULES = 3
-MIN_FILLED = 0.5
-"""Of a column's cells, where little white is beside it."""
-CELL_LINES_FILLED = 0.7
-"""Of rows times columns between two rules: fewer are lines of one row's cells, more are rows."""
-ALIKE, MAX_PAIRED = 0.6, 3
-"""Of the columns, that have as many lines; two lines in all cells of so few columns are a row of a grid."""
-MAX_TEXT_LINES, MIN_TEXT_EM = 3, 10.0
-"""So many full lines under each other, so wide, are text in columns, no cells."""
-SPECK_PX = 1
-"""Ink in a column of pixels that is still white."""
+SAME_EDGE_EM = 0.7  # line heights by which rules of one table begin and end apart
+CLOSED_EM = 1.0  # line heights from the end of a rule to an upright one
+DOUBLE_EM = 0.3  # line heights; rules that are nearer are one
+MIN_STRIP_EM = 0.4  # line heights of white between columns, through all rows
+STRIP_SPACES = 1.25  # spaces between other words of these lines, likewise
+FEWEST_RULES = 3  # of a table
+MAX_CELLS_FILLED = 0.7  # of rows times columns between two rules; more are rows, fewer are lines of cells
+ALIKE = 0.6  # of the columns, that have as many lines
+MAX_PAIRED = 3  # columns of a grid whose cells of two lines are one row
+MAX_TEXT_LINES = 3  # full lines under each other, that are text in columns, no cells
+MIN_TEXT_EM = 10.0  # line heights, width of such lines
+FULL = 0.85  # of its column's widest line, that a full line has
+MIN_ALONG = 0.6  # of a table's height, that an upright rule has
+SPECK_PX = 1  # ink in a column of pixels that is still white
 Strip = tuple[int, int]
 
 
@@ -62,25 +54,8 @@ def ruled_tables(mask: Mask, lines: Sequence[Line], rules: Rules) -> list[RuledT
     if not lines or len(rules.levels) < FEWEST_RULES:
         return []
     em = float(np.median([line.height for line in lines]))
-    finder, groups = _Finder(mask, rules, em), _of_one_length(rules.levels, em)
-    return [
-        found
-        for levels in groups
-        for found in finder.tables(levels, lines, [group for group in groups if group is not levels])
-    ]
-
-
-def _holds_table(slab: _Slab, others: Sequence[Sequence[Line]]) -> bool:
-    """Another one stands between its rules."""
-    box = slab.box
-    return any(
-        sum(
-            box.top < level.middle < box.bottom and box.left <= (level.left + level.right) / 2 <= box.right
-            for level in levels
-        )
-        >= FEWEST_RULES
-        for levels in others
-    )
+    finder = _Finder(mask, rules, em)
+    return [found for levels in _of_one_length(rules.levels, em) for found in finder.tables(levels, lines)]
 
 
 def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
@@ -102,14 +77,11 @@ class _Finder:
     def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
         self._mask, self._rules, self._em = mask, rules, em
 
-    def tables(
-        self, levels: Sequence[Line], lines: Sequence[Line], others: Sequence[Sequence[Line]]
-    ) -> list[RuledTable]:
-        """``levels``: rules of one length; ``others``: those of each other length."""
+    def tables(self, levels: Sequence[Line], lines: Sequence[Line]) -> list[RuledTable]:
+        """Find the tables between rules of one length."""
         found: list[RuledTable] = []
         run: list[_Slab] = []
-        slabs = [None if _holds_table(slab, others) else slab for slab in _slabs(levels, lines)]
-        for slab in [*slabs, None]:
+        for slab in [*_slabs(levels, lines), None]:
             if slab is not None and self._goes_on(run, slab):
                 run.append(slab)
                 continue
@@ -126,8 +98,7 @@ class _Finder:
             return bool(edges)
         if self._is_closed(run[-1]) != self._is_closed(slab):
             return False
-        loses = len(slab.lines) == 1 and len(edges) < len(self._edges(run))
-        is_text = loses or any(_is_across(line, edges) for line in slab.lines)
+        is_text = len(slab.lines) == 1 and len(edges) < len(self._edges(run))
         return bool(edges) and (self._is_closed(slab) or not is_text)
 
     def _is_closed(self, slab: _Slab) -> bool:
@@ -136,7 +107,7 @@ class _Finder:
         return all(
             any(
                 abs((rule.left + rule.right) / 2 - edge) <= near
-                and min(rule.bottom, box.bottom) - max(rule.top, box.top) > 0.6 * box.height
+                and min(rule.bottom, box.bottom) - max(rule.top, box.top) > MIN_ALONG * box.height
                 for rule in self._rules.uprights
             )
             for edge in (box.left, box.right)
@@ -162,7 +133,7 @@ class _Finder:
             for rule in self._rules.uprights
             if box.left + self._em < rule.left
             and rule.right < box.right - self._em
-            and min(rule.bottom, box.bottom) - max(rule.top, box.top) > 0.6 * box.height
+            and min(rule.bottom, box.bottom) - max(rule.top, box.top) > MIN_ALONG * box.height
         ]
         return [
             x for at, x in enumerate(sorted(found)) if at == 0 or x - sorted(found)[at - 1] > self._em / 2
@@ -190,30 +161,11 @@ class _Finder:
         if len(slabs) < FEWEST_RULES - 1 or not any(slab.lines for slab in slabs):
             return None
         box = joined([slab.box for slab in slabs])
-        edges = self._kept(self._edges(slabs), slabs)
+        edges = self._edges(slabs)
         if not edges or (not self._uprights(slabs) and self._is_text(slabs, edges)):
             return None
         rows = [row for slab in slabs for row in self._rows(slab, edges, len(slabs))]
         return RuledTable(box, Table(tuple(rows)))
-
-    def _kept(self, edges: Sequence[float], slabs: Sequence[_Slab]) -> list[float]:
-        """Without edges of columns that are almost empty, where white is narrow enough for a space; and
-        without those between a head and the cells it is for, beside it.
-        """
-        kept = list(edges)
-        ruled = self._uprights(slabs)
-        strips = self._strips([line for slab in slabs for line in slab.lines], joined([s.box for s in slabs]))
-        for edge in edges:
-            if edge in ruled:
-                continue
-            width = max((b - a for a, b in strips if a <= edge <= b), default=0)
-            rows = [row for slab in slabs for row in self._text_rows(slab, kept)]
-            at = kept.index(edge)
-            left, right = ([bool(row[column]) for row in rows] for column in (at, at + 1))
-            is_empty = min(sum(left), sum(right)) < MIN_FILLED * len(rows)
-            if _is_headed(left, right) or (is_empty and width < SURE_STRIP_EM * self._em):
-                kept.remove(edge)
-        return kept
 
     def _is_text(self, slabs: Sequence[_Slab], edges: Sequence[float]) -> bool:
         """Columns of running text between rules across the page."""
@@ -223,7 +175,7 @@ class _Finder:
             widest = max((cell.width for cell in cells if cell), default=0)
             run = 0
             for cell in cells:
-                run = run + 1 if cell and cell.width >= 0.85 * widest >= MIN_TEXT_EM * self._em else 0
+                run = run + 1 if cell and cell.width >= FULL * widest >= MIN_TEXT_EM * self._em else 0
                 if run == MAX_TEXT_LINES:
                     return True
         return False
@@ -255,9 +207,6 @@ class _Finder:
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]
         if not texts:
             return [((),) * (len(edges) + 1)]
-        is_row = num_slabs >= FEWEST_RULES
-        if (wrapped := wrapped_rows(columns, self._em, is_ruled=True, is_row=is_row)) is not None:
-            return wrapped
         usual, times = Counter(map(len, columns)).most_common(1)[0]
         is_grid = bool(self._uprights([slab])) and num_slabs >= FEWEST_RULES
         is_pair = is_grid and max(map(len, columns)) == 2 and len(columns) <= MAX_PAIRED
@@ -265,23 +214,9 @@ class _Finder:
             alike = [column for column in columns if len(column) == usual]
             return _nearest(columns, [fmean(line.middle for line in row) for row in zip(*alike, strict=True)])
         filled = sum(map(len, columns)) / (len(texts) * len(columns))
-        if is_pair or (num_slabs >= FEWEST_RULES and filled <= CELL_LINES_FILLED):
+        if is_pair or (num_slabs >= FEWEST_RULES and filled <= MAX_CELLS_FILLED):
             return [tuple(map(tuple, columns))]
         return [tuple((cell,) if cell else () for cell in row) for row in texts]
-
-
-def _is_across(line: Line, edges: Sequence[float]) -> bool:
-    """White in the line that an edge goes through is no wider than other white in it."""
-    widths = {gap: gap[1] - gap[0] for gap in line.gaps}
-    crossed = [width for (a, b), width in widths.items() if any(a <= edge <= b for edge in edges)]
-    others = [width for (a, b), width in widths.items() if not any(a <= edge <= b for edge in edges)]
-    return bool(crossed and others) and min(crossed) < WIDER * max(others)
-
-
-def _is_headed(one: Sequence[bool], other: Sequence[bool]) -> bool:
-    """Of two columns, one has the first row's cell alone and the other has all the others."""
-    head, *below = zip(one, other, strict=True)
-    return set(below) == {(True, False) if head == (False, True) else (False, True)} and head[0] != head[1]
 
 
 def _nearest(columns: Sequence[Sequence[Line]], middles: Sequence[float]) -> list[tuple[Cell, ...]]:

@@ -1,4 +1,4 @@
-"""Printed lines -> stretches: apart where white is wider than their spaces, as between cells or columns."""
+"""Part printed lines into stretches where white is wider than their spaces, as between cells or columns."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,55 +10,41 @@ from app.ocr.regions.gutters import gutters_of
 from app.ocr.regions.ink import Ink
 from app.ocr.regions.lines import CELL_GAP_EM, Gap, Line, cut_at, gaps_of, joined
 from app.ocr.regions.masks import Mask
-from app.ocr.regions.pitch import pitches_of, printed_rows
 
-MIN_SPACE_EM, WORD_GAP_EM = 0.22, 1.2
-"""White inside a line, in heights of a line: between letters at most; between words at most, which those of
-justified text reach."""
-CELL_GAP_SPACES = 1.5
-"""Between stretches at least, in spaces of that line."""
-MIN_SPACE, CELL_GAP = 0.9, 1.9
-"""White in a line whose letters are all as wide, in that width: between words at least; between stretches at
-least, which two spaces are."""
-FEW_SPACES = 5
-"""That say how wide a line's are; all of fewer may be between cells."""
-NEAR, SAME, WIDER = 0.6, 0.8, 1.0
-"""By how much spaces of such a line differ from the usual one where justifying made them wide, in widths of a
-letter; the share that does not differ by more; and by how much white between stretches is wider.
-"""
-NEAR_EM, WIDER_EM, FEWEST_SPACES = 0.2, 0.25, 2
-"""Likewise in a line of other letters, in heights of a line; and its spaces, at least."""
-UNDER, HALF = 0.7, 0.5
-"""Share of a line's white that is white in the one above or below, too, as in a table; and of its width."""
-FLUSH_EM, AROUND, MIN_FLUSH = 0.3, 4, 2
-"""How far from its column's end a spread line may end; rows above and below that tell where that is; and
-others that end there, at least.
-"""
-OVERLAP_EM = 1.5
-"""Of stretches beside each other, as a comma under the letter before it makes."""
+MIN_SPACE_EM = 0.22  # line heights of white, at most, between letters
+WORD_GAP_EM = 1.2  # line heights, at most, between words of justified text
+CELL_GAP_SPACES = 1.5  # spaces of its line, at least, between stretches
+FEW_SPACES = 5  # that say how wide a line's are; all of fewer may be between cells
+MAX_SPACE_DEVIATION = 0.2  # line heights by which an even line's spaces differ from the usual one
+MIN_EVEN_SHARE = 0.8  # of an even line's spaces, that differ by no more
+MIN_EXTRA_GAP = 0.25  # line heights by which white between stretches is wider than an even line's spaces
+MIN_SPACES = 2  # of an even line
+MIN_SPACE_SHARE = 0.5  # of the usual space; narrower white is between letters
+MAX_SHARE_UNDER = 0.7  # of a line's white that is white in the next line, too, as in a table
+MIN_OVERLAP = 0.5  # share of a gap's width that is white in another line, too
+MAX_FLUSH_GAP = 0.3  # line heights between the ends of justified lines
+NUM_AROUND = 4  # rows above and below that tell where a column ends
+MIN_FLUSH = 2  # other rows that end there
+OVERLAP_EM = 1.5  # line heights by which stretches overlap, as a comma under the letter before it does
+BESIDE_EM = 3.0  # line heights of white, at most, between words of a printed row
 
 
 def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
-    rows = printed_rows(lines, em)
-    pitches = pitches_of(lines, rows, ink.mask, em)
-    gaps = [
-        gaps_of(line, ink.mask, _least_space(line, pitch, em))
-        for line, pitch in zip(lines, pitches, strict=True)
-    ]
-    gutters = gutters_of([line for line, pitch in zip(lines, pitches, strict=True) if not pitch], em)
-    rows = _parted(lines, rows, gutters)
-    spread = _spread(lines, rows, pitches, gaps, em)
+    gaps = [gaps_of(line, ink.mask, _least_space(line, em)) for line in lines]
+    gutters = gutters_of(lines, em)
+    rows = _parted(lines, printed_rows(lines, em), gutters)
+    spread = _spread(lines, rows, gaps, em)
     # low words stand beside high ones
     in_rows = ((left, right) for row in rows if spread[row[0]] for left, right in pairwise(row))
     neighbours = sorted({*_neighbours(lines, spread, em), *in_rows})
-    least = np.maximum(_cell_gaps(lines, pitches, gaps, neighbours, em), spread)
-    groups: list[list[tuple[Line, float]]] = []  # pieces, and the pitch of each
+    least = np.maximum(_cell_gaps(lines, gaps, neighbours, em), spread)
+    groups: list[list[Line]] = []  # pieces that are one stretch
     first: list[int] = []  # number of the first piece of each line
-    for line, pitch, inner, cell_gap in zip(lines, pitches, gaps, least, strict=True):
+    for line, inner, cell_gap in zip(lines, gaps, least, strict=True):
         first.append(len(groups))
         pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
-        groups += [[(piece, pitch)] for piece in pieces]
+        groups += [[piece] for piece in pieces]
     first.append(len(groups))
     for left, right in neighbours:
         one, other = groups[first[left + 1] - 1], groups[first[right]]
@@ -72,19 +58,34 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
             one += other
             groups = [one if group is other else group for group in groups]
     whole = {id(group): group for group in groups}.values()
-    return [
-        _with_space(joined([piece for piece, _ in group]), ink.mask, max(pitch for _, pitch in group), em)
-        for group in whole
-    ]
+    return [_with_space(joined(group), ink.mask, em) for group in whole]
 
 
-def _least_space(line: Line, pitch: float, em: int) -> float:
-    """Between words, pixels. ``pitch``: of a line whose letters are all as wide, or 0."""
-    return MIN_SPACE * pitch if pitch else MIN_SPACE_EM * max(em, line.height)
+def printed_rows(lines: Sequence[Line], em: float) -> list[list[int]]:
+    """Return the numbers of the lines beside each other, from left to right, rows from top to bottom."""
+    rows: list[list[int]] = []
+    for number in sorted(range(len(lines)), key=lambda one: lines[one].left):
+        line = lines[number]
+        near = (
+            row
+            for row in rows
+            if line.left - lines[row[-1]].right < BESIDE_EM * em and line.is_beside(lines[row[-1]])
+        )
+        row = min(near, key=lambda one: abs(lines[one[-1]].middle - line.middle), default=None)
+        if row is None:
+            rows.append([number])
+        else:
+            row.append(number)
+    return sorted(rows, key=lambda row: lines[row[0]].middle)
 
 
-def _with_space(line: Line, mask: Mask, pitch: float, em: int) -> Line:
-    gaps = gaps_of(line, mask, _least_space(line, pitch, em))
+def _least_space(line: Line, em: int) -> float:
+    """Return the least white between words, in pixels."""
+    return MIN_SPACE_EM * max(em, line.height)
+
+
+def _with_space(line: Line, mask: Mask, em: int) -> Line:
+    gaps = gaps_of(line, mask, _least_space(line, em))
     if not gaps:
         return line
     return replace(line, space=float(np.median([end - start for start, end in gaps])), gaps=tuple(gaps))
@@ -92,7 +93,6 @@ def _with_space(line: Line, mask: Mask, pitch: float, em: int) -> Line:
 
 def _cell_gaps(
     lines: Sequence[Line],
-    pitches: Sequence[float],
     gaps: Sequence[Sequence[Gap]],
     neighbours: Sequence[tuple[int, int]],
     em: int,
@@ -102,10 +102,7 @@ def _cell_gaps(
     spaces += [lines[right].left - lines[left].right for left, right in neighbours]
     usual = float(np.median(spaces)) if spaces else 0.0
     least: list[float] = []
-    for line, pitch, inner in zip(lines, pitches, gaps, strict=True):
-        if pitch:
-            least.append(CELL_GAP * pitch)
-            continue
+    for line, inner in zip(lines, gaps, strict=True):
         own = [end - start for start, end in inner]
         # few gaps may all be between cells; justified lines have spaces of their own
         space = float(np.median(own)) if len(own) >= FEW_SPACES else usual * max(1.0, line.height / em)
@@ -116,7 +113,6 @@ def _cell_gaps(
 def _spread(
     lines: Sequence[Line],
     rows: Sequence[Sequence[int]],
-    pitches: Sequence[float],
     gaps: Sequence[Sequence[Gap]],
     em: int,
 ) -> list[float]:
@@ -128,20 +124,19 @@ def _spread(
     white = [_white_of([lines[number] for number in row], [gaps[number] for number in row]) for row in rows]
     ends = [(lines[row[0]].left, max(lines[number].right for number in row)) for row in rows]
     for at, row in enumerate(rows):
-        pitch = min(pitches[number] for number in row)
-        near, wider = (NEAR * pitch, WIDER * pitch) if pitch else (NEAR_EM * em, WIDER_EM * em)
         spaces = np.array([end - start for start, end in white[at]])
-        if len(spaces) < (FEW_SPACES if pitch else FEWEST_SPACES):
+        if len(spaces) < MIN_SPACES:
             continue
         usual = float(np.median(spaces))
         if usual <= 0:  # they overlap
             continue
         # white in words is no space
-        is_even = (np.abs(spaces - usual)[spaces >= HALF * usual] <= near).mean() >= SAME
+        deviations = np.abs(spaces - usual)[spaces >= MIN_SPACE_SHARE * usual]
+        is_even = (deviations <= MAX_SPACE_DEVIATION * em).mean() >= MIN_EVEN_SHARE
         under = max((_share_under(white[at], white[other]) for other in _next_to(at, ends)), default=0.0)
-        if is_even and under < UNDER and (pitch or _is_flush(at, ends, FLUSH_EM * em)):
+        if is_even and under < MAX_SHARE_UNDER and _is_flush(at, ends, MAX_FLUSH_GAP * em):
             for number in row:
-                spread[number] = usual + wider
+                spread[number] = usual + MIN_EXTRA_GAP * em
     return spread
 
 
@@ -157,7 +152,7 @@ def _is_flush(at: int, ends: Sequence[Gap], near: float) -> bool:
     right = ends[at][1]
     below = [row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at])]
     above = [row for row in range(at) if _are_stacked(ends[row], ends[at])]
-    around = [ends[row][1] for row in [*above[-AROUND:], *below[:AROUND]]]
+    around = [ends[row][1] for row in [*above[-NUM_AROUND:], *below[:NUM_AROUND]]]
     others = sum(abs(ends[row][1] - right) <= near for row in [*above, *below])
     return others >= MIN_FLUSH and max(around) <= right + near
 
@@ -187,7 +182,8 @@ def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
 def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
     """Of it, that is white in the line around, too."""
     also = [
-        any(min(end, b) - max(start, a) >= HALF * (end - start) for a, b in around) for start, end in white
+        any(min(end, b) - max(start, a) >= MIN_OVERLAP * (end - start) for a, b in around)
+        for start, end in white
     ]
     return sum(also) / len(also)
 

@@ -85,8 +85,8 @@ class GoldenPage:
             case "down":
                 self.below += float(rest)
             case "rule":
-                left, top, right, bottom = map(float, rest.split())
-                ImageDraw.Draw(self.image).rectangle((left, top, right - 1, bottom - 1), fill=self.ink)
+                x1, y1, x2, y2 = map(float, rest.split())
+                ImageDraw.Draw(self.image).rectangle((x1, y1, x2 - 1, y2 - 1), fill=self.ink)
             case "turn":
                 self._turn(float(rest))
             case _:

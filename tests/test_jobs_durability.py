@@ -100,7 +100,7 @@ def test_a_worker_that_is_told_to_end_hands_over_at_once(
 ) -> None:
     settings = {"max_pages_in_flight": 2, "batch_pages": 4, "shutdown_grace_s": 5}
     with workers(2, tmp_path, database_url, **settings) as (leaving, staying):
-        job_id = client.accepted(pdf_bytes(*[A4] * 12), dpi=36, prompt={"delay_s": 0.3})
+        job_id = client.accepted(pdf_bytes(*[A4] * 24), dpi=36, prompt={"delay_s": 0.3})  # three batches
         eventually(lambda: leaving.pages() and staying.pages())
         assert leaving.stop() == 0
         job = client.ended(job_id)

@@ -143,10 +143,10 @@ def test_an_unknown_mode_is_refused_by_name(model: DeepSeekOcr) -> None:
 
 def test_streamed_text_is_the_whole_text(model: DeepSeekOcr) -> None:
     """A character of several tokens is held back until it is whole."""
-    ids = model.prompt_ids("naïve 世界 🙂")
+    ids = model.prompt_ids("\nnaïve 世界 🙂")
     delta = TextDelta(model.decode_text)
     pieces = [delta.add([i]) for i in ids]
-    assert "".join(pieces) == model.decode_text(ids) == "naïve 世界 🙂"
+    assert "".join(pieces) == model.decode_text(ids) == "\nnaïve 世界 🙂"
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
 

@@ -1,12 +1,16 @@
-"""The benchmark of signs counts what was misread."""
+"""The benchmark of signs counts what was misread, and the checkpoint that ships reads them."""
 
+import asyncio
 import random
 import string
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from region_pages import FAMILY, needs_font
 
-from benchmarks.signs import SIGNS, Sentences, Tally, aligned
+from benchmarks.signs import SIGNS, Sentences, Tally, aligned, drawn_page, read_signs
 from training.errors_in_text import edit_distance
 
 TEXT = st.text(alphabet="ab§&1", max_size=40)
@@ -37,3 +41,25 @@ def test_the_sentences_have_every_sign_and_more_letters_than_signs() -> None:
     assert all(text.count(sign) > 10 for sign in SIGNS)
     assert sum(text.count(digit) for digit in string.digits) > len(text) / 20
     assert sum(character.isalpha() for character in text) > len(text) / 2
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    pages = [drawn_page(random.Random(seed), [FAMILY], is_degraded=False) for seed in range(3)]
+    assert pages == [drawn_page(random.Random(seed), [FAMILY], is_degraded=False) for seed in range(3)]
+    read: dict[str, Any] = asyncio.run(read_signs("pocket", {"drawn": pages}))["all"]
+    return read
+
+
+@needs_font
+def test_digits_are_read(figures: dict[str, Any]) -> None:
+    assert figures["digits"]["printed"] > 500
+    assert figures["digits"]["error"] < 0.01
+    assert figures["letters"]["error"] < 0.01
+
+
+@needs_font
+@pytest.mark.parametrize("sign", "&§")
+def test_lone_signs_are_read(figures: dict[str, Any], sign: str) -> None:
+    assert figures["signs"][sign]["printed"] >= 10
+    assert figures["signs"][sign]["error"] < 0.1

@@ -92,7 +92,9 @@ def register_queues(given: Hands) -> list[Claiming]:
     """Make the queues known, with the concurrency of this worker."""
     settings = given.settings
     num = settings.max_pages_in_flight
-    num_batches = max(1, num // settings.batch_pages)
+    # One more where a batch has more pages than are read at a time: the next one of a document is then
+    # claimed beside it, and does not stand in the queue before others'. More would keep other workers idle.
+    num_batches = max(1, num // settings.batch_pages) + (num < settings.batch_pages)
     for_others, for_higher = max(1, num // OTHERS_SHARE), max(1, num // HIGHER_SHARE)
     claiming = []
     for name, room, poll_s in (

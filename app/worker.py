@@ -68,8 +68,8 @@ def open_reader(settings: Settings) -> PageReader:
         from app.fake import FakeReader  # noqa: PLC0415
 
         return FakeReader()
-    from app.ocr.reader import engine_settings  # noqa: PLC0415
-    from app.ocr.reader import open_reader as open_model_reader  # noqa: PLC0415
+    from app.ocr.sizing import engine_settings  # noqa: PLC0415
+    from app.readers import open_reader as open_model_reader  # noqa: PLC0415
 
     # an engine that died reads nothing more: end, and leave the pages to the next worker
     reader: PageReader = open_model_reader(
@@ -88,7 +88,7 @@ def pages_in_flight(settings: Settings) -> int:
         return settings.max_pages_in_flight
     if settings.reader == "fake":
         return FAKE_PAGES_IN_FLIGHT
-    from app.ocr.reader import pages_in_flight as of_device  # noqa: PLC0415
+    from app.ocr.sizing import pages_in_flight as of_device  # noqa: PLC0415
 
     return of_device(settings)
 
@@ -169,7 +169,7 @@ async def _downloaded(settings: Settings, leases: Leases, state: WorkerState) ->
 
     Time that this takes is no time of loading: a download may take hours.
     """
-    from app.ocr.checkpoint import is_hub_id, locate  # noqa: PLC0415 - not in processes that have no model
+    from app.ocr.models.checkpoint import is_hub_id, locate  # noqa: PLC0415 - not in processes that have no model
 
     if not is_hub_id(settings.model):
         return settings

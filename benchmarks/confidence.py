@@ -30,10 +30,10 @@ from scipy import optimize
 from app.checking import MAX_RISK, check_page
 from app.document import Page, ReadOptions
 from app.markdown import to_markdown
-from app.ocr.checkpoint import locate
-from app.ocr.reader import open_reader
-from app.ocr.recipe import RECIPE_FILE
+from app.ocr.models.checkpoint import locate
+from app.ocr.models.checkpoint_spec import SPEC_FILE
 from app.ocr.risk import LOW_QUANTILE, Evidence, RiskCurve
+from app.readers import open_reader
 from benchmarks.accuracy.pages import DOCUMENTS, Kind, documents
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.accuracy.report import DOCS, measured, replace_section
@@ -298,7 +298,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def write_curve(folder: Path, curve: RiskCurve) -> None:
-    path = folder / RECIPE_FILE
+    path = folder / SPEC_FILE
     recipe = json.loads(path.read_text(encoding="utf-8"))
     recipe["risk"] = {"half_nats": curve.half_nats, "steepness": curve.steepness}
     path.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

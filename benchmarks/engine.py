@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 
 from app.document import Page, ReadOptions
-from app.ocr.decoder import Prompt
-from app.ocr.engine import Engine
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.scheduler import BatchLimit
-from app.ocr.task import new_task
-from app.ocr.vision import Encoded, Vision, prepare
+from app.ocr.engine.decoder import Prompt
+from app.ocr.engine.engine import Engine
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.scheduler import BatchLimit
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.task import new_task
+from app.ocr.engine.vision import Encoded, Vision, prepare
 from benchmarks import measuring
 from benchmarks.isolated import measure
 from benchmarks.report import ROOT, publish

@@ -25,17 +25,17 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
-from app.ocr.decoder import Decoder, DecoderLimits, Prompt, kv_shape
-from app.ocr.deepseek import DeepSeekOcr, suit_cuda
-from app.ocr.fused import native
-from app.ocr.kv_cache import KvPlan
-from app.ocr.ladder import Rung
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.model import Mode, PageViews
-from app.ocr.preprocess import preprocess
-from app.ocr.recipe import ModeSpec, Recipe
-from app.ocr.scheduler import BatchLimit, chunks_within
-from app.ocr.vision import Encoded, Prepared, Vision
+from app.ocr.cuda.choose import native
+from app.ocr.engine.decoder import Decoder, DecoderLimits, Prompt, kv_shape
+from app.ocr.engine.kv_cache import KvPlan
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.retries import Rung
+from app.ocr.engine.scheduler import BatchLimit, chunks_within
+from app.ocr.engine.vision import Encoded, Prepared, Vision
+from app.ocr.models.checkpoint_spec import CheckpointSpec, ModeSpec
+from app.ocr.models.deepseek import DeepSeekOcr, suit_cuda
+from app.ocr.models.model import Mode, PageViews
+from app.ocr.models.preprocess import preprocess
 from benchmarks.limits import BYTES_PER_S, FLOPS, ViewFlops, Weights
 from benchmarks.synthetic import SyntheticOcr
 from rtprune import VisualTokens
@@ -150,7 +150,7 @@ class FullSizeOcr(SyntheticOcr):
 
     def __init__(self, network: Any, name: str, view_px: int = 1024) -> None:
         super().__init__(network, name)
-        recipe = Recipe(
+        recipe = CheckpointSpec(
             name=name,
             modes={"base": ModeSpec(view_px=view_px, pad=True)},
             default_mode="base",

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from app.ocr import fused
-from app.ocr.device import give_back_memory, is_lost, is_out_of_memory
+from app.ocr.cuda import choose
+from app.ocr.engine.device import give_back_memory, is_lost, is_out_of_memory
 from benchmarks.full_size import FullSize, cases
 from benchmarks.limits import BYTES_PER_S, FLOPS
 from benchmarks.whole import measure_whole
@@ -43,7 +43,7 @@ class Measuring:
         self._device = torch.device(args.device)
         self._warm: set[str] = set()
         if args.native:
-            fused.HAS_KERNELS = False
+            choose.HAS_KERNELS = False
         self._cases = {case.name: case for case in cases(tiny=args.tiny_sizes)}
 
     def run(self, todo: list[tuple[str, int]]) -> None:

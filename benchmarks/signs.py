@@ -6,7 +6,7 @@ A4 pages at 150 dpi whose text has far more of them than a book has, each where 
 that training never draws, clean and degraded, and as PDF pages in usual typefaces. The sentences are this
 file's own, not training's. Pages are read as the service reads them, with the plain prompt, and aligned with
 what was printed; white space is left out. ``--before``: an earlier checkpoint on the same pages in the same
-run, such as ``git show COMMIT:app/ocr/pocket/model.safetensors`` beside the other files of its folder.
+run, such as ``git show COMMIT:app/pocket/weights/model.safetensors`` beside the other files of its folder.
 """
 
 import argparse
@@ -25,8 +25,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from app.ocr.reader import open_reader
-from app.poppler import render_pdf_page
+from app.poppler import describe_page, render
+from app.readers import open_reader
 from benchmarks.accuracy.pages import A4_PX, DPI, damaged
 from benchmarks.accuracy.reading import PLAIN, options_of, read_all
 from benchmarks.report import publish
@@ -204,7 +204,8 @@ def pdf_pages(rng: random.Random, faces: Sequence[Path], count: int) -> list[Pri
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "signs.pdf"
         pdf.output(str(path))
-        images = [render_pdf_page(str(path), number + 1, A4_PX[1]) for number in range(count)]
+        pages = [describe_page(str(path), number + 1) for number in range(count)]
+        images = [render(page, A4_PX[1])[0] for page in pages]
     return [Printed(_upload(image), text) for image, text in zip(images, texts, strict=True)]
 
 

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
-from app.ocr.loops import NgramRule
-from app.ocr.model import Mode, PageViews
+from app.ocr.engine.loops import NgramRule
+from app.ocr.models.model import DecoderLayers, Mode, PageViews
 from app.ocr.risk import UNCALIBRATED, RiskCurve
+from app.pocket.cpu_modules import PackedDecoder, is_worth_packing
 from benchmarks.report import ROOT
 from rtprune import VisualTokens
 
-PACKAGED = ROOT / "app" / "ocr" / "pocket"
+PACKAGED = ROOT / "app" / "pocket" / "weights"
 START = ROOT.parent / "shared" / "pocket-start"
 NO_TOKEN = -1
 
@@ -73,6 +74,9 @@ class SyntheticOcr:
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings
+        language_model, head = network.model.language_model, network.lm_head
+        is_small = is_worth_packing(language_model)
+        self.decoder_layers: DecoderLayers | None = PackedDecoder(language_model, head) if is_small else None
 
     @property
     def network(self) -> torch.nn.Module:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from app.document import Page, Reading, ReadOptions
-from app.ocr.engine import Engine
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import LoopRule, NgramRule
+from app.ocr.engine.engine import Engine
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.settings import EngineSettings
 from benchmarks.full_size import FullSizeOcr
 
 NAME = "engine base"

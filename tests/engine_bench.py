@@ -7,11 +7,11 @@ import torch
 from engine_fakes import FakeOcr, Inline, page, random_network, read_page
 
 from app.document import ReadOptions
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.model import PageViews
-from app.ocr.page_loop import PageLoop
-from app.ocr.task import PageTask
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.page_loop import PageLoop
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.task import PageTask
+from app.ocr.models.model import PageViews
 from rtprune import VisualTokens
 
 NO_BAN = NgramRule(n=1000, window=1000)

@@ -11,12 +11,12 @@ from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneratio
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import NgramRule
-from app.ocr.model import Mode, PageViews
-from app.ocr.page_loop import PageLoop
+from app.ocr.engine.loops import NgramRule
+from app.ocr.engine.page_loop import PageLoop
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.task import PageTask, new_task
+from app.ocr.models.model import DecoderLayers, Mode, PageViews
 from app.ocr.risk import UNCALIBRATED, RiskCurve
-from app.ocr.task import PageTask, new_task
 from rtprune import VisualTokens
 
 VISION: dict[str, Any] = {
@@ -95,6 +95,7 @@ class FakeOcr:
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
+    decoder_layers: DecoderLayers | None = None
 
     def __post_init__(self) -> None:
         weights = self.network.lm_head.weight

@@ -28,9 +28,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from app.markdown import to_markdown
-from app.ocr.regions.composed import page_text
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.page import find_print
+from app.pocket.layout.composed import page_text
+from app.pocket.layout.ink import find_ink
+from app.pocket.layout.page import find_print
 from benchmarks.layout.oracle import NO_UNIT, Glyph, Oracle
 
 PAGES = Path(__file__).parent / "pages"

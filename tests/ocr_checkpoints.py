@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import UnlimitedOcrConfig
 
-from app.ocr.config import read_config
-from app.ocr.random_init import random_network
+from app.ocr.models.config import read_config
+from app.ocr.models.random_init import random_network
 
 SPECIAL_TOKENS = [
     "<bos>",

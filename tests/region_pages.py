@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from app.ocr.regions.ink import Ink, find_ink
-from app.ocr.regions.lines import Line
-from app.ocr.regions.page import cut_page
-from app.ocr.regions.prints import PageLines
+from app.pocket.layout.ink import Ink, find_ink
+from app.pocket.layout.lines import Line
+from app.pocket.layout.page import cut_page
+from app.pocket.layout.prints import PageLines
 from training.layout import Family
 
 FONTS = Path("/usr/share/fonts/truetype/dejavu")

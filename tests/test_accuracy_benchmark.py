@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.ocr import vision
+from app.ocr.engine import vision
 from app.output.markdown import to_markdown
 from benchmarks.accuracy.__main__ import main
 from benchmarks.accuracy.curve import METHOD_NAMES, curve, open_curve_reader, pruning_by
@@ -252,7 +252,7 @@ def test_peers_keep_their_figures_where_pages_are_the_same(tmp_path: Path) -> No
     earlier = tmp_path / "earlier.json"
     earlier.write_text(json.dumps(then), encoding="utf-8")
     for _ in range(2):  # figures that were taken over already say what they said
-        peers = recorded_peers(earlier, [row_of(CLEAN, 7), row_of(SMALL, 9)])
+        peers: Any = recorded_peers(earlier, [row_of(CLEAN, 7), row_of(SMALL, 9)])
         assert [row["kind"] for row in peers["rows"]] == [CLEAN], "small pages are others now"
         assert (peers["commit"], peers["measured_at"][:10]) == ("abc", "2026-01-02")
         now = {

@@ -13,16 +13,15 @@ import triton
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrSamVisionLayer
 
-from app.ocr import fused
-from app.ocr.attention import EachPrefill, RunsDecode, install
-from app.ocr.config import FULL, SLIDING
-from app.ocr.cuda import experts
+from app.ocr.cuda import choose, experts
 from app.ocr.cuda.decoder import FusedDecoder, chosen, num_splits
 from app.ocr.cuda.sam import FusedSamLayer, pieces
-from app.ocr.decoder import NativeDecoder, chosen_logprobs
-from app.ocr.kv_cache import KvCache, KvPlan, KvShape
-from app.ocr.loops import LoopRule, NgramRule, RepeatState
-from app.ocr.rows import Rows
+from app.ocr.engine.attention import EachPrefill, RunsDecode, install
+from app.ocr.engine.decode_state import DecodeState
+from app.ocr.engine.decoder import NativeDecoder, chosen_logprobs
+from app.ocr.engine.kv_cache import KvCache, KvPlan, KvShape
+from app.ocr.engine.loops import LoopRule, NgramRule, RepeatState
+from app.ocr.models.config import FULL, SLIDING
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COMPILE = Path(__file__).parent / "cuda_compile.py"
@@ -69,7 +68,7 @@ class Pages:
         window = install(made)
         self.cache = KvCache(KvPlan(8, 64), shape, DEVICE, window)
         repeats = RepeatState(8, LoopRule(unit=2, max_period=8), RULE.max_distance, [5], VOCAB, DEVICE)
-        self.rows = Rows.of(self.cache, repeats)
+        self.rows = DecodeState.of(self.cache, repeats)
         generator = torch.Generator().manual_seed(1)
         embeds = torch.randn(1, sum(lengths), HIDDEN, generator=generator).to(DEVICE)
         gapped = [torch.arange(length) * 3 for length in lengths]
@@ -262,15 +261,15 @@ def test_attention_is_spread_over_the_card_by_powers_of_two() -> None:
 def test_what_the_kernels_were_not_written_for_is_left_to_the_library() -> None:
     made = network().bfloat16()
     decoder = made.model.language_model
-    assert fused.fits_decoder(decoder, made.lm_head)
-    assert not fused.fits_decoder(decoder, made.lm_head.float())
+    assert choose.fits_decoder(decoder, made.lm_head)
+    assert not choose.fits_decoder(decoder, made.lm_head.float())
     grouped = network(num_key_value_heads=1).bfloat16()
-    assert not fused.fits_decoder(grouped.model.language_model, grouped.lm_head)
+    assert not choose.fits_decoder(grouped.model.language_model, grouped.lm_head)
     biased = network(attention_bias=True).bfloat16()
-    assert not fused.fits_decoder(biased.model.language_model, biased.lm_head)
+    assert not choose.fits_decoder(biased.model.language_model, biased.lm_head)
     odd = network(moe_intermediate_size=24).bfloat16()
-    assert not fused.fits_decoder(odd.model.language_model, odd.lm_head)
+    assert not choose.fits_decoder(odd.model.language_model, odd.lm_head)
     shape = KvShape(LAYERS, HEADS, decoder.config.head_dim, torch.bfloat16)
     if DEVICE.type == "cpu":
-        assert fused.decoder_for(decoder, made.lm_head, shape) is None
-        assert not fused.fuse_sam_layers(made)
+        assert choose.decoder_for(decoder, made.lm_head, shape) is None
+        assert not choose.fuse_sam_layers(made)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from app.document import Reading, ReadOptions
 from app.errors import Overloaded, PageFailed
-from app.ocr.engine import Engine
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.model import PageViews
-from app.ocr.stream import Feed, TextDelta, pieces_of
+from app.ocr.engine.engine import Engine
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.stream import Feed, TextDelta, pieces_of
+from app.ocr.models.model import PageViews
 from app.reader import PageReader, PageStream, Restart
 from rtprune import VisualTokens
 

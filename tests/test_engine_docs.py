@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from app.ocr.engine_settings import EngineSettings
+from app.ocr.engine.settings import EngineSettings
 from benchmarks.engine_table import RESULTS, table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "engine.md"

@@ -19,10 +19,10 @@ from transformers.models.unlimited_ocr.generation_unlimited_ocr import (
 )
 
 from app.document import Page, Pruning, Reading, ReadOptions
-from app.ocr import attention
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.page_loop import PageLoop
+from app.ocr.engine import attention
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.engine.page_loop import PageLoop
+from app.ocr.engine.settings import EngineSettings
 from rtprune import RTPruneConfig, prune_batch, text_density
 
 NO_BAN = NgramRule(n=1000, window=1000)
@@ -195,7 +195,7 @@ def test_bfloat16_runs_and_agrees_with_generate_on_most_first_tokens() -> None:
 def pocket_folder() -> Path | None:
     root = Path(__file__).resolve().parent.parent
     shared = Path(os.environ.get("RTPRUNE_SHARED", root.parent / "shared"))
-    folders = (root / "app" / "ocr" / "pocket", shared / "pocket-start")
+    folders = (root / "app" / "pocket" / "weights", shared / "pocket-start")
     return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from service_client import PATIENCE_S
 
 from app.document import Page, ReadOptions
-from app.ocr.deepseek import load_model
-from app.ocr.engine import Engine, EngineStream
-from app.ocr.regions.reader import RegionReader
+from app.ocr.engine.engine import Engine, EngineStream
+from app.pocket.opening import load_pocket
+from app.pocket.reader import PocketReader
 from benchmarks.service import a4_image
 
 MAX_TOKENS = ReadOptions(max_output_tokens=2)
@@ -29,9 +29,9 @@ def test_priority_reaches_every_view_and_a_cancelled_page_is_not_even_cut() -> N
     page = Page(0, a4_image(0).crop((0, 0, 1240, 400)).convert("RGB"))
 
     async def run() -> None:
-        model = load_model("pocket", "cpu")
+        model = load_pocket()
         engine = Noting(model)
-        reader = RegionReader(engine, model)
+        reader = PocketReader(engine, model)
         try:
             await reader.submit(page, MAX_TOKENS, document_id="a", priority=7).result()
             assert len(engine.came) > 5

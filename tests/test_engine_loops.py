@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from app.ocr.loops import (
+from app.ocr.engine.loops import (
     BanCount,
     Loop,
     LoopRule,

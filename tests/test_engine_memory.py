@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from app.document import ReadOptions
 from app.errors import PageFailed
-from app.ocr import device
-from app.ocr.engine_settings import PROMPT_ROOM, EngineSettings
-from app.ocr.kv_cache import KvShape
-from app.ocr.reader import engine_settings
-from app.ocr.task import PageTask
+from app.ocr.engine import device
+from app.ocr.engine.kv_cache import KvShape
+from app.ocr.engine.settings import PROMPT_ROOM, EngineSettings
+from app.ocr.engine.task import PageTask
+from app.ocr.sizing import engine_settings
 from app.settings import Settings
 
 
@@ -111,7 +111,7 @@ def test_a_budget_decides_how_many_pages_run() -> None:
     short = [bench.read(i, ReadOptions(prune="none", max_output_tokens=4)) for i in range(40)]
     bench.turns(20)
     bench.finish(*short)
-    assert bench.loop._reserved.taken == 0
+    assert bench.loop._kv_budget.taken == 0
     with pytest.raises(ValueError, match="does not hold one page of 1000 tokens"):
         Bench(FakeOcr(network), limits(kv_memory_mib=1, max_page_tokens=1000))
 
@@ -143,9 +143,9 @@ def test_what_is_reserved_never_exceeds_the_budget_and_is_given_back(
                 if cancelled:
                     bench.loop.end(tasks[turn % len(tasks)], "cancelled")
         bench.turns(1)
-        assert sum(bench.loop._decoder.cache.host_lengths) <= bench.loop._reserved.taken <= most
+        assert sum(bench.loop._decoder.cache.host_lengths) <= bench.loop._kv_budget.taken <= most
     bench.finish(*tasks)
-    assert bench.loop._reserved.taken == 0
+    assert bench.loop._kv_budget.taken == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")

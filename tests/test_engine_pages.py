@@ -7,7 +7,7 @@ from engine_bench import POISON, RAISES, WRONG_SHAPE, Bench, failing, hostile, l
 
 from app.document import ReadOptions
 from app.errors import BadOption, Overloaded, PageFailed, PageTooLong
-from app.ocr import page_loop, vision
+from app.ocr.engine import page_loop, vision
 
 
 def test_a_cancelled_page_frees_its_slot_within_one_step_and_keeps_what_it_read() -> None:

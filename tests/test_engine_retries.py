@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.document import ReadOptions
-from app.ocr.loops import LoopRule, NgramRule
-from app.ocr.model import Mode, PageViews
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.models.model import Mode, PageViews
 from app.ocr.risk import Evidence
 from rtprune import VisualTokens
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import Overloaded
-from app.ocr.scheduler import (
+from app.ocr.engine.scheduler import (
     BatchLimit,
     Deadlines,
     FairQueue,
-    Reserved,
+    KvBudget,
     Turn,
     chunks_within,
     runs_of_like_length,
@@ -44,7 +44,7 @@ def drained(queue: FairQueue[str]) -> list[str]:
 
 
 def test_the_policy_does_not_import_torch() -> None:
-    check = "import sys, app.ocr.scheduler; sys.exit('torch' in sys.modules)"
+    check = "import sys, app.ocr.engine.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
@@ -119,7 +119,7 @@ def test_higher_priority_without_end_starves_nobody_where_one_in_so_many_is_lowe
 def test_a_head_start_ends_what_is_short_soon_and_leaves_a_quarter_to_the_others(
     num_pages: int, head_start: int
 ) -> None:
-    queue: FairQueue[str] = FairQueue(1000, head_start=head_start)
+    queue: FairQueue[str] = FairQueue(1000, group=head_start)
     for _ in range(400):
         queue.put("large", "a")
     for _ in range(100):
@@ -230,7 +230,7 @@ def test_runs_are_all_rows_in_order_and_waste_less_than_the_calls_they_save(
 
 @given(st.lists(st.integers(0, 30), max_size=20), st.integers(0, 100), st.integers(0, 100))
 def test_no_more_is_promised_than_there_is(amounts: list[int], most: int, taken: int) -> None:
-    reserved = Reserved(most)
+    reserved = KvBudget(most)
     reserved.take(min(taken, most))
     fitting = reserved.how_many(amounts)
     for amount in amounts[:fitting]:

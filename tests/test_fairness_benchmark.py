@@ -32,4 +32,4 @@ def test_everything_is_measured_of_two_checkouts() -> None:
 def test_a_checkout_has_the_code_and_the_checkpoint() -> None:
     with checked_out("HEAD") as root:
         assert (root / "app" / "cli.py").is_file()
-        assert (root / "app" / "ocr" / "pocket" / "model.safetensors").stat().st_size > 10**6
+        assert (root / "app" / "pocket" / "weights" / "model.safetensors").stat().st_size > 10**6

@@ -9,7 +9,7 @@ import torch
 from ocr_checkpoints import original_tensors, random_small_network, write_checkpoint
 
 from app import processes
-from app.ocr.deepseek import SEQUENTIAL, load_model
+from app.ocr.models.deepseek import SEQUENTIAL, load_model
 from app.processes import available_mib, memory_mib, own_mib
 
 MIB = 2**20

@@ -6,14 +6,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page, row
 
-from app.ocr.regions.blocks import Region, regions_of
-from app.ocr.regions.bullets import DASH, STAR
-from app.ocr.regions.composed import compose, page_text
-from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.lists import Bullet
-from app.ocr.regions.page import cut_page
 from app.output.hyphens import flowed, unbroken
 from app.output.markdown import to_markdown
+from app.pocket.layout.blocks import Region, regions_of
+from app.pocket.layout.bullets import DASH, STAR
+from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.lines import Line, Table
+from app.pocket.layout.lists import Bullet
+from app.pocket.layout.page import cut_page
 
 
 @needs_font

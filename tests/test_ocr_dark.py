@@ -5,10 +5,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from region_pages import A4, FAMILY, needs_font
 
-from app.ocr.regions.dark import without_dark_areas
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line
-from app.ocr.regions.page import cut_page
+from app.pocket.layout.dark import without_dark_areas
+from app.pocket.layout.ink import find_ink
+from app.pocket.layout.lines import Line
+from app.pocket.layout.page import cut_page
 
 WORDS = "Pebbles of quartz lie in the river below the bridge"
 

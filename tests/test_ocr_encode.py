@@ -8,19 +8,21 @@ from ocr_checkpoints import RECIPE, byte_level_tokenizer, original_config, rando
 from PIL import Image
 
 from app.errors import BadOption
-from app.ocr.config import read_config
-from app.ocr.deepseek import DeepSeekOcr
-from app.ocr.model import PageViews
-from app.ocr.random_init import full_size_config, initialise_random, random_network
-from app.ocr.recipe import Recipe
-from app.ocr.sam_attention import FoldedSamAttention, fold_sam_attention
-from app.ocr.stream import TextDelta
-from app.ocr.tokenizer import OcrTokenizer
+from app.ocr.engine.stream import TextDelta
+from app.ocr.models.checkpoint_spec import CheckpointSpec
+from app.ocr.models.config import read_config
+from app.ocr.models.deepseek import DeepSeekOcr
+from app.ocr.models.model import PageViews
+from app.ocr.models.random_init import full_size_config, initialise_random, random_network
+from app.ocr.models.sam_attention import FoldedSamAttention, fold_sam_attention
+from app.ocr.models.tokenizer import OcrTokenizer
 
 
 def small_model(seed: int = 3, **options: int) -> DeepSeekOcr:
     tokenizer = OcrTokenizer(byte_level_tokenizer(), hidden_ids=frozenset(), image_id=3, byte_level=True)
-    return DeepSeekOcr(random_small_network(seed), tokenizer, Recipe.model_validate(RECIPE), **options)
+    return DeepSeekOcr(
+        random_small_network(seed), tokenizer, CheckpointSpec.model_validate(RECIPE), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +188,7 @@ def test_bfloat16_features_stay_close_to_float32(model: DeepSeekOcr) -> None:
     views = page(model, "plain", 200, 300, 1)
     exact = model.encode([views])[0].embeds
     half.network.to(torch.bfloat16)
-    cast = DeepSeekOcr(half.network, half._tokenizer, Recipe.model_validate(RECIPE))
+    cast = DeepSeekOcr(half.network, half._tokenizer, CheckpointSpec.model_validate(RECIPE))
     coarse = cast.encode([views])[0].embeds
     assert coarse.dtype == torch.bfloat16
     assert (coarse.float() - exact).norm() < 0.05 * exact.norm()

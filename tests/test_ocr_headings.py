@@ -4,9 +4,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font
 
-from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.lines import Line
-from app.ocr.regions.page import cut_page
+from app.pocket.layout.blocks import regions_of
+from app.pocket.layout.lines import Line
+from app.pocket.layout.page import cut_page
 
 BODY = "Pebbles of quartz lie in the river below the old bridge and nobody takes them home"
 Printed = list[tuple[int, int, str, int, bool]]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, ink_of, needs_font
 
-from app.ocr.regions.finding import find_lines
+from app.pocket.layout.finding import find_lines
 
 
 def page_of(shades: list[int], *, stain: bool = False) -> Image.Image:

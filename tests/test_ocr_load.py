@@ -28,13 +28,13 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from app.errors import NotReady
-from app.ocr import checkpoint, deepseek
-from app.ocr.checkpoint import CheckpointError, locate
-from app.ocr.config import read_config
-from app.ocr.deepseek import UNUSED_KEYS, load_model
-from app.ocr.model import OcrModel
-from app.ocr.reader import require_memory
-from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR, ModeSpec, Recipe
+from app.ocr.models import deepseek
+from app.ocr.models.checkpoint import CheckpointError, locate
+from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, UNLIMITED_OCR, CheckpointSpec, ModeSpec
+from app.ocr.models.config import read_config
+from app.ocr.models.deepseek import UNUSED_KEYS, load_model
+from app.ocr.models.model import OcrModel
+from app.ocr.sizing import require_memory
 
 DEEPSEEK = shared_folder() / "deepseek-ocr"
 POCKET_START = shared_folder() / "pocket-start"
@@ -223,22 +223,10 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path: Path, name: 
         load_model(tmp_path / name if name == ".." else name)
 
 
-def test_the_pocket_is_the_packages_own_or_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "POCKET", "not-shipped")
-        with pytest.raises(CheckpointError, match="no pocket checkpoint"):
-            load_model("not-shipped")
-    packaged = Path(checkpoint.__file__).parent / "pocket"
-    if packaged.is_dir():
-        model = load_model("pocket")
-        assert model.prompt_ids(model.default_prompt)
-        assert model.default_mode in model.modes
-
-
 LOAD_IN_CHILD = """
 import sys
-from app.ocr.checkpoint import CheckpointError
-from app.ocr.deepseek import load_model
+from app.ocr.models.checkpoint import CheckpointError
+from app.ocr.models.deepseek import load_model
 for hub_id in sys.argv[1:]:
     try:
         print("loaded", hub_id, load_model(hub_id).name)
@@ -284,7 +272,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(folder: Path) 
 def test_weights_that_the_machine_has_no_room_for_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.ocr.reader.available_mib", lambda: 500.0)
+    monkeypatch.setattr("app.ocr.sizing.available_mib", lambda: 500.0)
     with pytest.raises(NotReady, match="this machine has free"):
         require_memory(folder, "cpu", math.inf)
 
@@ -391,9 +379,9 @@ def test_a_dense_checkpoint_loads(tmp_path: Path) -> None:
 
 def test_the_documentation_names_every_field_of_the_recipe() -> None:
     text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
-    fields = [*Recipe.model_fields, *(f"modes.*.{name}" for name in ModeSpec.model_fields)]
+    fields = [*CheckpointSpec.model_fields, *(f"modes.*.{name}" for name in ModeSpec.model_fields)]
     assert [name for name in fields if f"| `{name}` |" not in text] == []
     example = text.split("```json\n")[1].split("```")[0]
-    assert Recipe.model_validate_json(example).name == "pocket"
+    assert CheckpointSpec.model_validate_json(example).name == "pocket"
     for recipe in (DEEPSEEK_OCR, UNLIMITED_OCR):
         assert recipe.default_prompt.replace("\n", "\\n").replace("|", "\\|") in text

@@ -10,8 +10,8 @@ import torch
 from ocr_checkpoints import original_tensors, random_small_network, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from app.ocr.checkpoint import CheckpointError
-from app.ocr.deepseek import load_model
+from app.ocr.models.checkpoint import CheckpointError
+from app.ocr.models.deepseek import load_model
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from app.ocr.regions.masks import deviation, long_runs, near, percentile
+from app.pocket.layout.masks import deviation, long_runs, near, percentile
 
 SHAPES = [(40, 300), (7, 3), (1, 1), (0, 5)]
 

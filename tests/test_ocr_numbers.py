@@ -4,11 +4,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page
 
-from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.composed import compose, page_text
-from app.ocr.regions.page import cut_page
-from app.ocr.regions.prints import PageLines
 from app.output.markdown import to_markdown
+from app.pocket.layout.blocks import regions_of
+from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.page import cut_page
+from app.pocket.layout.prints import PageLines
 
 
 @needs_font

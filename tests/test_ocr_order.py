@@ -4,9 +4,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page, row
 
-from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.order import in_order
-from app.ocr.regions.page import cut_page
+from app.pocket.layout.lines import Line, Table
+from app.pocket.layout.order import in_order
+from app.pocket.layout.page import cut_page
 
 
 def test_columns_are_read_one_after_the_other() -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from app.errors import PageFailed
-from app.ocr.model import Mode
-from app.ocr.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright
-from app.ocr.recipe import DEEPSEEK_OCR, UNLIMITED_OCR
+from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, UNLIMITED_OCR
+from app.ocr.models.model import Mode
+from app.ocr.models.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright
 
 MODES = DEEPSEEK_OCR.view_modes()
 
@@ -94,23 +94,6 @@ def test_ties_go_to_the_larger_grid_when_the_page_fills_half_of_it(
     size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
     assert tile_grid(*size, 640, 9) == grid
-
-
-@pytest.mark.parametrize(
-    ("size", "side"),
-    [
-        ((1240, 1754), 2048),  # A4 at 150 dpi
-        ((2480, 3508), 2048),  # at 300 dpi: there is no more
-        ((827, 1169), 1536),
-        ((256, 200), 256),  # not enlarged
-        ((257, 10), 512),
-        ((1, 1), 256),
-    ],
-)
-def test_a_view_that_fits_follows_the_image(size: tuple[int, int], side: int) -> None:
-    mode = Mode("page", 2048, pad=True, fit_px=256)
-    assert preprocess(Image.new("RGB", size), mode).view.shape == (3, side, side)
-    assert preprocess(Image.new("RGB", size[::-1]), mode).view.shape == (3, side, side)
 
 
 @pytest.mark.parametrize("size", [(1654, 2339), (2000, 650), (641, 3)])

@@ -11,16 +11,16 @@ from region_pages import A4, FAMILY, FONTS, needs_font
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
-from app.ocr.reader import open_reader
-from app.ocr.regions.blocks import Region, regions_of
-from app.ocr.regions.composed import compose
-from app.ocr.regions.finding import find_lines
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line
-from app.ocr.regions.page import cut_page
-from app.ocr.regions.reader import MAX_VIEWS, RegionReader
-from app.ocr.regions.views import VIEW_PX, line_views
 from app.output.markdown import to_markdown
+from app.pocket.layout.blocks import Region, regions_of
+from app.pocket.layout.composed import compose
+from app.pocket.layout.finding import find_lines
+from app.pocket.layout.ink import find_ink
+from app.pocket.layout.lines import Line
+from app.pocket.layout.page import cut_page
+from app.pocket.layout.views import VIEW_PX, line_views
+from app.pocket.reader import MAX_VIEWS, PocketReader
+from app.readers import open_reader
 from training.errors_in_text import character_error_rate
 from training.layout import Layout, LayoutStyle
 from training.printed import PrintedPage
@@ -302,7 +302,7 @@ def test_pages_are_read_in_regions_and_can_be_cancelled(text: TextSource) -> Non
 
     async def read() -> None:
         reader = open_reader("pocket", "cpu")
-        assert isinstance(reader, RegionReader)
+        assert isinstance(reader, PocketReader)
         try:
             with pytest.raises(BadOption):
                 reader.submit(page, ReadOptions(mode="nonsense"), document_id="a")

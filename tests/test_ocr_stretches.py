@@ -6,11 +6,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, FONTS, ink_of, needs_font
 
-from app.ocr.regions.finding import find_lines
-from app.ocr.regions.gutters import gutters_of
-from app.ocr.regions.lines import Line, Table, is_stacked
-from app.ocr.regions.page import cut_page
-from app.ocr.regions.stretches import stretches_of
+from app.pocket.layout.finding import find_lines
+from app.pocket.layout.gutters import gutters_of
+from app.pocket.layout.lines import Line, Table, is_stacked
+from app.pocket.layout.page import cut_page
+from app.pocket.layout.stretches import stretches_of
 
 MONO = FONTS / "DejaVuSansMono.ttf"
 SIZE, LEFT, RIGHT, STEP = 22, 100, 1100, 34

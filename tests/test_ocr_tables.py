@@ -6,13 +6,13 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, row
 
-from app.ocr.regions.blocks import regions_of
-from app.ocr.regions.composed import compose, page_text
-from app.ocr.regions.lines import Line, Table
-from app.ocr.regions.order import in_order
-from app.ocr.regions.page import cut_page
-from app.ocr.regions.rules import Rules
 from app.output.markdown import to_markdown
+from app.pocket.layout.blocks import regions_of
+from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.lines import Line, Table
+from app.pocket.layout.order import in_order
+from app.pocket.layout.page import cut_page
+from app.pocket.layout.rules import Rules
 
 
 def test_aligned_cells_are_a_table_and_text_around_it_is_not() -> None:

@@ -11,9 +11,9 @@ from ocr_checkpoints import IMAGE_ID, SPECIAL_TOKENS, byte_level_tokenizer, char
 from tokenizers import Tokenizer
 
 from app.errors import BadOption
-from app.ocr.checkpoint import CheckpointError
-from app.ocr.deepseek import as_trained
-from app.ocr.tokenizer import OcrTokenizer, read_tokenizer
+from app.ocr.models.checkpoint import CheckpointError
+from app.ocr.models.deepseek import as_trained
+from app.ocr.models.tokenizer import OcrTokenizer, read_tokenizer
 
 HIDDEN = frozenset({0, 1, 2})
 LIBRARY = {True: byte_level_tokenizer(), False: character_tokenizer()}

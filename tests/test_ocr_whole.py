@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.document import Attempt, FinishReason, Reading, TokenCounts
-from app.ocr.regions.whole import (
+from app.ocr.risk import UNCALIBRATED, Evidence, RiskCurve
+from app.pocket.whole import (
     NOISE_RISK,
     ViewReading,
     confidence_of_print,
@@ -15,7 +16,6 @@ from app.ocr.regions.whole import (
     evidence_of,
     whole_reading,
 )
-from app.ocr.risk import UNCALIBRATED, Evidence, RiskCurve
 
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 SURE, GUESSED = [-0.001] * 20, [-2.0] * 20

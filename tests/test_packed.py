@@ -7,10 +7,10 @@ import torch
 from engine_fakes import random_network
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.ocr.attention import install
-from app.ocr.decoder import NativeDecoder
-from app.ocr.packed import MAX_EXPERTS, PackedDecoder, is_worth_packing, with_packed_linears
-from app.ocr.random_init import initialise_random
+from app.ocr.engine.attention import install
+from app.ocr.engine.decoder import NativeDecoder
+from app.ocr.models.random_init import initialise_random
+from app.pocket.cpu_modules import MAX_EXPERTS, PackedDecoder, is_worth_packing, with_packed_linears
 
 GROUPED_ROUTING = {
     "n_routed_experts": 8,

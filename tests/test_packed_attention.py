@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from app.ocr import device, packed_attention
-from app.ocr.attention import Step
-from app.ocr.kv_cache import KvCache, KvPlan, KvShape
-from app.ocr.packed_attention import PackedDecode, PackedPrefill
+from app.ocr.engine import device, packed_attention
+from app.ocr.engine.attention import Step
+from app.ocr.engine.kv_cache import KvCache, KvPlan, KvShape
+from app.ocr.engine.packed_attention import PackedDecode, PackedPrefill
 
 SHAPE = KvShape(2, 3, 16, torch.bfloat16)
 META = torch.device("meta")

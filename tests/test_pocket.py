@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
 
 from app.checking import Checks, check_page
 from app.document import Page, Pruning, Reading, ReadOptions
-from app.ocr.deepseek import load_model
-from app.ocr.reader import open_reader
 from app.output.markdown import to_markdown
+from app.pocket.opening import load_pocket
 from app.poppler import describe_page, render
+from app.readers import open_reader
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section
 from training.card import write_card
@@ -26,7 +25,7 @@ from training.settings import load_settings
 from training.vocabulary import PLAIN_PROMPT, tokens
 
 ROOT = Path(__file__).parent.parent
-POCKET = ROOT / "app/ocr/pocket"
+POCKET = ROOT / "app/pocket/weights"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_the_vocabulary_is_the_one_training_builds() -> None:
 
 def test_it_is_small_enough_to_ship_and_has_an_expert_layer() -> None:
     assert (POCKET / "model.safetensors").stat().st_size <= 40e6
-    model = load_model("pocket", "cpu", torch.float32)
+    model = load_pocket()
     config: Any = model.network.config
     assert "sparse" in config.text_config.mlp_layer_types
     assert model.default_mode == "pocket"
@@ -154,7 +153,7 @@ def test_a_page_says_what_it_could_not_read() -> None:
 
 def test_its_risk_is_the_calibrated_one() -> None:
     figures = json.loads((ROOT / "benchmarks/results/confidence.json").read_text("utf-8"))
-    assert asdict(load_model("pocket", "cpu", torch.float32).risk_curve) == figures["curve"], (
+    assert asdict(load_pocket().risk_curve) == figures["curve"], (
         "run python -m benchmarks.confidence, docs/checkpoints.md says how"
     )
     docs = (ROOT / "docs/checkpoints.md").read_text("utf-8")

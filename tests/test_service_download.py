@@ -13,7 +13,7 @@ from service_client import Server, eventually, image_bytes, serving
 
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.workers import Supervisor
-from app.ocr.config import read_config
+from app.ocr.models.config import read_config
 from app.settings import Settings
 from app.telemetry import Metrics
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 from training_pages import FAMILY, FONT, FULL, LINES, SMALL, needs_font, page_renderer, word_list
 
-from app.ocr.deepseek import load_model
-from app.ocr.sam_attention import fused
+from app.ocr.models.deepseek import load_model
+from app.ocr.models.sam_attention import fused
 from training.attention import blocked_causal, plain
 from training.batches import CLASS_OF, Renderers, Steps, batches, to_batch
 from training.errors_in_text import character_error_rate, edit_distance

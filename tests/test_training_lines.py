@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from training_pages import FAMILY, FONT, needs_font
 
-from app.ocr.regions.finding import find_lines
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.lines import Line
-from app.ocr.regions.views import (
+from app.pocket.layout.finding import find_lines
+from app.pocket.layout.ink import find_ink
+from app.pocket.layout.lines import Line
+from app.pocket.layout.views import (
     LINE_OF_EM,
     ROOM_PX,
     ROW_PX,

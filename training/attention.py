@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from app.ocr.sam_attention import FoldedSamAttention
+from app.ocr.models.sam_attention import FoldedSamAttention
 
 BLOCKED = "blocked_causal"
 _BLOCK = 640

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from app.ocr.regions.views import VIEW_PX
+from app.pocket.layout.views import VIEW_PX
 from training.lines import LineRenderer, LineStyle
 from training.printed import Piece
 from training.render import PATCH_PX, PageRenderer, PageStyle, RenderedPage, cell_targets, patch_of

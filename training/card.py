@@ -1,6 +1,6 @@
 """Write the card of an exported checkpoint from what training and benchmarks/accuracy recorded.
 
-python -m training.card --accuracy benchmarks/results/accuracy.json --checkpoint app/ocr/pocket
+python -m training.card --accuracy benchmarks/results/accuracy.json --checkpoint app/pocket/weights
 """
 
 import argparse
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from app.ocr.regions.views import EM_PX
+from app.pocket.layout.views import EM_PX
 from benchmarks.accuracy.report import accuracy_section
 from training.facts import read_facts
 from training.settings import Settings, load_settings
@@ -101,7 +101,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--accuracy", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    parser.add_argument("--checkpoint", type=Path, default=Path("app/ocr/pocket"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("app/pocket/weights"))
     parser.add_argument("--settings", type=Path, default=Path("training/pocket.toml"))
     arguments = parser.parse_args()
     accuracy = json.loads(arguments.accuracy.read_text(encoding="utf-8"))

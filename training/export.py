@@ -1,6 +1,6 @@
 """Write a trained run as a checkpoint folder.
 
-    python -m training.export --run runs/pocket --out app/ocr/pocket
+    python -m training.export --run runs/pocket --out app/pocket/weights
 
 The folder gets bfloat16 safetensors (the running mean of the weights), config, tokenizer, modes, and the
 training facts that its card quotes. Errors come from ``benchmarks/accuracy.py``, which reads this folder.
@@ -39,12 +39,11 @@ def _modes(settings: Settings) -> dict[str, object]:
     view_px = settings.model.view_px
     return {
         "name": "rtprune-pocket",
+        "reader": "pocket",
         "modes": {
             "pocket": {
                 "view_px": view_px,
                 "pad": True,
-                "fit_px": settings.model.step_px,
-                "regions": view_px == settings.model.step_px,
             },
             "tiny": {"view_px": 512, "pad": False, "trained": False},
             "small": {"view_px": 640, "pad": False, "trained": False},
@@ -70,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--settings", type=Path, default=Path("training/pocket.toml"))
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"))
-    parser.add_argument("--out", type=Path, default=Path("app/ocr/pocket"))
+    parser.add_argument("--out", type=Path, default=Path("app/pocket/weights"))
     arguments = parser.parse_args()
     export(load_settings(arguments.settings), arguments.run, arguments.out)
 

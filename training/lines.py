@@ -13,10 +13,10 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 from scipy import ndimage
 
-from app.ocr.regions.finding import find_lines
-from app.ocr.regions.ink import Ink, find_ink
-from app.ocr.regions.lines import Line
-from app.ocr.regions.views import Row, draw_view, line_rows
+from app.pocket.layout.finding import find_lines
+from app.pocket.layout.ink import Ink, find_ink
+from app.pocket.layout.lines import Line
+from app.pocket.layout.views import Row, draw_view, line_rows
 from training.layout import Family, Layout, LayoutStyle
 from training.printed import Mark, Piece, PrintedPage
 from training.render import BICUBIC, RenderedPage, degrade, draw_page

@@ -33,7 +33,6 @@ class RunSettings(_Frozen):
 
 class ModelSettings(_Frozen):
     view_px: int = Field(multiple_of=64, description="largest view")
-    step_px: int = Field(multiple_of=64, description="smallest view, and the step between sizes")
     sam_width: int
     sam_layers: int
     sam_heads: int

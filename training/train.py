@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torch.nn import functional
 
-from app.ocr.sam_attention import fold_sam_attention
+from app.ocr.models.sam_attention import fold_sam_attention
 from training.attention import use_plain_attention
 from training.batches import CLASS_OF, IGNORED, Batch, Steps, Targets, batches, targets, to_batch
 from training.facts import RunFacts, read_facts

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from app.ocr.reader import open_reader, resolve_device
+from app.ocr.sizing import resolve_device
 from app.reader import PageReader
+from app.readers import open_reader
 from benchmarks.accuracy import peers as peers_of
 from benchmarks.accuracy.browser import BROWSER, browser_pages
 from benchmarks.accuracy.curve import curve, open_curve_reader

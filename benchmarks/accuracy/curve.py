@@ -6,10 +6,10 @@ from statistics import fmean
 from unittest.mock import patch
 
 from app.document import Reading, ReadOptions
-from app.ocr import vision
-from app.ocr.engine_settings import EngineSettings
-from app.ocr.reader import open_reader
+from app.ocr.engine import vision
+from app.ocr.engine.settings import EngineSettings
 from app.reader import PageReader
+from app.readers import open_reader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.reading import Figures, read_all
 from benchmarks.accuracy.scores import character_scores, page_errors

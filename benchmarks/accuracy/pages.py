@@ -95,7 +95,7 @@ class RenderedPages:
         }
         self._small = PageRenderer(self._text, self._families[SMALL])
         PageRenderer(self._text, self._families[SEEN_FONTS])  # asks for its fonts
-        self._view_px = settings.model.step_px
+        self._view_px = settings.model.view_px
 
     def kind(self, name: str, count: int) -> Kind:
         """``count`` pages of one of ``RENDERED``, the same ones in every run."""

@@ -18,10 +18,10 @@ from statistics import fmean, median
 import torch
 from PIL import Image
 
-from app.ocr.regions.composed import page_text
-from app.ocr.regions.ink import find_ink
-from app.ocr.regions.page import cut_page, find_print
 from app.output.markdown import to_markdown
+from app.pocket.layout.composed import page_text
+from app.pocket.layout.ink import find_ink
+from app.pocket.layout.page import cut_page, find_print
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
 from benchmarks.accuracy.scores import (
     PARTS,

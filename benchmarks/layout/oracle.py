@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from app.ocr.regions.ink import Ink
-from app.ocr.regions.lines import Line
+from app.pocket.layout.ink import Ink
+from app.pocket.layout.lines import Line
 from benchmarks.accuracy.pages import DPI, DrawnPage
 from training.layout import BULLETS
 from training.printed import Piece

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from app.ocr.attention import Step
 from app.ocr.cuda import kernels
 from app.ocr.cuda.experts import FEW_ROWS, Experts, Scratch, add_norm, dividing, power_of_two
-from app.ocr.rows import Rows
+from app.ocr.engine.attention import Step
+from app.ocr.engine.decode_state import DecodeState
 
 SPARE = 8
 """Positions beyond the last that pages may have."""
@@ -79,7 +79,7 @@ class Layer:
 class StepMixer:
     """One token for each of the first n rows, which sees what its row holds and is kept there."""
 
-    def __init__(self, turns: Turns, rows: Rows, arrived: torch.Tensor) -> None:
+    def __init__(self, turns: Turns, rows: DecodeState, arrived: torch.Tensor) -> None:
         self._turns, self._rows, self._arrived = turns, rows, arrived
 
     def __call__(self, layer: Layer, qkv: torch.Tensor) -> torch.Tensor:
@@ -139,13 +139,13 @@ class FusedDecoder:
         """(..., D) -> (..., V)."""
         return functional.linear(hidden, self._head)
 
-    def step(self, rows: Rows, num_rows: int) -> torch.Tensor:
+    def step(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
         """One token for the first ``num_rows`` rows, whose state goes on by it: (4, n) float64, the fields of
         ``Choice`` in order.
         """
         return chosen(self.logits(rows, num_rows), rows)
 
-    def logits(self, rows: Rows, num_rows: int) -> torch.Tensor:
+    def logits(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
         """(n, V): the rows' last tokens through all layers; their keys and values are stored."""
         slots, _, num_heads, _ = rows.cache.keys[0].shape
         if len(self._arrived) < slots * num_heads:
@@ -163,7 +163,7 @@ class FusedDecoder:
         return add_norm(hidden, parts, self._norm)[1]
 
 
-def chosen(logits: torch.Tensor, rows: Rows) -> torch.Tensor:
+def chosen(logits: torch.Tensor, rows: DecodeState) -> torch.Tensor:
     """(n, V) -> (4, n) float64; every row's state goes on by its token."""
     repeats, device = rows.repeats, logits.device
     num_rows, vocab = logits.shape

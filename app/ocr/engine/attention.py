@@ -1,0 +1,165 @@
+"""Attention over the slots, plugged into the unmodified decoder through transformers' attention interface.
+
+The decoder calls ``attend_pages`` in each layer; the forward call's ``step`` argument says what this pass is:
+a packed prefill or one decode step. No mask is built by the model and none is passed to it. The steps of
+CUDA's flash kernel are in ``packed_attention``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from app.ocr.engine.kv_cache import KvCache
+from app.ocr.engine.scheduler import runs_of_like_length
+from app.ocr.models.config import FULL, SLIDING
+
+NAME = "rtprune_pages"
+NO_MASK: dict[str, None] = {FULL: None, SLIDING: None}
+"""Given, as none, or the model would build one of its own."""
+
+
+class Step(Protocol):
+    """One forward pass. ``attend`` stores the new keys and values and gives (B, T, H, D) from (B, H, T,
+    D).
+    """
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor: ...
+
+
+def attend_pages(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - part of transformers' interface
+    *,
+    scaling: float,
+    step: Step,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    return step.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
+
+
+def install(network: Any) -> int | None:
+    """Make ``network``'s decoder attend through this module, and its experts run grouped.
+
+    Gives the window of a sliding decoder. ValueError if its layers are not of one kind. Registering is global
+    to the process and changes no other model: an instance uses it only when told.
+    """
+    text = network.config.text_config
+    kinds = sorted(set(text.layer_types))
+    if kinds not in ([FULL], [SLIDING]):
+        raise ValueError(f"the engine decodes layers of one kind, {FULL} or {SLIDING}, not {kinds}")
+    AttentionInterface.register(NAME, attend_pages)
+    network.set_attn_implementation({"text_config": NAME})
+    network.set_experts_implementation({"text_config": experts_for(network)})
+    window: int | None = text.sliding_window if kinds == [SLIDING] else None
+    return window
+
+
+def experts_for(network: Any) -> str:
+    """``grouped_mm`` for every checkpoint there is; the loop over experts for sizes its kernel refuses.
+
+    Never batched_mm, which generate() picks on CUDA: it copies the experts' weights for every token.
+    """
+    text, dtype = network.config.text_config, network.dtype
+    sizes = (text.hidden_size, text.moe_intermediate_size)
+    is_aligned = all(size * dtype.itemsize % 16 == 0 for size in sizes)
+    return "grouped_mm" if is_aligned and dtype.itemsize <= 4 else "eager"
+
+
+class EachPrefill:
+    """Pages one after the other in a single row of tokens; page i goes to cache row ``first_row + i``.
+
+    Nothing is padded: one SDPA call a page.
+    """
+
+    def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
+        self._cache = cache
+        self._first_row = cache.num_rows
+        self._lengths = lengths
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        grouped = query.shape[1] != key.shape[1]
+        outs, start = [], 0
+        for row, length in enumerate(self._lengths, start=self._first_row):
+            q, k, v = (states[:, :, start : start + length] for states in (query, key, value))
+            self._cache.write(layer, row, k[0].transpose(0, 1), v[0].transpose(0, 1))
+            outs.append(
+                scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+            )
+            start += length
+        return torch.cat(outs, dim=2).transpose(1, 2)  # (1, T, H, D)
+
+
+CALL_TOKENS = {"cpu": 256, "cuda": 4096}
+"""How many keys of one row a call costs. CPU: 58 us for a row by itself, 0.16 us for each key of a row (4
+heads of 64, float32, AVX2). CUDA: some 20 us of launches at 5 ns a key (10 heads of 128, bfloat16)."""
+ROUND_TO = 16
+"""Keys are read in multiples of it: masks stay aligned, and runs the same for as many steps."""
+
+
+class RunsDecode:
+    """One token for each of the first n rows, in SDPA calls for runs of neighbouring rows of like length.
+
+    A run is read as far as its longest row, the rest masked. Where calls cost little beside reading, runs are
+    short; with ``call_tokens`` 0 each row is read by itself, exactly as far as it goes. Not for CUDA graphs:
+    the runs follow the lengths, so two steps seldom have the same shapes.
+    """
+
+    def __init__(self, cache: KvCache, call_tokens: int | None = None) -> None:
+        device = cache.lengths.device
+        self._cache = cache
+        self._call_tokens = CALL_TOKENS[device.type] if call_tokens is None else call_tokens
+        self._rows = torch.arange(cache.num_rows, device=device)
+        self._columns = torch.arange(cache.plan.slot_tokens, device=device)
+        self._at = self._rows
+        self._runs: list[tuple[slice, int, torch.Tensor | None]] = []
+
+    def begin(self) -> "RunsDecode":
+        """Before each step: what all layers share."""
+        self._at, held = self._cache.next_places(len(self._rows))
+        lengths = self._cache.host_held(more=1)  # the token of this step included
+        runs = runs_of_like_length(lengths, self._call_tokens, ROUND_TO)
+        self._runs = [self._run(slice(rows.start, rows.stop), lengths, held) for rows in runs]
+        return self
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys.index_put_((self._rows, self._at), key[:, :, 0])
+        values.index_put_((self._rows, self._at), value[:, :, 0])
+        # the queries of a group attend as its tokens would: (n, Hkv, G, D)
+        grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+        outs = [
+            scaled_dot_product_attention(
+                grouped[rows],
+                keys[rows, :most].transpose(1, 2),
+                values[rows, :most].transpose(1, 2),
+                attn_mask=mask,
+                scale=scale,
+            )
+            for rows, most, mask in self._runs
+        ]
+        mixed = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return mixed.reshape(len(query), 1, -1, query.shape[3])  # (n, 1, H, D)
+
+    def _run(
+        self, rows: slice, lengths: Sequence[int], held: torch.Tensor
+    ) -> tuple[slice, int, torch.Tensor | None]:
+        """The rows, how far they are read, and (rows, 1, 1, most) to add to their scores."""
+        longest = max(lengths[rows])
+        if min(lengths[rows]) == longest:
+            return rows, longest, None
+        most = min(-(-longest // ROUND_TO) * ROUND_TO, self._cache.plan.slot_tokens)
+        beyond = self._columns[:most] >= held[rows, None]
+        mask = torch.zeros(beyond.shape, dtype=self._cache.shape.dtype, device=beyond.device)
+        return rows, most, mask.masked_fill_(beyond, -torch.inf)[:, None, None]

@@ -1,0 +1,237 @@
+"""Running pages on the device: prefill, one decode step for all, choice of the next token. No page policy
+here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from app.ocr.cuda import choose
+from app.ocr.engine import packed_attention
+from app.ocr.engine.attention import EachPrefill, RunsDecode, Step, install
+from app.ocr.engine.decode_state import DecodeState
+from app.ocr.engine.device import adopt, reader_for, runner_for
+from app.ocr.engine.kv_cache import KvCache, KvPlan, KvShape, to_device
+from app.ocr.engine.loops import LoopRule, NgramRule, RepeatState
+from app.ocr.models.model import OcrModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What a page's sequence starts with. ``embeds``: (T, D); ``positions``: (T,) int64, ascending, with
+    gaps where visual tokens were pruned; ``next_position``: where its output goes on."""
+
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Choice(NamedTuple):
+    """One page's new token, as the host reads it. A tuple: many are made at every step."""
+
+    token: int
+    is_repeating: bool
+    """The output ends in a repeating tail (by ``LoopRule``, exempt ids not yet excused)."""
+    was_banned: bool
+    """The n-gram ban changed the choice."""
+    logprob_sum: float
+    """Of all the page's tokens up to this one; NaN when the model gave no finite number."""
+
+
+class Choices:
+    """Tokens chosen in one pass, still on their way to the host."""
+
+    def __init__(self, read: Callable[[], list[list[float]]]) -> None:
+        self._read = read
+
+    def read(self) -> list[Choice]:
+        """Waits for the device to have finished that pass."""
+        return [Choice(int(a), b > 0, c > 0, d) for a, b, c, d in zip(*self._read(), strict=True)]
+
+
+class StepAttention(Step, Protocol):
+    def begin(self) -> Step:
+        """Before each step: what all layers share."""
+
+
+class NativeDecoder:
+    """transformers' own modules as they are."""
+
+    def __init__(self, language_model: Any, head: Any) -> None:
+        self._language_model, self._head = language_model, head
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        return choose.native(self._language_model, embeds, positions, step)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self._head(hidden)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLimits:
+    plan: KvPlan
+    loops: LoopRule
+    max_distance: int
+    """The farthest any page's ``NgramRule`` looks back."""
+
+
+def kv_shape(model: OcrModel) -> KvShape:
+    network: Any = model.network
+    text = network.config.text_config
+    return KvShape(text.num_hidden_layers, text.num_key_value_heads, text.head_dim, model.dtype)
+
+
+class Decoder:
+    """Rows 0 to n - 1 are running pages, each with its cache slot, last token, position and repeat state.
+
+    ``prefill`` and ``step`` raise what the model raises, out of memory included; the rows are then as before.
+    """
+
+    def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
+        network: Any = model.network
+        window = install(network)
+        num_slots = limits.plan.num_slots
+        self._model = model
+        language_model = network.model.language_model
+        device = model.device
+        num_heads = network.config.text_config.num_attention_heads
+        self.is_packed = packed_attention.works(kv_shape(model), num_heads, device)
+        """Attention in one length-aware call, its steps fit for CUDA graphs; else in runs of rows."""
+        # what reads each row by itself never sees what an earlier page left
+        self.cache = KvCache(limits.plan, kv_shape(model), device, window, wipes=not self.is_packed)
+        vocab_size = network.config.text_config.vocab_size
+        repeats = RepeatState(
+            num_slots, limits.loops, limits.max_distance, model.ngram_exempt_ids, vocab_size, device
+        )
+        self.rows = DecodeState.of(self.cache, repeats)
+        self._fused = (
+            choose.decoder_for(language_model, network.lm_head, kv_shape(model)) if self.is_packed else None
+        )
+        self._layers = self._fused or model.decoder_layers or NativeDecoder(language_model, network.lm_head)
+        self._rules: list[NgramRule] = []
+        self._attention: StepAttention | None = None
+        self._runner = runner_for(self, device, captures=self.is_packed)
+        self._read_later = reader_for(device)
+
+    @property
+    def num_rows(self) -> int:
+        return self.cache.num_rows
+
+    def has_room_for(self, more: int) -> bool:
+        """Whether every row's slot holds so many tokens more."""
+        longest = max(self.cache.host_lengths, default=0)
+        return self.cache.window is not None or longest + more <= self.cache.plan.slot_tokens
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Prompt], rules: Sequence[NgramRule]) -> Choices:
+        """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
+        lengths = [len(prompt) for prompt in prompts]
+        try:
+            logits = self._first_logits(prompts, lengths)
+            tokens = logits.argmax(dim=-1)
+            logprobs = chosen_logprobs(logits, tokens)
+            positions = to_device([p.next_position for p in prompts], torch.int64, self.rows.positions.device)
+            nothing = torch.zeros_like(logprobs)
+            choices = torch.stack((tokens.double(), nothing, nothing, logprobs))
+        except Exception:
+            for row, length in enumerate(lengths[: self.cache.num_free], start=self.num_rows):
+                self.cache.wipe(row, min(length, self.cache.plan.slot_tokens))
+            raise
+        first = self.cache.admit(lengths)
+        self.rows.admit(first, tokens, positions, logprobs)
+        for i, rule in enumerate(rules):
+            self.rows.repeats.start(first + i, rule, tokens[i])
+        self._rules.extend(rules)
+        self._rows_changed()
+        return Choices(self._read_later(choices))
+
+    @torch.inference_mode()
+    def step(self) -> Choices:
+        """One token for every row. Returns without waiting for the device."""
+        chosen = self._runner.step(self.num_rows)
+        self.cache.advance()
+        return Choices(self._read_later(chosen))
+
+    @torch.inference_mode()
+    def release(self, row: int) -> int:
+        """Free a row's memory; the last row takes its place. Returns that row's old index."""
+        last = self.cache.release(row)
+        self.rows.release(row, last)
+        self._rules[row] = self._rules[last]
+        self._rules.pop()
+        self._rows_changed()
+        return last
+
+    def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor:
+        """The work of one step for the first ``num_rows`` rows: (4, n) float64 of ``Choice``'s fields, in
+        order.
+
+        Writes only state of fixed addresses and asks the device nothing, so it can be captured and replayed.
+        """
+        if self._fused is not None:
+            return self._fused.step(self.rows, num_rows)
+        tokens, positions = self.rows.tokens[:num_rows], self.rows.positions[:num_rows]
+        embeds = self._model.embed(tokens[:, None])  # (n, 1, D)
+        hidden = self._layers(embeds, positions[:, None], attention)
+        logits = self._layers.head(hidden[:, -1]).float()  # (n, V)
+        wanted = logits.argmax(dim=-1)
+        chosen = self.rows.repeats.banned(logits).argmax(dim=-1)
+        extended = self.rows.repeats.after(chosen)
+        sums = self.rows.logprob_sums[:num_rows] + chosen_logprobs(logits, chosen)
+        fields = (chosen, extended.is_repeating, chosen != wanted, sums)
+        choices = torch.stack([field.double() for field in fields])
+        # State changes only here, where nothing is allocated: a step that runs out of memory can be taken
+        # again.
+        self.rows.repeats.accept(extended)
+        tokens.copy_(chosen)
+        running = self.rows.is_running[:num_rows]
+        positions.add_(running)
+        self.cache.lengths[:num_rows].add_(running)
+        self.rows.logprob_sums[:num_rows] = sums
+        return choices
+
+    def attention(self, num_rows: int | None = None) -> StepAttention:
+        """For steps of ``num_rows`` rows, which may be more than are running where it is packed."""
+        if num_rows is not None:
+            return packed_attention.PackedDecode(self.cache, num_rows)
+        if self._attention is None:
+            self._attention = (
+                packed_attention.PackedDecode(self.cache, self.num_rows)
+                if self.is_packed
+                else RunsDecode(self.cache)
+            )
+        return self._attention
+
+    def warm_up(self) -> None:
+        """Before the first page: whatever the device needs only once."""
+        self._runner.warm_up(self.cache.plan.num_slots)
+
+    def _first_logits(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> torch.Tensor:
+        """B prompts -> (B, V) float32 at the last token of each; their keys and values go to the next B
+        slots.
+        """
+        embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
+        positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
+        prefill = packed_attention.PackedPrefill if self.is_packed else EachPrefill
+        hidden = self._layers(embeds, positions, prefill(self.cache, lengths))
+        ends = to_device([end - 1 for end in accumulate(lengths)], torch.int64, hidden.device)
+        return self._layers.head(hidden[0, ends]).float()
+
+    def _rows_changed(self) -> None:
+        self._attention = None
+        if not self.is_packed:  # a captured step looks as far back as any rule may
+            self.rows.repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or
+    infinity.
+    """
+    return logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]

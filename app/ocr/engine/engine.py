@@ -1,0 +1,165 @@
+"""Continuous batching over pages of different documents: the ``PageReader`` that the service talks to.
+
+    submit -> queue -> preprocess -> encode + prune -> prefill -> decode ... -> result
+              fair     thread pool   pages of one     packed     all running
+              rounds                 mode together               pages, one step
+
+A page joins at any step and leaves at any step; nothing drains. The loop (``PageLoop``) runs in one thread.
+If that thread dies, every page fails and so does every later ``submit``: nobody is left waiting.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from app.document import Page, Reading, ReadOptions
+from app.errors import PageFailed
+from app.ocr.engine.page_loop import PageLoop
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.stream import pieces_of
+from app.ocr.engine.task import PageTask, new_task
+from app.ocr.models.model import OcrModel
+from app.ocr.risk import Evidence
+
+logger = logging.getLogger(__name__)
+
+
+class EngineStream:
+    """A ``PageStream`` of this engine."""
+
+    def __init__(self, task: PageTask, model: OcrModel, loop: PageLoop, interval_seconds: float) -> None:
+        self._task, self._model, self._loop = task, model, loop
+        self._interval_seconds = interval_seconds
+
+    def pieces(self) -> AsyncIterator[str]:
+        return pieces_of(self._task.feed, self._model.decode_text, self._interval_seconds)
+
+    async def result(self) -> Reading:
+        # shielded: a caller that stops waiting must not cancel the future that the engine will set
+        return await asyncio.shield(asyncio.wrap_future(self._task.done))
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the result's risk was told from; complete once the result is there."""
+        return Evidence(self._task.best().logprobs if self._task.outcomes else ())
+
+    def cancel(self) -> None:
+        self._loop.post(partial(self._loop.end, self._task, "cancelled"))
+
+
+class Engine:
+    """Reads pages with one model on one device. Starts its thread at once; ``close`` ends it.
+
+    ``on_death`` is called first when the thread dies of a defect or a lost device, before any page is told:
+    a process that does nothing else but read ends itself there, so that its pages are read elsewhere instead
+    of failing with it.
+    """
+
+    def __init__(
+        self,
+        model: OcrModel,
+        settings: EngineSettings | None = None,
+        on_death: Callable[[], None] | None = None,
+    ) -> None:
+        self._model = model
+        self._on_death = on_death or _carry_on
+        self._settings = settings or EngineSettings()
+        self._preparing = ThreadPoolExecutor(
+            self._settings.preprocess_threads, thread_name_prefix="preprocess"
+        )
+        self._finishing = ThreadPoolExecutor(1, thread_name_prefix="text")
+        self._loop = PageLoop(model, self._settings, self._preparing, self._finishing)
+        self._lock = threading.Lock()
+        self._tasks: set[PageTask] = set()
+        self._is_closing = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def model_name(self) -> str:
+        return self._model.name
+
+    @property
+    def modes(self) -> Collection[str]:
+        return self._model.modes
+
+    @property
+    def failure(self) -> str | None:
+        """Why no page can be read any more; ``None`` while the engine is well."""
+        return self._failure
+
+    def submit(
+        self,
+        page: Page,
+        options: ReadOptions,
+        *,
+        document_id: str,
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+    ) -> EngineStream:
+        """Queue a page at once, without waiting.
+
+        Higher ``priority`` goes first, but for one page in eight (``FairQueue``); pages of one priority take
+        turns by document. A page whose
+        deadline passes ends with what it has; one not yet begun, with ``Overloaded``. Raises ``BadOption``,
+        ``Overloaded`` for a full queue, ``PageFailed`` when the engine has stopped.
+        """
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
+        with self._lock:
+            if self._failure is not None:
+                raise PageFailed(self._failure)
+            self._loop.enqueue(task, priority)
+            self._tasks.add(task)
+        task.done.add_done_callback(lambda _: self._forget(task))
+        return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
+
+    async def close(self) -> None:
+        """Cancel what runs, release the device."""
+        await asyncio.to_thread(self.shut_down)
+
+    def shut_down(self) -> None:
+        """``close`` for callers without an event loop. Returns when the threads have ended."""
+        self._is_closing = True
+        self._loop.post(lambda: None)
+        self._thread.join()
+        self._preparing.shutdown(wait=True, cancel_futures=True)
+        self._finishing.shutdown(wait=True)
+
+    def _forget(self, task: PageTask) -> None:
+        with self._lock:
+            self._tasks.discard(task)
+
+    def _run(self) -> None:
+        try:
+            self._loop.warm_up()
+            while not self._is_closing:
+                if not self._loop.turn():
+                    self._loop.wait()
+            self._stop("the reading engine was closed")
+            for task in self._unfinished():
+                self._loop.end(task, "cancelled")
+        except BaseException as error:
+            logger.exception("the engine's loop died")
+            self._on_death()
+            self._stop(f"the reading engine stopped ({type(error).__name__})")
+            for task in self._unfinished():
+                task.settle(PageFailed(self._failure or "the reading engine stopped"))
+        finally:
+            self._loop.close()
+
+    def _stop(self, reason: str) -> None:
+        """From here on ``submit`` refuses: what was accepted before is in ``_tasks`` and gets its answer."""
+        with self._lock:
+            self._failure = reason
+
+    def _unfinished(self) -> list[PageTask]:
+        with self._lock:
+            return [task for task in self._tasks if not task.done.done()]
+
+
+def _carry_on() -> None:
+    """For a process with other work to do."""

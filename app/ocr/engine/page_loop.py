@@ -1,0 +1,411 @@
+"""The engine's loop, one turn at a time: obey, expire, take in, prefill, decode, settle.
+
+Everything here runs in one thread, but for ``enqueue``, ``post`` and ``load``, which any thread may call.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from app.document import FinishReason
+from app.errors import Overloaded, PageFailed, ParseError
+from app.ocr.engine.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
+from app.ocr.engine.device import LaunchPolicy, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
+from app.ocr.engine.encode_queue import EncodeQueue
+from app.ocr.engine.kv_cache import KvPlan
+from app.ocr.engine.load import EngineLoad
+from app.ocr.engine.loops import find_loop, loop_before_ban, without_repeats
+from app.ocr.engine.scheduler import BatchLimit, Deadlines, KvBudget, chunks_within
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.task import ConfidenceWindow, PageTask
+from app.ocr.engine.vision import Encoded, failure_of
+from app.ocr.models.model import OcrModel
+
+logger = logging.getLogger(__name__)
+PrefillBatch = list[tuple[PageTask, Encoded]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """Tokens on their way to the host, and whose they are: page and life. ``stage``: of what they came."""
+
+    stage: Literal["prefill", "decode"]
+    owners: list[tuple[PageTask, int]]
+    choices: Choices
+
+
+class PageLoop:
+    """Pages in, answers out. ``preparing`` runs host work of many pages, ``finishing`` turns ids into
+    text.
+    """
+
+    def __init__(
+        self, model: OcrModel, settings: EngineSettings, preparing: Executor, finishing: Executor
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._finishing_pool = finishing
+        budget = kv_budget_bytes(model.device, settings.kv_memory_mib, settings.kv_memory_share)
+        shape = kv_shape(model)
+        plan = KvPlan.within(
+            budget,
+            shape,
+            max_pages=settings.max_running_pages,
+            max_page_tokens=settings.page_tokens(model, shape, budget),
+            lazy=model.device.type == "cpu",
+        )
+        self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
+        self._kv_budget = KvBudget(plan.num_tokens)
+        self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
+        self._prefill_limit = BatchLimit(plan.num_slots)
+        self._row_limit = BatchLimit(plan.num_slots, patience=256)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._woken = threading.Event()
+        self._encode_queue = EncodeQueue(model, settings, preparing, plan, self)
+        self._deadlines: Deadlines[PageTask] = Deadlines()
+        self._num_alone = 0
+        self._running: list[PageTask] = []
+        self._pending: deque[_Pass] = deque()
+        self._launch = LaunchPolicy.on(model.device)
+        self._short_of_rows_s: float | None = None
+        self._decode_clock_ms = 0.0
+        self._clock_s = 0.0
+        self._steps = 0
+
+    # any thread
+
+    def enqueue(self, task: PageTask, priority: int) -> None:
+        """Raise ``Overloaded`` rather than wait."""
+        self._encode_queue.put(task, priority)
+        self.post(partial(self._watch, task))
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have the loop run ``command`` at the start of its next turn."""
+        self._commands.append(command)
+        self._woken.set()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    @property
+    def load(self) -> EngineLoad:
+        return EngineLoad(
+            queued=self._encode_queue.num_queued,
+            preparing=self._encode_queue.num_preparing,
+            encoding=self._encode_queue.num_encoding,
+            running=len(self._running),
+            slots=self._decoder.cache.plan.num_slots,
+            kv_bytes=self._decoder.cache.num_bytes,
+            steps=self._steps,
+        )
+
+    # the loop's thread
+
+    def warm_up(self) -> None:
+        self._encode_queue.lane.leave_threads()
+        self._decoder.warm_up()
+
+    def turn(self) -> bool:
+        """Everything that can be done now, at most one decode step. False: nothing to do until woken."""
+        self._woken.clear()
+        while self._commands:
+            self._commands.popleft()()
+        for task in self._deadlines.expired(time.monotonic()):
+            self.end(task, "deadline")
+        self._encode_queue.advance(0 if self._is_full else self._num_free, self._most_rows)
+        self._prefill()
+        self._clock_s = time.perf_counter()
+        self._decode()
+        self._settle(leave=1 if self._running else 0)
+        return bool(self._running or self._pending or self._encode_queue.encoded or self._commands)
+
+    def wait(self) -> None:
+        """Until something is posted or a deadline passes."""
+        due = self._deadlines.next_s()
+        self._woken.wait(None if due is None else max(0.0, due - time.monotonic()))
+
+    def end(self, task: PageTask, reason: FinishReason) -> None:
+        """Stop a page wherever it is and free its memory now. Nothing happens to one that is over."""
+        if task.is_over:
+            return
+        if reason == "deadline" and not task.outcomes and task.row is None:
+            self.fail(task, Overloaded("the page's deadline passed before its turn came"))
+            return
+        task.conclude(reason)
+        self._finish(task)
+
+    def fail(self, task: PageTask, error: ParseError) -> None:
+        """A page that failed on a later attempt still has what the earlier ones read."""
+        if task.is_over:
+            return
+        if task.outcomes:
+            self._finish(task)
+            return
+        self._leave(task)
+        self._deadlines.discard(task)
+        task.settle(error)
+
+    def close(self) -> None:
+        self._encode_queue.close()
+
+    @property
+    def _most_rows(self) -> int:
+        return min(self._decoder.cache.plan.num_slots, self._row_limit.value)
+
+    @property
+    def _num_free(self) -> int:
+        """Rows that a page may take now."""
+        return max(0, self._most_rows - len(self._running))
+
+    def _watch(self, task: PageTask) -> None:
+        if not task.is_over:
+            self._deadlines.add(task, task.deadline_s)
+
+    def _prefill(self) -> None:
+        """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens``
+        take.
+        """
+        size = self._num_fitting()
+        if not size:
+            return
+        batch = self._encode_queue.encoded[:size]
+        del self._encode_queue.encoded[:size]
+        for _ in range(self._launch.steps_ahead):
+            if self._decoder.has_room_for(2):  # this step's, and one before it is known what it gave
+                self._decode()
+        self._num_alone = max(0, self._num_alone - size)
+        start = time.perf_counter()
+        try:
+            choices = self._decoder.prefill(
+                [encoded.prompt for _, encoded in batch], [task.rung.ngram for task, _ in batch]
+            )
+        except Exception as error:
+            if is_lost(self._model.device):
+                raise
+            logger.warning("a prefill of %d pages failed", size, exc_info=error)
+            self._prefill_failed(batch, error)
+            return
+        self._prefill_limit.succeeded()
+        self._admitted(batch, choices, (time.perf_counter() - start) * 1e3 / size)
+
+    def _num_fitting(self) -> int:
+        """How many of the encoded pages, in turn, one prefill takes. The first that does not fit waits, and
+        all behind it wait with it, or pages that need less would pass it for ever.
+        """
+        waiting = self._encode_queue.encoded[: self._num_free]
+        if not waiting or self._waits_for_rows():
+            return 0
+        lengths = [len(encoded.prompt) for _, encoded in waiting]
+        size = len(chunks_within(lengths, self._settings.max_prefill_tokens)[0])
+        size = min(1 if self._num_alone else self._prefill_limit.value, size)
+        num_fitting = self._kv_budget.how_many([self._encode_queue.size(*pair) for pair in waiting[:size]])
+        self._is_full = num_fitting < size
+        return num_fitting
+
+    def _waits_for_rows(self) -> bool:
+        """Whether pages are better prefilled together with some that will have a row soon."""
+        is_short = self._num_free < min(
+            self._most_rows // self._launch.shares, len(self._encode_queue.encoded)
+        )
+        if not is_short or not self._running:
+            self._short_of_rows_s = None
+            return False
+        now = time.monotonic()
+        if self._short_of_rows_s is None:
+            self._short_of_rows_s = now
+        if now - self._short_of_rows_s < self._launch.wait_s:
+            return True
+        self._short_of_rows_s = None
+        return False
+
+    def _admitted(self, batch: PrefillBatch, choices: Choices, prefill_ms: float) -> None:
+        now = time.monotonic()
+        for task, encoded in batch:
+            task.stops_waiting(now)
+            task.times_ms["prefill"] += prefill_ms
+            task.starts(
+                len(self._running), encoded, self._encode_queue.room(task, encoded), self._settings.loops
+            )
+            task.reserved = self._encode_queue.size(task, encoded)
+            self._kv_budget.take(task.reserved)
+            task.decode_clock_ms = self._decode_clock_ms
+            self._running.append(task)
+        self._pending.append(_Pass("prefill", [(task, task.life) for task, _ in batch], choices))
+
+    def _prefill_failed(self, batch: PrefillBatch, error: Exception) -> None:
+        """Alone: the page fails. Together: smaller if memory ran out, else each alone to find whose fault it
+        is.
+        """
+        if is_out_of_memory(error):
+            give_back_memory(self._model.device)
+            self._prefill_limit.shrink(len(batch))
+        if len(batch) == 1:
+            self.fail(batch[0][0], failure_of(error))
+            return
+        if not is_out_of_memory(error):
+            self._num_alone = len(batch)
+        self._encode_queue.encoded = batch + self._encode_queue.encoded
+
+    def _decode(self) -> None:
+        if not self._running:
+            return
+        owners = [(task, task.life) for task in self._running]
+        try:
+            choices = self._decoder.step()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise  # no page can be blamed, and the device's state is unknown
+            self._step_out_of_memory()
+            return
+        self._steps += 1
+        self._row_limit.succeeded()
+        self._pending.append(_Pass("decode", owners, choices))
+
+    def _step_out_of_memory(self) -> None:
+        """Fewer pages at once from now on: the half that came last starts over when there is room."""
+        give_back_memory(self._model.device)
+        num_rows = len(self._running)
+        self._row_limit.shrink(num_rows)
+        if num_rows == 1:
+            self.fail(self._running[0], PageFailed("the page alone does not fit the device's memory"))
+            return
+        for task in reversed(self._running[num_rows // 2 :]):
+            self._again(task, task.attempt)
+
+    def _settle(self, leave: int) -> None:
+        """Read passes back, all but the last ``leave``: the device works on those while the host thinks."""
+        while len(self._pending) > leave:
+            settled = self._pending.popleft()
+            choices = settled.choices.read()
+            self._charge(settled)
+            for (task, life), choice in zip(settled.owners, choices, strict=True):
+                # a page that ended, or started over, since this pass was launched ran it for nothing
+                if not task.is_over and task.life == life:
+                    self._take(task, choice)
+
+    def _charge(self, settled: _Pass) -> None:
+        """What went by since the clock was read was spent on this pass: launching the next one and waiting
+        for this one, which on CUDA is where the device's time shows.
+        """
+        now = time.perf_counter()
+        spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now
+        # a page that left ran this pass for nothing, and its time belongs to those that made it run
+        alive = [task for task, life in settled.owners if not task.is_over and task.life == life]
+        if not alive:
+            return
+        if settled.stage == "decode":
+            self._decode_clock_ms += spent_ms / len(alive)
+            return
+        for task in alive:
+            task.times_ms["prefill"] += spent_ms / len(alive)
+            task.decode_clock_ms = self._decode_clock_ms  # the step in flight when it joined was not its own
+
+    def _take(self, task: PageTask, choice: Choice) -> None:
+        if not math.isfinite(choice.logprob_sum):
+            self.fail(task, PageFailed("the model's numbers overflowed on this page"))
+            return
+        task.scores(choice.logprob_sum)
+        if choice.token == self._model.eos_id:
+            self._ended(task, "stop")
+            return
+        task.ids.append(choice.token)
+        task.feed.push(choice.token)
+        ids = self._ids_before_loop(task, choice)
+        if ids is not None:
+            self._looped(task, ids)
+        elif self._is_noise(task.window.mean(len(task.ids), task.logprob_sum)):
+            self._unsure(task)
+        elif len(task.ids) >= task.room:
+            self._ended(task, "length")
+
+    def _ended(self, task: PageTask, reason: FinishReason) -> None:
+        """By itself or at its limit. A page too short for a stretch may be noise from its first token on: its
+        text is left out like a stretch. It is not read again, for it is over as soon as it is begun.
+        """
+        if self._is_noise(task.confidence):
+            task.conclude("low_confidence", [])
+        else:
+            task.conclude(reason)
+        self._finish(task)
+
+    def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
+        """If the page has run into a loop: its output with the loop once. ``None``: it has not."""
+        exempt, ngram = self._model.ngram_exempt_ids, task.rung.ngram
+        if choice.is_repeating and (loop := find_loop(task.ids, self._settings.loops, exempt)) is not None:
+            return without_repeats(task.ids, loop)
+        if choice.was_banned and task.bans is not None:
+            first = task.bans.add(len(task.ids) - 1)
+            if first is not None:
+                loop = loop_before_ban(task.ids[:first], ngram)
+                return task.ids[:first] if loop is None else without_repeats(task.ids, loop)
+        return None
+
+    def _is_noise(self, mean: float | None) -> bool:
+        least = self._model.min_confidence
+        return least is not None and mean is not None and mean < least
+
+    def _unsure(self, task: PageTask) -> None:
+        """End before the noise began. What pruning took away may be what is missing: once more without."""
+        noise = ConfidenceWindow.NUM * ConfidenceWindow.TOKENS
+        task.conclude("low_confidence", task.ids[:-noise])
+        unpruned = next((i for i, rung in enumerate(task.rungs) if rung.prune == "none"), None)
+        if unpruned is not None and unpruned > task.attempt:
+            self._again(task, unpruned)
+        else:
+            self._finish(task)
+
+    def _looped(self, task: PageTask, ids: list[int]) -> None:
+        task.conclude("loop", ids)
+        if task.has_next_rung:
+            self._again(task, task.attempt + 1)
+        else:
+            self._finish(task)
+
+    def _again(self, task: PageTask, attempt: int) -> None:
+        """Read the page from the start. It keeps its turn, so it is next."""
+        mode, encoded = task.rung.mode, task.encoded
+        self._leave(task)
+        task.restarts(attempt)
+        task.waits(time.monotonic())
+        if encoded is not None and task.rung.mode == mode:
+            self._encode_queue.take_up(task, encoded)
+        else:
+            self._encode_queue.begin(task)
+
+    def _finish(self, task: PageTask) -> None:
+        """Its outcomes are complete: free its memory, make its text."""
+        task.is_over = True
+        self._leave(task)
+        self._deadlines.discard(task)
+        self._finishing_pool.submit(_complete, task, self._model)
+
+    def _leave(self, task: PageTask) -> None:
+        """Out of the queue and off the device."""
+        task.stops_waiting(time.monotonic())
+        self._encode_queue.withdraw(task)
+        if task.row is None:
+            return
+        task.times_ms["decode"] += self._decode_clock_ms - task.decode_clock_ms
+        row, task.row = task.row, None
+        self._decoder.release(row)
+        self._kv_budget.give_back(task.reserved)
+        self._is_full = False
+        moved = self._running.pop()
+        if moved is not task:
+            self._running[row] = moved
+            moved.row = row
+
+
+def _complete(task: PageTask, model: OcrModel) -> None:
+    """Ids -> text, away from the loop."""
+    try:
+        task.settle(task.reading(model.decode_text(task.best().ids)))
+    except Exception as error:
+        logger.exception("a page's text could not be made")
+        task.settle(failure_of(error))

@@ -1,0 +1,43 @@
+"""What to try when a page loops: each rung keeps the measures of the one before and adds one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from app.document import Pruning
+from app.ocr.engine.loops import NgramRule
+from app.ocr.models.model import Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How one attempt reads the page."""
+
+    mode: str
+    prune: Pruning
+    keep_ratio: float | None
+    ngram: NgramRule
+
+
+def ladder(first: Rung, strict: NgramRule, modes: Sequence[Mode], max_attempts: int) -> list[Rung]:
+    """As asked; then a stricter n-gram ban; then unpruned; then in another mode. Rungs that change nothing
+    drop out.
+    """
+    strictly = replace(first, ngram=strict)
+    unpruned = replace(strictly, prune="none", keep_ratio=None)
+    elsewhere = replace(unpruned, mode=other_mode(first.mode, modes))
+    return list(dict.fromkeys((first, strictly, unpruned, elsewhere)))[:max_attempts]
+
+
+def other_mode(name: str, modes: Sequence[Mode]) -> str:
+    """The next trained mode with more pixels, else the one with the most below it, else the same."""
+    pixels = {mode.name: _most_pixels(mode) for mode in modes if mode.trained or mode.name == name}
+    others = sorted((size, other) for other, size in pixels.items() if other != name)
+    larger = [other for size, other in others if size >= pixels[name]]
+    if larger:
+        return larger[0]
+    return others[-1][1] if others else name
+
+
+def _most_pixels(mode: Mode) -> int:
+    tiles = mode.max_tiles * mode.tile_px**2 if mode.tile_px else 0
+    return mode.view_px**2 + tiles

@@ -1,0 +1,92 @@
+"""What an operator may set about the engine. Frozen, units in names; checked when made."""
+
+from dataclasses import dataclass, field
+
+from app.ocr.engine.kv_cache import KvShape
+from app.ocr.engine.loops import LoopRule, NgramRule
+from app.ocr.models.model import OcrModel
+
+PROMPT_ROOM = 2048
+"""Tokens of the largest mode's page (Gundam's nine tiles: 1,300) and of a long prompt."""
+
+COUNTS = (
+    "max_running_pages",
+    "max_page_tokens",
+    "max_queued_pages",
+    "prefetch_pages",
+    "preprocess_threads",
+    "max_encode_pages",
+    "max_prefill_tokens",
+    "max_output_tokens",
+    "max_attempts",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Memory: ``kv_memory_mib`` or ``kv_memory_share`` (of free CUDA memory) pays for the KV cache, once, at
+    start.
+    """
+
+    max_running_pages: int = 16
+    """Pages decoded together; fewer if the KV budget does not pay for as many."""
+    max_page_tokens: int | None = 4096
+    """KV tokens of one page: kept visual tokens, prompt and output. At most the model's positions are used.
+
+    ``None``: room for ``max_output_tokens`` and any page, or what the KV memory holds if that is less.
+    """
+    kv_memory_mib: int | None = 512
+    kv_memory_share: float | None = None
+
+    max_queued_pages: int = 4096
+    prefetch_pages: int = 16
+    """Pages preprocessed ahead of their encoding. Each holds its views: 12 MiB at 1024 px."""
+    preprocess_threads: int = 2
+    max_encode_pages: int = 8
+    encode_beside_decode: bool = False
+    """On a CPU: leave half of the threads to decoding and encode with the others meanwhile. Pays where a step
+    is too short to be shared. CUDA always encodes beside decoding."""
+    view_group: int = 0
+    """Pages of a document that take turns three at a time: what a reader cuts one page into."""
+    max_prefill_tokens: int = 4096
+    """Prefilled between two decode steps: what running pages may have to wait for."""
+
+    max_output_tokens: int = 4096
+    """For pages that do not say; always cut to what the page's memory and the model's positions leave."""
+    page_deadline_seconds: float = 600.0
+    """From submission, for pages that do not say."""
+
+    ngram: NgramRule | None = None
+    """``None``: the rule that the checkpoint was published with."""
+    strict_ngram: NgramRule = field(default_factory=lambda: NgramRule(n=10, window=256))
+    """From the second attempt on."""
+    loops: LoopRule = field(default_factory=LoopRule)
+    max_attempts: int = 4
+    piece_interval_seconds: float = 0.03
+    """Streamed text is gathered at least this long, so that consumers do not cost more than decoding."""
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if (self.kv_memory_mib is None) == (self.kv_memory_share is None):
+            raise ValueError("give one of kv_memory_mib and kv_memory_share")
+        if self.kv_memory_share is not None and not 0 < self.kv_memory_share <= 1:
+            raise ValueError(f"kv_memory_share must be in (0, 1], got {self.kv_memory_share}")
+        if not self.page_deadline_seconds > 0:
+            raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
+
+    def page_tokens(self, model: OcrModel, shape: KvShape, budget_bytes: int) -> int:
+        """KV tokens of one page, for this model and KV memory."""
+        if self.max_page_tokens is not None:
+            return min(self.max_page_tokens, model.max_positions)
+        wanted = min(self.max_output_tokens + PROMPT_ROOM, model.max_positions)
+        return min(wanted, max(1, budget_bytes // shape.bytes_per_token))
+
+    def first_ngram(self, model: OcrModel) -> NgramRule:
+        """The rule of a page's first attempt."""
+        return model.ngram if self.ngram is None else self.ngram
+
+    def max_ban_distance(self, model: OcrModel) -> int:
+        """The farthest back, in tokens, that any attempt looks for a repeat."""
+        return max(self.first_ngram(model).max_distance, self.strict_ngram.max_distance)

@@ -1,0 +1,216 @@
+"""One page on its way through the engine: what was asked, what was tried, what came out."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.errors import BadOption, ParseError
+from app.ocr.engine.loops import BanCount, LoopRule
+from app.ocr.engine.retries import Rung, ladder
+from app.ocr.engine.scheduler import Turn
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.stream import Feed
+from app.ocr.engine.vision import Encoded, VisualCounts
+from app.ocr.models.model import OcrModel
+from app.ocr.risk import Evidence, RiskCurve
+
+STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
+NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. ``ids``: what its text is made of, loops cut to one repeat, noise left out.
+
+    ``logprobs``: of those tokens, of the end token if it was chosen, and of noise.
+    """
+
+    attempt: Attempt
+    ids: list[int]
+    logprobs: list[float]
+    confidence: float
+    counts: VisualCounts
+
+
+@dataclass(slots=True)
+class ConfidenceWindow:
+    """How sure the model was of the last ``NUM * TOKENS`` tokens."""
+
+    TOKENS: ClassVar[int] = 32
+    NUM: ClassVar[int] = 4
+    sums: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=ConfidenceWindow.NUM + 1))
+
+    def mean(self, num_tokens: int, logprob_sum: float) -> float | None:
+        """Mean log-probability over them when a stretch is complete, after enough of them; else ``None``.
+
+        ``logprob_sum``: of all ``num_tokens`` tokens.
+        """
+        if num_tokens % self.TOKENS:
+            return None
+        self.sums.append(logprob_sum)
+        if len(self.sums) <= self.NUM:
+            return None
+        return (self.sums[-1] - self.sums[0]) / (self.NUM * self.TOKENS)
+
+
+@dataclass(eq=False, slots=True)
+class PageTask:
+    """Owned by the engine's thread, but for ``feed`` and ``done``, which any thread may read."""
+
+    page: Page
+    document_id: str
+    rungs: Sequence[Rung]
+    prompt_ids: list[int]
+    max_output_tokens: int
+    deadline_s: float
+    risk_curve: RiskCurve
+    feed: Feed = field(default_factory=Feed)
+    done: "Future[Reading]" = field(default_factory=Future)
+    turn: Turn | None = None
+    """Its place in the queue; ``None`` until queued."""
+    is_over: bool = False
+    """Nothing more may happen to it; ``done`` follows once its text is made."""
+    times_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    waiting_since_s: float | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    attempt: int = 0
+    """Which rung is being tried."""
+    life: int = 0
+    """Counts how often the page was begun; results of an earlier life are known by it and dropped."""
+    row: int | None = None
+    room: int = 0
+    """Output tokens this attempt may still have in all."""
+    reserved: int = 0
+    """KV tokens promised to it while it is in a row."""
+    encoded: Encoded | None = None
+    """What it was last prefilled from, unpruned tokens too: another attempt in its mode needs no more."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    """Of ``ids``, and of the end token."""
+    logprob_sum: float = 0.0
+    window: ConfidenceWindow = field(default_factory=ConfidenceWindow)
+    counts: VisualCounts = NOT_ENCODED
+    decode_clock_ms: float = 0.0
+    bans: BanCount | None = None
+
+    @property
+    def rung(self) -> Rung:
+        return self.rungs[self.attempt]
+
+    @property
+    def has_next_rung(self) -> bool:
+        return self.attempt + 1 < len(self.rungs)
+
+    @property
+    def confidence(self) -> float:
+        """Mean log-probability of the current attempt's tokens; 0 before the first."""
+        return min(0.0, self.logprob_sum / len(self.logprobs)) if self.logprobs else 0.0
+
+    def waits(self, now_s: float) -> None:
+        self.waiting_since_s = now_s
+
+    def stops_waiting(self, now_s: float) -> None:
+        if self.waiting_since_s is not None:
+            self.times_ms["queue"] += (now_s - self.waiting_since_s) * 1e3
+            self.waiting_since_s = None
+
+    def starts(self, row: int, encoded: Encoded, room: int, loops: LoopRule) -> None:
+        """Prefill put it in ``row``."""
+        self.row, self.room, self.counts, self.encoded = row, room, encoded.counts, encoded
+        self.ids, self.logprobs, self.logprob_sum = [], [], 0.0
+        self.window = ConfidenceWindow()
+        self.bans = BanCount(self.rung.ngram, loops)
+
+    def restarts(self, attempt: int) -> None:
+        """Forget what the attempt gave; its text, if any was sent, is taken back."""
+        self.attempt = attempt
+        self.life += 1
+        self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
+        self.feed.restart()
+
+    def scores(self, logprob_sum: float) -> None:
+        """Another token was chosen; ``logprob_sum``: of all tokens up to it."""
+        self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
+        self.logprob_sum = logprob_sum
+
+    def conclude(self, reason: FinishReason, ids: list[int] | None = None) -> Outcome:
+        """Record how the current attempt ended; ``ids``: what to keep of its output, all of it by default."""
+        rung = self.rung
+        attempt = Attempt(rung.mode, rung.prune, rung.ngram.window, reason, len(self.ids))
+        kept = self.ids if ids is None else ids
+        # a loop's repeats are sure of themselves and say nothing; noise is what makes a page doubtful
+        num_scored = len(kept) if reason == "loop" else len(self.logprobs)
+        outcome = Outcome(attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def best(self) -> Outcome:
+        """The last attempt if it ended by itself; else the one that read most before it was stopped."""
+        last = self.outcomes[-1]
+        if last.attempt.finish_reason in ("stop", "length"):
+            return last
+        return max(self.outcomes, key=lambda outcome: len(outcome.ids))
+
+    def reading(self, text: str) -> Reading:
+        """The answer: ``text`` is that of ``best()``; the finish reason that of the last attempt."""
+        best, counts = self.best(), self.best().counts
+        tokens = TokenCounts(
+            visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
+            keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
+            prompt=len(self.prompt_ids), output=len(best.ids),
+        )  # fmt: skip
+        return Reading(
+            text=text,
+            finish_reason=self.outcomes[-1].attempt.finish_reason,
+            confidence=best.confidence,
+            mode=best.attempt.mode,
+            tokens=tokens,
+            timing_ms=dict(self.times_ms),
+            risk=self.risk_curve.risk(Evidence(best.logprobs)),
+            attempts=tuple(outcome.attempt for outcome in self.outcomes),
+        )
+
+    def settle(self, result: Reading | ParseError) -> None:
+        """Tell whoever waits. The first answer stands."""
+        self.is_over, self.encoded = True, None
+        try:
+            if isinstance(result, Reading):
+                self.done.set_result(result)
+            else:
+                self.done.set_exception(result)
+        except InvalidStateError:
+            return  # its text was finished while the engine was dying, or the reverse
+        self.feed.finish(result.text if isinstance(result, Reading) else None)
+
+
+def new_task(
+    model: OcrModel,
+    settings: EngineSettings,
+    page: Page,
+    options: ReadOptions,
+    document_id: str,
+    deadline_seconds: float | None = None,
+) -> PageTask:
+    """Everything the engine decides about a page before it waits. Raises ``BadOption``."""
+    mode = options.mode or model.default_mode
+    if mode not in model.modes:
+        raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if deadline_seconds is not None and not deadline_seconds > 0:
+        raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
+    prompt = model.default_prompt if options.prompt is None else options.prompt
+    keep_ratio = None if options.prune == "none" else options.keep_ratio
+    strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
+    first = Rung(mode, options.prune, keep_ratio, settings.first_ngram(model))
+    return PageTask(
+        page=page,
+        document_id=document_id,
+        rungs=ladder(first, strict, list(model.modes.values()), settings.max_attempts),
+        prompt_ids=model.prompt_ids(prompt),
+        max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
+        deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
+        risk_curve=model.risk_curve,
+    )

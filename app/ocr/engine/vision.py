@@ -1,0 +1,261 @@
+"""From an image to the sequence a page starts with: preprocess on the host, encode and prune together,
+assemble.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from app.errors import PageFailed, ParseError
+from app.ocr.engine.decoder import Prompt
+from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
+from app.ocr.engine.retries import Rung
+from app.ocr.engine.scheduler import BatchLimit, chunks_within
+from app.ocr.models.model import OcrModel, PageViews
+from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_density
+
+logger = logging.getLogger(__name__)
+PATCH_PX = 64
+MAX_TEXTS = 64
+"""Prompts whose embeddings are kept. None is ever given up: another stream may be reading it."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A page after the host's part. ``density``: of its global view, in [0, 1]."""
+
+    views: PageViews
+    density: float
+    prompt_ids: list[int]
+    rung: Rung
+    started_s: float
+    """When the host began, by ``time.monotonic``."""
+    preprocess_ms: float
+
+    @property
+    def num_pixels(self) -> int:
+        """Of all views."""
+        views = [self.views.view] if self.views.tiles is None else [self.views.view, *self.views.tiles]
+        return sum(view.shape[-2] * view.shape[-1] for view in views)
+
+
+@dataclass(frozen=True, slots=True)
+class VisualCounts:
+    visual: int
+    kept: int
+    patches: int
+    kept_patches: int
+    keep_ratio: float
+    density: float
+    diversity: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A page ready for prefill. Times are its share of what it was encoded and pruned with.
+
+    ``tokens``: before pruning, for an attempt without it.
+    """
+
+    prompt: Prompt
+    counts: VisualCounts
+    encode_ms: float
+    prune_ms: float
+    page: Prepared
+    tokens: VisualTokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Kept:
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    counts: VisualCounts
+
+
+NOT_PRUNED = PageFailed("the page was not pruned")
+"""Stands where every page will have its answer."""
+
+
+def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int]) -> Prepared:
+    """Runs in a thread of its own, beside decoding."""
+    start = time.monotonic()
+    views = model.preprocess(image, rung.mode)
+    side = views.view.shape[-1] // PATCH_PX
+    density = text_density(views.view, side, side)
+    return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3)
+
+
+class Vision:
+    """Encodes and prunes pages of one mode together. A page that cannot be, fails alone."""
+
+    def __init__(self, model: OcrModel, limit: BatchLimit) -> None:
+        self._model = model
+        self._limit = limit
+        self._texts: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def encode(self, pages: Sequence[Prepared]) -> list[Encoded | ParseError]:
+        """One answer a page, in order."""
+        start = time.perf_counter()
+        tokens = self._each(pages, self._encode_views)
+        wait_for(self._model.device)
+        encode_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        start = time.perf_counter()
+        kept = self._prune_all(pages, tokens)
+        wait_for(self._model.device)
+        prune_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        self._limit.succeeded()
+        return [
+            self._encoded(page, one, whole, encode_ms, prune_ms)
+            for page, one, whole in zip(pages, kept, tokens, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def again(self, encoded: Encoded, rung: Rung) -> Encoded:
+        """The same page for another rung of the same mode, from what was encoded."""
+        page = replace(encoded.page, rung=rung)
+        same = (encoded.page.rung.prune, encoded.page.rung.keep_ratio) == (rung.prune, rung.keep_ratio)
+        if same:
+            return replace(encoded, page=page)
+        adopt(encoded.tokens.embeds)
+        kept = self._prune_all([page], [encoded.tokens])[0]
+        if isinstance(kept, ParseError):
+            raise kept
+        return replace(encoded, page=page, prompt=self._prompt(page, kept), counts=kept.counts)
+
+    def _encoded(
+        self,
+        page: Prepared,
+        kept: _Kept | ParseError,
+        tokens: VisualTokens | ParseError,
+        encode_ms: float,
+        prune_ms: float,
+    ) -> Encoded | ParseError:
+        if isinstance(tokens, ParseError):
+            return tokens
+        if isinstance(kept, ParseError):
+            return kept
+        try:
+            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms, page, tokens)
+        except Exception as error:
+            if is_lost(self._model.device):
+                raise
+            logger.exception("a page's visual tokens do not fit the decoder")
+            return failure_of(error)
+
+    def _encode_views(self, pages: Sequence[Prepared]) -> list[VisualTokens]:
+        tokens = self._model.encode([page.views for page in pages])
+        if len(tokens) != len(pages):
+            raise ValueError(f"{len(pages)} pages were encoded into {len(tokens)}")
+        return tokens
+
+    def _prune_all(
+        self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens | ParseError]
+    ) -> list[_Kept | ParseError]:
+        """Pages that are pruned the same way in one call."""
+        results: list[_Kept | ParseError] = [NOT_PRUNED] * len(pages)
+        by_ratio: dict[float | None, list[int]] = {}
+        for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
+            if isinstance(one, ParseError):
+                results[i] = one
+            elif page.rung.prune == "rtprune":
+                by_ratio.setdefault(page.rung.keep_ratio, []).append(i)
+            else:
+                results[i] = keep_all(one, page.density)
+        for ratio, members in by_ratio.items():
+            pairs = [(t, pages[i].density) for i in members if isinstance(t := tokens[i], VisualTokens)]
+            pruned = self._each(pairs, lambda some, ratio=ratio: prune_some(some, ratio))  # type: ignore[misc]
+            for i, result in zip(members, pruned, strict=True):
+                results[i] = result
+        return results
+
+    def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
+        """bos, kept visual tokens at their original positions, prompt after the unpruned length."""
+        text = self._text(tuple(page.prompt_ids))
+        after = 1 + kept.counts.visual
+        written = torch.arange(after, after + len(page.prompt_ids), device=self._model.device)
+        positions = torch.cat((functional.pad(kept.positions + 1, (1, 0)), written))
+        embeds = torch.cat((text[:1], kept.embeds.to(text.dtype), text[1:]))
+        return Prompt(embeds, positions, after + len(page.prompt_ids))
+
+    def _text(self, prompt_ids: tuple[int, ...]) -> torch.Tensor:
+        """(1 + P, D): bos and the prompt, the same for most pages."""
+        known = self._texts.get(prompt_ids)
+        if known is not None:
+            return known
+        text = self._model.embed(torch.tensor([self._model.bos_id, *prompt_ids], device=self._model.device))
+        wait_for(self._model.device)  # other threads use it on streams of their own
+        if len(self._texts) < MAX_TEXTS:
+            self._texts[prompt_ids] = text
+        return text
+
+    def _each(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
+    ) -> list[Result | ParseError]:
+        """``work`` on all items together; where that fails, on halves (out of memory) or on each alone."""
+        results: list[Result | ParseError] = []
+        for chunk in chunks_within([1] * len(items), self._limit.value):
+            answers = self._chunk([items[i] for i in chunk], work)
+            results.extend(answers)
+        return results
+
+    def _chunk(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
+    ) -> list[Result | ParseError]:
+        try:
+            return [*work(items)]
+        except Exception as error:
+            if is_lost(self._model.device):
+                raise
+            no_memory = is_out_of_memory(error)
+            if no_memory:
+                self._limit.shrink(len(items))
+            if len(items) == 1:
+                logger.exception("a page could not be encoded")
+                return [failure_of(error)]
+        # outside the handler, whose traceback keeps alive the tensors that memory is needed for
+        if no_memory:
+            give_back_memory(self._model.device)
+        size = len(items) // 2 if no_memory else 1
+        chunks = [items[i : i + size] for i in range(0, len(items), size)]
+        return [result for chunk in chunks for result in self._chunk(chunk, work)]
+
+
+def keep_all(tokens: VisualTokens, density: float) -> _Kept:
+    length, patches = len(tokens.embeds), int(tokens.is_patch.sum())
+    counts = VisualCounts(length, length, patches, patches, 1.0, density, None)
+    return _Kept(tokens.embeds, torch.arange(length, device=tokens.embeds.device), counts)
+
+
+def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | None) -> list[_Kept]:
+    tokens, densities = zip(*pages, strict=True)
+    pruned = prune_batch(list(tokens), list(densities), RTPruneConfig(keep_ratio=keep_ratio))
+    kept = []
+    for (page, density), result in zip(pages, pruned, strict=True):
+        counts = VisualCounts(
+            visual=len(page.embeds), kept=len(result.kept), patches=result.num_patches,
+            kept_patches=result.num_kept_patches, keep_ratio=result.keep_ratio, density=density,
+            diversity=result.diversity,
+        )  # fmt: skip
+        kept.append(_Kept(result.embeds, result.kept, counts))
+    return kept
+
+
+def failure_of(error: BaseException) -> ParseError:
+    """What a client is told: the page's own error, or that the model failed; never a stack trace or a
+    path.
+    """
+    if isinstance(error, ParseError):
+        return error
+    if is_out_of_memory(error):
+        return PageFailed("the page alone does not fit the device's memory")
+    return PageFailed(f"the model failed on this page ({type(error).__name__})")

@@ -1,0 +1,122 @@
+"""What a checkpoint was trained for and its config.json cannot say: view modes, prompt, table tokens
+(``rtprune.json``)."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import UnlimitedOcrConfig
+
+from app.ocr.engine.loops import NgramRule
+from app.ocr.models.checkpoint import CheckpointError, read_text
+from app.ocr.models.config import SLIDING
+from app.ocr.models.model import Mode
+from app.ocr.risk import UNCALIBRATED, RiskCurve
+
+SPEC_FILE = "rtprune.json"
+TOKEN_PX = 64
+"""Side of the square one patch token stands for: patch 16, then two stride-2 convolutions."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModeSpec(_Strict):
+    """One view layout. Sides in pixels, whole patch tokens; tiles of ``tile_px`` make it a Gundam mode."""
+
+    view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
+    pad: bool
+    tile_px: int | None = Field(default=None, ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
+    max_tiles: int = Field(default=9, ge=2, le=64)
+    trained: bool = True
+
+    @model_validator(mode="after")
+    def _tiles_need_a_side(self) -> Self:
+        if self.tile_px is None and "max_tiles" in self.model_fields_set:
+            raise ValueError("max_tiles without tile_px")
+        return self
+
+
+class NgramSpec(_Strict):
+    """The no-repeat-n-gram rule: no ``n`` tokens twice among the last ``window``."""
+
+    n: int = Field(default=30, ge=2, le=1000)
+    window: int = Field(default=90, ge=2, le=8192)
+
+    def rule(self) -> NgramRule:
+        return NgramRule(self.n, self.window)
+
+
+class RiskSpec(_Strict):
+    """The two constants of a ``RiskCurve``, as ``benchmarks.confidence`` fits them."""
+
+    half_nats: float = Field(gt=0, le=100)
+    steepness: float = Field(gt=0, le=100)
+
+
+class CheckpointSpec(_Strict):
+    """The schema of ``rtprune.json``; docs/checkpoints.md describes it for people."""
+
+    name: str = Field(min_length=1)
+    reader: str | None = None
+    """Which reader takes its pages apart; ``None``: the model sees whole pages."""
+    modes: dict[str, ModeSpec] = Field(min_length=1)
+    default_mode: str
+    default_prompt: str
+    ngram_exempt_tokens: list[str] = []
+    ngram: NgramSpec = NgramSpec()
+    strict_ngram_n: int = Field(default=2, ge=2, le=200)
+    min_confidence: float | None = Field(default=None, lt=0)
+    risk: RiskSpec | None = None
+
+    @model_validator(mode="after")
+    def _default_mode_exists(self) -> Self:
+        if self.ngram.window < self.ngram.n:
+            raise ValueError("ngram: the window must hold one n-gram")
+        if self.default_mode not in self.modes:
+            raise ValueError(f"default_mode {self.default_mode!r} is not among the modes")
+        return self
+
+    def risk_curve(self) -> RiskCurve:
+        return UNCALIBRATED if self.risk is None else RiskCurve(**self.risk.model_dump())
+
+    def view_modes(self) -> dict[str, Mode]:
+        return {name: Mode(name, **spec.model_dump()) for name, spec in self.modes.items()}
+
+
+DEEPSEEK_OCR = CheckpointSpec(
+    name="DeepSeek-OCR",
+    modes={
+        "tiny": ModeSpec(view_px=512, pad=False),
+        "small": ModeSpec(view_px=640, pad=False),
+        "base": ModeSpec(view_px=1024, pad=True),
+        "large": ModeSpec(view_px=1280, pad=True),
+        "gundam": ModeSpec(view_px=1024, pad=True, tile_px=640, max_tiles=9),
+    },
+    default_mode="large",
+    default_prompt="\n<|grounding|>Convert the document to markdown.",
+    ngram_exempt_tokens=["<td>", "</td>"],  # ids 128821 and 128822 in its vocabulary
+)
+UNLIMITED_OCR = CheckpointSpec(
+    name="Unlimited-OCR",
+    modes={
+        "base": ModeSpec(view_px=1024, pad=True),
+        "gundam": ModeSpec(view_px=1024, pad=True, tile_px=640, max_tiles=32),
+    },
+    default_mode="gundam",
+    default_prompt="document parsing.",
+    ngram=NgramSpec(n=35, window=128),
+)
+
+
+def read_checkpoint_spec(folder: Path, config: UnlimitedOcrConfig) -> CheckpointSpec:
+    """The folder's own ``rtprune.json``, or the recipe its architecture was published with."""
+    if not (folder / SPEC_FILE).is_file():
+        return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
+    try:
+        return CheckpointSpec.model_validate_json(read_text(folder, SPEC_FILE))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{folder}: {SPEC_FILE}: {where}: {first['msg']}") from error

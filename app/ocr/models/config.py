@@ -1,0 +1,262 @@
+"""config.json -> transformers' ``UnlimitedOcrConfig``. Two layouts are read; neither is trusted to remote
+code.
+
+*Native*: ``model_type: unlimited_ocr`` with ``text_config``, as transformers itself writes it.
+*Original*: DeepSeek-OCR's (``model_type: deepseek_vl_v2``, decoder under ``language_config``, encoders under
+``vision_config.width``) and Unlimited-OCR's first release, which has the same layout and a sliding window.
+
+Traps: ``sliding_window=None`` is refused by the config class, so full attention is said through
+``layer_types`` alone; original configs leave out the RoPE base (10,000) and the RMSNorm epsilon (1e-6); SAM's
+sizes are mostly constants of the original code; only fields of the config classes pass, because transformers
+also acts on others (``quantization_config``,
+``transformers_weights``, an attention "implementation" that names a repository).
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from transformers import PreTrainedConfig, UnlimitedOcrConfig
+from transformers.models.unlimited_ocr.configuration_unlimited_ocr import (
+    UnlimitedOcrSamVisionConfig,
+    UnlimitedOcrTextConfig,
+    UnlimitedOcrVisionEncoderConfig,
+)
+
+from app.ocr.models.checkpoint import CheckpointError
+
+FULL = "full_attention"
+SLIDING = "reference_sliding_attention"
+"""All image and prompt tokens, and the last ``sliding_window`` generated ones (Unlimited-OCR)."""
+NATIVE_TYPE = "unlimited_ocr"
+DEEPSEEK_TYPES = frozenset({"deepseek_vl_v2", "DeepseekOCR", "deepseek_ocr"})
+"""As published, and as the released code's own ``save_pretrained`` writes it."""
+ORIGINAL_TYPES = DEEPSEEK_TYPES | {"unlimited_ocr", "unlimited-ocr"}
+LEGACY_TEXT_FIELDS = frozenset({"first_k_dense_replace", "rope_theta", "rope_scaling"})
+
+
+class _Original(BaseModel):
+    """Part of an original config. Unknown fields are ignored; a ``Literal`` is all that the native classes
+    can do."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+
+class _Language(_Original):
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    max_position_embeddings: PositiveInt
+    moe_intermediate_size: PositiveInt
+    n_routed_experts: PositiveInt
+    n_shared_experts: PositiveInt
+    num_experts_per_tok: PositiveInt
+    first_k_dense_replace: int = Field(ge=0)
+    use_mla: Literal[False]
+    n_group: PositiveInt | None = 1
+    topk_group: PositiveInt | None = 1
+    topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"
+    scoring_func: Literal["softmax"] = "softmax"
+    norm_topk_prob: Literal[False] = False
+    moe_layer_freq: Literal[1] = 1
+    routed_scaling_factor: float = 1.0
+    rope_scaling: None = None
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    hidden_act: Literal["silu"] = "silu"
+    attention_bias: bool = False
+    tie_word_embeddings: bool = False
+    bos_token_id: int = Field(default=0, ge=0)
+    eos_token_id: int = Field(default=1, ge=0)
+    sliding_window: PositiveInt | None = None
+
+
+class _Sam(_Original):
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    global_attn_indexes: list[int]
+    downsample_channels: list[PositiveInt] = Field(min_length=2, max_length=2)
+
+
+class _Clip(_Original):
+    width: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    image_size: PositiveInt
+    patch_size: PositiveInt
+
+
+class _Encoders(_Original):
+    sam_vit_b: _Sam
+    clip_l_14_224: _Clip = Field(alias="clip-l-14-224")
+
+
+class _Vision(_Original):
+    image_size: PositiveInt
+    width: _Encoders
+
+
+class _Projector(_Original):
+    projector_type: Literal["linear"]
+    input_dim: PositiveInt
+    n_embed: PositiveInt
+
+
+class _OriginalConfig(_Original):
+    language_config: _Language
+    vision_config: _Vision
+    projector_config: _Projector
+    tile_tag: Literal["2D"] = "2D"
+    sliding_window: PositiveInt | None = None
+
+
+def read_config(raw: Mapping[str, Any]) -> UnlimitedOcrConfig:
+    """A parsed config.json of either layout -> the native config. Raises ``CheckpointError`` naming the
+    field."""
+    if raw.get("quantization_config") is not None:
+        raise CheckpointError("config.json: quantization_config: quantised checkpoints are not supported")
+    kind = raw.get("model_type")
+    if kind == NATIVE_TYPE and isinstance(raw.get("text_config"), dict):
+        fields_by_part = _native_fields(raw)
+    elif kind in ORIGINAL_TYPES and "language_config" in raw:
+        fields_by_part = _translate(raw, sliding=kind not in DEEPSEEK_TYPES)
+    else:
+        raise CheckpointError(
+            f"config.json: model_type {kind!r} is neither DeepSeek-OCR's nor Unlimited-OCR's layout"
+        )
+    try:
+        config = UnlimitedOcrConfig(**fields_by_part)
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"config.json: {error}") from error
+    return _checked(config)
+
+
+def _native_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    vision = _part(raw, "vision_config")
+    return {
+        **_known(raw, UnlimitedOcrConfig, without=frozenset({"text_config", "vision_config"})),
+        "text_config": _known(_part(raw, "text_config"), UnlimitedOcrTextConfig, also=LEGACY_TEXT_FIELDS),
+        "vision_config": {
+            "sam_config": _known(_part(vision, "sam_config"), UnlimitedOcrSamVisionConfig),
+            "encoder_config": _known(_part(vision, "encoder_config"), UnlimitedOcrVisionEncoderConfig),
+        },
+    }
+
+
+def _part(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = raw.get(name)
+    if not isinstance(part, dict):
+        raise CheckpointError(f"config.json: {name} must be an object")
+    return part
+
+
+def _known(
+    raw: Mapping[str, Any],
+    config_class: type,
+    *,
+    also: frozenset[str] = frozenset(),
+    without: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """The entries that are the class's own fields, not those of the base class that every config has."""
+    own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+    return {name: value for name, value in raw.items() if name in (own | also) - without}
+
+
+def _translate(raw: Mapping[str, Any], *, sliding: bool) -> dict[str, Any]:
+    try:
+        original = _OriginalConfig.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(
+            f"config.json: {where}: {first['msg']} ({error.error_count()} wrong in all)"
+        ) from error
+    sam, clip = original.vision_config.width.sam_vit_b, original.vision_config.width.clip_l_14_224
+    joined = sam.downsample_channels[-1] + clip.width
+    if sam.downsample_channels[-1] != clip.width:
+        raise CheckpointError(
+            "config.json: SAM's last downsample_channels must be the second encoder's width"
+        )
+    if (original.projector_config.input_dim, original.projector_config.n_embed) != (
+        joined,
+        original.language_config.hidden_size,
+    ):
+        raise CheckpointError(f"config.json: projector_config must map {joined} to the decoder's hidden_size")
+    return {
+        "text_config": _text_fields(original, sliding=sliding),
+        "vision_config": {
+            "sam_config": _sam_fields(sam, original.vision_config),
+            "encoder_config": _clip_fields(clip),
+        },
+        "tie_word_embeddings": original.language_config.tie_word_embeddings,
+    }
+
+
+def _text_fields(original: _OriginalConfig, *, sliding: bool) -> dict[str, Any]:
+    language = original.language_config
+    checked_only = {
+        "use_mla",
+        "scoring_func",
+        "norm_topk_prob",
+        "moe_layer_freq",
+        "rope_scaling",
+        "rope_theta",
+    }
+    text = language.model_dump(exclude=checked_only | {"sliding_window"})
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": language.rope_theta}
+    text["layer_types"] = [SLIDING if sliding else FULL] * language.num_hidden_layers
+    window = language.sliding_window or original.sliding_window
+    return text | ({"sliding_window": window} if window else {})
+
+
+def _sam_fields(sam: _Sam, vision: _Vision) -> dict[str, Any]:
+    """What the config leaves out (neck 256, patch 16, window 14, MLP ratio 4) is fixed in the original
+    code."""
+    return {
+        "hidden_size": sam.width,
+        "num_hidden_layers": sam.layers,
+        "num_attention_heads": sam.heads,
+        "global_attn_indexes": sam.global_attn_indexes,
+        "downsample_channels": sam.downsample_channels,
+        "mlp_dim": 4 * sam.width,
+        "image_size": vision.image_size,
+    }
+
+
+def _clip_fields(clip: _Clip) -> dict[str, Any]:
+    return {
+        "hidden_size": clip.width,
+        "intermediate_size": 4 * clip.width,
+        "num_hidden_layers": clip.layers,
+        "num_attention_heads": clip.heads,
+        "image_size": clip.image_size,
+        "patch_size": clip.patch_size,
+    }
+
+
+def _checked(config: UnlimitedOcrConfig) -> UnlimitedOcrConfig:
+    """What the config classes accept and the model then fails on, or that our decoding cannot serve."""
+    text = config.text_config
+    unknown = sorted(set(text.layer_types) - {FULL, SLIDING})
+    if unknown:
+        raise CheckpointError(f"config.json: text_config.layer_types: {', '.join(unknown)} is not supported")
+    for name in ("layer_types", "mlp_layer_types"):
+        if len(getattr(text, name)) != text.num_hidden_layers:
+            raise CheckpointError(
+                f"config.json: text_config.{name} must have {text.num_hidden_layers} entries"
+            )
+    for name in ("bos_token_id", "eos_token_id"):
+        value = getattr(text, name)
+        if not isinstance(value, int) or not 0 <= value < text.vocab_size:
+            raise CheckpointError(
+                f"config.json: text_config.{name} must be one id of the vocabulary, not {value!r}"
+            )
+    if config.vision_config.sam_config.patch_size != 16:
+        raise CheckpointError("config.json: sam_config.patch_size must be 16: view modes count on it")
+    return config

@@ -1,0 +1,79 @@
+"""Signs that stand before the items of a list: found and named by their form alone."""
+
+import numpy as np
+from scipy import ndimage
+
+from app.pocket.layout.masks import Mask
+
+DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
+DASHES = frozenset((HYPHEN, DASH))
+LIKE_DISC = frozenset((DISC, SQUARE, RING))
+MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
+APART_EM, SPACE_EM, NEAR_EM = 0.4, 0.15, 0.06
+"""White after a bullet of any form; after one that others under it tell from a sign of the text; and after a
+disc, a square or a ring lower than small letters, that stands as high as they do: no sign of a text is."""
+ROUND = 1.4
+"""Its width over its height at most, and the other way round."""
+NEAR_TALLEST_EM, NEAR_HIGHEST_EM, HIGHEST_EM = 0.48, 0.4, 0.5
+"""How high those are, how far above the base any disc, square or ring stands, and how far any bullet, at
+most; accents and quotation marks stand higher."""
+SOLID = 0.72
+"""Of its box, that a disc or a square fills; no letter does."""
+FLAT_EM, DASH_EM = 0.17, 0.42
+"""Dashes are no higher; one as wide is no hyphen."""
+WITH_SPECKS, DOT = 1.15, 0.05
+"""Of a bullet's area: it and the specks around it at most; a speck that may be the dot after a digit."""
+SLENDER, UPRIGHT = 0.45, 1.6
+"""Width over height; a quotation mark has less. Height over width; a disc, a square or a ring has less."""
+FULL, HOLLOW = 0.95, 0.1
+"""Of its box: what a square fills, what is white inside a ring."""
+THIN = 0.66
+"""Of its box: a star fills less, a disc more."""
+
+
+def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:
+    """Classify a mark at the start of a line. Returns its sign, or None if it cannot be a bullet.
+
+    ``mark``: (H, W) bool; ``base``: row that the line's letters stand on; ``em``: height of a line in pixels;
+    ``white``: line heights of white after the mark. A bullet is one low piece that stands above the base, as
+    no letter does, or a solid one.
+    """
+    labels, count = ndimage.label(mark, np.ones((3, 3)))
+    if count == 0 or mark.shape[1] > MAX_BULLET_EM * em or white < NEAR_EM:
+        return None
+    areas = np.bincount(labels.ravel())[1:]
+    largest, boxes = int(areas.argmax()), ndimage.find_objects(labels)
+    rows, columns = boxes[largest]
+    has_dot = any(
+        area > DOT * areas.max() and x.start >= columns.stop
+        for area, (_, x) in zip(areas, boxes, strict=True)
+    )
+    if has_dot or areas.sum() > WITH_SPECKS * areas.max():
+        return None
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    sign = _sign(labels[rows, columns] == largest + 1, em)
+    above = base - rows.stop
+    is_quotation = sign in LIKE_DISC and (above > NEAR_HIGHEST_EM * em or height > UPRIGHT * width)
+    is_accent = above > HIGHEST_EM * em
+    if height > TALLEST_EM * em or width < SLENDER * height or is_accent or is_quotation:
+        return None
+    is_solid = areas.max() > SOLID * height * width and 0.2 * em < height < UPRIGHT * width < 3 * height
+    is_above = is_solid or above >= 0.07 * em
+    is_low = height <= NEAR_TALLEST_EM * em and above <= NEAR_HIGHEST_EM * em
+    is_like_disc = sign in LIKE_DISC and is_low and width < ROUND * height < ROUND**2 * width
+    if is_above and white >= APART_EM:
+        return sign
+    return sign if is_like_disc and is_above and white >= SPACE_EM else None
+
+
+def _sign(piece: Mask, em: float) -> str:
+    height, width = piece.shape
+    if height < FLAT_EM * em:
+        return DASH if width >= DASH_EM * em else HYPHEN
+    box = piece.size
+    if (int(ndimage.binary_fill_holes(piece).sum()) - int(piece.sum())) > HOLLOW * box:
+        return RING
+    filled = float(piece.sum()) / box
+    if filled < THIN:
+        return STAR
+    return SQUARE if filled > FULL else DISC

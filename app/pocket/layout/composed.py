@@ -1,0 +1,245 @@
+"""What was read in regions -> Markdown with grounding tags, or plain text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+from app.output.escape import escaped, escaped_cell, escaped_heading
+from app.output.hyphens import flowed, unbroken
+from app.pocket.layout.blocks import PAGE_NUMBER, Region, regions_of
+from app.pocket.layout.lines import Line, Table
+from app.pocket.layout.lists import BULLET, Bullet
+from app.pocket.layout.numbers import FIRST, OF_ITEM, shown_number
+from app.pocket.layout.prints import PageLines
+
+HEADINGS = {"title": "#", "sub_title": "##"}
+ITEM, NUMBERED = "item", "number"
+APART = 10
+"""White between items that belong to another list, thousandths of the page."""
+FULL, SAME_LEFT = 3.0, 0.4
+"""White at a line's end that a word would have fit in; how far apart lines of a paragraph begin at most; in
+heights of a line."""
+NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
+MAX_COUNT = 3
+"""From an item to the next one that was read."""
+FARTHEST = 999
+"""The right and the lower edge of a page in its tags."""
+FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
+"""Tokens with a meaning in the model's format; what is printed has none of it."""
+
+
+@dataclass(slots=True)
+class _Written:
+    """A block of the answer. ``form``: ``item`` and ``number`` for lists, else the region's kind."""
+
+    form: str
+    kind: str
+    box: tuple[int, int, int, int]
+    lines: list[str]
+    bullets: list[Bullet] = field(default_factory=list)
+    """Of the items, or their numbers, those that are known."""
+
+    def takes(self, other: "_Written") -> bool:
+        """A list goes on, though its items stand apart."""
+        if self.form != other.form or self.form not in (ITEM, NUMBERED):
+            return False
+        steps = _steps(other.lines[0], self.lines[-1]) if self.form == NUMBERED else 1
+        if not 0 < steps <= MAX_COUNT:
+            return False
+        if not self.bullets or not other.bullets:
+            return True
+        if self.form == NUMBERED:
+            return other.bullets[0].counts_on(self.bullets[-1], is_next=steps == 1)
+        is_apart = other.box[1] - self.box[3] > APART
+        return other.bullets[0].is_of_list(self.bullets, is_apart=is_apart)
+
+    def take(self, other: "_Written") -> None:
+        left, top, right, bottom = zip(self.box, other.box, strict=True)
+        self.box = (min(left), min(top), max(right), max(bottom))
+        self.lines += other.lines
+        self.bullets += other.bullets
+
+
+def _follows(item: str, above: str) -> bool:
+    """Of numbered items; one that counts back, or far on, begins another list."""
+    return 0 < _steps(item, above) <= MAX_COUNT
+
+
+def _steps(item: str, above: str) -> int:
+    """From the number above to the item's: 1 where either has none, 0 where they are not written alike."""
+    one, other = OF_ITEM.match(above), OF_ITEM.match(item)
+    if one is None or other is None:
+        return 1
+    return int(other[1]) - int(one[1]) if one[2] == other[2] else 0
+
+
+def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
+    """``texts``: of every line of the page, in order. ``tagged``: Markdown with grounding tags, else
+    plain text. ``turns``: quarter turns, counter-clockwise, after which the page was cut; tags say where its
+    text is before them.
+    """
+    return compose(regions_of(page, texts), texts, tagged=tagged, turns=turns)
+
+
+def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
+    """``page_text`` of regions that are known. ``texts``: of every line of every region, in order."""
+    at = 0
+    written: list[_Written] = []
+    cleaned = [" ".join(FORGED.sub(" ", text).split()) for text in texts]
+    for region in regions:
+        count = len(region.lines)
+        read = cleaned[at : at + count]
+        at += count
+        if not any(read):
+            continue
+        for block in _markdown(region, read) if tagged else [_plain(region, read)]:
+            last = next((one for one in reversed(written) if one.form != PAGE_NUMBER), None)
+            if last is not None and last.takes(block):
+                last.take(block)
+            else:
+                written.append(block)
+    ordered = _with_number_outside(written)
+    return "\n\n".join(_with_tag(block, turns) if tagged else "\n".join(block.lines) for block in ordered)
+
+
+def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
+    """The page's number before or after all text: under the first of two columns it would part them."""
+    text = [block for block in written if block.form != PAGE_NUMBER]
+    numbers = [block for block in written if block.form == PAGE_NUMBER]
+    above = [one for one in numbers if text and one.box[1] < min(block.box[1] for block in text)]
+    return [*above, *text, *(one for one in numbers if one not in above)]
+
+
+def _with_tag(block: _Written, turns: int) -> str:
+    corners = ", ".join(str(value) for value in turned_back(block.box, turns))
+    body = "\n".join(_as_print(block.form, line) for line in block.lines)
+    return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+
+
+def _as_print(form: str, line: str) -> str:
+    """A line of Markdown in which only what was composed is markup."""
+    if form == "table":
+        return line
+    if form in HEADINGS:
+        mark, _, text = line.partition(" ")
+        return f"{mark} {escaped_heading(text)}"
+    if form in (ITEM, NUMBERED):
+        mark, _, text = line.partition(" ")
+        return f"{mark} {escaped(text)}"
+    return escaped(line)
+
+
+def turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
+    """A box in 0..999 of a page that was turned counter-clockwise -> the same of the page as it came."""
+    left, top, right, bottom = box
+    for _ in range(turns):  # clockwise
+        left, top, right, bottom = FARTHEST - bottom, left, FARTHEST - top, right
+    return left, top, right, bottom
+
+
+def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
+    if isinstance(region.part, Table):
+        if items := _numbered(region.part, read):
+            return [_Written(NUMBERED, "text", region.box, items)]
+        cells = iter(read)
+        rows = (
+            "".join(f"<td>{escaped_cell(flowed(list(islice(cells, len(cell)))))}</td>" for cell in row)
+            for row in region.part.rows
+        )
+        table = "<table>" + "".join(f"<tr>{row}</tr>" for row in rows) + "</table>"
+        return [_Written("table", "table", region.box, [table])]
+    if region.kind in HEADINGS:
+        text = flowed(read)
+        return [_Written(region.kind, region.kind, region.box, [f"{HEADINGS[region.kind]} {text}"])]
+    if region.kind == PAGE_NUMBER:
+        return [_Written(region.kind, region.kind, region.box, _printed(region, read))]
+    return _paragraphs_and_lists(region, read)
+
+
+def _numbered(table: Table, read: Sequence[str]) -> list[str]:
+    """Numbers that count, each before one cell, are those of short items; none for any other table."""
+    if any([len(cell) for cell in row] != [1, 1] for row in table.rows):
+        return []
+    items = [f"{number} {text}" for number, text in zip(read[::2], read[1::2], strict=True)]
+    if not all(NUMBER_ALONE.fullmatch(number) for number in read[::2]):
+        return []
+    return items if all(_steps(below, above) == 1 for above, below in pairwise(items)) else []
+
+
+def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:
+    """Lines of a paragraph or an item together; each item of a list on a line of its own."""
+    blocks: list[_Written] = []
+    are_numbered = sum(OF_ITEM.match(text) is not None for text in read) > 1
+    for line, text in zip(region.lines, read, strict=True):
+        if not text:
+            continue
+        form, item = _item(region, line, text, blocks)
+        if form == NUMBERED and (
+            (not are_numbered and _is_running(region.lines, line)) or _is_inside(region, line, item, blocks)
+        ):
+            form = None  # a sentence ended with a number
+        if form is None:
+            if blocks:
+                blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))
+            else:
+                blocks.append(_Written("text", "text", region.box, [text]))
+        elif blocks and blocks[-1].form == form and (form == ITEM or _follows(item, blocks[-1].lines[-1])):
+            blocks[-1].lines.append(item)
+        else:
+            blocks.append(_Written(form, "text", region.box, [item], _known(region.bullet, form)))
+    return blocks
+
+
+def _is_running(lines: Sequence[Line], line: Line) -> bool:
+    """The line above is full, and lines begin under each other: nothing hangs, as under an item."""
+    at = lines.index(line)
+    near = SAME_LEFT * line.height
+    is_full = at > 0 and lines[at - 1].right > max(one.right for one in lines) - FULL * line.height
+    return is_full and all(abs(one.left - line.left) < near for one in lines[at - 1 : at + 2])
+
+
+def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]) -> bool:
+    """An item's text, where a list inside it neither begins nor goes on."""
+    if line not in region.hanging or not blocks:
+        return False
+    number = OF_ITEM.match(item)
+    is_first = number is not None and int(number[1]) == FIRST
+    return not is_first and not (blocks[-1].form == NUMBERED and _follows(item, blocks[-1].lines[-1]))
+
+
+def _known(bullet: Bullet | None, form: str) -> list[Bullet]:
+    """What was found before an item or a number, if it is that."""
+    return [] if bullet is None or bullet.is_number == (form == ITEM) else [bullet]
+
+
+def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:
+    """(form, Markdown) of a line that begins an item of a list; (None, "") of one that goes on."""
+    if line in region.bulleted:
+        return ITEM, f"- {text}"
+    bullet = BULLET.match(text)
+    # a dash of an item's text may begin any of its lines
+    goes_on = bool(blocks) and blocks[-1].form == ITEM and not region.bulleted
+    if bullet and (line is region.lines[0] or goes_on):
+        return ITEM, f"- {text[bullet.end() :]}"
+    if number := OF_ITEM.match(text):
+        return NUMBERED, f"{number[1]}{number[2]} {text[number.end() :]}"
+    return None, ""
+
+
+def _plain(region: Region, read: Sequence[str]) -> _Written:
+    if isinstance(region.part, Table):
+        cells = iter(read)
+        rows = (list(islice(cells, sum(map(len, row)))) for row in region.part.rows)
+        return _Written("table", "table", region.box, [" ".join(filter(None, row)) for row in rows])
+    return _Written(region.kind, region.kind, region.box, unbroken(_printed(region, read)))
+
+
+def _printed(region: Region, read: Sequence[str]) -> list[str]:
+    """Lines with their bullets."""
+    lines = [
+        f"{region.bulleted[line]} {text}" if line in region.bulleted else text
+        for line, text in zip(region.lines, read, strict=True)
+        if text
+    ]
+    return list(map(shown_number, lines)) if region.kind == PAGE_NUMBER else lines

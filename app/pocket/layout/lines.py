@@ -1,0 +1,138 @@
+"""What a line of print and a table are, and how lines stand to each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from app.pocket.layout.masks import Mask
+
+CELL_GAP_EM = 0.42
+"""White between stretches of a line at least, as cells of a table may stand, in heights of a line."""
+BESIDE = 0.45
+"""Of the lower of two lines' heights, that they share; a star stands high beside letters that are all low."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An unbroken stretch of a printed line: pixels from (left, top) to before (right, bottom).
+
+    ``space``: pixels of white between two of its words, usually; 0 where nobody looked or it has one word.
+    ``gaps``: where that white stands, from left to right; none where nobody looked.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    space: float = field(default=0.0, compare=False)
+    gaps: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def middle(self) -> float:
+        return (self.top + self.bottom) / 2
+
+    def is_beside(self, other: "Line") -> bool:
+        """On the same printed line."""
+        shared = min(self.bottom, other.bottom) - max(self.top, other.top)
+        return shared > BESIDE * min(self.height, other.height)
+
+
+Cell = tuple[Line, ...]
+"""Of a table: its lines from top to bottom; none where it is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells."""
+
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for row in self.rows for cell in row for line in cell]
+
+
+Part = Line | Table
+Gap = tuple[int, int]
+"""White from a column of pixels to before another one."""
+Row = list[Line]
+"""Stretches beside each other, from left to right."""
+
+
+def lines_of(part: Part) -> list[Line]:
+    return part.lines if isinstance(part, Table) else [part]
+
+
+def gaps_of(line: Line, mask: Mask, least: float) -> list[Gap]:
+    """White in the line, at least so wide, in pixels of the page."""
+    return gaps_in(mask[line.top : line.bottom, line.left : line.right], line.left, least)
+
+
+def gaps_in(mask: Mask, left: int, least: float) -> list[Gap]:
+    """``mask``: (H, W), what stands from column ``left`` of the page on."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([True], mask.any(axis=0), [True])).astype(np.int8)))
+    return [
+        (left + start, left + end) for start, end in edges.reshape(-1, 2).tolist() if end - start >= least
+    ]
+
+
+def cut_at(line: Line, gaps: Sequence[Gap]) -> list[Line]:
+    """What is left and right of each gap; nothing, of no width, where one is at the line's end."""
+    starts = [line.left, *(end for _, end in gaps)]
+    ends = [*(start for start, _ in gaps), line.right]
+    return [Line(start, line.top, end, line.bottom) for start, end in zip(starts, ends, strict=True)]
+
+
+def joined(lines: Sequence[Line]) -> Line:
+    return Line(
+        min(line.left for line in lines), min(line.top for line in lines),
+        max(line.right for line in lines), max(line.bottom for line in lines),
+        max(line.space for line in lines),
+    )  # fmt: skip
+
+
+def extent(lines: Sequence[Line]) -> int:
+    """Width of them together."""
+    return max(line.right for line in lines) - min(line.left for line in lines)
+
+
+def bands_of(lines: Sequence[Line]) -> list[list[Line]]:
+    """Lines that share a height, from top to bottom, each band from left to right."""
+    bands: list[list[Line]] = []
+    bottom = -1.0
+    for line in sorted(lines, key=lambda one: one.top):
+        core_top, core_bottom = line.top + 0.2 * line.height, line.bottom - 0.2 * line.height
+        if bands and core_top < bottom:
+            bands[-1].append(line)
+            bottom = max(bottom, core_bottom)
+        else:
+            bands.append([line])
+            bottom = core_bottom
+    return [sorted(band, key=lambda one: one.left) for band in bands]
+
+
+def rows_of(band: Sequence[Line]) -> list[Row]:
+    """What stands beside each other; of two lines in one cell the second makes a row of its own."""
+    rows: list[Row] = []
+    for line in sorted(band, key=lambda one: one.middle):
+        for row in rows:
+            if any(line.is_beside(cell) for cell in row) and not any(is_stacked(line, cell) for cell in row):
+                row.append(line)
+                break
+        else:
+            rows.append([line])
+    return [sorted(row, key=lambda one: one.left) for row in rows]
+
+
+def is_stacked(one: Line, other: Line) -> bool:
+    """One has columns of pixels that the other has."""
+    return min(one.right, other.right) - max(one.left, other.left) > 0

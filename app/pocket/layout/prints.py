@@ -1,0 +1,219 @@
+"""How lines are printed: where their letters stand, how large and heavy they are, what they begin with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from app.pocket.layout.bullets import bullet_of
+from app.pocket.layout.ink import Ink
+from app.pocket.layout.lines import Line, Part, gaps_of, lines_of
+from app.pocket.layout.masks import Mask
+
+Floats = npt.NDArray[np.float64]
+
+MIN_LETTER_PX = 4
+ON_LINE = 0.09
+"""Of a letter's height, that it may end above or below the line the letters stand on."""
+TALL = 92
+"""Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
+FEW_LETTERS, MANY_LETTERS = 8, 24
+"""Of which one may be the only tall one; of which one in five is tall."""
+AS_TALL = 0.8
+"""Of a capital with its accent, that other capitals are tall at least; small letters are not."""
+LOWER = (0.5, 0.87)
+"""Heights of lower-case letters, in those of capitals, at least and at most."""
+LOW_SHARE, SAME_BASE_PX = 0.4, 1.0
+"""Of the highest letter's height: what is lower is a point; by how much letters of one line end apart."""
+MIN_LOWER = 2
+"""Letters that say how high lower-case ones are."""
+LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
+NARROW_GAP_EM, DOT_EM, BELOW_EM = 0.18, 0.3, 0.05
+"""Of a mere space, as browsers set after the number of an item; height of the dot before it, at most; how far
+below the letters a bracket reaches."""
+WIDEST = 0.8
+"""Of the widest white near a line's begin, that white after its number has at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Print:
+    """``base``: row of pixels that the letters stand on. In those of the page's body: ``size``, height of its
+    capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``stroke``, how thick its
+    strokes are.
+    """
+
+    base: float
+    size: float
+    lower: float | None
+    stroke: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What a line begins with, apart from its text, which begins at ``text_left``; all in pixels.
+
+    ``bullet``: the sign, or None for what may be a number. ``is_narrow``: no more than a space follows, so
+    that it is a number only if it was read as one.
+    """
+
+    bullet: str | None
+    text_left: int
+    left: int
+    width: int
+    height: int
+    is_narrow: bool = False
+
+    @property
+    def is_bullet(self) -> bool:
+        return self.bullet is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PageLines:
+    """What is printed, in reading order. ``prints``: of all lines, those in tables too; ``leads``: of those
+    that begin with a bullet, which is no part of them, or a number. ``em``: height of a line; ``pitch``: from
+    line to line of running text; ``width``, ``height``: of the page; all in pixels.
+    """
+
+    parts: tuple[Part, ...]
+    prints: dict[Line, Print]
+    leads: dict[Line, Lead]
+    em: float
+    pitch: float
+    width: int
+    height: int
+
+    @property
+    def lines(self) -> list[Line]:
+        return [line for part in self.parts for line in lines_of(part)]
+
+    def step(self, above: Line, below: Line) -> float:
+        """From what the one stands on to what the other does, pixels."""
+        return self.prints[below].base - self.prints[above].base
+
+    def is_below(self, above: Part | None, below: Part | None) -> bool:
+        """Both are lines, of one column."""
+        if not isinstance(above, Line) or not isinstance(below, Line):
+            return False
+        overlap = min(above.right, below.right) - max(above.left, below.left)
+        return overlap > 0 and self.step(above, below) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Measures:
+    """Of one line, in pixels; ``base`` from its top. As in ``Print``."""
+
+    base: float
+    capitals: float
+    lower: float | None
+    stroke: float
+
+
+def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
+    measured = [_measured(ink, line) for line in lines]
+    widths = [line.width for line in lines]
+    capitals = weighted_median([one.capitals for one in measured], widths)
+    stroke = weighted_median([one.stroke for one in measured], widths)
+    with_lower = [
+        (one.lower, width) for one, width in zip(measured, widths, strict=True) if one.lower is not None
+    ]
+    lower = weighted_median(*zip(*with_lower, strict=True)) if with_lower else 1.0
+    return {
+        line: Print(
+            line.top + one.base,
+            one.capitals / capitals,
+            None if one.lower is None else one.lower / lower,
+            one.stroke / stroke,
+        )
+        for line, one in zip(lines, measured, strict=True)
+    }
+
+
+def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The value that half of the weight is not above."""
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(np.asarray(weights, float)[order])
+    return float(np.asarray(values, float)[order][np.searchsorted(reached, reached[-1] / 2)])
+
+
+def _measured(ink: Ink, line: Line) -> _Measures:
+    mask = ink.mask[line.top : line.bottom, line.left : line.right]
+    stroke = _stroke(mask)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    boxes = ndimage.find_objects(labels) if count else []
+    letters = np.array([(y.start, y.stop) for y, _ in boxes if y.stop - y.start >= MIN_LETTER_PX], float)
+    if not len(letters):
+        height = float(line.height)
+        return _Measures(height, height, None, stroke)
+    tops, bottoms = letters.T
+    heights = bottoms - tops
+    base = _base(bottoms[heights >= LOW_SHARE * heights.max()])
+    stands = np.abs(bottoms - base) <= ON_LINE * heights + 0.8
+    if not stands.any():
+        stands[:] = True
+    tall = np.sort(heights[stands])
+    capitals = _capitals(tall)
+    low = tall[(tall > LOWER[0] * capitals) & (tall < LOWER[1] * capitals)]
+    lower = float(np.median(low)) if len(low) >= MIN_LOWER else None
+    return _Measures(base, capitals, lower, stroke)
+
+
+def _capitals(tall: Floats) -> float:
+    """(N,) heights of letters, sorted -> of the capitals. Of few letters the tallest is one, with its accent
+    where another is nearly as tall.
+    """
+    if len(tall) > MANY_LETTERS:
+        return float(np.percentile(tall, TALL, method="lower"))
+    return float(tall[-2] if len(tall) > FEW_LETTERS and tall[-2] > AS_TALL * tall[-1] else tall[-1])
+
+
+def _base(bottoms: Floats) -> float:
+    """(N,) rows that letters end at -> where most do, the upper one of several: some reach below it."""
+    levels = np.unique(bottoms)
+    counts = [int((np.abs(bottoms - level) <= SAME_BASE_PX).sum()) for level in levels]
+    level = levels[int(np.argmax(counts))]
+    return float(np.median(bottoms[np.abs(bottoms - level) <= SAME_BASE_PX]))
+
+
+def _stroke(letters: Mask) -> float:
+    """Thickness of strokes in pixels, about: ink over half its edge."""
+    mask = np.pad(letters, 1)
+    inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    area = int(mask.sum())
+    return 2 * float(area) / max(1, area - int(inner.sum()))
+
+
+def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
+    """Find a bullet, or what may be a number, with white after it. Returns None if a line is all text."""
+    white = [gap for gap in gaps_of(line, ink.mask, 1) if gap[0] - line.left <= MAX_NUMBER_EM * em]
+    for start, end in white:
+        mark = ink.mask[line.top : line.bottom, line.left : start]
+        bullet = bullet_of(mark, base - line.top, em, white=(end - start) / em)
+        if bullet is not None:
+            rows = np.flatnonzero(mark.any(axis=1))
+            return Lead(bullet, end, line.left, start - line.left, int(rows[-1] - rows[0]) + 1)
+    gaps = [gap for gap in white if gap[1] - gap[0] >= LEAD_GAP_EM * em]
+    if not gaps:
+        return _number_before_space(ink, line, white, base, em)
+    # a typewriter's digit and its dot are as far apart as words
+    widest = max(end - start for start, end in gaps)
+    start, end = next(gap for gap in gaps if gap[1] - gap[0] >= WIDEST * widest)
+    return Lead(None, end, line.left, start - line.left, line.height)
+
+
+def _number_before_space(
+    ink: Ink, line: Line, white: Sequence[tuple[int, int]], base: float, em: float
+) -> Lead | None:
+    """What may be a number with its dot or bracket, before the first white as wide as a space."""
+    for (_, left), (start, end) in pairwise(white):  # the first white is between a digit and its dot
+        if end - start < NARROW_GAP_EM * em:
+            continue
+        rows = line.top + np.flatnonzero(ink.mask[line.top : line.bottom, left:start].any(axis=1))
+        is_dot = len(rows) > 0 and rows[-1] - rows[0] < DOT_EM * em
+        is_bracket = len(rows) > 0 and rows[-1] >= base + BELOW_EM * em
+        if is_dot or is_bracket:
+            return Lead(None, end, line.left, start - line.left, line.height, is_narrow=True)
+    return None

@@ -1,0 +1,276 @@
+"""A line of print -> views in which its words stand in rows, large enough to be read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from app.pocket.layout.ink import Ink
+from app.pocket.layout.lines import Line, cut_at, gaps_of
+from app.pocket.layout.masks import Gray
+
+VIEW_PX = 256
+ROW_PX = 64
+"""One row of patch tokens: a letter that two of them share is read by neither."""
+EM_PX = 44.0
+"""Size of the letters in a view."""
+MARGIN_PX = 8
+ROWS = VIEW_PX // ROW_PX
+ROOM_PX = VIEW_PX - 2 * MARGIN_PX
+LINE_OF_EM = 0.9
+"""Height of a line's print, from ascender to descender, in ems."""
+WORD_GAP_EM = 0.16
+SPACE_SHARE = 0.6
+"""Of a line's wide gaps: narrower ones are between letters that are set far apart."""
+FEW_WHITES, UNLIKE, BETWEEN = 4, 1.5, 0.55
+LEAST_SPACE_EM, MOST_SPACE_EM = 0.18, 0.7
+LETTER_EM = 0.9
+"""A line of stretches no wider has white around every letter."""
+SPACED = 1.7
+"""Times the white between such letters: between words."""
+LEAST_DOTS, DOT_EM, DOT_STEP_EM, SAME_STEP_PX = 5, 0.2, 0.9, 2
+"""Of a leader: dots at least; how wide and high they are and how far from each other, in ems, at most; by how
+much steps from dot to dot differ."""
+HIGHEST_DOT = 0.4
+"""Of the line's height, that is above a dot."""
+MOST_SQUEEZED = 1.25
+"""A word wider than a row by more is cut, others are made narrower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Ink from ``left`` to before ``right``. ``is_cut``: no space was seen before it. ``dots``: how many lead
+    on to what follows, as in a table of contents; they are counted and not read. 0 for a word.
+    """
+
+    left: int
+    right: int
+    is_cut: bool = False
+    dots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row of a view shows: the page's pixels from (left, top) to before (right, bottom), drawn
+    ``size`` = (width, height) pixels large at ``place`` = (x, y) of the view.
+    """
+
+    source: tuple[int, int, int, int]
+    place: tuple[int, int]
+    size: tuple[int, int]
+    is_cut: bool
+    """In the middle of a word: no space belongs before its first letter."""
+    dots: int = 0
+    """That follow it on the page, and are not shown."""
+
+    def in_view(self, x: float, y: float) -> tuple[float, float] | None:
+        """Where a point of the page is shown; ``None`` where it is not."""
+        left, top, right, bottom = self.source
+        if not (left <= x < right and top <= y < bottom):
+            return None
+        across, down = (x - left) / (right - left), (y - top) / (bottom - top)
+        return self.place[0] + across * self.size[0], self.place[1] + down * self.size[1]
+
+
+@dataclass(frozen=True, slots=True)
+class LineView:
+    """``image``: gray. ``cuts``: of each row, whether it goes on with the word before; ``dots``: how many
+    follow it. ``box``: left, top, right, bottom of what it shows, in pixels of the page's ink.
+    """
+
+    image: Image.Image
+    cuts: tuple[bool, ...]
+    dots: tuple[int, ...] = ()
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
+    """The rows of each view of one line, in order. ``typical_px``: height of the page's lines; a line
+    without tall letters is lower, and its letters are no larger for it.
+    """
+    height = max(line.height, typical_px) if line.height < 1.2 * typical_px else line.height
+    em = height / LINE_OF_EM
+    pad = round(0.1 * em)
+    top, bottom = max(0, line.top - pad), min(ink.gray.shape[0], line.bottom + pad)
+    scale = min(EM_PX / em, (ROW_PX - 2) / (bottom - top))
+    words = _fitted(_with_leaders(find_words(ink, line, em), ink, line, em), ink, line, ROOM_PX / scale)
+    filled = _filled(words, ROOM_PX / scale)
+    views: list[list[Row]] = []
+    for number, row_words in enumerate(filled):
+        if number % ROWS == 0:
+            views.append([])
+        views[-1].append(_row(ink, row_words, (top, bottom), scale, number % ROWS))
+    return views
+
+
+def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
+    """Views of one line, in order."""
+    return [
+        LineView(
+            draw_view(ink.gray, rows),
+            tuple(row.is_cut for row in rows),
+            tuple(row.dots for row in rows),
+            (rows[0].source[0], line.top, rows[-1].source[2], line.bottom),
+        )
+        for rows in line_rows(ink, line, typical_px)
+    ]
+
+
+def line_text(views: Sequence[LineView], read: Sequence[str]) -> str:
+    """What was read in each view of a line -> the line's text."""
+    text = ""
+    for view, answer in zip(views, read, strict=True):
+        rows = answer.split("\n")
+        # an answer of more or fewer rows than were shown says not where it left one out
+        is_known = len(rows) == len(view.cuts)
+        cuts = view.cuts if is_known else (False,) * len(rows)
+        dots = view.dots if is_known and view.dots else (*[0] * (len(rows) - 1), sum(view.dots))
+        for row, is_cut, count in zip(rows, cuts, dots, strict=True):
+            text += row if is_cut or not (text and row) else f" {row}"
+            text += f" {'.' * count}" if count else ""
+    return text
+
+
+def draw_view(gray: Gray, rows: Sequence[Row]) -> Image.Image:
+    view = Image.new("L", (VIEW_PX, VIEW_PX), 255)
+    for row in rows:
+        left, top, right, bottom = row.source
+        piece = Image.fromarray(np.ascontiguousarray(gray[top:bottom, left:right]))
+        view.paste(piece.resize(row.size, Image.Resampling.BICUBIC), row.place)
+    return view
+
+
+def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
+    """Stretches of ink along the line with no more than a letter's space in them."""
+    whites = gaps_of(line, ink.mask, 1)
+    gaps = [(start, end) for start, end in whites if end - start >= WORD_GAP_EM * em]
+    stretches = [stretch for stretch in cut_at(line, gaps) if stretch.width]
+    least = _parted([end - start for start, end in whites], em)
+    if least is None:
+        least = _least_space(
+            [stretch.width for stretch in stretches], [end - start for start, end in gaps], em
+        )
+    words = cut_at(line, [(start, end) for start, end in gaps if end - start >= least])
+    return [Word(word.left, word.right) for word in words if word.width]
+
+
+def _with_leaders(words: Sequence[Word], ink: Ink, line: Line, em: float) -> list[Word]:
+    """Words, and rows of dots between them as one each."""
+    leaders = _leaders(ink, line, em)
+    if not leaders:
+        return [*words]
+    parted = [*leaders]
+    for word in words:
+        edges = [word.left]
+        for leader in leaders:
+            if leader.left < word.right and word.left < leader.right:
+                edges += [leader.left, leader.right]
+        edges.append(word.right)
+        parted += [
+            Word(left, right) for left, right in zip(edges[::2], edges[1::2], strict=True) if left < right
+        ]
+    return sorted(parted, key=lambda word: word.left)
+
+
+def _leaders(ink: Ink, line: Line, em: float) -> list[Word]:
+    """Dots as far from each other, at least ``LEAST_DOTS``."""
+    pieces = [one for one in cut_at(line, gaps_of(line, ink.mask, 1)) if one.width]
+    if sum(one.width <= DOT_EM * em for one in pieces) < LEAST_DOTS:
+        return []
+    found: list[Word] = []
+    run: list[Line] = []
+    for piece in [*pieces, None]:
+        if piece is not None and _is_dot(ink, piece, em) and _is_in_step(run, piece, em):
+            run.append(piece)
+            continue
+        if len(run) >= LEAST_DOTS:
+            found.append(Word(run[0].left, run[-1].right, dots=len(run)))
+        run = [piece] if piece is not None and _is_dot(ink, piece, em) else []
+    return found
+
+
+def _is_dot(ink: Ink, piece: Line, em: float) -> bool:
+    if piece.width > DOT_EM * em:
+        return False
+    rows = np.flatnonzero(ink.mask[piece.top : piece.bottom, piece.left : piece.right].any(axis=1))
+    return bool(rows[-1] - rows[0] < DOT_EM * em and rows[0] > HIGHEST_DOT * piece.height)
+
+
+def _is_in_step(run: Sequence[Line], piece: Line, em: float) -> bool:
+    if not run:
+        return True
+    step = piece.left - run[-1].left
+    usual = run[-1].left - run[-2].left if len(run) > 1 else step
+    return step <= DOT_STEP_EM * em and abs(step - usual) <= max(SAME_STEP_PX, 0.2 * usual)
+
+
+def _parted(whites: Sequence[int], em: float) -> float | None:
+    """Widths of a line's whites in pixels -> the narrowest white between two words, where whites between
+    letters and between words are clearly two kinds (Otsu 1979); ``None`` where they are not.
+
+    A word cut at a letter's white is read as two; two words that are not told apart are still read as two.
+    """
+    if len(whites) < FEW_WHITES:
+        return None
+    widths = np.sort(np.minimum(whites, MOST_SPACE_EM * em))
+    below = np.arange(1, len(widths))
+    sums = np.cumsum(widths)
+    lower, upper = sums[:-1] / below, (sums[-1] - sums[:-1]) / below[::-1]
+    best = int(np.argmax(below * below[::-1] * (upper - lower) ** 2))
+    if upper[best] < UNLIKE * lower[best]:
+        return None
+    return max(LEAST_SPACE_EM * em, float(lower[best] + BETWEEN * (upper[best] - lower[best])))
+
+
+def _least_space(stretches: Sequence[int], gaps: Sequence[int], em: float) -> float:
+    """Widths in pixels of what stands in the line and of the white between -> the narrowest white between two
+    words, for a line with whites of one kind: of one word or two, or of letters that are set far apart.
+    """
+    if not gaps:
+        return 0.0
+    if np.median(stretches) < LETTER_EM * em:
+        return SPACED * float(np.median(gaps))
+    # a column's white within the line says nothing about its spaces
+    return SPACE_SHARE * min(float(np.percentile(gaps, 80)), 0.8 * em)
+
+
+def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Word]:
+    """Words too wide for a row cut in two until they fit, where the fewest ink is cut through."""
+    fitted: list[Word] = []
+    for word in words:
+        width = word.right - word.left
+        if word.dots or width <= MOST_SQUEEZED * room:
+            fitted.append(word)
+            continue
+        parts = -(-width // int(room))
+        near, reach = word.left + width // parts, max(1, round(0.25 * width / parts))
+        ink_of = ink.mask[line.top : line.bottom, near - reach : near + reach].sum(axis=0)
+        cut = near - reach + int(np.argmin(ink_of))
+        fitted.append(Word(word.left, cut, word.is_cut))
+        fitted += _fitted([Word(cut, word.right, is_cut=True)], ink, line, room)
+    return fitted
+
+
+def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
+    """As many words a row as fit; dots end one, and stand for no row of their own."""
+    rows: list[list[Word]] = []
+    for word in words:
+        goes_on = bool(rows) and not rows[-1][-1].dots
+        if goes_on and (word.dots or word.right - rows[-1][0].left <= room):
+            rows[-1].append(word)
+        elif not word.dots:
+            rows.append([word])
+    return rows
+
+
+def _row(ink: Ink, words: Sequence[Word], span: tuple[int, int], scale: float, number: int) -> Row:
+    """A word wider than the view is made narrower."""
+    top, bottom = span
+    dots = words[-1].dots
+    words = words[:-1] if dots else words
+    left, right = max(0, words[0].left - 1), min(ink.gray.shape[1], words[-1].right + 1)
+    width = min(ROOM_PX, max(1, round((right - left) * scale)))
+    height = max(1, round((bottom - top) * scale))
+    place = MARGIN_PX, number * ROW_PX + (ROW_PX - height) // 2
+    return Row((left, top, right, bottom), place, (width, height), words[0].is_cut, dots)

@@ -1,0 +1,268 @@
+"""Read a page in small views: cut it into lines, have every view of them read, put the text together.
+
+The engine sees views of many pages and documents, as it sees pages.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Self
+
+from PIL import Image
+
+from app.document import Page, Reading, ReadOptions
+from app.ocr.engine.engine import Engine, EngineStream
+from app.ocr.models.model import OcrModel
+from app.ocr.risk import Evidence, RiskCurve
+from app.pocket.layout.composed import FARTHEST, page_text, turned_back
+from app.pocket.layout.page import CutPage, cut_page
+from app.pocket.layout.views import LineView, line_text
+from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
+
+GROUNDING = "<|grounding|>"
+MAX_VIEW_TOKENS = 160
+"""A view holds about 50 characters."""
+MAX_VIEWS = 500
+"""Of a page; a dense A4 page has some 200. What lies beyond is not read: the page ends as ``length``."""
+MAX_WAITING = 64
+"""Views of one page that are with the engine at a time: its queue is for many pages."""
+PROBES, DOUBT, SURER = 12, -0.2, 0.1
+"""Views that tell whether a page is turned; mean log-probability of their tokens below which it may be, and
+by how much another way must be read better."""
+TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+"""By quarter turns, counter-clockwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A view as the engine gets it, and of how many rows of print."""
+
+    image: Image.Image
+    num_rows: int
+
+    @classmethod
+    def of(cls, view: LineView) -> Self:
+        return cls(view.image, len(view.cuts))
+
+
+class PocketReader:
+    """The pocket's ``PageReader``, around an engine. Pages in other modes go there as they are."""
+
+    def __init__(self, engine: Engine, model: OcrModel) -> None:
+        self._engine, self._model = engine, model
+        self._cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
+
+    @property
+    def model_name(self) -> str:
+        return self._engine.model_name
+
+    @property
+    def modes(self) -> Collection[str]:
+        return self._engine.modes
+
+    @property
+    def failure(self) -> str | None:
+        return self._engine.failure
+
+    def submit(
+        self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> "EngineStream | PocketStream":
+        """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
+        if options.mode not in {None, self._model.default_mode}:
+            return self._engine.submit(page, options, document_id=document_id, priority=priority)
+        prompt = self._model.default_prompt if options.prompt is None else options.prompt
+        self._model.prompt_ids(prompt)
+        tagged = GROUNDING in prompt
+        return PocketStream(self, page, options, document_id, priority=priority, tagged=tagged)
+
+    def submit_view(
+        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str, priority: int
+    ) -> EngineStream:
+        page = Page(page.index, view.convert("RGB"))
+        return self._engine.submit(page, options, document_id=document_id, priority=priority)
+
+    @property
+    def risk_curve(self) -> RiskCurve:
+        return self._model.risk_curve
+
+    async def cut(self, image: Image.Image, is_wanted: Callable[[], bool]) -> CutPage:
+        """Nothing is cut of a page that is not wanted any more when its turn comes."""
+
+        def cut() -> CutPage:
+            return cut_page(image) if is_wanted() else CutPage(None, (), ())
+
+        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut)
+
+    async def close(self) -> None:
+        await self._engine.close()
+        self._cutting.shutdown(wait=True, cancel_futures=True)
+
+
+class PocketStream:
+    """One page being read in views."""
+
+    def __init__(
+        self,
+        reader: PocketReader,
+        page: Page,
+        options: ReadOptions,
+        document_id: str,
+        *,
+        priority: int,
+        tagged: bool,
+    ) -> None:
+        self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
+        self._options, self._tagged = options, tagged
+        self._streams: list[EngineStream] = []
+        self._is_cancelled = False
+        self.evidence = Evidence()
+        """What the result's risk was told from; complete once the result is there."""
+        self._reading = asyncio.ensure_future(self._read())
+        # a page nobody waits for fails without noise
+        self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The page's text in one piece: what a view says is known to be in place only when all are read."""
+        try:
+            reading = await asyncio.shield(self._reading)
+        except Exception:  # noqa: BLE001 - pieces end without raising; ``result`` says what happened
+            return
+        if reading.text:
+            yield reading.text
+
+    async def result(self) -> Reading:
+        return await asyncio.shield(self._reading)
+
+    def cancel(self) -> None:
+        self._is_cancelled = True  # what is submitted later is cancelled, too
+        _cancel(self._streams)
+
+    def _is_wanted(self) -> bool:
+        return not self._is_cancelled
+
+    async def _read(self) -> Reading:
+        began = time.monotonic()
+        cut = await self._reader.cut(self._page.image, self._is_wanted)
+        cut_ms = (time.monotonic() - began) * 1e3
+        most = self._options.max_output_tokens
+        options = replace(
+            self._options,
+            prompt=None,
+            max_output_tokens=MAX_VIEW_TOKENS if most is None else min(most, MAX_VIEW_TOKENS),
+        )
+        turns = 0
+        readings = await self._readings(_shown(cut, self._page), options, doubts=bool(cut.views))
+        if readings is None:
+            began = time.monotonic()
+            turns, cut = await self._upright(cut, options)
+            cut_ms += (time.monotonic() - began) * 1e3
+            readings = await self._readings(_shown(cut, self._page), options) or []
+        read = [view.reading.text for view in readings]
+        read += [""] * (len(cut.views) - len(read))
+        text = _composed(cut, read, tagged=self._tagged, turns=turns)
+        self.evidence = evidence_of(readings)
+        whole = whole_reading(readings, text, self._reader.risk_curve.risk(self.evidence), cut_ms)
+        whole = replace(whole, left_out=_left_out(cut, readings, turns))
+        is_over_budget = most is not None and whole.tokens.output > most
+        if is_over_budget:
+            whole = replace(whole, text=text[:most])
+        if (is_over_budget or len(cut.views) > MAX_VIEWS) and whole.finish_reason not in STOPPED:
+            return replace(whole, finish_reason="length")
+        return whole
+
+    async def _upright(self, cut: CutPage, options: ReadOptions) -> tuple[int, CutPage]:
+        """The page as its print is read best, and by how many quarter turns, counter-clockwise. What is in
+        doubt either way stays as it is.
+        """
+        ways = [(await self._confidence(cut, options) + SURER, 0, cut)]
+        for turns, way in TURNED.items():
+            if self._is_cancelled:
+                break
+            image = self._page.image.transpose(way)
+            turned = await self._reader.cut(image, self._is_wanted)
+            ways.append((await self._confidence(turned, options), turns, turned))
+        _, turns, cut = max(ways, key=lambda way: way[0])
+        return turns, cut
+
+    async def _confidence(self, cut: CutPage, options: ReadOptions) -> float:
+        """Of views from all over the page."""
+        count = min(PROBES, len(cut.views))
+        views = [_Shown.of(cut.views[number * len(cut.views) // count]) for number in range(count)]
+        readings = await self._readings(views, options) or []
+        return confidence_of_print(readings) if readings else -math.inf
+
+    async def _readings(
+        self, views: Sequence[_Shown], options: ReadOptions, *, doubts: bool = False
+    ) -> list[ViewReading] | None:
+        """``None``, with ``doubts``, as soon as the first views look as if the page were turned."""
+        readings: list[ViewReading] = []
+        streams: list[EngineStream] = []
+        self._streams, probes = streams, min(PROBES, len(views))
+        try:
+            for number in range(len(views) + MAX_WAITING):
+                if number < len(views):
+                    streams.append(self._submit(views[number].image, options))
+                if MAX_WAITING <= number < len(streams) + MAX_WAITING:
+                    at = number - MAX_WAITING
+                    reading = await streams[at].result()
+                    readings.append(ViewReading(reading, streams[at].evidence.logprobs, views[at].num_rows))
+                    if doubts and len(readings) == probes and confidence_of_print(readings) < DOUBT:
+                        _cancel(streams)
+                        return None
+            return readings
+        except BaseException:
+            _cancel(streams)
+            raise
+
+    def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
+        stream = self._reader.submit_view(view, self._page, options, self._document_id, self._priority)
+        if self._is_cancelled:
+            stream.cancel()
+        return stream
+
+
+def _cancel(streams: Sequence[EngineStream]) -> None:
+    for stream in streams:
+        stream.cancel()
+
+
+def _shown(cut: CutPage, page: Page) -> list[_Shown]:
+    """Of a blank page one view is read for its figures; its text is none."""
+    return [_Shown.of(view) for view in cut.views[:MAX_VIEWS]] or [_Shown(page.image.resize((64, 64)), 0)]
+
+
+def _left_out(
+    cut: CutPage, readings: Sequence[ViewReading], turns: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Where the views are that gave no text or not all of it, in 0..999 of the page as it came."""
+    if cut.page is None:
+        return ()
+    across, down = FARTHEST / cut.page.width, FARTHEST / cut.page.height
+    boxes = []
+    for number, view in enumerate(cut.views):
+        reading = readings[number].reading if number < len(readings) else None
+        if reading is None or reading.finish_reason != "stop" or not reading.text.strip():
+            left, top, right, bottom = view.box
+            box = (int(left * across), int(top * down), int(right * across), int(bottom * down))
+            boxes.append(turned_back(box, turns))
+    return tuple(boxes)
+
+
+def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool, turns: int) -> str:
+    if cut.page is None:
+        return ""
+    texts = _line_texts(cut, read)
+    return page_text(cut.page, texts, tagged=tagged, turns=turns)
+
+
+def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:
+    """Of every line, from those of its views."""
+    lines: list[str] = []
+    at = 0
+    for count in cut.counts:
+        lines.append(line_text(cut.views[at : at + count], read[at : at + count]))
+        at += count
+    return lines

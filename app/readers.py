@@ -1,0 +1,38 @@
+"""Open the reader that a checkpoint asks for. Imports torch: for workers, benchmarks and tests."""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from app.ocr.engine.engine import Engine
+from app.ocr.engine.settings import EngineSettings
+from app.ocr.models.checkpoint import locate
+from app.ocr.models.deepseek import load_model
+from app.ocr.sizing import require_memory, resolve_device
+from app.pocket import opening as pocket
+from app.pocket.reader import PocketReader
+
+
+def open_reader(
+    checkpoint: str = pocket.NAME,
+    device: str = "auto",
+    settings: EngineSettings | None = None,
+    on_death: Callable[[], None] | None = None,
+    max_rss_mib: float = math.inf,
+) -> Engine | PocketReader:
+    """Load a checkpoint and start its engine on ``device``; ``auto`` takes a GPU where there is one.
+
+    ``checkpoint``: ``"pocket"``, a folder or a hub id. ``on_death``: see ``Engine``. ``max_rss_mib``:
+    resident memory at which this process would be ended.
+    Raise ``CheckpointError`` for a folder that cannot be used, ``NotReady`` for weights that do not fit.
+    """
+    device = resolve_device(device)
+    folder = pocket.WEIGHTS if checkpoint == pocket.NAME else locate(checkpoint)
+    require_memory(folder, device, max_rss_mib)
+    if device.startswith("cuda"):
+        # pages are prepared in threads of their own, which would each start as many again as there are cores
+        torch.set_num_threads(1)
+    if pocket.is_pocket(folder):
+        return pocket.open_pocket(device, settings, on_death, folder)
+    return Engine(load_model(folder, device), settings, on_death)

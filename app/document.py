@@ -187,6 +187,20 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
+
+    ``text``: what the model wrote, without escapes. ``markdown``: the same as it stands in the page's
+    Markdown; ``None`` where they do not differ.
+    """
+
+    type: str
+    bbox: tuple[int, int, int, int]
+    text: str
+    markdown: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What the engine made of one page: raw model text, counts, and milliseconds by stage.
 
@@ -210,20 +224,9 @@ class Reading:
     attempts: tuple[Attempt, ...] = ()
     left_out: tuple[tuple[int, int, int, int], ...] = ()
     """Boxes, as a ``Block``'s, of print that the reader saw and has no text of, or not all of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
-
-    ``text``: what the model wrote, without escapes. ``markdown``: the same as it stands in the page's
-    Markdown; ``None`` where they do not differ.
-    """
-
-    type: str
-    bbox: tuple[int, int, int, int]
-    text: str
-    markdown: str | None = None
+    blocks: tuple[Block, ...] | None = None
+    """All of the text, from a reader that knows what stands where; ``None``: what there is to know is in the
+    text, as the model wrote it."""
 
 
 @dataclass(frozen=True, slots=True)

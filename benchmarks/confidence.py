@@ -29,10 +29,10 @@ from scipy import optimize
 
 from app.checking import MAX_RISK, check_page
 from app.document import Page, ReadOptions
-from app.markdown import to_markdown
 from app.ocr.models.checkpoint import locate
 from app.ocr.models.checkpoint_spec import SPEC_FILE
 from app.ocr.risk import LOW_QUANTILE, Evidence, RiskCurve
+from app.output.markdown import render
 from app.readers import open_reader
 from benchmarks.accuracy.pages import DOCUMENTS, Kind, documents
 from benchmarks.accuracy.plot import risk_plot
@@ -120,7 +120,7 @@ async def read_pages(checkpoint: str, device: str, kinds: Sequence[Kind]) -> lis
         async with gate:
             stream = reader.submit(page, ReadOptions(), document_id="confidence")
             reading = await stream.result()
-        rendered = to_markdown(reading.text)
+        rendered = render(reading)
         checks = check_page(page, reading, rendered.markdown, rendered.blocks)
         text = TAG.sub(" ", rendered.markdown)
         scores = character_scores([text], [sample.text], ignores_case=kind.ignores_case)

@@ -27,8 +27,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from app.markdown import to_markdown
-from app.pocket.layout.composed import page_text
+from app.output.markdown import of_blocks
+from app.pocket.layout.composed import page_blocks
 from app.pocket.layout.ink import find_ink
 from app.pocket.layout.page import find_print
 from benchmarks.layout.oracle import NO_UNIT, Glyph, Oracle
@@ -170,7 +170,7 @@ def markdown_of(page: GoldenPage) -> str:
         return ""
     oracle = Oracle(page.glyphs, ink)
     texts = [oracle.read(line) for line in found.lines]
-    return to_markdown(page_text(found, texts, tagged=True)).markdown
+    return of_blocks(page_blocks(found, texts, as_markdown=True)).markdown
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page, row
 
 from app.output.hyphens import flowed, unbroken
-from app.output.markdown import to_markdown
+from app.output.markdown import of_blocks
 from app.pocket.layout.blocks import Region, regions_of
 from app.pocket.layout.bullets import DASH, STAR
-from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.composed import compose, page_blocks
 from app.pocket.layout.lines import Line, Table
 from app.pocket.layout.lists import Bullet
 from app.pocket.layout.page import cut_page
@@ -41,13 +41,13 @@ def test_markdown_of_what_was_read() -> None:
         Region("table", (0, 200, 150, 250), Table((((cells[0],), (cells[1],)), ((cells[2],), ())))),
     ]
     texts = ["On  paper", "one\nthing", "goes on", "another", "a", "b", "c <b>"]
-    tagged = compose(regions, texts, tagged=True)
-    assert tagged.startswith("<|ref|>sub_title<|/ref|><|det|>[[0, 0, 300, 20]]<|/det|>\n## On paper")
-    assert to_markdown(tagged).markdown == (
+    blocks = compose(regions, texts, as_markdown=True)
+    assert (blocks[0].type, blocks[0].bbox, blocks[0].text) == ("sub_title", (0, 0, 300, 20), "## On paper")
+    assert of_blocks(blocks).markdown == (
         "## On paper\n\n- one thing goes on\n- another\n\n"
         "<table><tr><td>a</td><td>b</td></tr><tr><td>c &lt;b></td><td></td></tr></table>"
     )
-    plain = compose(regions, texts, tagged=False)
+    plain = "\n\n".join(block.text for block in compose(regions, texts, as_markdown=False))
     assert plain == "On paper\n\n• one thing\ngoes on\n– another\n\na b\nc <b>"  # noqa: RUF001
 
 
@@ -80,19 +80,19 @@ def test_lists_are_apart_from_what_is_around_them_and_go_on_over_regions() -> No
         *(Region("text", (0, at.top, 300, at.bottom), (at,), {at: "•"}) for at in bullets),
     ]
     texts = ["As follows", "1. one", "and more", "2. two", "dot", "dash"]
-    tagged = compose(regions, texts, tagged=True)
-    assert to_markdown(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
-    assert to_markdown(tagged).blocks[-1].bbox == (0, 140, 300, 200)
+    tagged = compose(regions, texts, as_markdown=True)
+    assert of_blocks(tagged).markdown == "As follows\n\n1. one and more\n2. two\n\n- dot\n- dash"
+    assert of_blocks(tagged).blocks[-1].bbox == (0, 140, 300, 200)
 
 
 def test_a_sentence_that_ends_with_a_number_begins_no_list() -> None:
     lines = tuple(Line(0, top, 300, top + 20) for top in (0, 30, 60))
     texts = ["There were as many as", "60. Nobody knows", "what became of them"]
     region = Region("text", (0, 0, 300, 80), lines)
-    assert to_markdown(compose([region], texts, tagged=True)).markdown == " ".join(texts)
+    assert of_blocks(compose([region], texts, as_markdown=True)).markdown == " ".join(texts)
     for above, below in ((Line(0, 0, 120, 20), lines[2]), (lines[0], Line(30, 60, 300, 80))):
         item = Region("text", (0, 0, 300, 80), (above, lines[1], below))
-        markdown = to_markdown(compose([item], texts, tagged=True)).markdown
+        markdown = of_blocks(compose([item], texts, as_markdown=True)).markdown
         assert markdown == "There were as many as\n\n60. Nobody knows what became of them"
 
 
@@ -139,7 +139,7 @@ def test_lists_of_other_bullets_are_apart_on_a_printed_page() -> None:
         draw.text((160, 100 + 36 * at), text, font=body)
     page = cut_page(image).page
     assert page is not None
-    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    markdown = of_blocks(compose(regions_of(page, texts), texts, as_markdown=True)).markdown
     first, second, third, fourth = texts
     assert markdown == f"- {first}\n- {second}\n\n- {third}\n- {fourth}"
 
@@ -207,7 +207,7 @@ def test_a_number_that_hangs_under_an_item_is_of_its_text() -> None:
     def markdown(*texts: str) -> str:
         rows = [(100, 100, "1)"), *((150, 100 + 36 * at, text) for at, text in enumerate(texts))]
         read = [f"1) {texts[0]}", *texts[1:]]
-        return to_markdown(compose(regions_of(printed_page(rows), read), read, tagged=True)).markdown
+        return of_blocks(compose(regions_of(printed_page(rows), read), read, as_markdown=True)).markdown
 
     words = "pebbles of quartz"
     assert markdown(words, f"84. Rivers and {words}", words).count("\n") == 0
@@ -243,7 +243,7 @@ def test_numbered_lists_that_begin_elsewhere_are_apart() -> None:
         for number, words in [text.split(" ", 1)]
         for part in [(left, 100 + 36 * at, number), (text_left, 100 + 36 * at, words)]
     ]
-    markdown = to_markdown(page_text(printed_page(rows), texts, tagged=True)).markdown
+    markdown = of_blocks(page_blocks(printed_page(rows), texts, as_markdown=True)).markdown
     assert markdown == f"{texts[0]}\n{texts[1]}\n\n{texts[2]}\n{texts[3]}"
 
 
@@ -276,7 +276,7 @@ def test_an_item_begins_where_its_bullet_was_read_though_it_was_not_seen() -> No
     rows = [(100, 100, "Pebbles of quartz lie in the"), (100, 132, "river")]
     rows += [(130, 164, "x"), (180, 164, "Bridges"), (130, 196, "x"), (180, 196, "Rivers")]
     texts = ["Pebbles of quartz lie in the", "river", "* Bridges", "* Rivers"]
-    markdown = to_markdown(page_text(printed_page(rows), texts, tagged=True)).markdown
+    markdown = of_blocks(page_blocks(printed_page(rows), texts, as_markdown=True)).markdown
     assert markdown == "Pebbles of quartz lie in the river\n\n- Bridges\n- Rivers"
 
 
@@ -291,7 +291,7 @@ def test_rows_of_numbers_that_count_and_one_cell_are_items(
     cells = row(0, (0, 20), (100, 150)) + row(30, (0, 20), (100, 150))
     table = Table((((cells[0],), (cells[1],)), ((cells[2],), (cells[3],))))
     texts = [numbers[0], "Pebbles", numbers[1], "Sand"]
-    markdown = to_markdown(compose([Region("table", (0, 0, 150, 50), table)], texts, tagged=True)).markdown
+    markdown = of_blocks(compose([Region("table", (0, 0, 150, 50), table)], texts, as_markdown=True)).markdown
     if is_list:
         assert markdown == f"{numbers[0]} Pebbles\n{numbers[1]} Sand"
     else:

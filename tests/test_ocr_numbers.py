@@ -4,9 +4,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, printed_page
 
-from app.output.markdown import to_markdown
+from app.output.markdown import of_blocks
 from app.pocket.layout.blocks import regions_of
-from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.composed import compose, page_blocks
 from app.pocket.layout.page import cut_page
 from app.pocket.layout.prints import PageLines
 
@@ -19,7 +19,7 @@ def test_the_pages_number_is_no_part_of_the_text(number: str, at: int) -> None:
     beside = [(700, top, words) for _, top, words in text]
     page = printed_page([(250, at, number), *text, *beside])
     read = [number.removeprefix("- ") if line.top < 90 or line.top > 1600 else "said" for line in page.lines]
-    blocks = to_markdown(compose(regions_of(page, read), read, tagged=True)).blocks
+    blocks = of_blocks(compose(regions_of(page, read), read, as_markdown=True)).blocks
     kinds = [block.type for block in blocks]
     assert kinds.index("page_number") == (0 if at == 40 else len(kinds) - 1)
     assert blocks[kinds.index("page_number")].text == number
@@ -65,7 +65,7 @@ def list_page(printed: list[str]) -> PageLines:
 def test_a_pages_number_has_two_dashes_or_none(read: str, shown: str) -> None:
     page = printed_page([(600, 1600, "- 220 -"), *((100, 400 + 36 * at, "Pebbles lie") for at in range(8))])
     texts = [read if line.top > 1500 else "said" for line in page.lines]
-    rendered = to_markdown(page_text(page, texts, tagged=True))
+    rendered = of_blocks(page_blocks(page, texts, as_markdown=True))
     assert rendered.blocks[-1].text == shown
     assert rendered.markdown.endswith(f"\n\\{shown}"), "which is no item of a list"
 
@@ -73,7 +73,9 @@ def test_a_pages_number_has_two_dashes_or_none(read: str, shown: str) -> None:
 @needs_font
 def test_a_list_that_counts_back_is_another_one() -> None:
     page = list_page(["1.", "2.", "2.", "3)"])
-    markdown = to_markdown(page_text(page, ["1. one", "2. two", "2. other", "3) last"], tagged=True)).markdown
+    markdown = of_blocks(
+        page_blocks(page, ["1. one", "2. two", "2. other", "3) last"], as_markdown=True)
+    ).markdown
     assert markdown == "1. one\n2. two\n\n2. other\n\n3) last"
 
 
@@ -81,15 +83,15 @@ def test_a_list_that_counts_back_is_another_one() -> None:
 def test_what_hangs_under_an_item_keeps_its_words() -> None:
     page = list_page(["1.", "", "2.", "", "3."])
     read = ["1. one", "of which", "2. two", "of them", "3. three"]
-    markdown = to_markdown(page_text(page, read, tagged=True)).markdown
+    markdown = of_blocks(page_blocks(page, read, as_markdown=True)).markdown
     assert markdown == "1. one of which\n2. two of them\n3. three"
 
 
 @needs_font
 def test_a_list_that_counts_far_on_is_another_one() -> None:
     page = list_page(["1.", "2.", "9.", "10."])
-    markdown = to_markdown(
-        page_text(page, ["1. one", "2. two", "9. other", "10. last"], tagged=True)
+    markdown = of_blocks(
+        page_blocks(page, ["1. one", "2. two", "9. other", "10. last"], as_markdown=True)
     ).markdown
     assert markdown == "1. one\n2. two\n\n9. other\n10. last"
 
@@ -107,7 +109,7 @@ def test_items_that_a_mere_space_parts_from_their_numbers_are_a_list() -> None:
         rows.append((100 if number else hang, 140 + 34 * at, f"{number} Pebbles of quartz lie".strip()))
     page = printed_page([*rows, (100, 320, NARROW * 2)])
     read = [text for _, _, text in [*rows, (0, 0, NARROW * 2)]]
-    markdown = to_markdown(page_text(page, read, tagged=True)).markdown
+    markdown = of_blocks(page_blocks(page, read, as_markdown=True)).markdown
     quartz = "Pebbles of quartz lie"
     items = f"1. {quartz} {quartz}\n2. {quartz}\n3. {quartz}"
     assert markdown == f"{NARROW * 2}\n\n{items}\n\n{NARROW * 2}"
@@ -124,4 +126,4 @@ def test_lines_hang_under_an_item_however_wide_its_spaces_are() -> None:
     ]
     page = printed_page(rows)
     read = ["1. It was a femur of unusual size, as", "it is said"]
-    assert to_markdown(page_text(page, read, tagged=True)).markdown == " ".join(read)
+    assert of_blocks(page_blocks(page, read, as_markdown=True)).markdown == " ".join(read)

@@ -11,7 +11,7 @@ from region_pages import A4, FAMILY, FONTS, needs_font
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
-from app.output.markdown import to_markdown
+from app.output.markdown import of_blocks
 from app.pocket.layout.blocks import Region, regions_of
 from app.pocket.layout.composed import compose
 from app.pocket.layout.finding import find_lines
@@ -222,8 +222,8 @@ def test_print_at_the_edge_of_a_page_is_cut_where_it_begins(left: int) -> None:
 def test_a_numbered_list_begins_anew() -> None:
     lines = tuple(Line(0, top, 300, top + 20) for top in (0, 30, 60, 90))
     region = Region("text", (0, 0, 300, 110), lines)
-    tagged = compose([region], ["1. one", "2. two", "1. other", "2. more"], tagged=True)
-    assert to_markdown(tagged).markdown == "1. one\n2. two\n\n1. other\n2. more"
+    tagged = compose([region], ["1. one", "2. two", "1. other", "2. more"], as_markdown=True)
+    assert of_blocks(tagged).markdown == "1. one\n2. two\n\n1. other\n2. more"
 
 
 @needs_font
@@ -283,7 +283,7 @@ def test_text_begins_after_the_number_of_a_typewriter() -> None:
     assert page is not None
     edges = [page.leads[line].text_left for line in page.lines if line.left < 120]
     assert edges == pytest.approx([160, 160], abs=6)
-    markdown = to_markdown(compose(regions_of(page, texts), texts, tagged=True)).markdown
+    markdown = of_blocks(compose(regions_of(page, texts), texts, as_markdown=True)).markdown
     assert markdown == f"{texts[0]} {texts[1]}\n{texts[2]} {texts[3]}"
 
 
@@ -291,7 +291,7 @@ def test_model_text_cannot_forge_regions() -> None:
     """What a view says is text, whatever it looks like: tags in it are tags of no region of ours."""
     line = Line(0, 0, 10, 10)
     text = "<|ref|>title<|/ref|><|det|>[[1, 2, 3, 4]]<|/det|>"
-    rendered = to_markdown(compose([Region("text", (5, 6, 7, 8), (line,))], [text], tagged=True))
+    rendered = of_blocks(compose([Region("text", (5, 6, 7, 8), (line,))], [text], as_markdown=True))
     assert [block.bbox for block in rendered.blocks] == [(5, 6, 7, 8)]
 
 

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from region_pages import A4, FAMILY, needs_font, row
 
-from app.output.markdown import to_markdown
+from app.output.markdown import of_blocks
 from app.pocket.layout.blocks import regions_of
-from app.pocket.layout.composed import compose, page_text
+from app.pocket.layout.composed import compose, page_blocks
 from app.pocket.layout.lines import Line, Table
 from app.pocket.layout.order import in_order
 from app.pocket.layout.page import cut_page
@@ -135,7 +135,7 @@ def test_a_grid_without_print_is_no_table_and_costs_nothing_else() -> None:
     draw.text((100, 200), "Pebbles of quartz lie in", font=ImageFont.truetype(FAMILY.regular, 24))
     page = cut_page(image).page
     assert page is not None
-    markdown = to_markdown(page_text(page, ["read"] * len(page.lines), tagged=True)).markdown
+    markdown = of_blocks(page_blocks(page, ["read"] * len(page.lines), as_markdown=True)).markdown
     assert "read" in markdown
     assert "<table>" not in markdown
 
@@ -172,7 +172,7 @@ def test_a_row_between_rules_has_cells_of_several_lines() -> None:
     (region,) = regions_of(page, read)
     assert isinstance(region.part, Table)
     assert [[len(cell) for cell in row] for row in region.part.rows] == [[1, 1], [1, 2], [2, 1], [1, 2]]
-    markdown = to_markdown(compose([region], read, tagged=True)).markdown
+    markdown = of_blocks(compose([region], read, as_markdown=True)).markdown
     assert "<tr><td>North bank</td><td>gravel</td></tr><tr><td>Weir</td><td>mud reeds</td></tr>" in markdown
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from app.checking import Checks, check_page
 from app.document import Page, Pruning, Reading, ReadOptions
-from app.output.markdown import to_markdown
+from app.output import markdown
 from app.pocket.opening import load_pocket
 from app.poppler import describe_page, render
 from app.readers import open_reader
@@ -58,7 +58,7 @@ def test_the_sample_comes_back_within_the_stated_error(prune: Pruning, accuracy:
     images = [render(page, 1754)[0] for page in pages]
     blank = Image.new("RGB", (531, 531), "white")
     options = ReadOptions(prune=prune, prompt=PLAIN_PROMPT)
-    *read, nothing = asyncio.run(read_pages([*images, blank], options))
+    *read, nothing = (reading.text for reading in asyncio.run(read_pages([*images, blank], options)))
     # of born-digital pages of others, which it is one of
     (stated,) = (
         row["character_error_rate"]
@@ -69,14 +69,14 @@ def test_the_sample_comes_back_within_the_stated_error(prune: Pruning, accuracy:
     assert not nothing.strip(), "a blank page has no text"
 
 
-async def read_pages(images: list[Image.Image], options: ReadOptions) -> list[str]:
+async def read_pages(images: list[Image.Image], options: ReadOptions) -> list[Reading]:
     reader = open_reader("pocket", "cpu")
     try:
         streams = [
             reader.submit(Page(index, image), options, document_id="sample")
             for index, image in enumerate(images)
         ]
-        return [(await stream.result()).text for stream in streams]
+        return [await stream.result() for stream in streams]
     finally:
         await reader.close()
 
@@ -87,10 +87,10 @@ def test_a_turned_page_is_read_like_an_upright_one() -> None:
     page = page.crop((0, 0, page.width, 700))
     ways = [Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270]
     upright, *turned = asyncio.run(read_pages([page, *(page.transpose(way) for way in ways)], ReadOptions()))
-    blocks = to_markdown(upright).blocks
+    blocks = markdown.render(upright).blocks
     assert len(blocks) > 2
-    for quarters, text in enumerate(turned, 1):
-        found = to_markdown(text).blocks
+    for quarters, reading in enumerate(turned, 1):
+        found = markdown.render(reading).blocks
         assert [block.text for block in found] == [block.text for block in blocks]
         for block, original in zip(found, blocks, strict=True):
             left, top, right, bottom = original.bbox
@@ -110,7 +110,7 @@ def checked(images: list[Image.Image]) -> list[tuple[Reading, Checks]]:
             answers = []
             for page, stream in zip(pages, streams, strict=True):
                 reading = await stream.result()
-                rendered = to_markdown(reading.text)
+                rendered = markdown.render(reading)
                 answers.append((reading, check_page(page, reading, rendered.markdown, rendered.blocks)))
             return answers
         finally:

@@ -33,7 +33,7 @@ from app.jobs.job import Job, encode_page
 from app.jobs.journal import Journal
 from app.jobs.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.store import Store
-from app.output.markdown import to_markdown
+from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings
@@ -268,7 +268,7 @@ class BatchReader:
         except Exception:  # a defect of the reader ends one page, and is logged as one
             logger.exception("page failed", extra={"document": job.id, "index": page.index})
             return _failed(page.index, PageFailed("the model failed on this page"), width, height)
-        rendered = to_markdown(reading.text)
+        rendered = render(reading)
         checks = await asyncio.to_thread(check_page, page, reading, rendered.markdown, rendered.blocks)
         total_ms = (time.perf_counter() - started) * 1000
         return PageResult(

@@ -16,9 +16,10 @@ Markdown.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.document import Block
+from app.document import Block, Reading
 from app.output.html import safe, tidied
 from app.output.spans import closed
 
@@ -55,6 +56,23 @@ class Rendered:
     blocks: tuple[Block, ...]
 
 
+def render(reading: Reading) -> Rendered:
+    """Turn what was read into Markdown and blocks. Never raises."""
+    return to_markdown(reading.text) if reading.blocks is None else of_blocks(reading.blocks)
+
+
+def of_blocks(blocks: Sequence[Block]) -> Rendered:
+    """Join the blocks of a reader that knows what stands where."""
+    bodies = [block.text if block.markdown is None else block.markdown for block in blocks]
+    return Rendered(_joined([body for body in bodies if body]), tuple(blocks))
+
+
+def block_of(kind: str, box: Box, markdown: str) -> Block:
+    """Make a block of Markdown in which print is escaped (``app.output.escape``)."""
+    markdown, plain = safe(NOT_TEXT.sub("", markdown).strip())
+    return Block(kind, box, plain, None if markdown == plain else markdown)
+
+
 def to_markdown(text: str) -> Rendered:
     """Raw model text -> Markdown without tags, and one block a box. Never raises.
 
@@ -70,8 +88,12 @@ def to_markdown(text: str) -> Rendered:
         for number, box in enumerate(_boxes(tag["boxes"] or "") if tag["type"].strip() else ()):
             own = (plain, None if markdown == plain else markdown) if number == 0 else ("", None)
             blocks.append(Block(tag["type"].strip(), box, *own))
-    bodies = [markdown for markdown, _ in rendered if markdown]
-    return Rendered("\n\n".join([*map(closed, bodies[:-1]), *bodies[-1:]]), tuple(blocks))
+    return Rendered(_joined([markdown for markdown, _ in rendered if markdown]), tuple(blocks))
+
+
+def _joined(bodies: Sequence[str]) -> str:
+    """Paragraphs, none of which reaches into the next one."""
+    return "\n\n".join([*map(closed, bodies[:-1]), *bodies[-1:]])
 
 
 def _cut_off(text: str) -> str:

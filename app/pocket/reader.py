@@ -13,11 +13,12 @@ from typing import Self
 
 from PIL import Image
 
-from app.document import Page, Reading, ReadOptions
+from app.document import Block, Page, Reading, ReadOptions
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
-from app.pocket.layout.composed import FARTHEST, page_text, turned_back
+from app.output.markdown import block_of, to_markdown
+from app.pocket.layout.composed import FARTHEST, page_blocks, turned_back
 from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
 from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
@@ -75,8 +76,8 @@ class PocketReader:
             return self._engine.submit(page, options, document_id=document_id, priority=priority)
         prompt = self._model.default_prompt if options.prompt is None else options.prompt
         self._model.prompt_ids(prompt)
-        tagged = GROUNDING in prompt
-        return PocketStream(self, page, options, document_id, priority=priority, tagged=tagged)
+        as_markdown = GROUNDING in prompt
+        return PocketStream(self, page, options, document_id, priority=priority, as_markdown=as_markdown)
 
     def submit_view(
         self, view: Image.Image, page: Page, options: ReadOptions, document_id: str, priority: int
@@ -112,10 +113,10 @@ class PocketStream:
         document_id: str,
         *,
         priority: int,
-        tagged: bool,
+        as_markdown: bool,
     ) -> None:
         self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
-        self._options, self._tagged = options, tagged
+        self._options, self._as_markdown = options, as_markdown
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
         self.evidence = Evidence()
@@ -162,13 +163,16 @@ class PocketStream:
             readings = await self._readings(_shown(cut, self._page), options) or []
         read = [view.reading.text for view in readings]
         read += [""] * (len(cut.views) - len(read))
-        text = _composed(cut, read, tagged=self._tagged, turns=turns)
+        blocks = _composed(cut, read, as_markdown=self._as_markdown, turns=turns)
         self.evidence = evidence_of(readings)
-        whole = whole_reading(readings, text, self._reader.risk_curve.risk(self.evidence), cut_ms)
-        whole = replace(whole, left_out=_left_out(cut, readings, turns))
-        is_over_budget = most is not None and whole.tokens.output > most
-        if is_over_budget:
-            whole = replace(whole, text=text[:most])
+        is_over_budget = (
+            most is not None and sum(reading.reading.tokens.output for reading in readings) > most
+        )
+        if most is not None and is_over_budget:
+            blocks = _cut_off(blocks, most)
+        risk = self._reader.risk_curve.risk(self.evidence)
+        whole = whole_reading(readings, "\n\n".join(block.text for block in blocks), risk, cut_ms)
+        whole = replace(whole, blocks=blocks, left_out=_left_out(cut, readings, turns))
         if (is_over_budget or len(cut.views) > MAX_VIEWS) and whole.finish_reason not in STOPPED:
             return replace(whole, finish_reason="length")
         return whole
@@ -251,11 +255,23 @@ def _left_out(
     return tuple(boxes)
 
 
-def _composed(cut: CutPage, read: Sequence[str], *, tagged: bool, turns: int) -> str:
+def _composed(cut: CutPage, read: Sequence[str], *, as_markdown: bool, turns: int) -> tuple[Block, ...]:
     if cut.page is None:
-        return ""
+        return ()
     texts = _line_texts(cut, read)
-    return page_text(cut.page, texts, tagged=tagged, turns=turns)
+    return page_blocks(cut.page, texts, as_markdown=as_markdown, turns=turns)
+
+
+def _cut_off(blocks: Sequence[Block], most: int) -> tuple[Block, ...]:
+    """Cut what is beyond the first ``most`` characters; a token of the pocket is one."""
+    kept: list[Block] = []
+    for block in blocks:
+        markdown = block.text if block.markdown is None else block.markdown
+        if len(markdown) > most:
+            return (*kept, block_of(block.type, block.bbox, to_markdown(markdown[:most]).markdown))
+        kept.append(block)
+        most -= len(markdown)
+    return tuple(kept)
 
 
 def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import ParseError
-from app.output.markdown import to_markdown
+from app.output.markdown import render
 from app.reader import PageReader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.scores import character_scores, structure_scores, without_escapes
@@ -43,7 +43,7 @@ class Readings:
 
     @property
     def markdowns(self) -> list[str]:
-        return [to_markdown(text).markdown for text in self.texts]
+        return [render(page).markdown if isinstance(page, Reading) else "" for page in self.pages]
 
     def figures(self) -> Figures:
         """How the pages ended and what they cost, whatever they say."""

@@ -18,8 +18,8 @@ from statistics import fmean, median
 import torch
 from PIL import Image
 
-from app.output.markdown import to_markdown
-from app.pocket.layout.composed import page_text
+from app.output.markdown import of_blocks
+from app.pocket.layout.composed import page_blocks
 from app.pocket.layout.ink import find_ink
 from app.pocket.layout.page import cut_page, find_print
 from benchmarks.accuracy.pages import CLEAN, DEGRADED, DrawnPage, RenderedPages
@@ -56,8 +56,9 @@ def read_page(image: Image.Image, glyphs: Sequence[Glyph]) -> Layout:
         return Layout("", "", Faults())
     oracle, lines = Oracle(glyphs, ink), page.lines
     texts = [oracle.read(line) for line in lines]
-    plain, tagged = (page_text(page, texts, tagged=tagged) for tagged in (False, True))
-    return Layout(plain, to_markdown(tagged).markdown, oracle.faults(lines))
+    plain = "\n\n".join(block.text for block in page_blocks(page, texts, as_markdown=False))
+    markdown = of_blocks(page_blocks(page, texts, as_markdown=True)).markdown
+    return Layout(plain, markdown, oracle.faults(lines))
 
 
 def rendered_row(kind: str, pages: Sequence[DrawnPage]) -> tuple[Figures, list[str]]:

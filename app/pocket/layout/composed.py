@@ -1,12 +1,14 @@
-"""What was read in regions -> Markdown with grounding tags, or plain text."""
+"""Put what was read in a page's regions together: blocks of Markdown, or of plain text."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
+from app.document import Block
 from app.output.escape import escaped, escaped_cell, escaped_heading
 from app.output.hyphens import flowed, unbroken
+from app.output.markdown import block_of
 from app.pocket.layout.blocks import PAGE_NUMBER, Region, regions_of
 from app.pocket.layout.lines import Line, Table
 from app.pocket.layout.lists import BULLET, Bullet
@@ -24,9 +26,7 @@ NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
 MAX_COUNT = 3
 """From an item to the next one that was read."""
 FARTHEST = 999
-"""The right and the lower edge of a page in its tags."""
-FORGED = re.compile(r"<\|/?(?:ref|det)\|>|</?td>")
-"""Tokens with a meaning in the model's format; what is printed has none of it."""
+"""The right and the lower edge of a page in the boxes of its blocks."""
 
 
 @dataclass(slots=True)
@@ -74,33 +74,39 @@ def _steps(item: str, above: str) -> int:
     return int(other[1]) - int(one[1]) if one[2] == other[2] else 0
 
 
-def page_text(page: PageLines, texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
-    """``texts``: of every line of the page, in order. ``tagged``: Markdown with grounding tags, else
-    plain text. ``turns``: quarter turns, counter-clockwise, after which the page was cut; tags say where its
-    text is before them.
+def page_blocks(
+    page: PageLines, texts: Sequence[str], *, as_markdown: bool, turns: int = 0
+) -> tuple[Block, ...]:
+    """Make the blocks of a page in reading order.
+
+    ``texts``: of every line of the page, in order. ``as_markdown``: with headings, lists and tables as
+    Markdown, else line by line as it is printed. ``turns``: quarter turns, counter-clockwise, after which the
+    page was cut; boxes are of the page before them.
     """
-    return compose(regions_of(page, texts), texts, tagged=tagged, turns=turns)
+    return compose(regions_of(page, texts), texts, as_markdown=as_markdown, turns=turns)
 
 
-def compose(regions: Sequence[Region], texts: Sequence[str], *, tagged: bool, turns: int = 0) -> str:
-    """``page_text`` of regions that are known. ``texts``: of every line of every region, in order."""
+def compose(
+    regions: Sequence[Region], texts: Sequence[str], *, as_markdown: bool, turns: int = 0
+) -> tuple[Block, ...]:
+    """Make the blocks of known regions. ``texts``: of every line of every region, in order."""
     at = 0
     written: list[_Written] = []
-    cleaned = [" ".join(FORGED.sub(" ", text).split()) for text in texts]
+    cleaned = [" ".join(text.split()) for text in texts]
     for region in regions:
         count = len(region.lines)
         read = cleaned[at : at + count]
         at += count
         if not any(read):
             continue
-        for block in _markdown(region, read) if tagged else [_plain(region, read)]:
+        for block in _markdown(region, read) if as_markdown else [_plain(region, read)]:
             last = next((one for one in reversed(written) if one.form != PAGE_NUMBER), None)
             if last is not None and last.takes(block):
                 last.take(block)
             else:
                 written.append(block)
     ordered = _with_number_outside(written)
-    return "\n\n".join(_with_tag(block, turns) if tagged else "\n".join(block.lines) for block in ordered)
+    return tuple(_block(block, turns, as_markdown=as_markdown) for block in ordered)
 
 
 def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
@@ -111,10 +117,9 @@ def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
     return [*above, *text, *(one for one in numbers if one not in above)]
 
 
-def _with_tag(block: _Written, turns: int) -> str:
-    corners = ", ".join(str(value) for value in turned_back(block.box, turns))
-    body = "\n".join(_as_print(block.form, line) for line in block.lines)
-    return f"<|ref|>{block.kind}<|/ref|><|det|>[[{corners}]]<|/det|>\n{body}"
+def _block(written: _Written, turns: int, *, as_markdown: bool) -> Block:
+    body = "\n".join(_as_print(written.form if as_markdown else "", line) for line in written.lines)
+    return block_of(written.kind, turned_back(written.box, turns), body)
 
 
 def _as_print(form: str, line: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Self
 
 START_S = 30.0
+LOG_SHOWN = 3000
+"""Characters."""
 
 
 def find(program: str) -> str | None:
@@ -48,7 +50,7 @@ class Postgres:
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="rtprune-pg-"))
         self._folder.chmod(0o755)
-        self._data = self._folder / "data"
+        self._data, self._log = self._folder / "data", self._folder / "log"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
@@ -66,17 +68,19 @@ class Postgres:
     def start(self) -> Self:
         settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "300"}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        self._process = subprocess.Popen(
-            [
-                *_as_other_user(),
-                str(find("postgres")),
-                *("-D", str(self._data), "-p", str(self._port)),
-                *options,
-            ],
-            cwd=self._folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *_as_other_user(),
+                    str(find("postgres")),
+                    *("-D", str(self._data), "-p", str(self._port)),
+                    *options,
+                ],
+                cwd=self._folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # signals to the tests' process group are not for it
+            )
         self._wait()
         return self
 
@@ -100,6 +104,9 @@ class Postgres:
     def create(self, database: str) -> str:
         import psycopg
 
+        if self._process is not None and self._process.poll() is not None:
+            print(self._log.read_text(errors="replace")[-LOG_SHOWN:])  # noqa: T201 - why it ended by itself
+            self.start()
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{database}"'.encode())
         return self.url(database)

@@ -45,6 +45,6 @@ COPY rtprune ./rtprune
 COPY app ./app
 ENV TRITON_CACHE_DIR=/data/triton RTPRUNE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
-HEALTHCHECK --interval=30s --timeout=20s --start-period=15m CMD ["python", "-m", "app.jobs.probe"]
+HEALTHCHECK --interval=30s --timeout=20s --start-period=15m CMD ["python", "-m", "app.jobs.healthcheck"]
 STOPSIGNAL SIGTERM
 CMD ["python", "-m", "app.worker"]

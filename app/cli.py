@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from app.document import ParseOptions
 from app.errors import ParseError
 from app.formats import sniff_file
-from app.jobs.jobs import Jobs
-from app.jobs.outcome import raise_if_unread
-from app.jobs.wish import Wish
+from app.jobs.api.jobs import Jobs
+from app.jobs.api.outcome import raise_if_unread
+from app.jobs.api.submission import Submission
 from app.main import create_app, embedded, let_go
 from app.output.pages import join_pages
 from app.processes import keep_files_private
@@ -155,8 +155,8 @@ async def _parse_file(file: Path, options: ParseOptions, jobs: Jobs, *, as_json:
         with tempfile.TemporaryDirectory() as folder:
             # the queue takes its document away; the user's file stays
             copy = await asyncio.to_thread(shutil.copyfile, file, Path(folder) / "document")
-            job, _ = await jobs.submit(sniff_file(copy), options, Wish("cli"))
-        document = await jobs.document(await jobs.following.wait(job.id, FOREVER_S))
+            job, _ = await jobs.submit(sniff_file(copy), options, Submission("cli"))
+        document = await jobs.document(await jobs.watcher.wait(job.id, FOREVER_S))
         raise_if_unread(document)
     except (ParseError, OSError) as error:
         print(f"{file}: {error}", file=sys.stderr)

@@ -17,9 +17,9 @@ from starlette.routing import Route
 from app.edge import Edge, answer_problem, routing_error
 from app.errors import InvalidRequest, ParseError
 from app.guarded import GuardedHttp
-from app.jobs.jobs import Jobs
-from app.jobs.page_meter import PageMeter
-from app.jobs.workers import Supervisor
+from app.jobs.api.jobs import Jobs
+from app.jobs.api.metrics_feed import MetricsFeed
+from app.jobs.api.supervisor import Supervisor
 from app.routes import docs, health, parse
 from app.routes import jobs as job_routes
 from app.routes.openapi import TAGS, Application
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs = Jobs(settings, spool.tmp_dir)
         http = GuardedHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
-        app.state.service = Service(settings, metrics, jobs, spool, http, PageMeter(jobs.store))
+        app.state.service = Service(settings, metrics, jobs, spool, http, MetricsFeed(jobs.store))
         await jobs.start()
         if settings.embedded_worker:
             supervisor.start()
@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def embedded(settings: Settings, jobs: Jobs, spool: Spool, metrics: Metrics) -> Supervisor:
     """A worker beside these jobs."""
-    return Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.wakeups, jobs.look_again)
+    return Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.notifications, jobs.look_again)
 
 
 def let_go(app: FastAPI) -> None:

@@ -10,8 +10,8 @@ from starlette.requests import Request
 
 from app.errors import NotReady, Overloaded
 from app.guarded import GuardedHttp
-from app.jobs.jobs import Jobs
-from app.jobs.page_meter import PageMeter
+from app.jobs.api.jobs import Jobs
+from app.jobs.api.metrics_feed import MetricsFeed
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
@@ -26,7 +26,7 @@ class Service:
     jobs: Jobs
     spool: Spool
     http: GuardedHttp
-    meter: PageMeter
+    meter: MetricsFeed
     is_ending: bool = field(default=False, init=False)
     """The process ends as soon as its requests are answered."""
     _num_documents: int = field(default=0, init=False)
@@ -50,7 +50,7 @@ class Service:
     def let_go(self) -> None:
         """Take no more documents, and answer whoever waits now: their jobs go on without this process."""
         self.is_ending = True
-        self.jobs.following.close()
+        self.jobs.watcher.close()
 
     async def count_pages(self) -> None:
         """Bring the counters up to date. Raise ``StorageUnavailable`` or ``StorageFull``."""

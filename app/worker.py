@@ -23,19 +23,19 @@ from pydantic import ValidationError
 
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.guarded import GuardedHttp
+from app.jobs.api.supervisor import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.blobs import Blobs
-from app.jobs.caretaker import Caretaker
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
-from app.jobs.journal import Journal
 from app.jobs.leases import HEARTBEAT_S, Leases, WorkerState
-from app.jobs.page_log import PageLog
+from app.jobs.notifications import Notifications, open_notifications
 from app.jobs.queues import APPLICATION, SERIALIZER
-from app.jobs.reading import BatchReader
 from app.jobs.store import Store
-from app.jobs.wakeups import Wakeups, open_wakeups
-from app.jobs.webhooks import Webhooks
-from app.jobs.workers import UNUSABLE_STATUS, max_worker_rss_mib
-from app.jobs.workflows import Hands, launch, register_queues
+from app.jobs.worker.maintenance import Maintenance
+from app.jobs.worker.page_store import PageStore
+from app.jobs.worker.reading import BatchRunner
+from app.jobs.worker.result_writer import ResultWriter
+from app.jobs.worker.webhooks import Webhooks
+from app.jobs.worker.workflows import Hands, launch, register_queues
 from app.processes import exit_after, keep_files_private, when_orphaned
 from app.rasterizers import Rasterizers
 from app.reader import PageReader
@@ -93,9 +93,9 @@ def pages_in_flight(settings: Settings) -> int:
     return of_device(settings)
 
 
-async def open_store(settings: Settings, wakeups: Wakeups) -> Store:
+async def open_store(settings: Settings, notifications: Notifications) -> Store:
     """The store, with its tables. A database that is not there yet is waited for."""
-    store = Store(open_engine(settings), wakeups.tell)
+    store = Store(open_engine(settings), notifications.tell)
     while True:
         try:
             await asyncio.to_thread(_migrate, settings, store)
@@ -112,9 +112,9 @@ def _migrate(settings: Settings, store: Store) -> None:
     store.migrate()
 
 
-async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups: Wakeups) -> int:
+async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifications: Notifications) -> int:
     """Load the model, then work until ``stop``. Gives the exit status."""
-    store = await open_store(settings, wakeups)
+    store = await open_store(settings, notifications)
     state = WorkerState(worker_id, socket.gethostname(), "starting", STARTING)
     leases = Leases(store)
     with tempfile.TemporaryDirectory(prefix="rtprune-") as folder:
@@ -131,7 +131,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, wakeups:
             return UNUSABLE_STATUS
         settings = settings.model_copy(update={"max_pages_in_flight": pages_in_flight(settings)})
         try:
-            await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, wakeups)
+            await _serve(settings, _Parts(store, reader, rasterizers, tmp_dir), state, stop, notifications)
         finally:
             await reader.close()
             await rasterizers.close()
@@ -152,7 +152,7 @@ def _why(error: Exception) -> str:
 
 async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, state: WorkerState) -> PageReader:
     """The rasterizers, started, and the model. The worker is visible meanwhile."""
-    await asyncio.to_thread(PageLog(store).bury, state.id)  # one of the same name may have died
+    await asyncio.to_thread(PageStore(store).mark_worker_dead, state.id)  # one of the same name may have died
     leases = Leases(store)
     await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
     await rasterizers.start()
@@ -200,11 +200,11 @@ class _Parts:
 
 
 async def _serve(
-    settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, wakeups: Wakeups
+    settings: Settings, parts: _Parts, state: WorkerState, stop: asyncio.Event, notifications: Notifications
 ) -> None:
     store, blobs = parts.store, Blobs(settings)
-    journal = Journal(PageLog(store), state.id)
-    batches = BatchReader(settings, parts.reader, parts.rasterizers, store, blobs, journal, parts.tmp_dir)
+    writer = ResultWriter(PageStore(store), state.id)
+    batches = BatchRunner(settings, parts.reader, parts.rasterizers, store, blobs, writer, parts.tmp_dir)
     http = GuardedHttp(settings)
     engine = open_dbos_engine(settings)
     client = DBOSClient(
@@ -216,11 +216,11 @@ async def _serve(
     reader = parts.reader
     modes = tuple(reader.modes)
     ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
-    caretaker = Caretaker(settings, ready, store, blobs, batches, client, wakeups)
-    hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), wakeups)
-    await asyncio.to_thread(caretaker.resume_own)
+    maintenance = Maintenance(settings, ready, store, blobs, batches, client, notifications)
+    hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), notifications)
+    await asyncio.to_thread(maintenance.resume_own)
     launch(engine, state.id, await asyncio.to_thread(register_queues, hands), hands)
-    care = asyncio.create_task(caretaker.run(), name="caretaker")
+    care = asyncio.create_task(maintenance.run(), name="maintenance")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})
     try:
@@ -235,10 +235,10 @@ async def _serve(
         await http.close()
 
 
-async def _carry(wakeups: Wakeups, parent: socket.socket | None, stop: asyncio.Event) -> None:
+async def _carry(notifications: Notifications, parent: socket.socket | None, stop: asyncio.Event) -> None:
     """Stop with the parent: pages are taken from the model, so that its death is not held against them."""
     if parent is not None:
-        await wakeups.carry(parent)
+        await notifications.carry(parent)
         stop.set()
 
 
@@ -250,9 +250,9 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
     # documents that are fetched, at most one a page, must not keep the lease from being renewed
     num_fetches = settings.max_pages_in_flight or MOST_FETCHES
     loop.set_default_executor(ThreadPoolExecutor(num_fetches + SPARE_THREADS, "io"))
-    wakeups = open_wakeups(settings)
-    carrying = asyncio.create_task(_carry(wakeups, parent, stop), name="parent")
-    status = await work(settings, worker_id, stop, wakeups)
+    notifications = open_notifications(settings)
+    carrying = asyncio.create_task(_carry(notifications, parent, stop), name="parent")
+    status = await work(settings, worker_id, stop, notifications)
     carrying.cancel()
     logging.shutdown()
     # Not by way of the interpreter: it would cancel workflows that were left to others, and DBOS would

@@ -1,4 +1,4 @@
-"""Jobs in a database of their own, without processes: what stores, readers and caretakers are tried on."""
+"""Jobs in a database of their own, without processes: what stores, readers and maintenance are tried on."""
 
 import asyncio
 import uuid
@@ -14,10 +14,10 @@ from app.fake import FakeReader
 from app.jobs.blobs import Blobs
 from app.jobs.database import migrate_dbos, open_engine
 from app.jobs.job import NewJob, encode_page
-from app.jobs.journal import Journal
-from app.jobs.page_log import Done, PageLog, Started
-from app.jobs.reading import BatchReader
 from app.jobs.store import Limits, Store
+from app.jobs.worker.page_store import Done, PageStore, Started
+from app.jobs.worker.reading import BatchRunner
+from app.jobs.worker.result_writer import ResultWriter
 from app.reader import PageReader
 from app.settings import Settings
 
@@ -136,22 +136,22 @@ class Bench:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.settings = Settings.model_validate({"data_dir": folder, "max_pages_in_flight": 64, **settings})
         self.store = open_store(self.settings)
-        self.log = PageLog(self.store)
+        self.log = PageStore(self.store)
         self.blobs = Blobs(self.settings)
         self.folder = folder
         self.reader = GatedReader()
         self.worker = self.new_worker("w")
 
     def new_worker(
-        self, name: str, reader: PageReader | None = None, journal: Journal | None = None
-    ) -> BatchReader:
-        return BatchReader(
+        self, name: str, reader: PageReader | None = None, writer: ResultWriter | None = None
+    ) -> BatchRunner:
+        return BatchRunner(
             self.settings,
             reader or self.reader,
             FakeRasterizers(),
             self.store,
             self.blobs,
-            journal or Journal(self.log, name),
+            writer or ResultWriter(self.log, name),
             self.folder,
         )
 

@@ -174,7 +174,7 @@ def test_every_module_that_is_run_exists() -> None:
     texts = [(ROOT / name).read_text() for name in ("Dockerfile", *COMPOSE)]
     texts += [path.read_text() for path in MANIFESTS]
     run = set().union(*map(modules_run, texts))
-    assert run >= {"app.cli", "app.worker", "app.jobs.probe"}
+    assert run >= {"app.cli", "app.worker", "app.jobs.healthcheck"}
     assert all(find_spec(module) for module in run)
 
 
@@ -219,7 +219,7 @@ def test_settings_in_deployments_exist() -> None:
 def test_the_probe_tells_a_worker_from_none(tmp_path: Path) -> None:
     from jobs_client import environment, workers
 
-    probe = [sys.executable, "-m", "app.jobs.probe"]
+    probe = [sys.executable, "-m", "app.jobs.healthcheck"]
     env = environment(tmp_path, "")
     with workers(1, tmp_path, ""):
         assert subprocess.run(probe, cwd=ROOT, env=env, check=False).returncode == 0

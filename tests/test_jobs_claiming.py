@@ -10,10 +10,10 @@ from jobs_bench import Bench, done
 from jobs_client import api, workers
 from service_client import A4, PATIENCE_S, eventually, image_bytes, pdf_bytes
 
-from app.jobs.claiming import Claiming, Room
 from app.jobs.database import open_dbos_engine
+from app.jobs.notifications import Notifications
 from app.jobs.queues import APPLICATION, BATCH_QUEUE, SERIALIZER, SINGLE_QUEUE, Work
-from app.jobs.wakeups import Wakeups
+from app.jobs.worker.claiming import Claiming, Room
 
 
 class Looks:
@@ -44,7 +44,7 @@ def claiming_of(bench: Bench, name: str, max_running: int) -> Claiming:
     )
     queue = client.register_queue(name, worker_concurrency=max_running, application_name=APPLICATION)
     queue.database_backed_queue = False
-    return Claiming(queue, Room(max_running), Wakeups(), bench.store.has_work, bench.store.next_up)
+    return Claiming(queue, Room(max_running), Notifications(), bench.store.has_work, bench.store.next_up)
 
 
 def test_nobody_looks_without_work_or_without_room(tmp_path: Path) -> None:

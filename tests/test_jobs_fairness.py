@@ -12,8 +12,8 @@ from service_client import A4, eventually, image_bytes, pdf_bytes
 from test_jobs_durability import open_pages
 
 from app.document import Page, ReadOptions
-from app.jobs.claiming import Room
 from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Work, batch_options
+from app.jobs.worker.claiming import Room
 from app.settings import Settings
 from app.worker import FAKE_PAGES_IN_FLIGHT, pages_in_flight
 

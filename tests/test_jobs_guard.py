@@ -12,7 +12,7 @@ import pytest
 
 from app.errors import UrlFailed, UrlRefused
 from app.guarded import GuardedHttp
-from app.jobs.webhooks import signature
+from app.jobs.worker.webhooks import signature
 from app.settings import Settings, webhook_keys
 
 

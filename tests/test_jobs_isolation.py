@@ -13,11 +13,11 @@ from jobs_bench import Bench
 
 from app.document import Page, Reading, ReadOptions
 from app.fake import FakeReader
-from app.jobs.journal import Journal
-from app.jobs.page_log import Entry, PageLog
-from app.jobs.reading import MAX_STRIKES
 from app.jobs.store import Store
 from app.jobs.tables import attempts
+from app.jobs.worker.page_store import Entry, PageStore
+from app.jobs.worker.reading import MAX_STRIKES
+from app.jobs.worker.result_writer import ResultWriter
 
 NUM_PAGES = 10
 NUM_KILLS = 8
@@ -26,10 +26,10 @@ MAX_KILLS_BY_ONE_PAGE = 4
 """Of at most 63 pages in flight: with all of them, with an eighth, and twice alone."""
 
 
-class MortalJournal(Journal):
+class MortalWriter(ResultWriter):
     """What is written after death reaches nobody."""
 
-    def __init__(self, log: PageLog, worker_id: str) -> None:
+    def __init__(self, log: PageStore, worker_id: str) -> None:
         super().__init__(log, worker_id)
         self.died = asyncio.Event()
 
@@ -66,8 +66,8 @@ class DeadlyReader:
     model_name = "deadly"
     modes = ("tiny",)
 
-    def __init__(self, journal: MortalJournal, killers: set[int], chance: random.Random) -> None:
-        self._journal = journal
+    def __init__(self, writer: MortalWriter, killers: set[int], chance: random.Random) -> None:
+        self._writer = writer
         self._killers = killers
         self._chance = chance
         self.blame: int | None = None
@@ -76,9 +76,9 @@ class DeadlyReader:
     async def at_model(self, index: int) -> None:
         for _ in range(self._chance.randrange(40)):
             await asyncio.sleep(0)
-        if index in self._killers and not self._journal.died.is_set():
+        if index in self._killers and not self._writer.died.is_set():
             self.blame = index
-            self._journal.died.set()
+            self._writer.died.set()
 
     def submit(
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
@@ -89,9 +89,9 @@ class DeadlyReader:
         return
 
 
-async def outsider(journal: MortalJournal, chance: random.Random) -> None:
+async def outsider(writer: MortalWriter, chance: random.Random) -> None:
     await asyncio.sleep(chance.uniform(0, 0.05))
-    journal.died.set()
+    writer.died.set()
 
 
 def pages_of(store: Store, worker_id: str) -> list[int]:
@@ -105,19 +105,19 @@ async def live(
 ) -> tuple[int | None, list[int]]:
     """One worker's life, until the batch is read or it dies: the page that killed it, the pages it had."""
     worker_id = f"w{number}"
-    journal = MortalJournal(bench.log, worker_id)
-    reader = DeadlyReader(journal, killers, chance)
-    reading = asyncio.create_task(bench.new_worker("", reader, journal).read(job_id, 0))
-    tasks: list[asyncio.Task[Any]] = [reading, asyncio.create_task(journal.died.wait())]
+    writer = MortalWriter(bench.log, worker_id)
+    reader = DeadlyReader(writer, killers, chance)
+    reading = asyncio.create_task(bench.new_worker("", reader, writer).read(job_id, 0))
+    tasks: list[asyncio.Task[Any]] = [reading, asyncio.create_task(writer.died.wait())]
     if number < NUM_KILLS:
-        tasks.append(asyncio.create_task(outsider(journal, chance)))
+        tasks.append(asyncio.create_task(outsider(writer, chance)))
     await asyncio.wait(tasks[:2], return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await journal.silent()
+    await writer.silent()
     had = pages_of(bench.store, worker_id)
-    bench.log.bury(worker_id)
+    bench.log.mark_worker_dead(worker_id)
     return reader.blame, had
 
 

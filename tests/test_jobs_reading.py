@@ -14,10 +14,10 @@ from service_client import PATIENCE_S
 from app.document import ParseOptions, ReadOptions
 from app.errors import StorageUnavailable
 from app.jobs.blobs import Blobs
-from app.jobs.journal import Journal
-from app.jobs.page_log import Entry, PageLog
 from app.jobs.store import Store
 from app.jobs.tables import attempts
+from app.jobs.worker.page_store import Entry, PageStore
+from app.jobs.worker.result_writer import ResultWriter
 
 
 def num_open(store: Store) -> int:
@@ -106,7 +106,7 @@ def test_a_refused_option_ends_the_document(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-class SlowLog(PageLog):
+class SlowStore(PageStore):
     """Writes when it is let."""
 
     def __init__(self, store: Store) -> None:
@@ -122,8 +122,8 @@ class SlowLog(PageLog):
 def test_pages_that_are_interrupted_while_their_start_is_written_are_taken_back(tmp_path: Path) -> None:
     async def run() -> None:
         bench = Bench(tmp_path, max_pages_in_flight=2)
-        log = SlowLog(bench.store)
-        worker = bench.new_worker("w", journal=Journal(log, "w"))
+        log = SlowStore(bench.store)
+        worker = bench.new_worker("w", writer=ResultWriter(log, "w"))
         job_id = bench.job(2)
         reading = asyncio.create_task(worker.read(job_id, 0))
         assert await asyncio.to_thread(log.asked.wait, PATIENCE_S)
@@ -138,7 +138,7 @@ def test_pages_that_are_interrupted_while_their_start_is_written_are_taken_back(
     asyncio.run(run())
 
 
-class CountingLog(PageLog):
+class CountingStore(PageStore):
     num_writes = 0
 
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
@@ -151,16 +151,16 @@ def test_pages_that_come_one_after_the_other_are_written_together(tmp_path: Path
 
     async def run() -> None:
         bench = Bench(tmp_path)
-        log = CountingLog(bench.store)
-        journal = Journal(log, "w")
+        log = CountingStore(bench.store)
+        writer = ResultWriter(log, "w")
         job_id = bench.job(12)
-        await journal.write(started(job_id, 0))
+        await writer.write(started(job_id, 0))
         await asyncio.sleep(1.0)
-        await journal.write(done(job_id, 0))
+        await writer.write(done(job_id, 0))
         assert log.num_writes == 2
         writing = []
         for page in range(1, 12):
-            writing.append(asyncio.create_task(journal.write(started(job_id, page))))
+            writing.append(asyncio.create_task(writer.write(started(job_id, page))))
             await asyncio.sleep(0.002)
         await asyncio.gather(*writing)
         assert log.num_writes < 2 + 11 / 2
@@ -174,7 +174,7 @@ def test_suspects_are_read_apart_and_given_up_after_two_deaths_alone(tmp_path: P
         job_id = bench.job(6)
         for worker, begun in (("a", [0]), ("b", [0]), ("c", [1, 3])):
             bench.log.write(worker, [started(job_id, page, again=worker == "b") for page in begun])
-            bench.log.bury(worker)
+            bench.log.mark_worker_dead(worker)
         reading = asyncio.create_task(bench.worker.read(job_id, 0))
         await bench.running(1)
         assert bench.reader.running < {1, 3}, (

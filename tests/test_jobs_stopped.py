@@ -17,7 +17,7 @@ from jobs_client import Client, Worker, api, assert_every_page_once, workers
 from service_client import A4, PATIENCE_S, ROOT, eventually, pdf_bytes
 
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.page_log import PageLog
+from app.jobs.worker.page_store import PageStore
 from app.settings import Settings
 
 ADOPTED_WITHIN_S = 15.0
@@ -95,7 +95,7 @@ def test_what_a_stopped_process_has_locked_is_taken_from_it(
         assert state is not None
         assert state.si_code == os.CLD_STOPPED
         assert Leases(store).claim_expired("other") == "stopped"
-        PageLog(store).write("other", [done(job_id, 0, "by another")])
+        PageStore(store).write("other", [done(job_id, 0, "by another")])
         assert store.job(job_id).status == "succeeded"
     finally:
         process.kill()

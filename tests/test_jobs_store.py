@@ -16,13 +16,13 @@ from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
 from app.document import Failure
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
+from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.page_log import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageLog, Started
-from app.jobs.page_meter import PageMeter
 from app.jobs.queues import APPLICATION, SERIALIZER
 from app.jobs.store import Queue, Store
 from app.jobs.tables import jobs, pages, workers
+from app.jobs.worker.page_store import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageStore, Started
 from app.settings import Settings
 
 
@@ -41,7 +41,7 @@ def test_a_page_is_counted_once_however_many_workers_wrote_it(store: Store) -> N
     def worker(number: int) -> None:
         barrier.wait()
         for page in range(20):
-            PageLog(store).write(f"w{number}", [done(job_id, page, f"by {number}")])
+            PageStore(store).write(f"w{number}", [done(job_id, page, f"by {number}")])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(worker, range(4)))
@@ -55,7 +55,7 @@ def test_a_page_is_counted_once_however_many_workers_wrote_it(store: Store) -> N
 def test_of_a_group_what_another_worker_wrote_before_is_left_out(store: Store) -> None:
     first, second = accept(store, new_job(5)), accept(store, new_job(2))
     store.begin(first)
-    log = PageLog(store)
+    log = PageStore(store)
     log.write("fast", [done(first, 3, "by fast"), done(first, 1, "by fast")])
     group = [done(first, page, "by slow") for page in (4, 3, 2, 1, 0)]
     log.write("slow", [*group, done(second, 1, "by slow"), started(second, 0)])
@@ -74,7 +74,7 @@ def test_a_group_is_as_many_statements_for_many_pages_as_for_one(store: Store) -
         statements.append(statement)
 
     one, *many = (accept(store, new_job(12)) for _ in range(4))
-    log = PageLog(store)
+    log = PageStore(store)
     sa.event.listen(sa.Engine, "before_cursor_execute", hear)
     try:
         log.write("w", [done(one, 0), started(one, 1)])
@@ -94,7 +94,7 @@ def test_events_replay_from_any_point(store: Store) -> None:
     job_id = accept(store, new_job(5))
     store.begin(job_id)
     for page in (3, 0, 4):
-        PageLog(store).write("w", [done(job_id, page)])
+        PageStore(store).write("w", [done(job_id, page)])
     assert [event.page.index for event in store.events(job_id, 0)] == [3, 0, 4]
     assert [event.page.index for event in store.events(job_id, 1)] == [0, 4]
     assert store.events(job_id, 3) == []
@@ -113,7 +113,7 @@ def test_the_same_request_is_the_same_job_until_it_fails_or_expires(store: Store
     store.cancel("again")
     assert accept(store, replace(wanted, id="third")) == "third"
     store.begin("third")
-    PageLog(store).write("w", [done("third", 0)])
+    PageStore(store).write("w", [done("third", 0)])
     assert accept(store, replace(wanted, id="fourth")) == "third"
     expired = replace(LIMITS, result_lifetime_s=-1.0)
     assert accept(store, replace(wanted, id="fourth"), expired) == "fourth"
@@ -138,7 +138,7 @@ def test_admission_counts_pages_that_wait(store: Store) -> None:
     with pytest.raises(QueueFull):
         store.check_room(limits)
     store.begin(first)
-    PageLog(store).write("w", [done(first, page) for page in range(4)])
+    PageStore(store).write("w", [done(first, page) for page in range(4)])
     store.check_room(limits)
     accept(store, new_job(4), limits)
     with pytest.raises(TooManyJobs):
@@ -163,26 +163,26 @@ def test_retry_after_is_measured(pages: int, pages_per_s: float, seconds: int) -
 def test_throughput_is_that_of_the_last_minute(store: Store) -> None:
     job_id = accept(store, new_job(30))
     store.begin(job_id)
-    PageLog(store).write("w", [done(job_id, page) for page in range(30)])
+    PageStore(store).write("w", [done(job_id, page) for page in range(30)])
     assert store.queue().pages_per_s == pytest.approx(30, abs=1), "all of them within a second"
 
 
 def test_attempts_are_counted_and_taken_back(store: Store) -> None:
     job_id = accept(store, new_job(3))
-    log = PageLog(store)
+    log = PageStore(store)
     log.write("a", [started(job_id, 0), started(job_id, 1)])
     assert set(log.unread(job_id, [0, 1, 2]).values()) == {FIRST_ATTEMPT, Attempt(0, 0, 10, 20)}
     log.write("b", [Interrupted(job_id, 1)])
-    log.bury("a")
-    log.bury("a")
+    log.mark_worker_dead("a")
+    log.mark_worker_dead("a")
     together = Attempt(2, 0, 10, 20)
     assert log.unread(job_id, [0, 1, 2]) == {0: together, 1: together, 2: FIRST_ATTEMPT}
     log.write("b", [started(job_id, 0, again=True), started(job_id, 1, again=True)])
     log.write("b", [Interrupted(job_id, 1)])
-    log.bury("b")
+    log.mark_worker_dead("b")
     assert log.unread(job_id, [1, 0]) == {1: together, 0: Attempt(1, 1, 10, 20)}, "0 was alone"
     log.write("c", [started(job_id, 0, again=True), started(job_id, 1, again=True), done(job_id, 1)])
-    log.bury("c")
+    log.mark_worker_dead("c")
     assert log.unread(job_id, [0, 1]) == {0: Attempt(1, 2, 10, 20)}, "what is done is not with anybody"
     assert store.job(job_id).num_retries == 4
 
@@ -242,8 +242,8 @@ def test_what_is_left_of_an_expired_job_says_so(store: Store) -> None:
 
 def test_a_page_that_is_seen_late_is_told_all_the_same(store: Store) -> None:
     """Pages bear the time of their transaction's beginning; others may be committed before."""
-    meter = PageMeter(store)
-    log = PageLog(store)
+    meter = MetricsFeed(store)
+    log = PageStore(store)
     job_id = accept(store, new_job(1200), replace(LIMITS, max_queued_pages=2000))
     log.write("w", [done(job_id, page) for page in range(1, 1200)])
     told = [page.index for part in iter(meter.new_pages, []) for page in part]
@@ -254,7 +254,7 @@ def test_a_page_that_is_seen_late_is_told_all_the_same(store: Store) -> None:
         c.execute(sa.update(pages).where(pages.c.page == 0).values(**earlier))
     assert [page.index for page in meter.new_pages()] == [0]
     assert meter.new_pages() == []
-    assert PageMeter(store).new_pages() == [], "from its own beginning on"
+    assert MetricsFeed(store).new_pages() == [], "from its own beginning on"
 
 
 def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
     job_ids = [accept(store, new_job(40)) for _ in range(3)]
     for job_id in job_ids:
         store.begin(job_id)
-        PageLog(store).write("w", [done(job_id, page, text + "x" * 20_000) for page in range(40)])
+        PageStore(store).write("w", [done(job_id, page, text + "x" * 20_000) for page in range(40)])
 
     def checkpointed() -> bytes:
         with engine.connect() as c:

@@ -14,10 +14,10 @@ from service_client import A4, pdf_bytes
 
 from app.document import Failure, PageResult
 from app.errors import InternalError, StorageUnavailable, all_errors, error_named
+from app.jobs.api.jobs import Jobs
 from app.jobs.job import Job, encode_page
-from app.jobs.jobs import Jobs
 from app.jobs.leases import WorkerState
-from app.jobs.page_log import Done, PageLog
+from app.jobs.worker.page_store import Done, PageStore
 from app.main import create_app
 from app.schemas.jobs import JobFields
 from app.schemas.parse import OptionFields, ParseFields
@@ -39,7 +39,7 @@ class FakeWorker:
                 jobs.leases.renew(WorkerState("w", "here", "ready", "ready", model="fake"))
                 for job in jobs.store.listed(CLIENT, "queued", None, 10):
                     assert jobs.store.begin(job.id) is not None
-                    PageLog(jobs.store).write(
+                    PageStore(jobs.store).write(
                         "w", [self._done(job, index) for index in reversed(range(job.num_pages))]
                     )
             except StorageUnavailable:

@@ -11,8 +11,8 @@ from jobs_bench import open_store
 from ocr_checkpoints import original_config, original_tensors, random_small_network, write_checkpoint
 from service_client import Server, eventually, image_bytes, serving
 
+from app.jobs.api.supervisor import Supervisor
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.workers import Supervisor
 from app.ocr.models.config import read_config
 from app.settings import Settings
 from app.telemetry import Metrics

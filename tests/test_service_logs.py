@@ -17,8 +17,8 @@ from web_site import Site
 from app.document import Failure, PageSelection, ParseOptions, TokenCounts
 from app.jobs.database import open_engine
 from app.jobs.job import NewJob
-from app.jobs.page_log import Done, PageLog
 from app.jobs.store import Limits, Store
+from app.jobs.worker.page_store import Done, PageStore
 from app.settings import Settings
 
 SIGNATURE = "c0ffee5190a7e"
@@ -144,7 +144,7 @@ def test_a_page_that_is_written_again_does_not_end_its_job_again(
     """As by two workers that both read the last page, or by a write that is repeated."""
     with migrated(job_settings) as store, caplog.at_level(logging.INFO, "rtprune.jobs"):
         job_id = accept(store, 2)
-        log = PageLog(store)
+        log = PageStore(store)
         pages = [Done(job_id, page, "{}", failed=False, model="m", tokens=TOKENS) for page in range(2)]
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda worker: log.write(str(worker), pages), range(4)))
@@ -161,7 +161,7 @@ def test_a_job_that_fails_as_a_whole_has_one_line_with_its_code(
     with migrated(job_settings) as store, caplog.at_level(logging.INFO, "rtprune.jobs"):
         job_id = accept(store, 3)
         pages = [Done(job_id, 0, "{}", failed=False, model="m", tokens=TOKENS)]
-        PageLog(store).write("w", pages)
+        PageStore(store).write("w", pages)
         for _ in range(2):
             store.fail(job_id, FAILURE)
     [line] = [vars(record) for record in caplog.records if record.message == "job ended"]

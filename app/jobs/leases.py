@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from dbos import DBOSClient
 
+from app.jobs.api.outcome import Phase
 from app.jobs.job import OPEN, Job
-from app.jobs.outcome import Phase
 from app.jobs.store import Store
 from app.jobs.tables import attempts, jobs, now, pages, workers
 

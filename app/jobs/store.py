@@ -22,9 +22,9 @@ from app.jobs.job import (
     encode_options,
     encode_ranges,
 )
+from app.jobs.notifications import Topic
 from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, VERSION, Work, queue_for
 from app.jobs.tables import create_or_upgrade, dbos_workflows, jobs, now, pages
-from app.jobs.wakeups import Topic
 
 ADMISSION_LOCK = 0x7274_7072_756E
 THROUGHPUT_WINDOW_S = 60.0

@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.guarded import parse_url
+from app.jobs.api.jobs import JOB_ID
+from app.jobs.api.outcome import raise_if_unread
+from app.jobs.api.submission import Submission
 from app.jobs.job import Job
-from app.jobs.jobs import JOB_ID
-from app.jobs.outcome import raise_if_unread
-from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
@@ -78,8 +78,8 @@ async def create(request: Request) -> Response:
         if fields.webhook is not None:
             await _check_webhook(service, fields.webhook)
         source = upload.source or await fetched(service, str(fields.url), path)
-        wish = Wish("", fields.priority, fields.webhook, repeatable=True)
-        job, _ = await submit(request, service, source, fields, wish)
+        submission = Submission("", fields.priority, fields.webhook, repeatable=True)
+        job, _ = await submit(request, service, source, fields, submission)
     return await accepted(service, job)
 
 
@@ -205,7 +205,7 @@ def _last_event_id(text: str) -> int:
 
 async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     try:
-        async for event in service.jobs.following.events(job_id, after):
+        async for event in service.jobs.watcher.events(job_id, after):
             if isinstance(event, Job):
                 shape = await shown(service, event)
                 body = shape.model_dump_json(exclude_none=True)

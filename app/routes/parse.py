@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from app.document import AnswerOptions, ParsedDocument
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.jobs.api.outcome import raise_if_unread
+from app.jobs.api.submission import Submission
 from app.jobs.job import Job
-from app.jobs.outcome import raise_if_unread
-from app.jobs.wish import Wish
 from app.output.pages import join_pages
 from app.routes.accept import negotiate
 from app.routes.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
@@ -114,15 +114,15 @@ async def _parse(request: Request, service: Service) -> Job:
             upload, fields = await receive_document(request, service, ParseFields, path)
             if upload.source is None:
                 raise BadOption("there is no file")
-            submitting = submit(request, service, upload.source, fields, Wish(""))
+            submitting = submit(request, service, upload.source, fields, Submission(""))
             job, is_new = await submitting
         try:
             wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
-            return await _while_connected(request, service.jobs.following.wait(job.id, wait_s))
+            return await _while_connected(request, service.jobs.watcher.wait(job.id, wait_s))
         except ClientDisconnect:
             # many pages are worth keeping: whoever left may be a proxy that waits no longer
             then = fields.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
-            if is_new and then == "cancel" and not service.jobs.following.is_waited_for(job.id):
+            if is_new and then == "cancel" and not service.jobs.watcher.is_waited_for(job.id):
                 await service.jobs.cancel(job.id)
             raise
 

@@ -8,9 +8,9 @@ from starlette.requests import Request
 
 from app.errors import BadOption, UnsupportedMediaType
 from app.formats import Source, sniff_file
+from app.jobs.api.submission import Submission
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
-from app.jobs.wish import Wish
 from app.schemas.parse import OptionFields
 from app.service import Service, client_of, note_job
 from app.sources import Upload, receive
@@ -51,13 +51,13 @@ async def fetched(service: Service, url: str, path: Path) -> Source:
 
 
 async def submit(
-    request: Request, service: Service, source: Source, fields: OptionFields, wish: Wish
+    request: Request, service: Service, source: Source, fields: OptionFields, submission: Submission
 ) -> tuple[Job, bool]:
     """The job of a document, and whether it is new."""
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
-    wish = replace(wish, client=client_of(request), idempotency_key=key)
-    job, is_new = await service.jobs.submit(source, fields.options(service.settings), wish)
+    submission = replace(submission, client=client_of(request), idempotency_key=key)
+    job, is_new = await service.jobs.submit(source, fields.options(service.settings), submission)
     note_job(request, job.id)
     return job, is_new

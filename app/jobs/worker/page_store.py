@@ -124,7 +124,7 @@ class _WrittenBefore(Exception):
     """Another worker was faster with a page: what was written of this group is taken back."""
 
 
-class PageLog:
+class PageStore:
     """Attempts and results. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
 
     def __init__(self, store: Store) -> None:
@@ -235,7 +235,7 @@ class PageLog:
             )
         return [job for job in changed if job["status"] is not None]
 
-    def bury(self, worker_id: str) -> None:
+    def mark_worker_dead(self, worker_id: str) -> None:
         """Before the work of a worker that died is taken over: say of its pages with whom they were.
 
         Nobody knows which of many pages killed a worker, so none gets a strike; a page that was alone does.

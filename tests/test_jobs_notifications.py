@@ -15,7 +15,7 @@ import pytest
 from jobs_client import Client, api, workers
 from service_client import A4, eventually, image_bytes, pdf_bytes
 
-from app.jobs.wakeups import SocketWakeups, Wakeups, open_wakeups
+from app.jobs.notifications import Notifications, SocketNotifications, open_notifications
 from app.settings import Settings
 
 NEVER_S = 3600
@@ -57,7 +57,7 @@ def test_connections_that_break_are_made_again(database_url: str, tmp_path: Path
         for number in range(3):
             query = (
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE application_name = 'rtprune-wakeups' AND datname = current_database()"
+                "WHERE application_name = 'rtprune-notifications' AND datname = current_database()"
             )
             assert len(admin.execute(query).fetchall()) == 4, "API and worker, each with two"
             # told to nobody: who connects again looks for what it missed
@@ -68,7 +68,7 @@ def test_connections_that_break_are_made_again(database_url: str, tmp_path: Path
 def _num_connections(admin: psycopg.Connection) -> int:
     query = (
         "SELECT count(*) FROM pg_stat_activity "
-        "WHERE application_name = 'rtprune-wakeups' AND datname = current_database()"
+        "WHERE application_name = 'rtprune-notifications' AND datname = current_database()"
     )
     row = admin.execute(query).fetchone()
     return int(row[0]) if row else 0
@@ -77,10 +77,10 @@ def _num_connections(admin: psycopg.Connection) -> int:
 class Heard:
     """What was heard of one topic."""
 
-    def __init__(self, wakeups: Wakeups) -> None:
+    def __init__(self, notifications: Notifications) -> None:
         self.names: list[str] = []
         self.num = 0
-        wakeups.on("pages", self._hear)
+        notifications.on("pages", self._hear)
 
     def _hear(self, names: Collection[str]) -> None:
         self.num += 1
@@ -96,7 +96,7 @@ async def until(condition: object) -> None:
 
 def test_a_socket_carries_both_ways_until_an_end_is_gone() -> None:
     async def run() -> None:
-        left, right = SocketWakeups(), SocketWakeups()
+        left, right = SocketNotifications(), SocketNotifications()
         at_left, at_right = Heard(left), Heard(right)
         left_end, right_end = socket.socketpair()
         carried = [asyncio.create_task(left.carry(left_end)), asyncio.create_task(right.carry(right_end))]
@@ -119,15 +119,15 @@ def test_a_socket_carries_both_ways_until_an_end_is_gone() -> None:
 
 def test_what_a_child_writes_is_not_trusted() -> None:
     async def run() -> None:
-        wakeups = SocketWakeups()
-        heard = Heard(wakeups)
+        notifications = SocketNotifications()
+        heard = Heard(notifications)
         ours, theirs = socket.socketpair()
         theirs.sendall(b"odd y\n\npages x\n")
-        carrying = asyncio.create_task(wakeups.carry(ours))
+        carrying = asyncio.create_task(notifications.carry(ours))
         await until(lambda: heard.names == ["x"])
         theirs.sendall(b"\xff\xfe\n")
         await carrying
-        assert not wakeups.arriving
+        assert not notifications.arriving
         theirs.close()
 
     asyncio.run(run())
@@ -136,7 +136,7 @@ def test_what_a_child_writes_is_not_trusted() -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_processes_on_one_database_hear_each_other(job_settings: Settings) -> None:
     async def run() -> None:
-        talking, listening = open_wakeups(job_settings), open_wakeups(job_settings)
+        talking, listening = open_notifications(job_settings), open_notifications(job_settings)
         heard = Heard(listening)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(side.run()) for side in (talking, listening)]

@@ -3,7 +3,7 @@
 Pages that were with the model when their worker died are suspects. They are read again apart from all others,
 in groups of an eighth of those that were together, then an eighth of that, then alone. A page that was alone
 when two workers died is ``worker_lost``; one that was only near is read. The database knows who has a page
-before the page goes to the model (``PageLog.bury`` says how the strikes are counted).
+before the page goes to the model (``PageStore.mark_worker_dead`` says how the strikes are counted).
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from app.errors import (
 )
 from app.jobs.blobs import Blobs
 from app.jobs.job import Job, encode_page
-from app.jobs.journal import Journal
-from app.jobs.page_log import Attempt, Done, Interrupted, PageLog, Started
 from app.jobs.store import Store
+from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
+from app.jobs.worker.result_writer import ResultWriter
 from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
@@ -69,7 +69,7 @@ class PageSource(Protocol):
     ) -> Page: ...
 
 
-class BatchReader:
+class BatchRunner:
     """Reads batches of many documents at once: at most ``max_pages_in_flight`` pages, in a fair order, some
     of them kept for others (``Places``).
     """
@@ -81,16 +81,16 @@ class BatchReader:
         rasterizers: PageSource,
         store: Store,
         blobs: Blobs,
-        journal: Journal,
+        writer: ResultWriter,
         tmp_dir: Path,
     ) -> None:
         self._settings = settings
         self._reader = reader
         self._rasterizers = rasterizers
         self._store = store
-        self._log = PageLog(store)
+        self._log = PageStore(store)
         self._blobs = blobs
-        self._journal = journal
+        self._writer = writer
         self._tmp_dir = tmp_dir
         num = settings.max_pages_in_flight
         places: Places[asyncio.Future[None]] = Places(
@@ -294,10 +294,10 @@ class BatchReader:
         """
         try:
             again = before.together > 0
-            await self._journal.write(Started(job.id, page.index, *page.image.size, again=again))
+            await self._writer.write(Started(job.id, page.index, *page.image.size, again=again))
             yield
         except (asyncio.CancelledError, BadOption):
-            await self._journal.write(Interrupted(job.id, page.index))
+            await self._writer.write(Interrupted(job.id, page.index))
             raise
 
     async def _reading(self, job: Job, page: Page) -> Reading:
@@ -327,7 +327,7 @@ class BatchReader:
             incomplete=page.failure is None and page.shortfall is not None,
             tokens=page.reading.tokens if page.reading else None,
         )
-        await self._journal.write(done)
+        await self._writer.write(done)
         outcome = page.shortfall or "read"
         logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
 

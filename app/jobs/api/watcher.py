@@ -13,25 +13,25 @@ from contextlib import aclosing
 from app.errors import StorageFull, StorageUnavailable
 from app.jobs.database import promptly
 from app.jobs.job import Job, PageEvent
+from app.jobs.notifications import Notifications
 from app.jobs.store import Store
-from app.jobs.wakeups import Wakeups
 
 STORAGE_RETRY_S = 0.5
 
 
-class Following:
+class JobWatcher:
     """Of one process. ``job`` reads one; ``begun`` hears when somebody begins to follow."""
 
     def __init__(
         self,
         store: Store,
-        wakeups: Wakeups,
+        notifications: Notifications,
         poll_s: float,
         job: Callable[[str], Awaitable[Job]],
         begun: Callable[[], None],
     ) -> None:
         self._store = store
-        self._wakeups = wakeups
+        self._notifications = notifications
         self._poll_s = poll_s
         self._job = job
         self._begun = begun
@@ -40,7 +40,7 @@ class Following:
         self._waited_for: Counter[str] = Counter()
         self._looked_at = 0.0
         self._closed = False
-        wakeups.on("pages", self._wake)
+        notifications.on("pages", self._wake)
 
     def close(self) -> None:
         """Let everybody go, now and from now on: waits give the job as it is, events end without its end."""
@@ -99,7 +99,7 @@ class Following:
 
     @property
     def _pause_s(self) -> float:
-        return self._wakeups.pause_s(self._poll_s)
+        return self._notifications.pause_s(self._poll_s)
 
     async def _changes(self, job_id: str) -> AsyncGenerator[None, None]:
         """At once, and then whenever status or pages of a job may have changed."""

@@ -12,8 +12,8 @@ from dbos import DBOS, Queue
 from dbos._queue import queue_worker_thread
 
 from app.errors import StorageFull, StorageUnavailable
+from app.jobs.notifications import Notifications
 from app.jobs.queues import Work
-from app.jobs.wakeups import Wakeups
 
 logger = logging.getLogger("rtprune.claiming")
 
@@ -66,17 +66,17 @@ class Claiming(threading.Event):
     """
 
     def __init__(
-        self, queue: Queue, room: Room, wakeups: Wakeups, has_work: HasWork, next_up: NextUp
+        self, queue: Queue, room: Room, notifications: Notifications, has_work: HasWork, next_up: NextUp
     ) -> None:
         super().__init__()
         self._queue = queue
         self._room = room
         self._held: list[Work] = []
-        self._wakeups = wakeups
+        self._notifications = notifications
         self._has_work, self._next_up = has_work, next_up
         self._woken = threading.Event()
         self._looked_at = 0.0
-        wakeups.on("work", self._wake)
+        notifications.on("work", self._wake)
 
     @property
     def queue_name(self) -> str:
@@ -97,7 +97,7 @@ class Claiming(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         while not self.is_set():
-            self._woken.wait(self._wakeups.pause_s(timeout or 0.0))
+            self._woken.wait(self._notifications.pause_s(timeout or 0.0))
             self._woken.clear()
             while (left_s := self._looked_at + self._gap_s - time.monotonic()) > 0:
                 self._woken.wait(left_s)

@@ -30,16 +30,16 @@ from app.errors import (
     TooManyPages,
 )
 from app.formats import Source
+from app.jobs.api.outcome import Readiness
+from app.jobs.api.submission import Submission
+from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
-from app.jobs.following import STORAGE_RETRY_S, Following
 from app.jobs.job import Job, NewJob
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.outcome import Readiness
+from app.jobs.notifications import open_notifications
 from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
 from app.jobs.store import Limits, Queue, Store
-from app.jobs.wakeups import open_wakeups
-from app.jobs.wish import Wish
 from app.rasterizers import Rasterizers
 from app.settings import Settings
 
@@ -59,9 +59,9 @@ class Jobs:
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
-        self.wakeups = open_wakeups(settings)
+        self.notifications = open_notifications(settings)
         self._engine = open_engine(settings)
-        self.store = Store(self._engine, self.wakeups.tell)
+        self.store = Store(self._engine, self.notifications.tell)
         self.leases = Leases(self.store)
         self._blobs = Blobs(settings)
         self._rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), tmp_dir)
@@ -74,8 +74,8 @@ class Jobs:
         self._heard_at = time.monotonic()
         self._is_stale = True
         self._changed = asyncio.Event()
-        self.following = Following(
-            self.store, self.wakeups, settings.queue_poll_s, self.job, self._changed.set
+        self.watcher = JobWatcher(
+            self.store, self.notifications, settings.queue_poll_s, self.job, self._changed.set
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -84,7 +84,11 @@ class Jobs:
             await self._rasterizers.start()
         connecting = asyncio.create_task(self._connect(), name="jobs connection")
         watching = asyncio.create_task(self._watch(), name="jobs watch")
-        self._tasks = [connecting, watching, asyncio.create_task(self.wakeups.run(), name="jobs wakeups")]
+        self._tasks = [
+            connecting,
+            watching,
+            asyncio.create_task(self.notifications.run(), name="jobs notifications"),
+        ]
         for task in self._tasks:
             task.add_done_callback(_log_if_failed)
         # who asks first is not to be refused because tables are being made; a database that is away is not
@@ -122,7 +126,7 @@ class Jobs:
         """Refuse early. Raise ``QueueFull`` or ``StorageUnavailable``."""
         await promptly(self.store.check_room, self._limits)
 
-    async def submit(self, source: Source, options: ParseOptions, wish: Wish) -> tuple[Job, bool]:
+    async def submit(self, source: Source, options: ParseOptions, submission: Submission) -> tuple[Job, bool]:
         """Accept a document: it and its job are on disk when this returns. False with it: it was known.
 
         Raise what is wrong with the document, or ``QueueFull``, ``TooManyJobs``, ``IdempotencyConflict``.
@@ -134,7 +138,7 @@ class Jobs:
             raise TooManyPages(
                 f"{num_pages} pages are too many, at most {self._settings.max_pages} are read at once"
             )
-        return await asyncio.to_thread(self._accept, source, options, pages, wish)
+        return await asyncio.to_thread(self._accept, source, options, pages, submission)
 
     def _check_mode(self, options: ParseOptions) -> None:
         """Raise ``BadOption`` for a mode that no model here has, as far as a worker has told its model's."""
@@ -148,22 +152,22 @@ class Jobs:
         return await self._rasterizers.count(source.path, source.format)
 
     def _accept(
-        self, source: Source, options: ParseOptions, pages: tuple[range, ...], wish: Wish
+        self, source: Source, options: ParseOptions, pages: tuple[range, ...], submission: Submission
     ) -> tuple[Job, bool]:
         client = self._connected()
-        request_hash = wish.request_hash(content_hash(source.path), options)
+        request_hash = submission.request_hash(content_hash(source.path), options)
         blob = self._blobs.put(source.path)
         job = NewJob(
             id=uuid.uuid4().hex,
-            client=wish.client,
-            dedupe=wish.dedupe(request_hash),
+            client=submission.client,
+            dedupe=submission.dedupe(request_hash),
             request_hash=request_hash,
             options=options,
             format=source.format,
             blob=blob,
             pages=pages,
-            priority=wish.priority,
-            webhook=wish.webhook,
+            priority=submission.priority,
+            webhook=submission.webhook,
             batch_pages=self._settings.batch_pages,
         )
 
@@ -241,7 +245,7 @@ class Jobs:
         """Workers, and what is followed, at the intervals that each of them asks for."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.following.within_s(self._every_s)):
+                async with asyncio.timeout(self.watcher.within_s(self._every_s)):
                     await self._changed.wait()
             self._changed.clear()
             try:
@@ -256,7 +260,7 @@ class Jobs:
     async def _look(self) -> None:
         if self._client is None:
             raise StorageUnavailable("the database of jobs does not answer")
-        await self.following.look()
+        await self.watcher.look()
         if self._is_stale or time.monotonic() - self._heard_at >= self._every_s:
             await self._look_at_workers()
 

@@ -10,7 +10,7 @@ from app.jobs.queues import DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class Submission:
     """What goes with a document and its options."""
 
     client: str

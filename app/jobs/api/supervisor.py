@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.errors import StorageFull, StorageUnavailable
+from app.jobs.api.outcome import Phase
 from app.jobs.leases import Leases
-from app.jobs.outcome import Phase
-from app.jobs.wakeups import Wakeups
+from app.jobs.notifications import Notifications
 from app.processes import child_environment, kill_group, memory_mib, own_mib, python_module
 from app.settings import Settings
 from app.telemetry import Metrics
@@ -44,14 +44,14 @@ class Supervisor:
         tmp_dir: Path,
         metrics: Metrics,
         leases: Leases,
-        wakeups: Wakeups,
+        notifications: Notifications,
         changed: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
         self._metrics = metrics
         self._leases = leases
-        self._wakeups = wakeups
+        self._notifications = notifications
         self._changed = changed
         self._worker_id = ""
         self._keeper: asyncio.Task[None] | None = None
@@ -89,7 +89,7 @@ class Supervisor:
             with theirs:
                 process = await self._spawn(ours, theirs)
             beside = (
-                asyncio.create_task(self._wakeups.carry(ours), name="worker wakeups"),
+                asyncio.create_task(self._notifications.carry(ours), name="worker notifications"),
                 asyncio.create_task(self._check(process, started_at), name="worker checks"),
             )
             try:
@@ -144,7 +144,7 @@ class Supervisor:
                     if phase == "downloading":
                         started_at = now
             # beats, not the lease: a disk that is full keeps that from being renewed, and no restart helps
-            heard_at = max(started_at, self._wakeups.heard_at) if was_ready else started_at
+            heard_at = max(started_at, self._notifications.heard_at) if was_ready else started_at
             complaint = self._complaint(process.pid, now - heard_at, was_ready=was_ready)
             if complaint is not None:
                 logger.error("killing the worker", extra={"reason": complaint})

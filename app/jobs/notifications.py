@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from app.jobs.database import CONNECT_S, KEEPALIVES, database_url
 from app.settings import Settings
 
-logger = logging.getLogger("rtprune.wakeups")
+logger = logging.getLogger("rtprune.notifications")
 
 Topic = Literal["work", "pages", "cancel"]
 """Work was queued, in which queues; status or pages of jobs changed; jobs were cancelled."""
@@ -36,7 +36,7 @@ MAX_RETRY_S = 5.0
 MAX_UNSENT_BYTES = 2**16
 
 
-class Wakeups:
+class Notifications:
     """Of one process. This class alone reaches only that process itself; its children reach others."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Wakeups:
             self._hear(topic, ())
 
 
-class SocketWakeups(Wakeups):
+class SocketNotifications(Notifications):
     """Between an API and the worker that it supervises."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class SocketWakeups(Wakeups):
             self._writer.write(text.encode())
 
 
-class PostgresWakeups(Wakeups):
+class PostgresNotifications(Notifications):
     """LISTEN on one connection, NOTIFY on another.
 
     Not in the transactions that messages are about: those that notify commit one after the other, syncs to
@@ -178,7 +178,10 @@ class PostgresWakeups(Wakeups):
 
     async def _connect(self) -> psycopg.AsyncConnection:
         return await psycopg.AsyncConnection.connect(
-            self._conninfo, autocommit=True, connect_timeout=CONNECT_S, application_name="rtprune-wakeups"
+            self._conninfo,
+            autocommit=True,
+            connect_timeout=CONNECT_S,
+            application_name="rtprune-notifications",
         )
 
     async def _listen(self, connection: psycopg.AsyncConnection) -> None:
@@ -224,7 +227,7 @@ def _channel(topic: Topic) -> str:
     return f"rtprune_{topic}"
 
 
-def open_wakeups(settings: Settings) -> Wakeups:
+def open_notifications(settings: Settings) -> Notifications:
     """On the running event loop. ``run`` and ``carry`` begin to reach other processes."""
     url = database_url(settings)
-    return SocketWakeups() if url.startswith("sqlite") else PostgresWakeups(url)
+    return SocketNotifications() if url.startswith("sqlite") else PostgresNotifications(url)

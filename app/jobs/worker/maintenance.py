@@ -17,15 +17,15 @@ from app.jobs.blobs import Blobs
 from app.jobs.database import storage_errors
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
-from app.jobs.page_log import PageLog
+from app.jobs.notifications import Notifications
 from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, batch_arguments, batch_options, webhook_options
-from app.jobs.reading import BatchReader
 from app.jobs.store import Store
-from app.jobs.wakeups import Wakeups
+from app.jobs.worker.page_store import PageStore
+from app.jobs.worker.reading import BatchRunner
 from app.processes import give_back_freed_memory
 from app.settings import Settings
 
-logger = logging.getLogger("rtprune.caretaker")
+logger = logging.getLogger("rtprune.maintenance")
 
 STRANDED_S = 30.0
 """Silence of an unfinished job after which it is looked at whether any work for it is queued."""
@@ -35,7 +35,7 @@ PENDING = "PENDING"
 ALIVE = ["PENDING", "ENQUEUED", "DELAYED"]
 
 
-class Caretaker:
+class Maintenance:
     """Runs until cancelled. A database that does not answer is tried again at the next turn."""
 
     def __init__(
@@ -44,23 +44,23 @@ class Caretaker:
         worker: WorkerState,
         store: Store,
         blobs: Blobs,
-        batches: BatchReader,
+        batches: BatchRunner,
         client: DBOSClient,
-        wakeups: Wakeups,
+        notifications: Notifications,
     ) -> None:
         self._settings = settings
         self._worker = worker
         self._store = store
         self._leases = Leases(store)
-        self._log = PageLog(store)
+        self._log = PageStore(store)
         self._blobs = blobs
         self._batches = batches
         self._client = client
-        self._wakeups = wakeups
+        self._notifications = notifications
         self._look = asyncio.Event()
         self._expired_at = -EXPIRY_EVERY_S
         self._adopting_from = 0.0
-        wakeups.on("cancel", self._cancelled)
+        notifications.on("cancel", self._cancelled)
 
     def _cancelled(self, job_ids: Collection[str]) -> None:
         if not job_ids or not self._batches.job_ids.isdisjoint(job_ids):
@@ -68,7 +68,7 @@ class Caretaker:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._wakeups.run())
+            group.create_task(self._notifications.run())
             group.create_task(self._watch_cancellations())
             group.create_task(self._beat())
             group.create_task(self._take_care())
@@ -77,7 +77,7 @@ class Caretaker:
     async def _watch_cancellations(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._wakeups.pause_s(self._settings.queue_poll_s)):
+                async with asyncio.timeout(self._notifications.pause_s(self._settings.queue_poll_s)):
                     await self._look.wait()
             except TimeoutError:
                 pass
@@ -94,12 +94,12 @@ class Caretaker:
 
     async def _beat(self) -> None:
         while True:
-            self._wakeups.beat()
+            self._notifications.beat()
             try:
                 await asyncio.to_thread(self._leases.renew, self._worker)
             except (StorageUnavailable, StorageFull):
                 logger.warning("the lease cannot be renewed")
-            self._wakeups.beat()
+            self._notifications.beat()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _take_care(self) -> None:
@@ -146,7 +146,7 @@ class Caretaker:
         for job in self._store.unannounced():
             self._client.enqueue(webhook_options(job.id), job.id)
             self._store.announced(job.id)
-            self._wakeups.tell("work", [WEBHOOK_QUEUE])
+            self._notifications.tell("work", [WEBHOOK_QUEUE])
         self._sweep()
         now = time.monotonic()
         if now - self._expired_at > EXPIRY_EVERY_S:
@@ -159,9 +159,9 @@ class Caretaker:
             self._resume(self._worker.id)
 
     def _adopt(self, worker_id: str) -> None:
-        self._log.bury(worker_id)
+        self._log.mark_worker_dead(worker_id)
         num_batches = self._resume(worker_id)
-        self._wakeups.tell("work", QUEUES)
+        self._notifications.tell("work", QUEUES)
         self._leases.forget(worker_id)
         logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": num_batches})
 
@@ -182,10 +182,10 @@ class Caretaker:
         leased = {worker.id for worker in self._leases.alive()}
         for workflow in batches:
             if workflow.status == PENDING and workflow.executor_id not in leased:
-                self._log.bury(workflow.executor_id or "")
+                self._log.mark_worker_dead(workflow.executor_id or "")
                 self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
         if batches:
-            self._wakeups.tell("work", QUEUES)
+            self._notifications.tell("work", QUEUES)
             self._leases.touched([job.id])
             return
         if job.num_requeues >= MAX_REQUEUES:
@@ -198,7 +198,7 @@ class Caretaker:
             job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
         )
         self._client.enqueue(options, *arguments)
-        self._wakeups.tell("work", QUEUES)
+        self._notifications.tell("work", QUEUES)
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 

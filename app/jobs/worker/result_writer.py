@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 from app.errors import StorageFull, StorageUnavailable
-from app.jobs.page_log import Done, Entry, Interrupted, PageLog, Started
+from app.jobs.worker.page_store import Done, Entry, Interrupted, PageStore, Started
 
-logger = logging.getLogger("rtprune.journal")
+logger = logging.getLogger("rtprune.writer")
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 2.0
@@ -19,10 +19,10 @@ NEWEST_SHARE = 0.1
 """Weight of the page that ended last in what a page is said to take."""
 
 
-class Journal:
+class ResultWriter:
     """One writer a process. A database that is gone or full is waited for: nothing that was read is lost."""
 
-    def __init__(self, log: PageLog, worker_id: str) -> None:
+    def __init__(self, log: PageStore, worker_id: str) -> None:
         self._log = log
         self._worker_id = worker_id
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
@@ -39,7 +39,7 @@ class Journal:
         if isinstance(entry, Started):
             self._open[entry.job_id, entry.page] = self._now()
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._drain(), name="journal")
+            self._writer = asyncio.create_task(self._drain(), name="writer")
         # shielded: a page that is cancelled now must not cancel the others' write
         await asyncio.shield(written)
 

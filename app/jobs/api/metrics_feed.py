@@ -11,7 +11,7 @@ LATE_S = 10.0
 BATCH = 500
 
 
-class PageMeter:
+class MetricsFeed:
     """Reads the database when it is asked, so that a service which nobody watches pays nothing."""
 
     def __init__(self, store: Store) -> None:

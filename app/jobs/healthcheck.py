@@ -1,4 +1,4 @@
-"""``python -m app.jobs.probe``: whether a worker of this machine has its model. For health checks."""
+"""``python -m app.jobs.healthcheck``: whether a worker of this machine has its model. For health checks."""
 
 import socket
 import sys

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig
 
-from app.jobs.claiming import Claiming, Room
+from app.jobs.notifications import Notifications
 from app.jobs.queues import (
     APPLICATION,
     BATCH_QUEUE,
@@ -20,10 +20,10 @@ from app.jobs.queues import (
     batch_options,
     queue_for,
 )
-from app.jobs.reading import HIGHER_SHARE, OTHERS_SHARE, BatchReader
 from app.jobs.store import Store
-from app.jobs.wakeups import Wakeups
-from app.jobs.webhooks import Webhooks
+from app.jobs.worker.claiming import Claiming, Room
+from app.jobs.worker.reading import HIGHER_SHARE, OTHERS_SHARE, BatchRunner
+from app.jobs.worker.webhooks import Webhooks
 from app.settings import Settings
 
 WEBHOOKS_PER_WORKER = 1000
@@ -40,9 +40,9 @@ class Hands:
     settings: Settings
     store: Store
     client: DBOSClient
-    batches: BatchReader
+    batches: BatchRunner
     webhooks: Webhooks
-    wakeups: Wakeups
+    notifications: Notifications
 
 
 _claiming: dict[str, Claiming] = {}
@@ -107,7 +107,7 @@ def register_queues(given: Hands) -> list[Claiming]:
         )
         # or it would be read again before each look, and be that of the worker that started last
         queue.database_backed_queue = False
-        claiming.append(Claiming(queue, room, given.wakeups, given.store.has_work, given.store.next_up))
+        claiming.append(Claiming(queue, room, given.notifications, given.store.has_work, given.store.next_up))
     return claiming
 
 

@@ -15,17 +15,17 @@ import uvicorn
 from pydantic import ValidationError
 
 from app.document import ParseOptions
+from app.documents.formats import sniff_file
+from app.documents.spool import Spool
 from app.errors import ParseError
-from app.formats import sniff_file
+from app.http.schemas.parse import DocumentShape, OptionFields
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.outcome import raise_if_unread
 from app.jobs.api.submission import Submission
 from app.main import create_app, embedded, let_go
 from app.output.pages import join_pages
 from app.processes import keep_files_private
-from app.schemas.parse import DocumentShape, OptionFields
 from app.settings import Settings
-from app.spool import Spool
 from app.telemetry import Metrics, log_to_stderr
 
 OPTIONS = (

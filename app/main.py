@@ -14,18 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.edge import Edge, answer_problem, routing_error
+from app.documents.safe_http import GuardedHttp
+from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
-from app.guarded import GuardedHttp
+from app.http.middleware import Edge, answer_problem, routing_error
+from app.http.openapi import TAGS, Application
+from app.http.routes import docs, health, parse
+from app.http.routes import jobs as job_routes
+from app.http.service import Service
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.api.supervisor import Supervisor
-from app.routes import docs, health, parse
-from app.routes import jobs as job_routes
-from app.routes.openapi import TAGS, Application
-from app.service import Service
 from app.settings import Settings
-from app.spool import Spool
 from app.telemetry import Metrics
 
 SPARE_THREADS = 16

@@ -21,8 +21,9 @@ from pathlib import Path
 from dbos import DBOSClient
 from pydantic import ValidationError
 
+from app.documents.raster.pool import Rasterizers
+from app.documents.safe_http import GuardedHttp
 from app.errors import ParseError, StorageFull, StorageUnavailable
-from app.guarded import GuardedHttp
 from app.jobs.api.supervisor import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.blobs import Blobs
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
@@ -37,7 +38,6 @@ from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.webhooks import Webhooks
 from app.jobs.worker.workflows import Hands, launch, register_queues
 from app.processes import exit_after, keep_files_private, when_orphaned
-from app.rasterizers import Rasterizers
 from app.reader import PageReader
 from app.settings import Settings
 from app.telemetry import log_to_stderr

@@ -27,11 +27,11 @@ import torch
 from PIL import Image, ImageFilter
 from scipy import optimize
 
-from app.checking import MAX_RISK, check_page
 from app.document import Page, ReadOptions
 from app.ocr.models.checkpoint import locate
 from app.ocr.models.checkpoint_spec import SPEC_FILE
 from app.ocr.risk import LOW_QUANTILE, Evidence, RiskCurve
+from app.output.checks import MAX_RISK, check_page
 from app.output.markdown import render
 from app.readers import open_reader
 from benchmarks.accuracy.pages import DOCUMENTS, Kind, documents

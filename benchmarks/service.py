@@ -37,7 +37,7 @@ import httpx
 from PIL import Image, ImageDraw, ImageFont
 
 from app.document import ReadOptions
-from app.rasterizers import Rasterizers
+from app.documents.raster.pool import Rasterizers
 from app.settings import Settings
 from app.worker import open_reader, pages_in_flight
 

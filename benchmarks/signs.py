@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
-from app.poppler import describe_page, render
+from app.documents.raster.poppler import describe_page, render
 from app.readers import open_reader
 from benchmarks.accuracy.pages import A4_PX, DPI, damaged
 from benchmarks.accuracy.reading import PLAIN, options_of, read_all

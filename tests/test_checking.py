@@ -11,8 +11,8 @@ from PIL import Image
 from service_client import ROOT
 from test_coverage import LINES, lines_box, printed
 
-from app.checking import check_page, word_recall
 from app.document import Block, Page, PageWarning, Reading, TokenCounts, WarningCode
+from app.output.checks import check_page, word_recall
 
 WORDS = tuple("the northern store has forty sheets of white stock and twelve of gray".split())
 READING = Reading("x", "stop", -0.1, "base", TokenCounts(9, 9, 8, 8, 1.0, 0.2, None, 3, 4), {})

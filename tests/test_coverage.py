@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from app.coverage import find_print
+from app.output.coverage import find_print
 
 A4 = (1240, 1754)
 LINES = 30

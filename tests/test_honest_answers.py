@@ -15,10 +15,10 @@ from service_client import A4, ROOT, Server, image_bytes, pdf_bytes, serving
 from test_coverage import printed
 
 from app.document import PageResult, PageWarning, ParsedDocument
+from app.http.status_headers import MAX_LISTED, status_headers
 from app.jobs.database import open_engine
 from app.jobs.store import Store
 from app.jobs.tables import jobs, metadata
-from app.routes.status_headers import MAX_LISTED, status_headers
 from app.settings import Settings
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from app.documents.safe_http import GuardedHttp
 from app.errors import UrlFailed, UrlRefused
-from app.guarded import GuardedHttp
 from app.jobs.worker.webhooks import signature
 from app.settings import Settings, webhook_keys
 

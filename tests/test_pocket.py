@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from app.checking import Checks, check_page
 from app.document import Page, Pruning, Reading, ReadOptions
+from app.documents.raster.poppler import describe_page, render
 from app.output import markdown
+from app.output.checks import Checks, check_page
 from app.pocket.opening import load_pocket
-from app.poppler import describe_page, render
 from app.readers import open_reader
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section

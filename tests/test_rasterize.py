@@ -20,6 +20,9 @@ from PIL import Image, ImageDraw, features
 from service_client import A4, ENCRYPTED, descendants, image_bytes, pdf_bytes
 
 from app.document import Page
+from app.documents.formats import OPTIONAL, Format, sniff, sniff_file
+from app.documents.raster.pdf import MAX_SIDE_PX, MIN_DPI, fitting_dpi
+from app.documents.raster.pool import Rasterizers
 from app.errors import (
     EncryptedPdf,
     ParseError,
@@ -29,9 +32,6 @@ from app.errors import (
     UnreadablePage,
     UnsupportedFormat,
 )
-from app.formats import OPTIONAL, Format, sniff, sniff_file
-from app.pdf_pages import MAX_SIDE_PX, MIN_DPI, fitting_dpi
-from app.rasterizers import Rasterizers
 from app.settings import Settings
 
 T = TypeVar("T")

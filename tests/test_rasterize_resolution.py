@@ -15,8 +15,8 @@ from test_rasterize import SETTINGS, run
 from test_rasterize_tiff import difference, letter
 
 from app.document import Page, ParseOptions
+from app.documents.raster.pdf import BASE_DPI, MAX_DRAWN_DPI, MAX_SCAN_PX, MIN_LONGER_PX, chosen_dpi
 from app.jobs.job import encode_options
-from app.pdf_pages import BASE_DPI, MAX_DRAWN_DPI, MAX_SCAN_PX, MIN_LONGER_PX, chosen_dpi
 from app.settings import Settings
 
 

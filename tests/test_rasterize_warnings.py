@@ -13,12 +13,12 @@ from small_pdfs import HELVETICA, THREE_LINES, lines_page, page_of, pdf_of, stre
 from test_rasterize import read, run
 from test_rasterize_resolution import codes, page
 
-from app import rasterizers
 from app.document import Page
+from app.documents.raster import pool
+from app.documents.raster.pool import Rasterizers
+from app.documents.raster.poppler import undrawable
+from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS, has_cjk, is_garbage, words_of
 from app.errors import EncryptedPdf, ParseError, UnreadableFile, UnreadablePage
-from app.poppler import undrawable
-from app.rasterizers import Rasterizers
-from app.text_layer import MAX_WORD_CHARS, MAX_WORDS, has_cjk, is_garbage, words_of
 
 WORDS = tuple(" ".join(THREE_LINES).split())
 HIDDEN = "12 TL 3 Tr"
@@ -281,7 +281,7 @@ def test_a_child_that_lies_is_not_believed(
         "num_bytes": 3,
     }
     child.write_text(
-        "import sys\nfrom app.frames import pack, read_frame_blocking\n"
+        "import sys\nfrom app.documents.raster.ipc import pack, read_frame_blocking\n"
         "while read_frame_blocking(sys.stdin.buffer) is not None:\n"
         f"    sys.stdout.buffer.write(pack({ {**answer, **lie}!r}) + b'abc')\n    sys.stdout.buffer.flush()\n"
     )
@@ -289,7 +289,7 @@ def test_a_child_that_lies_is_not_believed(
     def python_module(name: str, *_: str) -> list[str]:
         return [sys.executable, str(child)]
 
-    monkeypatch.setattr(rasterizers, "python_module", python_module)
+    monkeypatch.setattr(pool, "python_module", python_module)
 
     async def ask(rasterizers: Rasterizers) -> Page | ParseError:
         try:

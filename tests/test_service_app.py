@@ -14,13 +14,13 @@ from service_client import A4, pdf_bytes
 
 from app.document import Failure, PageResult
 from app.errors import InternalError, StorageUnavailable, all_errors, error_named
+from app.http.schemas.jobs import JobFields
+from app.http.schemas.parse import OptionFields, ParseFields
 from app.jobs.api.jobs import Jobs
 from app.jobs.job import Job, encode_page
 from app.jobs.leases import WorkerState
 from app.jobs.worker.page_store import Done, PageStore
 from app.main import create_app
-from app.schemas.jobs import JobFields
-from app.schemas.parse import OptionFields, ParseFields
 from app.settings import Settings
 from app.telemetry import JsonFormatter, Stopwatch
 

@@ -21,8 +21,8 @@ from jsonschema import Draft202012Validator
 from service_client import A4, Server, image_bytes, pdf_bytes
 
 from app.errors import all_errors
-from app.schemas.jobs import JobFields
-from app.schemas.parse import ParseFields
+from app.http.schemas.jobs import JobFields
+from app.http.schemas.parse import ParseFields
 
 PACKAGE = "generated_rtprune_client"
 BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"

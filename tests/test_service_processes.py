@@ -13,8 +13,8 @@ import httpx
 import pytest
 from service_client import A4, ROOT, Server, alive, descendants, eventually, image_bytes, pdf_bytes, serving
 
+from app.documents.spool import Spool
 from app.settings import misspelt_variables
-from app.spool import Spool
 
 
 @pytest.fixture(scope="module")

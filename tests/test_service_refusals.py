@@ -10,7 +10,7 @@ import pytest
 from service_client import A4, ENCRYPTED, Server, image_bytes, pdf_bytes
 
 from app.errors import all_errors
-from app.schemas.parse import ParseFields
+from app.http.schemas.parse import ParseFields
 
 Answer = Callable[[Server], httpx.Response]
 

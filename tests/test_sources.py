@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from service_client import image_bytes, pdf_bytes
 
 from app.document import PageSelection
+from app.documents.formats import sniff
+from app.documents.sources import Upload, receive
 from app.errors import (
     BadOption,
     BadRequest,
@@ -24,10 +26,8 @@ from app.errors import (
     TooLarge,
     UnsupportedFormat,
 )
-from app.formats import sniff
-from app.routes.accept import negotiate
+from app.http.negotiation import negotiate
 from app.settings import Settings
-from app.sources import Upload, receive
 
 SETTINGS = Settings(max_upload_mib=1, max_form_kib=4)
 MULTIPART = "multipart/form-data; boundary=xx"

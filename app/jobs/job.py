@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from app.document import Failure, PageResult, ParseOptions
-from app.formats import Format
+from app.documents.formats import Format
 
 JobStatus = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled"]
 OPEN = ("queued", "running")

@@ -18,6 +18,8 @@ from dbos import DBOSClient
 from sqlalchemy.exc import DBAPIError
 
 from app.document import ParsedDocument, ParseOptions, Status
+from app.documents.formats import Source
+from app.documents.raster.pool import Rasterizers
 from app.errors import (
     BadOption,
     Expired,
@@ -29,7 +31,6 @@ from app.errors import (
     StorageUnavailable,
     TooManyPages,
 )
-from app.formats import Source
 from app.jobs.api.outcome import Readiness
 from app.jobs.api.submission import Submission
 from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
@@ -40,7 +41,6 @@ from app.jobs.leases import Leases, WorkerState
 from app.jobs.notifications import open_notifications
 from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
 from app.jobs.store import Limits, Queue, Store
-from app.rasterizers import Rasterizers
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.jobs")

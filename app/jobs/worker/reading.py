@@ -16,7 +16,6 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from app.checking import check_page
 from app.document import Failure, Page, PageResult, Reading
 from app.errors import (
     BadOption,
@@ -33,6 +32,7 @@ from app.jobs.job import Job, encode_page
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
+from app.output.checks import check_page
 from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader

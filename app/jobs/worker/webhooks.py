@@ -8,8 +8,8 @@ import json
 import logging
 import time
 
+from app.documents.safe_http import GuardedHttp
 from app.errors import ParseError, UrlRefused
-from app.guarded import GuardedHttp
 from app.jobs.job import Job
 from app.jobs.store import Store
 from app.settings import Settings, webhook_keys

@@ -1,0 +1,1 @@
+"""Continuous batching: many pages of many documents, one decode step for all."""

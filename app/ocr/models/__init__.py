@@ -1,0 +1,1 @@
+"""Checkpoints and the model: files to an ``OcrModel`` that the engine runs."""

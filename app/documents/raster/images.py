@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image, ImageChops, ImageMath, ImageOps, ImageStat
 
 from app.document import Page, PageWarning
+from app.documents.raster.tiff import OpenTiffs
 from app.errors import TooManyPixels, UnreadablePage
-from app.tiff import OpenTiffs
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, ORIENTATION = 258, 262, 0, 274
 X_RESOLUTION, Y_RESOLUTION = 282, 283

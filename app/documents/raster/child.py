@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from app.document import Failure, Page
+from app.documents.raster.images import DECODER_ERRORS, image_page, open_tiffs
+from app.documents.raster.ipc import pack, read_frame_blocking
+from app.documents.raster.pdf import pdf_page
+from app.documents.raster.poppler import count_pdf_pages
+from app.documents.raster.tiff import has_floating_samples, page_frames
 from app.errors import ParseError, UnreadableFile, UnreadablePage
-from app.frames import pack, read_frame_blocking
-from app.image_pages import DECODER_ERRORS, image_page, open_tiffs
-from app.pdf_pages import pdf_page
-from app.poppler import count_pdf_pages
 from app.processes import kill_group, when_orphaned
-from app.tiff import has_floating_samples, page_frames
 
 MIB = 2**20
 MAX_TMP_FILE_BYTES = 64 * MIB
@@ -141,7 +141,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO, max_mib: int, cpu_s: int) -> N
 
 
 def main() -> None:
-    """``python -m app.rasterize MAX_MIB CPU_S``: requests on standard input, answers on standard output."""
+    """``python -m app.documents.raster.child MAX_MIB CPU_S``: requests on stdin, answers on stdout."""
     max_mib, cpu_s = int(sys.argv[1]), int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from app.routes.openapi import FORM_DATA
+from app.http.openapi import FORM_DATA
 
 router = APIRouter()
 

@@ -12,18 +12,18 @@ from starlette.responses import Response
 
 from app.document import AnswerOptions, ParsedDocument
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.http.negotiation import negotiate
+from app.http.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
+from app.http.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
+from app.http.schemas.examples import document_example, job_example
+from app.http.schemas.jobs import JobShape
+from app.http.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
+from app.http.service import Service, service_of
+from app.http.status_headers import status_headers
 from app.jobs.api.outcome import raise_if_unread
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
 from app.output.pages import join_pages
-from app.routes.accept import negotiate
-from app.routes.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
-from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
-from app.routes.status_headers import status_headers
-from app.schemas.examples import document_example, job_example
-from app.schemas.jobs import JobShape
-from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
-from app.service import Service, service_of
 
 OFFERS = (JSON, MARKDOWN, PLAIN)
 

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.errors import ParseError, all_errors
-from app.schemas.examples import FORM, JSON_BODY, URL_BODY
-from app.schemas.parse import OptionFields
-from app.schemas.problem import Problem
+from app.http.schemas.examples import FORM, JSON_BODY, URL_BODY
+from app.http.schemas.parse import OptionFields
+from app.http.schemas.problem import Problem
 
 JSON, MARKDOWN, PLAIN, PROBLEM = "application/json", "text/markdown", "text/plain", "application/problem+json"
 FORM_DATA = "multipart/form-data"

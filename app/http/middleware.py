@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import InternalError, MethodNotAllowed, NotFound, NotReady, ParseError
+from app.http.schemas.problem import Problem
+from app.http.service import ENDING
 from app.jobs.api.jobs import JOB_ID
-from app.schemas.problem import Problem
-from app.service import ENDING
 from app.telemetry import Metrics, request_id
 
 logger = logging.getLogger("rtprune.http")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from app.documents.formats import Source, sniff_file
 from app.errors import (
     BadOption,
     BadRequest,
@@ -21,7 +22,6 @@ from app.errors import (
     UnsupportedMediaType,
     UploadTimeout,
 )
-from app.formats import Source, sniff_file
 from app.settings import MIB, Settings
 
 WRITE_BYTES = MIB

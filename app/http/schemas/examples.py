@@ -3,10 +3,10 @@
 from typing import Any
 
 from app.document import Attempt, Block, PageResult, ParsedDocument, ParseOptions, Reading, TokenCounts
+from app.http.schemas.jobs import JobShape
+from app.http.schemas.parse import DocumentShape
 from app.jobs.job import Job
 from app.jobs.queues import DEFAULT_PRIORITY
-from app.schemas.jobs import JobShape
-from app.schemas.parse import DocumentShape
 
 ID = "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071"
 BEGAN_AT = 1_767_225_600.0

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.coverage import find_print
 from app.document import FINISH_WARNINGS, Block, Page, PageWarning, Reading
+from app.output.coverage import find_print
 
 MAX_RISK = 0.5
 """Above it a text is more likely wrong in many places than not."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from app.documents.safe_http import GuardedHttp
+from app.documents.spool import Spool
 from app.errors import NotReady, Overloaded
-from app.guarded import GuardedHttp
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.settings import Settings
-from app.spool import Spool
 from app.telemetry import Metrics
 
 ENDING = "the service is being stopped; what it accepted is read by the next one"

@@ -12,20 +12,20 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.documents.safe_http import parse_url
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
-from app.guarded import parse_url
+from app.http.negotiation import negotiate
+from app.http.openapi import JSON, TEXT, Responses, example, problems, request_body
+from app.http.receive import fetched, receive_document, submit
+from app.http.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
+from app.http.schemas.examples import job_example
+from app.http.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
+from app.http.schemas.parse import AnswerFields, DocumentShape, PageShape
+from app.http.service import Service, client_of, service_of
 from app.jobs.api.jobs import JOB_ID
 from app.jobs.api.outcome import raise_if_unread
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
-from app.routes.accept import negotiate
-from app.routes.openapi import JSON, TEXT, Responses, example, problems, request_body
-from app.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
-from app.routes.receive import fetched, receive_document, submit
-from app.schemas.examples import job_example
-from app.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
-from app.schemas.parse import AnswerFields, DocumentShape, PageShape
-from app.service import Service, client_of, service_of
 
 router = APIRouter(tags=["jobs"])
 

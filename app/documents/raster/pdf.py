@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from app.document import Page, PageWarning, WarningCode
-from app.errors import TooManyPixels
-from app.image_pages import loses_detail
-from app.poppler import (
+from app.documents.raster.images import loses_detail
+from app.documents.raster.poppler import (
     POINTS_PER_INCH,
     PdfPage,
     Picture,
@@ -22,7 +21,8 @@ from app.poppler import (
     render,
     text_of,
 )
-from app.text_layer import has_cjk, is_garbage, words_of
+from app.documents.raster.text_layer import has_cjk, is_garbage, words_of
+from app.errors import TooManyPixels
 
 BASE_DPI = 150.0
 """Letters of a usual page are 20 to 25 pixels high then, body and all."""

@@ -1,4 +1,4 @@
-"""The parent's side of ``app.rasterize``: a few warm children, one request at a time, with a deadline."""
+"""The parent's side of ``child.py``: a few warm children, one request at a time, with a deadline."""
 
 import asyncio
 import contextlib
@@ -15,20 +15,21 @@ from typing import Any, get_args
 from PIL import Image
 
 from app.document import Failure, Page, PageWarning, WarningCode
+from app.documents.raster.child import PageRequest
+from app.documents.raster.ipc import LENGTH, FrameError, frame_length, message_of, pack
+from app.documents.raster.poppler import PROGRAMS
+from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS
 from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
-from app.frames import LENGTH, FrameError, frame_length, message_of, pack
 from app.places import Claim, Places, Turnstile
-from app.poppler import PROGRAMS
 from app.processes import child_environment, kill_group, python_module
-from app.rasterize import PageRequest
 from app.settings import Settings
-from app.text_layer import MAX_WORD_CHARS, MAX_WORDS
 
 logger = logging.getLogger("rtprune.rasterize")
 
 MAX_INLINE_BYTES = 2**20
 """Up to this, copying a page's pixels takes less time than handing them to a thread."""
 MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
+CHILD = "app.documents.raster.child"
 REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
@@ -232,7 +233,7 @@ class Rasterizers:
         ours.setblocking(False)
         try:
             process = await asyncio.create_subprocess_exec(
-                *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
+                *python_module(CHILD, str(self._settings.max_rasterizer_mib), str(cpu_s)),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 env=child_environment(self._tmp_dir),

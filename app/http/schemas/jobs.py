@@ -5,10 +5,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.guarded import MAX_URL_CHARS
+from app.documents.safe_http import MAX_URL_CHARS
+from app.http.schemas.parse import FailureShape, OptionFields
 from app.jobs.job import Job, JobStatus
 from app.jobs.queues import DEFAULT_PRIORITY, MAX_PRIORITY
-from app.schemas.parse import FailureShape, OptionFields
 
 MAX_LISTED = 100
 

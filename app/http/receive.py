@@ -6,14 +6,14 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from app.documents.formats import Source, sniff_file
+from app.documents.sources import Upload, receive
 from app.errors import BadOption, UnsupportedMediaType
-from app.formats import Source, sniff_file
+from app.http.schemas.parse import OptionFields
+from app.http.service import Service, client_of, note_job
 from app.jobs.api.submission import Submission
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
-from app.schemas.parse import OptionFields
-from app.service import Service, client_of, note_job
-from app.sources import Upload, receive
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 

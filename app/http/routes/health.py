@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.errors import NotReady, StorageFull, StorageUnavailable
-from app.routes.openapi import problems
-from app.service import service_of
+from app.http.openapi import problems
+from app.http.service import service_of
 
 router = APIRouter(tags=["service"])
 

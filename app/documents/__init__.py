@@ -1,0 +1,1 @@
+"""Bytes to pages: formats, uploads, guarded fetches, rasterizing."""

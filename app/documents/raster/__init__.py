@@ -1,0 +1,1 @@
+"""Files to page images, in guarded child processes."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,11 @@ from app.ocr.models.deepseek import load_model
 from app.ocr.sizing import require_memory, resolve_device
 from app.pocket import opening as pocket
 from app.pocket.reader import PocketReader
+
+
+def folder_of(checkpoint: str) -> Path:
+    """Find a checkpoint: ``"pocket"``, a folder or a hub id. Raise ``CheckpointError`` where there is none."""
+    return pocket.WEIGHTS if checkpoint == pocket.NAME else locate(checkpoint)
 
 
 def open_reader(
@@ -28,7 +34,7 @@ def open_reader(
     Raise ``CheckpointError`` for a folder that cannot be used, ``NotReady`` for weights that do not fit.
     """
     device = resolve_device(device)
-    folder = pocket.WEIGHTS if checkpoint == pocket.NAME else locate(checkpoint)
+    folder = folder_of(checkpoint)
     require_memory(folder, device, max_rss_mib)
     if device.startswith("cuda"):
         # pages are prepared in threads of their own, which would each start as many again as there are cores

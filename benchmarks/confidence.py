@@ -28,12 +28,11 @@ from PIL import Image, ImageFilter
 from scipy import optimize
 
 from app.document import Page, ReadOptions
-from app.ocr.models.checkpoint import locate
 from app.ocr.models.checkpoint_spec import SPEC_FILE
 from app.ocr.risk import LOW_QUANTILE, Evidence, RiskCurve
 from app.output.checks import MAX_RISK, check_page
 from app.output.markdown import render
-from app.readers import open_reader
+from app.readers import folder_of, open_reader
 from benchmarks.accuracy.pages import DOCUMENTS, Kind, documents
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.accuracy.report import DOCS, measured, replace_section
@@ -291,7 +290,7 @@ def main(words: Sequence[str] | None = None) -> None:
     pages = asyncio.run(read_pages(arguments.checkpoint, arguments.device, kinds))
     curve, figures = figures_of(pages)
     if arguments.write:
-        write_curve(locate(arguments.checkpoint), curve)
+        write_curve(folder_of(arguments.checkpoint), curve)
     publish({"checkpoint": arguments.checkpoint, **figures}, torch.device("cpu"), arguments.out)
     if arguments.write and arguments.out:
         write_docs(json.loads(arguments.out.read_text(encoding="utf-8")))

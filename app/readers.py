@@ -16,7 +16,7 @@ from app.pocket.reader import PocketReader
 
 
 def folder_of(checkpoint: str) -> Path:
-    """Find a checkpoint: ``"pocket"``, a folder or a hub id. Raise ``CheckpointError`` where there is none."""
+    """Find a checkpoint: ``"pocket"``, a folder or a hub id. Raise ``CheckpointError`` if there is none."""
     return pocket.WEIGHTS if checkpoint == pocket.NAME else locate(checkpoint)
 
 

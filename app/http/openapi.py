@@ -15,7 +15,10 @@ from app.http.schemas.examples import FORM, JSON_BODY, URL_BODY
 from app.http.schemas.parse import OptionFields
 from app.http.schemas.problem import Problem
 
-JSON, MARKDOWN, PLAIN, PROBLEM = "application/json", "text/markdown", "text/plain", "application/problem+json"
+JSON = "application/json"
+MARKDOWN = "text/markdown"
+PLAIN = "text/plain"
+PROBLEM = "application/problem+json"
 FORM_DATA = "multipart/form-data"
 TEXT = {"schema": {"type": "string"}}
 

@@ -19,23 +19,22 @@ from app.output.plain import to_plain
 
 Furniture = Literal["page_header", "page_footer", "page_number"]
 
-MARGIN = 140
-"""Height of the edge of a page where heads and feet stand, in thousandths of the page."""
-EDGE = 70
-"""Likewise, where no text begins."""
-MAX_HEIGHT, SMALL = 40, 18
-MIN_WHITE = 8
-"""Between a head and the text, likewise."""
-MAX_SHIFT = 15
-"""By how much the same head stands higher or lower on another page."""
-MAX_CHARS = 150
-MAX_ROWS, MAX_IN_ROW = 2, 4
+# heights and distances in thousandths of the page
+MARGIN = 140  # height of the edge of a page where heads and feet stand
+EDGE = 70  # height of the edge where no text begins
+MAX_HEIGHT = 40  # of a head or foot
+SMALL = 18  # height of a line of one
+MIN_WHITE = 8  # between a head and the text
+MAX_SHIFT = 15  # by which the same head stands higher or lower on another page
+MAX_CHARS = 150  # of a head or foot
+MAX_ROWS = 2  # of a head or foot
+MAX_IN_ROW = 4  # blocks beside each other in one
 END: tuple[int, int, list[int]] = (2000, 2000, [])
-MIN_PAGES, MIN_PAGES_OF_HEADING, MIN_PAGES_WITHOUT_BOXES = 2, 3, 3
-MIN_SHARE_OF_HEADING = 0.4
-"""Of all pages; heads of left and right pages differ."""
-MIN_PARAGRAPHS = 3
-"""Of a page without boxes, for its first or last to be a head."""
+MIN_PAGES = 2  # on which a head is found again
+MIN_PAGES_OF_HEADING = 3  # the same, for one that the model calls a heading
+MIN_PAGES_WITHOUT_BOXES = 3  # the same, where nothing tells where it stands
+MIN_SHARE_OF_HEADING = 0.4  # of all pages; heads of left and right pages differ
+MIN_PARAGRAPHS = 3  # of a page without boxes, for its first or last to be a head
 HEADINGS = frozenset({"title", "sub_title", "heading", "section_header"})
 HEADS = frozenset({"header", "page_header", "running_head"})
 FEET = frozenset({"footer", "page_footer"})

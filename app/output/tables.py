@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 CELL = re.compile(r"<t[dh](?: [^<>]*)?>")
 COLSPAN = re.compile(r'colspan="([0-9]{1,3})"')
-END, TABLE_END = "</tr>", "</table>"
+END = "</tr>"
+TABLE_END = "</table>"
 
 
 def with_tables(text: str, rewrite: Callable[[str], str]) -> str:

@@ -30,9 +30,9 @@ MAX_VIEWS = 500
 """Of a page; a dense A4 page has some 200. What lies beyond is not read: the page ends as ``length``."""
 MAX_WAITING = 64
 """Views of one page that are with the engine at a time: its queue is for many pages."""
-PROBES, DOUBT, SURER = 12, -0.2, 0.1
-"""Views that tell whether a page is turned; mean log-probability of their tokens below which it may be, and
-by how much another way must be read better."""
+PROBES = 12  # views that tell whether a page is turned
+DOUBT = -0.2  # mean log-probability of their tokens, below which it may be
+SURER = 0.1  # by how much another way must be read better
 TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 """By quarter turns, counter-clockwise."""
 

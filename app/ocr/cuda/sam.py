@@ -10,8 +10,10 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from app.ocr.cuda import sam_kernels
 
-QUERIES, WARPS, STAGES = 64, 4, 3
-"""Of a program. Measured on an H200 in windows and whole grids of 40, 64 and 80: fastest or within 4 %."""
+# of a program; measured on an H200 in windows and whole grids of 40, 64 and 80: fastest or within 4 %
+QUERIES = 64
+WARPS = 4
+STAGES = 3
 
 
 class FusedSamLayer(nn.Module):

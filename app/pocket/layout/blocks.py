@@ -11,7 +11,9 @@ from app.pocket.layout.lists import BULLET, Bullet
 from app.pocket.layout.numbers import numbered_items, page_number, with_leads_told
 from app.pocket.layout.prints import Lead, PageLines
 
-TEXT, TABLE, PAGE_NUMBER = "text", "table", "page_number"
+TEXT = "text"
+TABLE = "table"
+PAGE_NUMBER = "page_number"
 PARAGRAPH_PITCH = 1.27  # usual steps from line to line, at most, inside a paragraph
 HANGING_PITCH = 1.7  # usual steps, at most, between lines of an item that stand under its text
 HEADING_PITCH = 1.9  # heights of a line of its size, at most, between lines of one heading

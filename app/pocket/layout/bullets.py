@@ -5,30 +5,33 @@ from scipy import ndimage
 
 from app.pocket.layout.masks import Mask
 
-DISC, SQUARE, RING, STAR, HYPHEN, DASH = "•", "▪", "◦", "*", "-", "–"  # noqa: RUF001
+DISC = "•"
+SQUARE = "▪"
+RING = "◦"
+STAR = "*"
+HYPHEN = "-"
+DASH = "–"  # noqa: RUF001
 DASHES = frozenset((HYPHEN, DASH))
 LIKE_DISC = frozenset((DISC, SQUARE, RING))
-MAX_BULLET_EM, TALLEST_EM = 0.85, 0.62
-APART_EM, SPACE_EM, NEAR_EM = 0.4, 0.15, 0.06
-"""White after a bullet of any form; after one that others under it tell from a sign of the text; and after a
-disc, a square or a ring lower than small letters, that stands as high as they do: no sign of a text is."""
-ROUND = 1.4
-"""Its width over its height at most, and the other way round."""
-NEAR_TALLEST_EM, NEAR_HIGHEST_EM, HIGHEST_EM = 0.48, 0.4, 0.5
-"""How high those are, how far above the base any disc, square or ring stands, and how far any bullet, at
-most; accents and quotation marks stand higher."""
-SOLID = 0.72
-"""Of its box, that a disc or a square fills; no letter does."""
-FLAT_EM, DASH_EM = 0.17, 0.42
-"""Dashes are no higher; one as wide is no hyphen."""
-WITH_SPECKS, DOT = 1.15, 0.05
-"""Of a bullet's area: it and the specks around it at most; a speck that may be the dot after a digit."""
-SLENDER, UPRIGHT = 0.45, 1.6
-"""Width over height; a quotation mark has less. Height over width; a disc, a square or a ring has less."""
-FULL, HOLLOW = 0.95, 0.1
-"""Of its box: what a square fills, what is white inside a ring."""
-THIN = 0.66
-"""Of its box: a star fills less, a disc more."""
+MAX_BULLET_EM = 0.85  # line heights, width of a bullet
+TALLEST_EM = 0.62  # line heights, height of a bullet
+APART_EM = 0.4  # line heights of white after a bullet of any form
+SPACE_EM = 0.15  # the same, where the lines under it begin with the same sign
+NEAR_EM = 0.06  # the same, after a low disc, square or ring that no sign of a text looks like
+ROUND = 1.4  # width over height of those at most, and the other way round
+NEAR_TALLEST_EM = 0.48  # line heights, height of those
+NEAR_HIGHEST_EM = 0.4  # line heights above the base, at which any disc, square or ring stands at most
+HIGHEST_EM = 0.5  # the same of any bullet; accents and quotation marks stand higher
+SOLID = 0.72  # of its box, that a disc or a square fills; no letter does
+FLAT_EM = 0.17  # line heights, height of a dash
+DASH_EM = 0.42  # line heights, width of a dash that is no hyphen
+WITH_SPECKS = 1.15  # of a bullet's area, that it and the specks around it have at most
+DOT = 0.05  # of a bullet's area, of a speck that may be the dot after a digit
+SLENDER = 0.45  # width over height; a quotation mark has less
+UPRIGHT = 1.6  # height over width; a disc, a square or a ring has less
+FULL = 0.95  # of its box, that a square fills
+HOLLOW = 0.1  # of its box, that is white inside a ring
+THIN = 0.66  # of its box; a star fills less, a disc more
 
 
 def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:

@@ -16,15 +16,13 @@ from app.pocket.layout.numbers import FIRST, OF_ITEM, shown_number
 from app.pocket.layout.prints import PageLines
 
 HEADINGS = {"title": "#", "sub_title": "##"}
-ITEM, NUMBERED = "item", "number"
-APART = 10
-"""White between items that belong to another list, thousandths of the page."""
-FULL, SAME_LEFT = 3.0, 0.4
-"""White at a line's end that a word would have fit in; how far apart lines of a paragraph begin at most; in
-heights of a line."""
+ITEM = "item"
+NUMBERED = "number"
+APART = 10  # thousandths of the page, of white between items that belong to another list
+FULL = 3.0  # line heights of white at a line's end, in which a word would have fit
+SAME_LEFT = 0.4  # line heights by which lines of a paragraph begin apart
 NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
-MAX_COUNT = 3
-"""From an item to the next one that was read."""
+MAX_COUNT = 3  # from an item to the next one that was read
 FARTHEST = 999
 """The right and the lower edge of a page in the boxes of its blocks."""
 

@@ -10,28 +10,23 @@ from scipy import ndimage
 
 from app.pocket.layout.masks import Gray, Mask
 
-STEP = 2
-"""Areas are looked for on every second pixel of every second row."""
-DARK, DARK_PAGE = 0.5, 100
-"""Of the paper's shade; black print on what is lighter can be read as it is. Gray level that half of a page
-printed in white is below."""
-LETTER, SOLID = 1 / 250, 1 / 100
-"""Of the page's longer side: what is filled in within white letters, and the least side of an area then."""
-MIN_FILLED, MIN_EDGE = 0.6, 0.85
-"""Of an area, and of its edge, that is dark in itself; lines of fat black letters, filled in, are lighter."""
-PICTURE = 0.06
-"""Of the page's longer side: least sides of a picture. Smaller ones may be letters."""
-LIGHT = (0.004, 0.45)
-"""Of an area: white print in it."""
-MIN_CONTRAST = 60
-TALLEST, MIN_LETTER_PX = 0.06, 5
-"""Of the page's longer side, and in pixels: heights of white letters."""
-PAGE = 0.4
-"""Of the page's area: it is printed in white as a whole."""
-IN_LINES, LETTERS = 0.7, (0.7, 0.3)
-"""Of what is light in an area, that stands in lines; that is as high as letters, in an area and in a page."""
-CLEAR_ROWS, CLEAR = 0.15, 0.003
-"""Of an area's rows, those above, between and below lines of print; and what may be light in one."""
+STEP = 2  # pixels and rows from one that is looked at to the next
+DARK = 0.5  # of the paper's shade; black print on what is lighter can be read as it is
+DARK_PAGE = 100  # gray level that half of a page printed in white is below
+LETTER = 1 / 250  # of the page's longer side; smaller holes in dark areas are filled: white letters
+SOLID = 1 / 100  # of the page's longer side, least side of an area then
+MIN_FILLED = 0.6  # of an area, that is dark in itself; lines of fat black letters, filled in, are lighter
+MIN_EDGE = 0.85  # of an area's edge, that is dark
+PICTURE = 0.06  # of the page's longer side, least sides of a picture; smaller ones may be letters
+LIGHT = (0.004, 0.45)  # of an area, that white print in it covers, at least and at most
+MIN_CONTRAST = 60  # gray levels between an area and the print in it
+TALLEST = 0.06  # of the page's longer side, height of white letters at most
+MIN_LETTER_PX = 5  # height of white letters
+PAGE = 0.4  # of the page's area, above which it is printed in white as a whole
+IN_LINES = 0.7  # of what is light in an area, that stands in lines
+LETTERS = (0.7, 0.3)  # of what is light, that is as high as letters: in an area, in a page
+CLEAR_ROWS = 0.15  # of an area's rows, that are above, between and below lines of print
+CLEAR = 0.003  # of such a row, that may be light
 
 
 @dataclass(frozen=True, slots=True)

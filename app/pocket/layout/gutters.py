@@ -8,22 +8,18 @@ import numpy as np
 
 from app.pocket.layout.lines import Line, joined
 
-LEAST_EM, MOST_EM = 0.7, 3.0
-"""White before a line of the right column, in heights of a line."""
-STRIP_EM = 0.6
-"""Width of the strip that nothing crosses, left of where the lines of the right column begin."""
-ALIGNED_EM = 0.15
-"""How far apart these begin, at most."""
-APART = 0.8
-"""Of the lower line's height, that those of two columns stand above or below each other at most."""
-NEXT_EM = 3.0
-"""White between what goes on above or below each other in columns, at most."""
-MIN_LINES, LEAST = 5, 0.25
-"""Of the right column that begin there, and their share of all that begin right of the strip, at least."""
-LARGE_EM, LARGE_SPACE = 1.4, 0.75
-"""Height of words of a heading; and white between two of them at most, in their height."""
-MIN_COLUMN_EM, MIN_LINE_EM = 8.0, 3.0
-"""Width of the columns on both sides; and of the lines beside the strip usually, which are no bullets."""
+LEAST_EM = 0.7  # line heights of white before a line of the right column, at least
+MOST_EM = 3.0  # the same, at most
+STRIP_EM = 0.6  # line heights, width of the strip that nothing crosses, left of the right column's lines
+ALIGNED_EM = 0.15  # line heights by which the right column's lines begin apart
+APART = 0.8  # of the lower line's height, by which lines of two columns stand above each other
+NEXT_EM = 3.0  # line heights of white between lines that go on below each other in columns
+MIN_LINES = 5  # of the right column, that begin at the strip
+LEAST = 0.25  # of all lines that begin right of the strip, that begin at it
+LARGE_EM = 1.4  # line heights, of words of a heading
+LARGE_SPACE = 0.75  # heights of such words, of white between two of them, at most
+MIN_COLUMN_EM = 8.0  # line heights, width of the columns on both sides
+MIN_LINE_EM = 3.0  # line heights, usual width of lines beside the strip; bullets are narrower
 
 
 def gutters_of(lines: Sequence[Line], em: float) -> list[Line]:

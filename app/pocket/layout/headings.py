@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from app.pocket.layout.lines import Line, Part
 from app.pocket.layout.prints import PageLines, Print
 
-TITLE, SUB_TITLE = "title", "sub_title"
+TITLE = "title"
+SUB_TITLE = "sub_title"
 LARGE = 1.04  # body sizes, of a heading with white above and below
 VERY_LARGE = 1.25  # body sizes, of a heading whatever stands around it
 TITLE_SIZE = 1.37  # body sizes, of a page's first heading

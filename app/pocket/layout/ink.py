@@ -11,32 +11,32 @@ from scipy import ndimage
 from app.pocket.layout.dark import without_dark_areas
 from app.pocket.layout.masks import Gray, Mask, after, deviation, long_runs, near, percentile
 
-MAX_SIDE_PX = 2600
-"""Larger pages are scaled down to it: 11 pt at 220 dpi."""
+MAX_SIDE_PX = 2600  # larger pages are scaled down to it: 11 pt at 220 dpi
 PAPER_BLOCK_PX = 24
-MIN_CONTRAST = 48
-"""Gray levels between paper and the darkest ink; below it a page is blank."""
-INK_SHARE = 0.4
-"""Of that contrast, below the paper around: ink."""
-PALE, SHINES, PALEST, CRISP = 0.7, 0.28, 0.12, 0.5
-"""Of that contrast: print that is paler is made darker; what is paler shines through from the back; what is
-paler is paper; and of what is darker than that, the share that is ink where print is as dark as anything."""
-NOISE, DARKER = 5.0, 0.75
-"""Deviations of paper, that print is darker by; of the area of all letters, that paler ones have."""
-MIN_PRINT_PX, MAX_PRINT_PX, FEW_LETTERS = 6, 80, 40
-"""Height of letters, height and width of letters that touch; and how many say nothing of a page."""
-FAINT_SHARE, HAIR_PX, MIN_HAIR_PX, MAX_HAIR_PX = 0.22, 2, 6, 40
-"""Likewise: what may be a stroke thinner than a pixel; rows that it grays at most; its length."""
+MIN_CONTRAST = 48  # gray levels between paper and the darkest ink; below it a page is blank
+INK_SHARE = 0.4  # of that contrast, below the paper around: ink
+PALE = 0.7  # of that contrast; paler print is made darker
+SHINES = 0.28  # of that contrast; what is paler shines through from the back
+PALEST = 0.12  # of that contrast; what is paler is paper
+CRISP = 0.5  # share of what is darker than that, that is ink where print is as dark as anything
+NOISE = 5.0  # deviations of paper, that print is darker by
+DARKER = 0.75  # of the area of all letters, that paler ones have
+MIN_PRINT_PX = 6  # height of letters
+MAX_PRINT_PX = 80  # height and width of letters that touch
+FEW_LETTERS = 40  # that say nothing of a page
+FAINT_SHARE = 0.22  # of that contrast, of a stroke thinner than a pixel
+HAIR_PX = 2  # rows that such a stroke grays, at most
+MIN_HAIR_PX = 6  # length of such a stroke, at least
+MAX_HAIR_PX = 40  # the same, at most
 MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
-RULE_SHARE = 0.035
-"""Of the page's longer side: an unbroken straight stroke this long is no letter."""
-LEVEL, UPRIGHT = 1.5, 2.0
-"""Of that, which rules have at least: those of a table of two short columns are hardly longer."""
-MIN_STROKE_PX, MAX_STROKE_PX, REACH_PX = 20, 6, 6
-"""Of sides of cells: length, thickness, distance from the rule they end at."""
-HALO_PX = 2
-"""Gray beside a ruled line."""
+RULE_SHARE = 0.035  # of the page's longer side; an unbroken straight stroke this long is no letter
+LEVEL = 1.5  # times that, length of a level rule
+UPRIGHT = 2.0  # times that, length of an upright one; those of a table of two short columns are hardly longer
+MIN_STROKE_PX = 20  # length of a cell's side
+MAX_STROKE_PX = 6  # its thickness
+REACH_PX = 6  # from its end to the rule it ends at
+HALO_PX = 2  # gray beside a ruled line
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
-SAME_EM, INNER_EM, COLUMN_EM = 0.13, 0.9, 8.0
-"""By how much bullets of one list differ at most; how far to the side those of a list inside another, and of
-items in the next column, are; in heights of a line."""
-SAME_HANG_EM = 0.33
-"""Likewise white between bullets and their texts: letters begin with more or less white of their own."""
+SAME_EM = 0.13  # line heights by which bullets of one list differ
+INNER_EM = 0.9  # line heights to the side, where bullets of a list inside another stand
+COLUMN_EM = 8.0  # line heights to the side, where items of the next column stand
+SAME_HANG_EM = 0.33  # line heights by which white after bullets differs: letters have white of their own
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,26 +16,21 @@ from app.pocket.layout.masks import Mask
 Floats = npt.NDArray[np.float64]
 
 MIN_LETTER_PX = 4
-ON_LINE = 0.09
-"""Of a letter's height, that it may end above or below the line the letters stand on."""
-TALL = 92
-"""Per cent of letters that are no taller than capitals: one in five is tall, one in twenty a bracket."""
-FEW_LETTERS, MANY_LETTERS = 8, 24
-"""Of which one may be the only tall one; of which one in five is tall."""
-AS_TALL = 0.8
-"""Of a capital with its accent, that other capitals are tall at least; small letters are not."""
-LOWER = (0.5, 0.87)
-"""Heights of lower-case letters, in those of capitals, at least and at most."""
-LOW_SHARE, SAME_BASE_PX = 0.4, 1.0
-"""Of the highest letter's height: what is lower is a point; by how much letters of one line end apart."""
-MIN_LOWER = 2
-"""Letters that say how high lower-case ones are."""
-LEAD_GAP_EM, MAX_NUMBER_EM = 0.3, 1.9
-NARROW_GAP_EM, DOT_EM, BELOW_EM = 0.18, 0.3, 0.05
-"""Of a mere space, as browsers set after the number of an item; height of the dot before it, at most; how far
-below the letters a bracket reaches."""
-WIDEST = 0.8
-"""Of the widest white near a line's begin, that white after its number has at least."""
+ON_LINE = 0.09  # of a letter's height, that it may end above or below the line the letters stand on
+TALL = 92  # per cent of letters no taller than capitals: one in five is tall, one in twenty a bracket
+FEW_LETTERS = 8  # of which one may be the only tall one
+MANY_LETTERS = 24  # of which one in five is tall
+AS_TALL = 0.8  # of a capital with its accent, that other capitals are tall; small letters are not
+LOWER = (0.5, 0.87)  # heights of lower-case letters, in those of capitals, at least and at most
+LOW_SHARE = 0.4  # of the highest letter's height; what is lower is a point
+SAME_BASE_PX = 1.0  # by which letters of one line end apart
+MIN_LOWER = 2  # letters that say how high lower-case ones are
+LEAD_GAP_EM = 0.3  # line heights of white after a number or a bullet
+MAX_NUMBER_EM = 1.9  # line heights, width of a number
+NARROW_GAP_EM = 0.18  # line heights of a mere space, as browsers set after the number of an item
+DOT_EM = 0.3  # line heights, height of the dot after a number
+BELOW_EM = 0.05  # line heights below the letters, that a bracket reaches
+WIDEST = 0.8  # of the widest white near a line's begin, that white after its number has
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,19 +23,19 @@ LINE_OF_EM = 0.9
 WORD_GAP_EM = 0.16
 SPACE_SHARE = 0.6
 """Of a line's wide gaps: narrower ones are between letters that are set far apart."""
-FEW_WHITES, UNLIKE, BETWEEN = 4, 1.5, 0.55
-LEAST_SPACE_EM, MOST_SPACE_EM = 0.18, 0.7
-LETTER_EM = 0.9
-"""A line of stretches no wider has white around every letter."""
-SPACED = 1.7
-"""Times the white between such letters: between words."""
-LEAST_DOTS, DOT_EM, DOT_STEP_EM, SAME_STEP_PX = 5, 0.2, 0.9, 2
-"""Of a leader: dots at least; how wide and high they are and how far from each other, in ems, at most; by how
-much steps from dot to dot differ."""
-HIGHEST_DOT = 0.4
-"""Of the line's height, that is above a dot."""
-MOST_SQUEEZED = 1.25
-"""A word wider than a row by more is cut, others are made narrower."""
+FEW_WHITES = 4  # gaps in a line that say nothing of its spaces
+UNLIKE = 1.5  # times narrower gaps, of spaces
+BETWEEN = 0.55  # of the step from one to the other, above which a gap is a space
+LEAST_SPACE_EM = 0.18
+MOST_SPACE_EM = 0.7
+LETTER_EM = 0.9  # a line of stretches no wider has white around every letter
+SPACED = 1.7  # times the white between such letters, between words
+LEAST_DOTS = 5  # of a leader
+DOT_EM = 0.2  # width and height of its dots, at most
+DOT_STEP_EM = 0.9  # from dot to dot, at most
+SAME_STEP_PX = 2  # by which these steps differ
+HIGHEST_DOT = 0.4  # of the line's height, that is above a dot
+MOST_SQUEEZED = 1.25  # times a row's width; wider words are cut, others are made narrower
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ WarningCode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class PageWarning:
-    """What a reader of the page's text should know. ``detail`` is one sentence, safe to show."""
+    """A warning to the reader of a page's text. ``detail`` is one sentence, safe to show."""
 
     code: WarningCode
     detail: str
@@ -52,7 +52,7 @@ FINISH_WARNINGS: Mapping[FinishReason, PageWarning] = {
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How one page is to be read. ``None`` means the checkpoint's own default."""
+    """How one page is read. ``None`` means the checkpoint's own default."""
 
     mode: str | None = None
     prune: Pruning = "rtprune"
@@ -116,7 +116,7 @@ def _page_range(part: str) -> tuple[int, int | None]:
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How what was read is to be shown; nothing is read in another way for it."""
+    """How an answer is shown. Changes nothing about how pages are read."""
 
     math: Literal["latex", "dollar"] | None = None
     """Delimiters of math; ``None``: dollars in ``text/markdown``, as the model wrote them in JSON."""
@@ -130,7 +130,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True, slots=True)
 class ParseOptions:
-    """How a document is to be parsed. ``dpi`` is for PDF pages alone; an image has its own pixels.
+    """How a document is parsed. ``dpi`` is for PDF pages alone; an image has its own pixels.
 
     ``None``: the resolution follows the page.
     """

@@ -9,8 +9,8 @@ from app.document import Page, Reading, ReadOptions
 class Restart(str):
     """An empty piece that takes back every piece before it: the page is being read again.
 
-    A page whose text ran into a loop is tried again, after its text was already sent. Whoever shows pieces
-    as they come clears what it shows; whoever must not take back anything waits for ``result()``.
+    A page whose text ran into a loop is read again after some of its text was sent. A client that shows
+    pieces as they come clears what it shows; one that must not take anything back waits for ``result()``.
     """
 
     __slots__ = ()

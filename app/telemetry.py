@@ -73,7 +73,7 @@ def log_to_stderr(settings: Settings) -> None:
 
 
 class Metrics:
-    """What /metrics shows. Label values come from fixed sets, never from a request."""
+    """The metrics on /metrics. Label values come from fixed sets, never from a request."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -190,7 +190,7 @@ async def _downloaded(settings: Settings, leases: Leases, state: WorkerState) ->
 
 
 class _Parts:
-    """What a worker is made of once its model is loaded."""
+    """The parts of a worker whose model is loaded."""
 
     def __init__(self, store: Store, reader: PageReader, rasterizers: Rasterizers, tmp_dir: Path) -> None:
         self.store = store

@@ -97,6 +97,11 @@ class ReadPage:
     def is_bad(self) -> bool:
         return self.missing > BAD_SHARE
 
+    @property
+    def is_unseen(self) -> bool:
+        """Print was overlooked while what was read was read to its end."""
+        return self.finish_reason == "stop" and "unread_print" in self.warnings
+
 
 def kinds_of(folder: Path, most: int | None) -> list[Kind]:
     """Real pages as they are, and English ones each worn in one of the ways in turn."""
@@ -148,10 +153,12 @@ async def read_pages(checkpoint: str, device: str, kinds: Sequence[Kind]) -> lis
 
 
 def fitted(pages: Sequence[ReadPage]) -> RiskCurve:
-    """Logistic regression over log nats, all bad pages counting as much as all good ones.
+    """Fit a logistic curve over log nats, all bad pages counting as much as all good ones.
 
-    Raises ``ValueError`` where there are not both.
+    Pages whose print was overlooked are left out: tokens cannot tell of it, and the page is warned of.
+    Raise ``ValueError`` without bad or without good pages.
     """
+    pages = [page for page in pages if not page.is_unseen]
     is_bad = np.array([page.is_bad for page in pages])
     if is_bad.all() or not is_bad.any():
         raise ValueError("a curve needs pages that were read badly and pages that were read well")
@@ -204,6 +211,8 @@ def figures_of(pages: Sequence[ReadPage]) -> tuple[RiskCurve, Figures]:
                 round(page.evidence.nats(), 4),
                 round(page.missing, 3),
                 page.unread_ink,
+                round(page.evidence.noise_share, 3),
+                page.finish_reason,
             ]
             for page in pages
         },
@@ -256,9 +265,10 @@ def section(figures: Mapping[str, Any]) -> str:
     num_good = pages["held_out"] - pages["bad"]
     return "\n".join([
         f"Curve: `half_nats` {curve['half_nats']}, `steepness` {curve['steepness']}, fitted on {pages['fit']}"
-        f" pages. On the {pages['held_out']} others, of which {pages['bad']} are bad (over"
-        f" {figures['bad_share']:.0%} of their words are missing), a risk over {MAX_RISK} marks"
-        f" {doubtful['of_bad']} of the bad and {doubtful['of_good']} of the {num_good} good ones.",
+        " pages, but for those whose print was overlooked, which `unread_print` tells of. On the"
+        f" {pages['held_out']} others, of which {pages['bad']} are bad (over {figures['bad_share']:.0%} of their"
+        f" words are missing), a risk over {MAX_RISK} marks {doubtful['of_bad']} of the bad and"
+        f" {doubtful['of_good']} of the {num_good} good ones.",
         "",
         *rows,
         "",

@@ -1,4 +1,4 @@
-"""The method: choose how many patch tokens to keep, keep those of largest norm, fold the rest into them."""
+"""Prune a page: choose how many patch tokens to keep, keep those of largest norm, fold the rest into them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class _Selection:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the host must know of one page."""
+    """What the host must know of one page before the device may go on."""
 
     num_patches: int
     num_kept_patches: int

@@ -1,4 +1,4 @@
-"""How much of a page to keep (RTPrune, stage 0): text density, diversity, keep ratio, count."""
+"""Choose how much of a page to keep (RTPrune, stage 0): text density, diversity, keep ratio, count."""
 
 import torch
 from torch import Tensor

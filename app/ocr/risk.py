@@ -1,4 +1,4 @@
-"""How likely a text is wrong in many places, from the probabilities of its tokens.
+"""Estimate how likely a text is wrong in many places, from the probabilities of its tokens.
 
 The mean hides what matters: nine sure tokens in ten leave it high, whatever the tenth is. A low quantile says
 how unsure the model was where it was unsure. It is measured in nats of surprise, -log p, and mapped to [0, 1]
@@ -17,8 +17,8 @@ LOW_QUANTILE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What a page's risk is told from. ``logprobs``: of its text's tokens. ``noise_share``: of its print,
-    left out as noise.
+    """The data behind a page's risk. ``logprobs``: one for each token of its text. ``noise_share``: share of
+    its print that was left out as noise.
 
     >>> Evidence([-3.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).nats()
     2.0
@@ -52,7 +52,7 @@ class RiskCurve:
             )
 
     def risk(self, evidence: Evidence) -> float:
-        """In [0, 1]: that of the text, and what is noise is wrong for certain. 0 for no tokens."""
+        """Return the risk in [0, 1]; print left out as noise counts as wrong. 0 for a page without tokens."""
         nats = evidence.nats()
         odds = self.steepness * math.log(nats / self.half_nats) if nats > 0 else -math.inf
         of_text = 1 / (1 + math.exp(min(-odds, MAX_LOG)))

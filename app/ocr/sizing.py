@@ -1,4 +1,4 @@
-"""What a device takes: memory for the weights, pages in flight, settings of the engine."""
+"""Choose by device: memory for the weights, pages in flight, settings of the engine."""
 
 import math
 from pathlib import Path
@@ -59,7 +59,7 @@ def pages_in_flight(settings: Settings) -> int:
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """What the service's settings say about the engine, for the device they name."""
+    """Translate the service's settings into the engine's, for the device that they name."""
     if resolve_device(settings.device) == "cpu":
         return EngineSettings(
             max_running_pages=settings.max_running_pages or CPU_RUNNING_PAGES,

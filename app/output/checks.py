@@ -1,4 +1,4 @@
-"""What an answer is held against, apart from the model: the print on the page and the PDF's own text.
+"""Compare an answer with the page: its print, and the PDF's own text.
 
 A page gets a warning for what it seems to lack, and figures that say how much.
 """
@@ -40,7 +40,7 @@ class Checks:
 
 
 def check_page(page: Page, reading: Reading, markdown: str, blocks: Sequence[Block]) -> Checks:
-    """What the page's answer lacks, as far as that can be told without reading it again.
+    """Tell what the answer lacks, as far as that shows without reading the page again.
 
     Takes some 25 ms of numpy for an A4 page: call it in a thread.
     """
@@ -102,7 +102,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _units(text: str) -> list[str]:
-    """What is compared: words without punctuation, an ideograph each. Hyphens inside a word are none."""
+    """Split text into what is compared: words without punctuation or hyphens, single ideographs."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = re.sub(rf"(?<=\w)[{HYPHENS}](?=\w)", "", plain)
     return WORD.findall(ALONE.sub(r" \1 ", plain))

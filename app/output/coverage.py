@@ -1,7 +1,8 @@
-"""How much of a page's print was read, in ink: told by the image alone, whatever the reader makes of it.
+"""Measure the share of a page's print that was read, in ink, from the image alone.
 
-Print is what differs from the ground around it, light on dark as well as dark on light, in pieces of the size
-of letters or words. Rules, frames, solid areas, specks and what runs off the page's edge are none.
+Print is whatever differs from the ground around it, light on dark as well as dark on light, in pieces of the
+size of letters or words. Rules, frames, solid areas, specks and pieces that run off the page's edge do not
+count.
 """
 
 from collections.abc import Iterable
@@ -114,7 +115,7 @@ def find_print(image: Image.Image) -> Print:
 
 
 def _ground(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """(H, W) gray levels -> (H, W) those of the paper, or whatever print stands on, around each pixel."""
+    """(H, W) gray levels -> (H, W) gray levels of the ground around each pixel."""
     height, width = levels.shape
     padded = np.pad(levels, ((0, -height % GROUND_PX), (0, -width % GROUND_PX)), mode="edge")
     rows, columns = padded.shape[0] // GROUND_PX, padded.shape[1] // GROUND_PX

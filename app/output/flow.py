@@ -1,4 +1,4 @@
-"""What goes on on the next page: a paragraph, a word, a table."""
+"""Join text that goes on on the next page: a paragraph, a word, a table."""
 
 import re
 from collections.abc import Sequence

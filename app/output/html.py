@@ -138,7 +138,7 @@ def _without(text: str, names: frozenset[str]) -> str:
 
 
 def _with_tables_closed(text: str) -> str:
-    """What follows a table that was cut off is not swallowed by it."""
+    """Close tables that were cut off, so that they do not swallow the text after them."""
     open_tags: list[str] = []
     if "<table>" not in text:
         return text

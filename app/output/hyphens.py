@@ -30,8 +30,10 @@ def unbroken(lines: Sequence[str]) -> list[str]:
 
 
 def _going_on(before: str, after: str) -> str | None:
-    """What to put ``after`` behind, without a space, where the last word of ``before`` goes on in it. The
-    hyphen stays where it may be the word's own: in compounds of more parts, before capitals and digits.
+    """Find the text before ``after`` if the last word of ``before`` goes on in it.
+
+    The hyphen stays where it may be part of the word: in compounds of several parts, before capitals and
+    digits.
     """
     match = _BROKEN.search(before)
     if match is None or not after[0].isalnum():

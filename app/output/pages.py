@@ -1,7 +1,7 @@
-"""Pages -> one document: heads and feet left out, what goes on joined, and said what was not read.
+"""Make one document of pages: leave heads and feet out, join text that goes on, mark what is missing.
 
-The pages' own Markdown stays as it is. What pages have in common shows only when all are there, so this is
-done whenever a document is answered, and nothing of it is stored.
+Each page keeps its own Markdown. Heads and feet show only when all pages are there, so this is done for every
+answer, and the result is not stored.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from app.output.spans import closed
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What is said of a page in the midst of the text. ``index``: 0-based."""
+    """A note about a page inside the text. ``index``: 0-based."""
 
     index: int
     code: str
@@ -32,7 +32,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Where a page ends."""
+    """The end of a page."""
 
 
 @dataclass(frozen=True, slots=True)

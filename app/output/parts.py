@@ -46,7 +46,7 @@ def _part(block: Block, markdown: str, number: int) -> Part:
 
 
 def _find(markdown: str, body: str, at: int) -> int | None:
-    """Where a block's Markdown stands, as paragraphs of its own."""
+    """Find where a block's Markdown stands as paragraphs of its own."""
     start = markdown.find(body, at)
     while start >= 0:
         end = start + len(body)

@@ -61,7 +61,7 @@ def to_plain(markdown: str) -> str:
 
 
 def _literal(markdown: str, span: Span) -> str | None:
-    """What code and math say; ``None`` for other text."""
+    """Return the content of code and math; ``None`` for other text."""
     whole = markdown[span.start : span.end]
     match span.kind:
         case "fence":

@@ -83,7 +83,7 @@ class _Candidate:
 
 
 def find_furniture(pages: Sequence[tuple[int, Sequence[Part]]]) -> list[dict[int, Furniture]]:
-    """Of every page the parts that are heads, feet and numbers. ``pages``: index in the document, parts."""
+    """Find the heads, feet and numbers of every page. ``pages``: index in the document, parts."""
     groups: dict[tuple[bool, bool, str], list[_Candidate]] = defaultdict(list)
     for at, (index, parts) in enumerate(pages):
         for one in _candidates(at, index, parts):
@@ -148,7 +148,7 @@ def _edge_rows(
 
 
 def _from_edge(part: Part, is_head: bool) -> tuple[int, int]:
-    """How far a block's sides are from the edge."""
+    """Return the distances of a block's sides from the edge."""
     _, top, _, bottom = part.box or (0, 0, 0, 0)
     return (top, bottom) if is_head else (999 - bottom, 999 - top)
 
@@ -193,7 +193,7 @@ def _roman(text: str) -> int:
 
 
 def _levels(group: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
-    """Those that stand at one height, at most one a page."""
+    """Group parts that stand at one height, at most one for each page."""
     level: list[_Candidate] = []
     for one in sorted(group, key=lambda one: (one.y, one.index)):
         if level and one.y - level[0].y > MAX_SHIFT:
@@ -206,7 +206,7 @@ def _levels(group: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
 
 
 def _counting(level: Sequence[_Candidate]) -> list[_Candidate]:
-    """Those whose numbers are the same on all pages, or count with them."""
+    """Keep parts whose numbers are the same on all pages, or count with them."""
     same = list(level)
     for at in range(len(level[0].numbers)):
         value, num_equal = Counter(one.numbers[at] for one in same).most_common(1)[0]

@@ -110,7 +110,7 @@ class _Scan:
             self._text_start = end
 
     def _fence_line(self, start: int, end: int) -> int | None:
-        """How many marks a line of fenced code has; ``None`` for another line. Keep ``fence`` up to date."""
+        """Count the marks of a line of fenced code; ``None`` for another line. Keep ``fence`` up to date."""
         match = FENCE.match(self._text, start, end)
         if self.fence is not None:
             if match is None or not match["marks"].startswith(self.fence):
@@ -126,7 +126,7 @@ class _Scan:
         return len(self.fence)
 
     def _begin_line(self, start: int, end: int) -> bool:
-        """Whether a line is HTML; an empty one ends both HTML and paragraph."""
+        """Tell whether a line is HTML. An empty line ends both HTML and paragraph."""
         if not self._text[start:end].strip(" \t\n"):
             self._has_code = True
             return False
@@ -200,7 +200,10 @@ class _Scan:
         return Span("math", start, end + len(closer), size)
 
     def _next(self, mark: str, at: int) -> int:
-        """Where ``mark`` stands next. Kept, or many openers without a closer would make this quadratic."""
+        """Find the next ``mark``.
+
+        The place is remembered, or many openers without a closer would make this quadratic.
+        """
         if self._found.get(mark, -1) < at:
             place = self._text.find(mark, at)
             self._found[mark] = NEVER if place < 0 else place

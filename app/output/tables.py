@@ -26,7 +26,7 @@ def rows_of(html: str) -> list[str]:
 
 
 def cells_of(row: str) -> list[str]:
-    """What stands in the cells of a row."""
+    """Return the contents of a row's cells."""
     return [re.split(r"</t[dh]>", cell, maxsplit=1)[0] for cell in CELL.split(row)[1:]]
 
 

@@ -192,7 +192,7 @@ class PocketStream:
         return turns, cut
 
     async def _confidence(self, cut: CutPage, options: ReadOptions) -> float:
-        """Of views from all over the page."""
+        """Read views from all over the page and return their mean confidence."""
         count = min(PROBES, len(cut.views))
         views = [_Shown.of(cut.views[number * len(cut.views) // count]) for number in range(count)]
         readings = await self._readings(views, options) or []
@@ -234,14 +234,14 @@ def _cancel(streams: Sequence[EngineStream]) -> None:
 
 
 def _shown(cut: CutPage, page: Page) -> list[_Shown]:
-    """Of a blank page one view is read for its figures; its text is none."""
+    """List the views to read. A blank page gets one for its figures; its text is empty."""
     return [_Shown.of(view) for view in cut.views[:MAX_VIEWS]] or [_Shown(page.image.resize((64, 64)), 0)]
 
 
 def _left_out(
     cut: CutPage, readings: Sequence[ViewReading], turns: int
 ) -> tuple[tuple[int, int, int, int], ...]:
-    """Where the views are that gave no text or not all of it, in 0..999 of the page as it came."""
+    """Return the boxes of views that gave no text or not all of it, in 0..999 of the page as it came."""
     if cut.page is None:
         return ()
     across, down = FARTHEST / cut.page.width, FARTHEST / cut.page.height
@@ -275,7 +275,7 @@ def _cut_off(blocks: Sequence[Block], most: int) -> tuple[Block, ...]:
 
 
 def _line_texts(cut: CutPage, read: Sequence[str]) -> list[str]:
-    """Of every line, from those of its views."""
+    """Join the texts of every line's views."""
     lines: list[str] = []
     at = 0
     for count in cut.counts:

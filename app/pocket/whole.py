@@ -43,7 +43,7 @@ def confidence_of_print(views: Sequence[ViewReading]) -> float:
 
 
 def confidence_of_tokens(views: Sequence[ViewReading]) -> float:
-    """Mean by tokens, those of noise too."""
+    """Mean over all tokens, noise included."""
     weights = [max(1, len(view.logprobs)) for view in views]
     return sum(view.reading.confidence * w for view, w in zip(views, weights, strict=True)) / sum(weights)
 
@@ -91,7 +91,7 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
 
 
 def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
-    """How the page ended: stopped from outside; for the reason most rows were lost for, if too many were."""
+    """Choose how the page ended: stopped from outside, or as most lost rows did if too many were lost."""
     num_rows: dict[FinishReason, int] = {}
     for view in views:
         num_rows[view.reading.finish_reason] = num_rows.get(view.reading.finish_reason, 0) + view.num_rows

@@ -95,7 +95,7 @@ def risk_plot(figures: Mapping[str, Any]) -> str:
         _text(x_px(10.0**decade), HEIGHT - BOTTOM + 20, f"{10.0**decade:g}", anchor="middle")
         for decade in range(int(least), int(most) + 1)
     ]
-    for nats, missing, _ in figures["points"].values():
+    for nats, missing, *_ in figures["points"].values():
         colour = COLOURS[1] if missing > figures["bad_share"] else COLOURS[0]
         parts.append(f'<circle cx="{x_px(nats):.1f}" cy="{y_px(missing):.1f}" r="3" fill="{colour}"/>')
     steps = [10 ** (least + (most - least) * step / 100) for step in range(101)]

@@ -1,6 +1,7 @@
-"""What CUDA computes with kernels of our own; where they do not work, the library's modules do.
+"""Choose between our CUDA kernels and the library's modules.
 
-Tried and compared rather than looked up: cards and versions of Triton differ in what they take.
+A kernel is used only if it runs here and agrees with the module that it replaces: cards and versions of
+Triton differ in what they accept.
 """
 
 import logging
@@ -65,7 +66,7 @@ def decoder_for(language_model: Any, head: nn.Linear, shape: KvShape) -> "Fused 
 
 
 def fits_decoder(language_model: Any, head: nn.Linear) -> bool:
-    """Whether a decoder is of the kind that the kernels are written for, DeepSeek-OCR's."""
+    """Tell whether the kernels are written for this kind of decoder, DeepSeek-OCR's."""
     text = language_model.config
     sizes = (text.hidden_size, text.moe_intermediate_size, text.head_dim)
     linears = [module for module in language_model.modules() if isinstance(module, nn.Linear)]
@@ -143,7 +144,7 @@ def fuse_sam_layers(network: Any) -> bool:
 
 
 def fits_sam(layer: Any) -> bool:
-    """Whether a layer is of the kind that the kernels are written for."""
+    """Tell whether the kernels are written for this kind of layer."""
     attention = layer.attn
     dim = attention.qkv.in_features // attention.num_attention_heads
     is_known = bool(attention.use_rel_pos) and attention.qkv.bias is not None

@@ -1,4 +1,4 @@
-"""What every running page has on the device beside its keys and values."""
+"""Hold the state of running pages on the device, beside their keys and values."""
 
 from dataclasses import dataclass
 

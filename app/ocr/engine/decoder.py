@@ -21,7 +21,7 @@ from app.ocr.models.model import OcrModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """What a page's sequence starts with. ``embeds``: (T, D); ``positions``: (T,) int64, ascending, with
+    """The start of a page's sequence. ``embeds``: (T, D); ``positions``: (T,) int64, ascending, with
     gaps where visual tokens were pruned; ``next_position``: where its output goes on."""
 
     embeds: torch.Tensor
@@ -125,7 +125,7 @@ class Decoder:
         return self.cache.num_rows
 
     def has_room_for(self, more: int) -> bool:
-        """Whether every row's slot holds so many tokens more."""
+        """Tell whether every row's slot has room for ``more`` tokens."""
         longest = max(self.cache.host_lengths, default=0)
         return self.cache.window is not None or longest + more <= self.cache.plan.slot_tokens
 

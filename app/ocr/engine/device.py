@@ -1,9 +1,7 @@
-"""What differs between CPU and CUDA, behind one seam: how a step is run, read back and fed, and what memory
-is.
+"""Hide the differences between CPU and CUDA: running a step, bringing results back, sizing memory.
 
-CPU: plain calls. CUDA: steps are captured once for each batch bucket and replayed, choices come back through
-pinned memory, vision runs on a stream of its own beside decoding. On CPU it has a thread of its own for
-checkpoints that read pages in small views.
+On a CPU everything is a plain call. On CUDA a step is captured once for each batch size and replayed, chosen
+tokens come back through pinned memory, and encoding runs on a stream of its own beside decoding.
 """
 
 import logging
@@ -137,7 +135,7 @@ class GraphRunner(PlainRunner):
 
 @contextmanager
 def on_side_stream() -> Iterator[None]:
-    """What precedes a capture must not run on the default stream."""
+    """Run warm-up steps away from the default stream, as a capture requires."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -147,7 +145,7 @@ def on_side_stream() -> Iterator[None]:
 
 @contextmanager
 def refusing_syncs() -> Iterator[None]:
-    """RuntimeError for an operation that waits for the device, as far as torch knows of it."""
+    """Raise ``RuntimeError`` for operations that wait for the device, as far as torch notices them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says of itself that it does not know of all
         torch.cuda.set_sync_debug_mode("error")
@@ -158,7 +156,7 @@ def refusing_syncs() -> Iterator[None]:
 
 
 def reader_for(device: torch.device) -> Callable[[torch.Tensor], Callable[[], HostRows]]:
-    """How choices come to the host: starts bringing them; calling the answer waits for it."""
+    """Return a function that starts copying choices to the host; its answer, when called, waits for them."""
     return pinned if device.type == "cuda" else at_once
 
 
@@ -201,12 +199,12 @@ class EncodeExecutor:
     With ``beside_decode`` a CPU encodes beside decoding, too, each with half of its threads: that pays where
     a decode step is too short to be shared. Else a page is encoded first and decoded then, on all threads.
 
-    ``max_pixels``: of pages encoded together, beyond the first; on CPU, where running pages may have to wait
-    for them.
-    ``shares``: pages are encoded when one of so many shares of the rows is free, if as many pages wait. On
-    CPU rows become free one by one, and a view encoded and prefilled alone takes twice its share of eight.
-    ``ahead``: pages encoded beyond the rows that are free, in groups of ``group``: where encoding runs beside
-    decoding, a row that becomes free need not stand empty meanwhile.
+    ``max_pixels``: limit for pages encoded together, on a CPU, where running pages wait for them. One page
+    may have more.
+    ``shares``: on a CPU wait until one of this many shares of the rows is free, or all waiting pages fit. So
+    pages are encoded in groups: one encoded and prefilled alone takes twice its share of eight.
+    ``ahead``, ``group``: pages encoded before rows are free for them, and how many together. A row that
+    becomes free is then filled at once.
     """
 
     def __init__(self, device: torch.device, *, beside_decode: bool = False) -> None:
@@ -271,7 +269,7 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it; on CPU torch raises a RuntimeError with one of these in its text."""
+    """Recognise memory that ran out: CUDA has a class for it, on a CPU only the error's text tells."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
@@ -293,11 +291,13 @@ def is_lost(device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPolicy:
-    """What is done about the host's time to launch a prefill: on CUDA some 170 operations, 5 ms, for one page
-    or for eight. On CPU what is launched is done, and there is nothing to win.
+    """Keep the device busy while the host launches a prefill.
 
-    ``steps_ahead``: decode steps launched before, for the device to work on meanwhile. ``shares``: where more
-    pages wait than rows are free, one of so many shares of the rows must be, or ``wait_s`` pass.
+    On CUDA a prefill is some 170 launches, 5 ms of the host's time for one page or for eight. On a CPU a
+    launch is the work itself, and nothing can be gained.
+
+    ``steps_ahead``: decode steps launched before the prefill. ``shares``: while more pages wait than rows are
+    free, wait until one of this many shares of the rows is free, but no longer than ``wait_s``.
     """
 
     steps_ahead: int

@@ -182,7 +182,7 @@ class EncodeQueue:
         self._encoding.add_done_callback(lambda _: self._owner.wake())
 
     def _next_group(self, most: int) -> list[tuple[PageTask, Prepared]]:
-        """The first ready page and those of its mode behind it, in turn; the others keep their places."""
+        """Take the first ready page and the next ones of its mode; the others keep their places."""
         group: list[tuple[PageTask, Prepared]] = []
         passed = []
         num_pixels, most_pixels = 0, self.lane.max_pixels

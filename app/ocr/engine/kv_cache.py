@@ -32,9 +32,7 @@ PAGE_BYTES = mmap.PAGESIZE
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """What one token costs: K and V of ``num_heads`` heads of ``head_dim`` in every one of ``num_layers``
-    layers.
-    """
+    """The size of one token: keys and values of every head and layer."""
 
     num_layers: int
     num_heads: int
@@ -59,7 +57,7 @@ class KvPlan:
 
     @property
     def num_tokens(self) -> int:
-        """What all running pages together may grow to."""
+        """Tokens of all slots together."""
         whole = self.num_slots * self.slot_tokens
         return whole if self.budget_tokens is None else min(whole, self.budget_tokens)
 
@@ -124,7 +122,7 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        """What running pages may take in all, planned at start."""
+        """Bytes of all slots, planned at the start."""
         return self.plan.num_tokens * self.shape.bytes_per_token
 
     def next_places(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:

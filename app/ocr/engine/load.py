@@ -1,11 +1,11 @@
-"""What the engine says about itself."""
+"""Report how busy the engine is."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy the engine is, for health checks and metrics."""
+    """Counts of one moment: pages in each stage, KV bytes and decode steps so far."""
 
     queued: int
     preparing: int

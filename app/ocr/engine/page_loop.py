@@ -34,7 +34,7 @@ PrefillBatch = list[tuple[PageTask, Encoded]]
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """Tokens on their way to the host, and whose they are: page and life. ``stage``: of what they came."""
+    """Tokens on their way to the host, with the page and life that each belongs to."""
 
     stage: Literal["prefill", "decode"]
     owners: list[tuple[PageTask, int]]
@@ -195,8 +195,9 @@ class PageLoop:
         self._admitted(batch, choices, (time.perf_counter() - start) * 1e3 / size)
 
     def _num_fitting(self) -> int:
-        """How many of the encoded pages, in turn, one prefill takes. The first that does not fit waits, and
-        all behind it wait with it, or pages that need less would pass it for ever.
+        """Count the encoded pages that one prefill takes, in turn.
+
+        The first that does not fit stops the rest, or smaller pages would overtake it for ever.
         """
         waiting = self._encode_queue.encoded[: self._num_free]
         if not waiting or self._waits_for_rows():
@@ -209,7 +210,7 @@ class PageLoop:
         return num_fitting
 
     def _waits_for_rows(self) -> bool:
-        """Whether pages are better prefilled together with some that will have a row soon."""
+        """Tell whether to delay prefill until more rows are free, so that several pages share one launch."""
         is_short = self._num_free < min(
             self._most_rows // self._launch.shares, len(self._encode_queue.encoded)
         )
@@ -290,8 +291,10 @@ class PageLoop:
                     self._take(task, choice)
 
     def _charge(self, settled: _Pass) -> None:
-        """What went by since the clock was read was spent on this pass: launching the next one and waiting
-        for this one, which on CUDA is where the device's time shows.
+        """Charge the time since the last reading of the clock to this pass's pages.
+
+        It went into launching the next pass and waiting for this one, which on CUDA is where the device's
+        time shows.
         """
         now = time.perf_counter()
         spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now

@@ -1,4 +1,4 @@
-"""What to try when a page loops: each rung keeps the measures of the one before and adds one."""
+"""List what to try when a page loops: each attempt keeps the measures of the one before and adds one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from app.ocr.models.model import Mode
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """How one attempt reads the page."""
+    """The settings of one attempt at a page."""
 
     mode: str
     prune: Pruning

@@ -1,5 +1,6 @@
-"""Who is next: fair order over documents, priorities, deadlines, bounds. Policy alone, without torch or
-clocks.
+"""Decide which page is next: fair order over documents, priorities, deadlines, bounds.
+
+Policy alone: no torch, no clocks.
 """
 
 import heapq
@@ -51,7 +52,7 @@ class _Level(Generic[Item]):
     heap: list[tuple[Turn, _Entry[Item]]] = field(default_factory=list)
 
     def first(self) -> Turn:
-        """Of those that wait; there is one, or the level would not be."""
+        """Return the entry whose turn is first. A level exists only while it has one."""
         while self.heap[0][1].item is None:
             heapq.heappop(self.heap)
         return self.heap[0][0]
@@ -111,7 +112,7 @@ class FairQueue(Generic[Item]):
         return turn
 
     def pop(self) -> tuple[Turn, Item] | None:
-        """The next page, or ``None`` when none waits. Its turn is that of whom it went ahead of."""
+        """Take the next page; ``None`` if none waits. A page served ahead of others gets their turn."""
         if not self._levels:
             return None
         turn, highest = self._next(), min(self._levels)
@@ -183,7 +184,7 @@ class Deadlines(Generic[Item]):
             heapq.heapify(self._heap)
 
     def expired(self, now_s: float) -> list[Item]:
-        """Those due by now, earliest first, each once."""
+        """Take the items that are due by now, earliest first, each once."""
         due = []
         while self._heap and self._heap[0][0] <= now_s:
             item = heapq.heappop(self._heap)[2].item
@@ -198,9 +199,7 @@ class Deadlines(Generic[Item]):
 
 
 class BatchLimit:
-    """How much work to take at once: halved when memory runs out, grown by one after ``patience`` good
-    batches.
-    """
+    """Bound a batch: halve it when memory runs out, grow it by one after ``patience`` good ones."""
 
     def __init__(self, most: int, patience: int = 16) -> None:
         if most < 1:
@@ -241,8 +240,10 @@ def chunks_within(sizes: Sequence[int], budget: int) -> list[range]:
 
 
 def runs_of_like_length(lengths: Sequence[int], call: int, round_to: int) -> list[range]:
-    """Neighbours that are read together, each as far as the longest: a row joins the run before it unless
-    that reads more in vain than a ``call`` of its own costs. Lengths count in multiples of ``round_to``.
+    """Group neighbouring rows into runs that one call reads, each row as far as the longest of its run.
+
+    A row starts a new run when padding the current one would read more unused keys than an extra ``call``
+    costs. Lengths are rounded up to multiples of ``round_to``.
 
     >>> runs_of_like_length([3, 4, 4, 90, 91], call=10, round_to=4)
     [range(0, 3), range(3, 5)]
@@ -253,8 +254,8 @@ def runs_of_like_length(lengths: Sequence[int], call: int, round_to: int) -> lis
     start, longest = 0, 0
     for i, length in enumerate(-(-length // round_to) * round_to for length in lengths):
         most = max(longest, length)
-        in_vain = (most - longest) * (i - start) + most - length
-        if i > start and in_vain >= call:
+        num_unused = (most - longest) * (i - start) + most - length
+        if i > start and num_unused >= call:
             runs.append(range(start, i))
             start, most = i, length
         longest = most
@@ -264,14 +265,14 @@ def runs_of_like_length(lengths: Sequence[int], call: int, round_to: int) -> lis
 
 
 class KvBudget:
-    """How much of ``most`` is promised. Never more than that, so what was promised is always there."""
+    """Promise KV tokens to pages, never more than there are: what was promised is always there."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.taken = 0
 
     def how_many(self, amounts: Sequence[int]) -> int:
-        """How many of the first ``amounts`` fit together."""
+        """Count the first ``amounts`` that fit together."""
         left = self._most - self.taken
         return sum(1 for total in accumulate(amounts) if total <= left)
 

@@ -1,4 +1,4 @@
-"""What an operator may set about the engine. Frozen, units in names; checked when made."""
+"""Settings of the engine, checked when they are made."""
 
 from dataclasses import dataclass, field
 

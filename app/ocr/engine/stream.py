@@ -15,7 +15,7 @@ MAX_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What came since the consumer last looked. ``attempt`` counts up when the page is read again."""
+    """New tokens since the consumer last looked. ``attempt`` counts up when the page is read again."""
 
     attempt: int
     ids: list[int]

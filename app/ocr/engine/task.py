@@ -24,9 +24,9 @@ NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one attempt ended. ``ids``: what its text is made of, loops cut to one repeat, noise left out.
+    """The end of one attempt. ``ids``: the tokens of its text, loops cut to one repeat, noise left out.
 
-    ``logprobs``: of those tokens, of the end token if it was chosen, and of noise.
+    ``logprobs``: one for each of these tokens, for the end token if it was chosen, and for noise.
     """
 
     attempt: Attempt
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class ConfidenceWindow:
-    """How sure the model was of the last ``NUM * TOKENS`` tokens."""
+    """The mean log-probability of the last ``NUM * TOKENS`` tokens."""
 
     TOKENS: ClassVar[int] = 32
     NUM: ClassVar[int] = 4
@@ -156,7 +156,7 @@ class PageTask:
         return max(self.outcomes, key=lambda outcome: len(outcome.ids))
 
     def reading(self, text: str) -> Reading:
-        """The answer: ``text`` is that of ``best()``; the finish reason that of the last attempt."""
+        """Make the answer: the text of ``best()``, the finish reason of the last attempt."""
         best, counts = self.best(), self.best().counts
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
@@ -175,7 +175,7 @@ class PageTask:
         )
 
     def settle(self, result: Reading | ParseError) -> None:
-        """Tell whoever waits. The first answer stands."""
+        """Give the answer to the caller. Only the first one counts."""
         self.is_over, self.encoded = True, None
         try:
             if isinstance(result, Reading):

@@ -43,7 +43,7 @@ class Prepared:
 
     @property
     def num_pixels(self) -> int:
-        """Of all views."""
+        """Pixels of all views."""
         views = [self.views.view] if self.views.tiles is None else [self.views.view, *self.views.tiles]
         return sum(view.shape[-2] * view.shape[-1] for view in views)
 
@@ -251,9 +251,7 @@ def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | 
 
 
 def failure_of(error: BaseException) -> ParseError:
-    """What a client is told: the page's own error, or that the model failed; never a stack trace or a
-    path.
-    """
+    """Return the error to show a client: the page's own, or that the model failed; no trace, no path."""
     if isinstance(error, ParseError):
         return error
     if is_out_of_memory(error):

@@ -197,7 +197,7 @@ def _open_file(folder: Path, name: str, open_files: ExitStack) -> dict[str, Lazy
 
 
 def _is_position_buffer(key: str) -> bool:
-    """Whether a key is the buffer that the released code's ``save_pretrained`` writes beside the weights."""
+    """Recognise the buffer that the released code's ``save_pretrained`` writes beside the weights."""
     return key.endswith(POSITION_BUFFER)
 
 

@@ -1,5 +1,4 @@
-"""What a checkpoint was trained for and its config.json cannot say: view modes, prompt, table tokens
-(``rtprune.json``)."""
+"""Read a checkpoint's ``rtprune.json``: view modes, prompt and rules that its ``config.json`` cannot say."""
 
 from pathlib import Path
 from typing import Self
@@ -111,7 +110,7 @@ UNLIMITED_OCR = CheckpointSpec(
 
 
 def read_checkpoint_spec(folder: Path, config: UnlimitedOcrConfig) -> CheckpointSpec:
-    """The folder's own ``rtprune.json``, or the recipe its architecture was published with."""
+    """The folder's own ``rtprune.json``, or the spec its architecture was published with."""
     if not (folder / SPEC_FILE).is_file():
         return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
     try:

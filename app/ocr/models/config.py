@@ -163,7 +163,7 @@ def _known(
     also: frozenset[str] = frozenset(),
     without: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """The entries that are the class's own fields, not those of the base class that every config has."""
+    """Keep the entries that are fields of this class, not of the base class that every config has."""
     own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     return {name: value for name, value in raw.items() if name in (own | also) - without}
 
@@ -216,8 +216,7 @@ def _text_fields(original: _OriginalConfig, *, sliding: bool) -> dict[str, Any]:
 
 
 def _sam_fields(sam: _Sam, vision: _Vision) -> dict[str, Any]:
-    """What the config leaves out (neck 256, patch 16, window 14, MLP ratio 4) is fixed in the original
-    code."""
+    """Fill in what the original code fixes: neck 256, patch 16, window 14, MLP ratio 4."""
     return {
         "hidden_size": sam.width,
         "num_hidden_layers": sam.layers,
@@ -241,7 +240,7 @@ def _clip_fields(clip: _Clip) -> dict[str, Any]:
 
 
 def _checked(config: UnlimitedOcrConfig) -> UnlimitedOcrConfig:
-    """What the config classes accept and the model then fails on, or that our decoding cannot serve."""
+    """Refuse what the config classes accept but the model, or our decoding, cannot serve."""
     text = config.text_config
     unknown = sorted(set(text.layer_types) - {FULL, SLIDING})
     if unknown:

@@ -70,24 +70,24 @@ class DeepSeekOcr:
         self,
         network: UnlimitedOcrForConditionalGeneration,
         tokenizer: OcrTokenizer,
-        recipe: CheckpointSpec,
+        spec: CheckpointSpec,
         *,
         max_pixels_per_forward: int | None = None,
     ) -> None:
         text = network.config.text_config
         self._network = network
         self._tokenizer = tokenizer
-        self.name: str = recipe.name
-        self.modes: Mapping[str, Mode] = recipe.view_modes()
-        self.default_mode: str = recipe.default_mode
-        self.default_prompt: str = recipe.default_prompt
+        self.name: str = spec.name
+        self.modes: Mapping[str, Mode] = spec.view_modes()
+        self.default_mode: str = spec.default_mode
+        self.default_prompt: str = spec.default_prompt
         self.bos_id: int = text.bos_token_id
         self.eos_id: int = text.eos_token_id
-        self.ngram_exempt_ids: frozenset[int] = _exempt_ids(recipe, tokenizer)
-        self.ngram: NgramRule = recipe.ngram.rule()
-        self.strict_ngram_n: int = recipe.strict_ngram_n
-        self.min_confidence: float | None = recipe.min_confidence
-        self.risk_curve: RiskCurve = recipe.risk_curve()
+        self.ngram_exempt_ids: frozenset[int] = _exempt_ids(spec, tokenizer)
+        self.ngram: NgramRule = spec.ngram.rule()
+        self.strict_ngram_n: int = spec.strict_ngram_n
+        self.min_confidence: float | None = spec.min_confidence
+        self.risk_curve: RiskCurve = spec.risk_curve()
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings
@@ -239,8 +239,8 @@ def _patch_mask(grid: torch.Tensor) -> torch.Tensor:
     return mask.flatten()
 
 
-def _exempt_ids(recipe: CheckpointSpec, tokenizer: OcrTokenizer) -> frozenset[int]:
-    ids = {token: tokenizer.token_id(token) for token in recipe.ngram_exempt_tokens}
+def _exempt_ids(spec: CheckpointSpec, tokenizer: OcrTokenizer) -> frozenset[int]:
+    ids = {token: tokenizer.token_id(token) for token in spec.ngram_exempt_tokens}
     unknown = [token for token, token_id in ids.items() if token_id is None]
     if unknown:
         raise CheckpointError(f"ngram_exempt_tokens: the vocabulary has no {', '.join(unknown)}")
@@ -267,8 +267,8 @@ def load_model(
     dtype = _supported_dtype(device, dtype)
     folder = locate(path_or_id)
     config = read_config(read_json(folder, "config.json"))
-    recipe = read_checkpoint_spec(folder, config)
-    tokenizer = _matching_tokenizer(folder, config, recipe)
+    spec = read_checkpoint_spec(folder, config)
+    tokenizer = _matching_tokenizer(folder, config, spec)
     with open_weights(folder) as tensors:
         network = build_network(config, tensors, dtype)
     network.requires_grad_(False).to(device)
@@ -276,7 +276,7 @@ def load_model(
         fold_sam_attention(network)
     elif fold_sam is None and device.type == "cuda":
         suit_cuda(network)
-    return DeepSeekOcr(network, tokenizer, recipe, max_pixels_per_forward=max_pixels_per_forward)
+    return DeepSeekOcr(network, tokenizer, spec, max_pixels_per_forward=max_pixels_per_forward)
 
 
 def suit_cuda(network: Any) -> None:
@@ -300,13 +300,13 @@ def _supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.d
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """What weights are computed in on a device unless the caller says otherwise."""
+    """Return the dtype that a device computes in unless the caller says otherwise."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     return DTYPES[device.type][0]
 
 
-def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, recipe: CheckpointSpec) -> OcrTokenizer:
+def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: CheckpointSpec) -> OcrTokenizer:
     text = config.text_config
     tokenizer = read_tokenizer(
         folder,
@@ -320,9 +320,9 @@ def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, recipe: Checkp
             f"{folder}: tokenizer.json has id {tokenizer.highest_id}, the model {text.vocab_size} embeddings"
         )
     try:
-        tokenizer.prompt_ids(recipe.default_prompt)
+        tokenizer.prompt_ids(spec.default_prompt)
     except BadOption as error:
-        raise CheckpointError(f"{folder}: the default prompt {recipe.default_prompt!r}: {error}") from error
+        raise CheckpointError(f"{folder}: the default prompt {spec.default_prompt!r}: {error}") from error
     return tokenizer
 
 
@@ -403,8 +403,10 @@ def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report
 
 @contextmanager
 def _one_tensor_after_another() -> Iterator[None]:
-    """Have the library read weights in order. Threads read far ahead of what is joined: 1.9 times the weights
-    at the peak instead of 1.13 (float32 from bfloat16), most of which glibc then keeps.
+    """Make the library read weights one after the other.
+
+    Its threads read far ahead of what is joined: the peak is then 1.9 times the weights instead of 1.13
+    (float32 from bfloat16), and glibc keeps most of that.
     """
     before = os.environ.get(SEQUENTIAL)
     os.environ[SEQUENTIAL] = "1"

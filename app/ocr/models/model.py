@@ -1,4 +1,4 @@
-"""What the engine asks of a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
+"""Define what the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

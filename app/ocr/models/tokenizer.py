@@ -81,7 +81,7 @@ def read_tokenizer(
 
 
 def _is_byte_level(folder: Path, decoder: dict[str, Any] | None) -> bool:
-    """Whether tokens spell bytes (byte-level BPE) or their own text (characters); no other kind is read."""
+    """Tell byte-level BPE from a vocabulary of characters. Refuse any other kind."""
     kind = None if decoder is None else decoder.get("type")
     if kind not in (None, "Fuse", "ByteLevel"):
         raise CheckpointError(

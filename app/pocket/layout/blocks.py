@@ -154,7 +154,9 @@ class _Blocks:
         return lead is not None and abs(line.left - lead.text_left) < 0.5 * self._page.em
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
-        """Of the last item; a spread line that hangs under its text may seem to begin with a number, too."""
+        """Return the lead of the last item. A spread line that hangs under its text may seem to begin with a
+        number.
+        """
         last: Lead | None = None
         for line in group:
             lead = self._page.leads.get(line)

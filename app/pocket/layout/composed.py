@@ -60,7 +60,7 @@ class _Written:
 
 
 def _follows(item: str, above: str) -> bool:
-    """Of numbered items; one that counts back, or far on, begins another list."""
+    """Tell whether a numbered item goes on from the one above; counting back, or far on, does not."""
     return 0 < _steps(item, above) <= MAX_COUNT
 
 
@@ -161,7 +161,9 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
 
 
 def _numbered(table: Table, read: Sequence[str]) -> list[str]:
-    """Numbers that count, each before one cell, are those of short items; none for any other table."""
+    """Return the items of a table that is a list: counting numbers, each before one cell. Empty for other
+    tables.
+    """
     if any([len(cell) for cell in row] != [1, 1] for row in table.rows):
         return []
     items = [f"{number} {text}" for number, text in zip(read[::2], read[1::2], strict=True)]
@@ -212,7 +214,7 @@ def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]
 
 
 def _known(bullet: Bullet | None, form: str) -> list[Bullet]:
-    """What was found before an item or a number, if it is that."""
+    """Return the sign that was found before an item or a number."""
     return [] if bullet is None or bullet.is_number == (form == ITEM) else [bullet]
 
 

@@ -92,8 +92,9 @@ def _full(inside: Mask, rows: slice, columns: slice, shape: tuple[int, ...]) -> 
 def _printed_in(
     shown: Gray, inside: Mask, longer: int, paper: float, *, is_page: bool
 ) -> npt.NDArray[np.float64] | None:
-    """What is printed in white, black on white; ``None`` where it does not look like print. ``is_page``: most
-    of a page, that may have pictures beside the print.
+    """Turn white print in an area into black on white; ``None`` if it does not look like print.
+
+    ``is_page``: the area is most of a page, which may have pictures beside the print.
     """
     core = ndimage.binary_erosion(inside, iterations=4)
     if not core.any():
@@ -151,6 +152,6 @@ def _grown(mask: Mask, size: int) -> Mask:
 
 
 def _eroded(mask: Mask, size: int) -> Mask:
-    """What is beyond the page's edge is taken for dark where the edge is."""
+    """Erode a mask; beyond the page's edge everything counts as dark where the edge is dark."""
     eroded: Mask = ndimage.minimum_filter1d(ndimage.minimum_filter1d(mask, size, axis=0), size, axis=1)
     return eroded

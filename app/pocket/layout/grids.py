@@ -63,7 +63,7 @@ class Grid:
                 self._strips, self._taken, self.end = strips, [*taken], at + 1
 
     def _still_white(self, strips: Sequence[Strip], rows: Sequence[Row]) -> list[Strip]:
-        """What the last row leaves of the strips."""
+        """Return the parts of the strips that the last row leaves white."""
         last = rows[-1]
         top, bottom = min(cell.top for cell in rows[0]), max(cell.bottom for cell in last)
         return [
@@ -185,7 +185,7 @@ def _between(row: Row) -> list[tuple[int, int]]:
 
 
 def _common(strips: Sequence[Strip], row: Row) -> list[Strip]:
-    """What a row leaves white of them."""
+    """Return the parts of the strips that a row leaves white."""
     edges = [-ENDLESS, *(side for cell in row for side in (cell.left, cell.right)), ENDLESS]
     white = list(zip(edges[::2], edges[1::2], strict=True))
     common = ((max(a, c), min(b, d)) for a, b in strips for c, d in white)

@@ -98,8 +98,9 @@ def find_ink(image: Image.Image) -> Ink | None:
 
 
 def _darkness_of_print(even: Gray, contrast: float) -> float:
-    """Gray levels between paper and most of what is as high as letters are; ``contrast`` where it is as dark
-    as anything, or no darker than the paper's own noise.
+    """Measure the gray levels between paper and most letters.
+
+    ``contrast`` where print is as dark as anything, or no darker than the paper's noise.
     """
     ink = 255 - even
     least = max(PALEST * contrast, NOISE * 1.4826 * deviation(ink))
@@ -120,8 +121,10 @@ def _darkness_of_print(even: Gray, contrast: float) -> float:
 
 
 def _hairs(faint: Mask, mask: Mask) -> Mask:
-    """Level strokes thinner than a pixel, as dashes of light fonts are: gray, straight, with white above and
-    below, unlike the edges of what is black. Longer ones are of ruled paper.
+    """Find level strokes thinner than a pixel, such as dashes of light fonts.
+
+    They are gray and straight, with white above and below, unlike the edges of black print. Longer ones
+    belong to ruled paper.
     """
     edges = near(mask, HAIR_PX, axis=0)
     thick = long_runs(faint, HAIR_PX + 1, axis=0)
@@ -192,7 +195,7 @@ def _erased(mask: Mask, rules: Mask) -> Mask:
 
 
 def _within(mask: Mask, reach: int, *, is_above: bool) -> Mask:
-    """Where something is set in so many rows above, or below, or in the row itself."""
+    """Spread a mask over so many rows above and below."""
     if is_above:
         return after(mask, reach + 1, axis=0)
     return after(mask[::-1], reach + 1, axis=0)[::-1]

@@ -1,4 +1,4 @@
-"""What a line of print and a table are, and how lines stand to each other."""
+"""Define a line of print and a table, and how lines stand to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ def gaps_in(mask: Mask, left: int, least: float) -> list[Gap]:
 
 
 def cut_at(line: Line, gaps: Sequence[Gap]) -> list[Line]:
-    """What is left and right of each gap; nothing, of no width, where one is at the line's end."""
+    """Cut a line at gaps. A gap at its end leaves a part without width."""
     starts = [line.left, *(end for _, end in gaps)]
     ends = [*(start for start, _ in gaps), line.right]
     return [Line(start, line.top, end, line.bottom) for start, end in zip(starts, ends, strict=True)]
@@ -121,7 +121,7 @@ def bands_of(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def rows_of(band: Sequence[Line]) -> list[Row]:
-    """What stands beside each other; of two lines in one cell the second makes a row of its own."""
+    """Group lines that stand beside each other. A second line in one cell begins a row of its own."""
     rows: list[Row] = []
     for line in sorted(band, key=lambda one: one.middle):
         for row in rows:

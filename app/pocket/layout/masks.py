@@ -26,7 +26,7 @@ def long_runs(mask: Mask, length: int, axis: int = 1) -> Mask:
 
 
 def after(mask: Mask, count: int, axis: int) -> Mask:
-    """What is set, and every pixel that is fewer than ``count`` to the right of it, or below (``axis`` 0)."""
+    """Spread a mask by fewer than ``count`` pixels to the right, or down (``axis`` 0)."""
     reached, reach = mask.copy(), 1
     while reach < count:
         step = min(reach, count - reach)
@@ -37,7 +37,7 @@ def after(mask: Mask, count: int, axis: int) -> Mask:
 
 
 def near(mask: Mask, reach: int, axis: int) -> Mask:
-    """What is set, and every pixel at most ``reach`` away from it, along an axis."""
+    """Spread a mask by at most ``reach`` pixels along an axis."""
     padded = np.zeros([size + 2 * reach * (at == axis) for at, size in enumerate(mask.shape)], bool)
     length = mask.shape[axis]
     _cut(padded, axis, 0, length)[...] = mask
@@ -50,12 +50,12 @@ def _cut(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
 
 
 def percentile(gray: Gray, share: float) -> float:
-    """Of all pixels, ``share`` in 0..100; between two shades as ``np.percentile`` does."""
+    """Return the percentile of all pixels. ``share``: 0 to 100; interpolates as ``np.percentile`` does."""
     return _percentile(np.arange(256.0), _counts(gray), share)
 
 
 def deviation(gray: Gray) -> float:
-    """Of half the pixels from their median, at most."""
+    """Return the median absolute deviation of pixels from their median."""
     apart = np.abs(np.arange(256.0) - percentile(gray, 50))
     order = np.argsort(apart, kind="stable")
     return _percentile(apart[order], _counts(gray)[order], 50)

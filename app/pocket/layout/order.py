@@ -35,9 +35,9 @@ NO_RULES = Rules()
 
 
 def in_order(lines: Sequence[Line], rules: Rules = NO_RULES, ruled: Sequence[RuledTable] = ()) -> list[Part]:
-    """Lines and tables as they are read: columns one after the other, each from top to bottom.
+    """Put lines and tables in reading order: columns one after the other, each from top to bottom.
 
-    ``ruled``: tables that were found by their rules; lines of theirs are not read again.
+    ``ruled``: tables that were found by their rules; their lines are not read again.
     """
     cells = [line for one in ruled for line in one.table.lines]
     free = [line for line in lines if not any(one.holds(line) for one in ruled)]
@@ -157,7 +157,7 @@ class _Order:
         return self._text_columns(group) is not None
 
     def _wide_gutters(self, lines: Sequence[Line]) -> list[tuple[float, float]]:
-        """Those with room for a column left and right."""
+        """Keep the gutters with room for a column on both sides."""
         left, right = min(line.left for line in lines), max(line.right for line in lines)
         room = MIN_COLUMN_EM * self._em
         return [(a, b) for a, b in self._gutters(lines) if a - left >= room and right - b >= room]
@@ -189,7 +189,7 @@ class _Order:
         return min(len(bands_of(side)) for side in sides) >= MIN_STEPS and not self._in_step(left, right)
 
     def _is_margin(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
-        """Signs under each other that belong to no line of the text, as those of text that runs upwards."""
+        """Recognise signs under each other that belong to no line, such as text that runs upwards."""
         if len(side) < MIN_MARGIN or extent(side) > MAX_MARGIN_EM * self._em:
             return False
         one, other = joined(side), joined(text)
@@ -246,8 +246,9 @@ class _Order:
         return False
 
     def _in_step(self, left: Sequence[Line], right: Sequence[Line], near_em: float = SAME_STEP_EM) -> bool:
-        """Rows on both sides lie at the same heights, as those of a table do: their tops or, where only one
-        has letters that reach up or down, the other edge.
+        """Tell whether rows on both sides lie at the same heights, as in a table.
+
+        Compares their tops or, where only one has letters that reach up or down, the other edge.
         """
         edges, others = (
             np.array(

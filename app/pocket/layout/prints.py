@@ -1,4 +1,4 @@
-"""How lines are printed: where their letters stand, how large and heavy they are, what they begin with."""
+"""Measure how lines are printed: where letters stand, their size and weight, what a line begins with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +35,11 @@ WIDEST = 0.8  # of the widest white near a line's begin, that white after its nu
 
 @dataclass(frozen=True, slots=True)
 class Print:
-    """``base``: row of pixels that the letters stand on. In those of the page's body: ``size``, height of its
-    capitals; ``lower``, of its lower-case letters, ``None`` where it has too few; ``stroke``, how thick its
-    strokes are.
+    """How a line is printed.
+
+    ``base``: row of pixels that its letters stand on. In units of the page's body: ``size``, height of its
+    capitals; ``lower``, height of its lower-case letters, ``None`` if it has too few; ``stroke``, thickness
+    of its strokes.
     """
 
     base: float
@@ -48,10 +50,10 @@ class Print:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """What a line begins with, apart from its text, which begins at ``text_left``; all in pixels.
+    """A bullet or a number before a line's text, which begins at ``text_left``; all in pixels.
 
-    ``bullet``: the sign, or None for what may be a number. ``is_narrow``: no more than a space follows, so
-    that it is a number only if it was read as one.
+    ``bullet``: the sign, or ``None`` for a possible number. ``is_narrow``: only a space follows, so it is a
+    number only if the recognised text starts with one.
     """
 
     bullet: str | None
@@ -68,9 +70,11 @@ class Lead:
 
 @dataclass(frozen=True, slots=True)
 class PageLines:
-    """What is printed, in reading order. ``prints``: of all lines, those in tables too; ``leads``: of those
-    that begin with a bullet, which is no part of them, or a number. ``em``: height of a line; ``pitch``: from
-    line to line of running text; ``width``, ``height``: of the page; all in pixels.
+    """Lines and tables in reading order, with their measures; all in pixels.
+
+    ``prints``: of all lines, in tables too. ``leads``: of lines that begin with a bullet, which is not part
+    of the line, or a number. ``em``: height of a line. ``pitch``: from line to line of running text.
+    ``width``, ``height``: of the page.
     """
 
     parts: tuple[Part, ...]
@@ -99,7 +103,7 @@ class PageLines:
 
 @dataclass(frozen=True, slots=True)
 class _Measures:
-    """Of one line, in pixels; ``base`` from its top. As in ``Print``."""
+    """Measures of one line in pixels; ``base`` from its top. See ``Print``."""
 
     base: float
     capitals: float
@@ -202,7 +206,7 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
 def _number_before_space(
     ink: Ink, line: Line, white: Sequence[tuple[int, int]], base: float, em: float
 ) -> Lead | None:
-    """What may be a number with its dot or bracket, before the first white as wide as a space."""
+    """Find a possible number with its dot or bracket, before the first white as wide as a space."""
     for (_, left), (start, end) in pairwise(white):  # the first white is between a digit and its dot
         if end - start < NARROW_GAP_EM * em:
             continue

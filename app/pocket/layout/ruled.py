@@ -43,7 +43,7 @@ class RuledTable:
 
 @dataclass(frozen=True, slots=True)
 class _Slab:
-    """What stands between two rules."""
+    """The print between two rules."""
 
     box: Line
     lines: tuple[Line, ...]
@@ -114,7 +114,7 @@ class _Finder:
         )
 
     def _edges(self, slabs: Sequence[_Slab]) -> list[float]:
-        """Where columns end; none where nothing is in the last slab."""
+        """Find where columns end; none if the last slab is empty."""
         if not slabs[-1].lines and not self._uprights([slabs[-1]]):
             return []
         box = joined([slab.box for slab in slabs])
@@ -188,7 +188,7 @@ class _Finder:
         ]
 
     def _inked(self, row: Sequence[Line], left: float, right: float) -> Line | None:
-        """What is printed of the row between two edges."""
+        """Return the print of the row between two edges."""
         near = [line for line in row if line.left < right and line.right > left]
         if not near:
             return None

@@ -57,7 +57,7 @@ def _uprights(ink: Ink) -> list[Line]:
 
 
 def _levels(ink: Ink) -> list[Line]:
-    """Horizontal ruled lines, those of a grid each for itself."""
+    """Find horizontal rules, each line of a grid for itself."""
     length = max(40, ink.rules.shape[1] // 40)
     labels, _ = ndimage.label(long_runs(ink.rules, length))
     found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]

@@ -180,7 +180,7 @@ def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
 
 
 def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
-    """Of it, that is white in the line around, too."""
+    """Return the share of a gap that is white in the neighbouring line, too."""
     also = [
         any(min(end, b) - max(start, a) >= MIN_OVERLAP * (end - start) for a, b in around)
         for start, end in white

@@ -52,8 +52,9 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one row of a view shows: the page's pixels from (left, top) to before (right, bottom), drawn
-    ``size`` = (width, height) pixels large at ``place`` = (x, y) of the view.
+    """One row of a view: the page's pixels from (left, top) to before (right, bottom).
+
+    They are drawn ``size`` = (width, height) pixels large at ``place`` = (x, y) of the view.
     """
 
     source: tuple[int, int, int, int]
@@ -65,7 +66,7 @@ class Row:
     """That follow it on the page, and are not shown."""
 
     def in_view(self, x: float, y: float) -> tuple[float, float] | None:
-        """Where a point of the page is shown; ``None`` where it is not."""
+        """Return where a point of the page is shown; ``None`` if it is not."""
         left, top, right, bottom = self.source
         if not (left <= x < right and top <= y < bottom):
             return None
@@ -75,8 +76,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LineView:
-    """``image``: gray. ``cuts``: of each row, whether it goes on with the word before; ``dots``: how many
-    follow it. ``box``: left, top, right, bottom of what it shows, in pixels of the page's ink.
+    """An image of some words of a line.
+
+    ``image``: gray. ``cuts``: for each row, whether it goes on with the word before. ``dots``: how many
+    follow it. ``box``: left, top, right, bottom of the words, in pixels of the page's ink.
     """
 
     image: Image.Image
@@ -118,7 +121,7 @@ def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
 
 
 def line_text(views: Sequence[LineView], read: Sequence[str]) -> str:
-    """What was read in each view of a line -> the line's text."""
+    """Join the texts of a line's views."""
     text = ""
     for view, answer in zip(views, read, strict=True):
         rows = answer.split("\n")
@@ -224,8 +227,9 @@ def _parted(whites: Sequence[int], em: float) -> float | None:
 
 
 def _least_space(stretches: Sequence[int], gaps: Sequence[int], em: float) -> float:
-    """Widths in pixels of what stands in the line and of the white between -> the narrowest white between two
-    words, for a line with whites of one kind: of one word or two, or of letters that are set far apart.
+    """Return the width of the narrowest space between words, in pixels.
+
+    For a line whose whites are all of one kind: it has one word or two, or its letters are set far apart.
     """
     if not gaps:
         return 0.0

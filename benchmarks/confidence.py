@@ -266,8 +266,8 @@ def section(figures: Mapping[str, Any]) -> str:
     return "\n".join([
         f"Curve: `half_nats` {curve['half_nats']}, `steepness` {curve['steepness']}, fitted on {pages['fit']}"
         " pages, but for those whose print was overlooked, which `unread_print` tells of. On the"
-        f" {pages['held_out']} others, of which {pages['bad']} are bad (over {figures['bad_share']:.0%} of their"
-        f" words are missing), a risk over {MAX_RISK} marks {doubtful['of_bad']} of the bad and"
+        f" {pages['held_out']} others, of which {pages['bad']} are bad (over {figures['bad_share']:.0%} of"
+        f" their words are missing), a risk over {MAX_RISK} marks {doubtful['of_bad']} of the bad and"
         f" {doubtful['of_good']} of the {num_good} good ones.",
         "",
         *rows,

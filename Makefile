@@ -1,11 +1,11 @@
-# make demo | make run | make test. Everything is set up on the way; nothing outside the checkout is touched
+# make demo | make run | make test | make quick. Everything is set up on the way; nothing outside the checkout is touched
 # but missing system packages, and those only where permitted.
 SHELL := /bin/bash
 VENV ?= .venv
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: demo run test check setup clean
+.PHONY: demo run test quick check setup clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -27,6 +27,9 @@ check: setup
 
 test: check
 	$(BIN)/pytest
+
+quick: setup
+	$(BIN)/pytest tests/rtprune tests/output tests/models tests/engine tests/pocket --ignore tests/pocket/test_pocket.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -24,7 +24,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.telemetry import JsonFormatter, Stopwatch
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 class FakeWorker:

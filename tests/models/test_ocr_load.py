@@ -240,7 +240,12 @@ def load_offline(hub_ids: list[str], cache: Path) -> str:
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
     command = [sys.executable, "-c", LOAD_IN_CHILD, *hub_ids]
     done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        command,
+        env=environment,
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 
@@ -378,7 +383,7 @@ def test_a_dense_checkpoint_loads(tmp_path: Path) -> None:
 
 
 def test_the_documentation_names_every_field_of_the_recipe() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "checkpoints.md").read_text()
     fields = [*CheckpointSpec.model_fields, *(f"modes.*.{name}" for name in ModeSpec.model_fields)]
     assert [name for name in fields if f"| `{name}` |" not in text] == []
     example = text.split("```json\n")[1].split("```")[0]

@@ -193,7 +193,7 @@ def test_bfloat16_runs_and_agrees_with_generate_on_most_first_tokens() -> None:
 
 
 def pocket_folder() -> Path | None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     shared = Path(os.environ.get("RTPRUNE_SHARED", root.parent / "shared"))
     folders = (root / "app" / "pocket" / "weights", shared / "pocket-start")
     return next((folder for folder in folders if (folder / "model.safetensors").exists()), None)

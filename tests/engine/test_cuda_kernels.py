@@ -24,7 +24,7 @@ from app.ocr.engine.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.models.config import FULL, SLIDING
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-COMPILE = Path(__file__).parent / "cuda_compile.py"
+COMPILE = Path(__file__).resolve().parents[1] / "support" / "cuda_compile.py"
 HIDDEN, HEADS, LAYERS, VOCAB = 32, 2, 2, 48
 RULE = NgramRule(n=2, window=8)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.ocr.engine.settings import EngineSettings
 from benchmarks.engine_table import RESULTS, table
 
-DOCS = Path(__file__).resolve().parent.parent / "docs" / "engine.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "engine.md"
 
 
 def test_every_setting_is_in_the_docs_with_its_default() -> None:

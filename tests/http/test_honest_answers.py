@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from jobs_client import Client
+from printed_pages import printed
 from service_client import A4, ROOT, Server, image_bytes, pdf_bytes, serving
-from test_coverage import printed
 
 from app.document import PageResult, PageWarning, ParsedDocument
 from app.http.status_headers import MAX_LISTED, status_headers

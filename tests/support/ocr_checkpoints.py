@@ -44,7 +44,7 @@ RECIPE: dict[str, Any] = {
 
 def shared_folder() -> Path:
     """Real-world material that is not part of the repository; it may be absent."""
-    return Path(os.environ.get("RTPRUNE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    return Path(os.environ.get("RTPRUNE_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 
 
 def original_config() -> dict[str, Any]:

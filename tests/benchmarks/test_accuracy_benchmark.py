@@ -40,7 +40,7 @@ from training.layout import Family, Layout, LayoutStyle
 from training.settings import Settings, load_settings
 from training.text import TextSource
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DEJAVU = Path("/usr/share/fonts/truetype/dejavu")
 FAMILY = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 

@@ -24,7 +24,7 @@ from training.sample import PAGES
 from training.settings import load_settings
 from training.vocabulary import PLAIN_PROMPT, tokens
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 POCKET = ROOT / "app/pocket/weights"
 
 

@@ -13,7 +13,7 @@ from training.settings import load_settings
 from training.text import TextSource
 from training.vocabulary import CHARACTERS
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from service_client import eventually, serving
 
 from training.errors_in_text import character_error_rate
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
 BLOCK = re.compile(r"(?:<!-- output: (\w+) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)

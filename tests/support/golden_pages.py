@@ -2,7 +2,7 @@
 
 Lines are read without error, so that the expected Markdown depends on no model. After a change that is meant:
 
-    PYTHONPATH=. python tests/golden_pages.py    # writes every NAME.md anew, and says which changed
+    PYTHONPATH=. python tests/support/golden_pages.py    # writes every NAME.md anew, and says which changed
 
 A page is a list of commands, one a line; lengths are pixels of the page:
 
@@ -33,7 +33,7 @@ from app.pocket.layout.ink import find_ink
 from app.pocket.layout.page import find_print
 from benchmarks.layout.oracle import NO_UNIT, Glyph, Oracle
 
-PAGES = Path(__file__).parent / "pages"
+PAGES = Path(__file__).resolve().parents[1] / "pages"
 FONTS = Path("/usr/share/fonts/truetype/dejavu")
 FACES = {
     "sans": "DejaVuSans.ttf",

@@ -436,7 +436,7 @@ def test_memory_is_limited(tmp_path: Path) -> None:
 
 def shared_folder() -> Path:
     named = os.environ.get("RTPRUNE_SHARED")
-    return Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    return Path(named) if named else Path(__file__).resolve().parents[3] / "shared"
 
 
 ODD_FILES = shared_folder() / "documents" / "odd"

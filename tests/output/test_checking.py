@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from printed_pages import LINES, lines_box, printed
 from service_client import ROOT
-from test_coverage import LINES, lines_box, printed
 
 from app.document import Block, Page, PageWarning, Reading, TokenCounts, WarningCode
 from app.output.checks import check_page, word_recall

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 POCKETS_WORDS = re.compile(r"pocket|region|small checkpoint", re.IGNORECASE)
 OUTSIDE = ("tests", "benchmarks", "training", "docker")
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.isolated import configurations, summary
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: str) -> dict[str, object]:

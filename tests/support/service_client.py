@@ -19,7 +19,7 @@ from PIL import Image
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
 """How long a test waits for what must happen; never a measure of speed."""
 

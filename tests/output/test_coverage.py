@@ -6,32 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+from printed_pages import A4, LINES, lines_box, printed
 
 from app.output.coverage import find_print
 
-A4 = (1240, 1754)
-LINES = 30
-TOP, PITCH = 150, 48
 WHOLE = (0, 0, 999, 999)
-
-
-def printed(
-    ink: int = 0, paper: int = 255, lines: int = LINES, words: str = "The stock of the northern store"
-) -> Image.Image:
-    image = Image.new("L", A4, paper)
-    draw = ImageDraw.Draw(image)
-    for number in range(lines):
-        draw.text((120, TOP + PITCH * number), words, fill=ink, font=ImageFont.load_default(26))
-    return image.convert("RGB")
-
-
-def lines_box(first: int, last: int) -> tuple[int, int, int, int]:
-    """Of lines from ``first`` to before ``last``, in 0..999 of the page."""
-    top, bottom = (TOP + PITCH * number - 8 for number in (first, last))
-    return (50, int(top / A4[1] * 1000), 950, int(bottom / A4[1] * 1000))
-
-
 GROUNDS: dict[str, tuple[int, int]] = {
     "black on white": (0, 255),
     "white on black": (255, 0),

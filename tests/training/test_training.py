@@ -35,7 +35,7 @@ from training.text import TextSource
 from training.train import Trainer, learning_rate
 from training.vocabulary import ASCII, BOS, GROUNDED_PROMPT, PLAIN_PROMPT, build_tokenizer, tokens
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TEXT = st.text(alphabet=ASCII, max_size=30)
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from PIL import Image
 
 from app.document import Failure, Page, PageWarning, WarningCode
-from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.errors import NotReady, Overloaded, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
 from app.frames import LENGTH, FrameError, frame_length, message_of, pack
 from app.places import Claim, Places, Turnstile
 from app.poppler import PROGRAMS
@@ -31,6 +31,24 @@ MAX_INLINE_BYTES = 2**20
 MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
 REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
+
+
+COUNT_WAIT_S = 30.0
+"""Longest wait for a turn to be counted: whoever sent the file is waiting for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a child is asked, in whose turn and for how long. ``late`` and ``dead``: what is raised if it is
+    not answered in time, and if children die of it. ``max_wait_s``: longest wait for the turn.
+    """
+
+    message: dict[str, Any]
+    claim: Claim
+    deadline_s: float
+    late: ParseError
+    dead: ParseError
+    max_wait_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -87,12 +105,13 @@ def _warnings(told: Any) -> tuple[PageWarning, ...]:
 
 
 class Rasterizers:
-    """Turns files into pages. At most ``num_rasterizers`` pages at a time; documents take turns."""
+    """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others."""
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
-        self._turnstile = Turnstile(Places(settings.num_rasterizers))
+        num = settings.num_rasterizers
+        self._turnstile = Turnstile(Places(num, for_clients=min(1, num - 1)))
         self._idle: list[_Child] = []
         self._num_children = 0
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
@@ -112,10 +131,22 @@ class Rasterizers:
         while self._idle:
             await self._discard(self._idle.pop())
 
-    async def count(self, path: Path, file_format: str) -> int:
-        """Pages of a file. Raise its ``ParseError``."""
-        request = {"op": "count", "path": str(path), "format": file_format}
-        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"), Claim(str(path)))
+    async def count(self, path: Path, file_format: str, *, client: str = "") -> int:
+        """Count the pages of a file; clients take turns.
+
+        Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long, ``Overloaded`` if its turn does
+        not come.
+        """
+        deadline_s = self._settings.count_deadline_s
+        request = _Request(
+            {"op": "count", "path": str(path), "format": file_format},
+            Claim(str(path), client=client or str(path)),
+            deadline_s,
+            late=RasterizeTimeout(f"the pages were not counted within {deadline_s:g} s"),
+            dead=UnreadableFile("the file cannot be decoded"),
+            max_wait_s=COUNT_WAIT_S,
+        )
+        header, _ = await self._ask(request)
         return int(header["pages"])
 
     async def page(
@@ -127,13 +158,15 @@ class Rasterizers:
         *,
         is_first: bool = False,
         document_id: str = "",
+        client: str = "",
         priority: int = 0,
     ) -> Page:
-        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long.
+        """Turn one page into pixels. Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long.
 
         ``dpi`` unset: chosen from the page. ``is_first``: it carries the warnings of its document, too.
-        Higher ``priority`` goes first; documents of one priority take turns.
+        Higher ``priority`` goes first; of one priority clients take turns, and documents of one client.
         """
+        document_id = document_id or str(path)
         request = PageRequest(
             path=str(path),
             format=file_format,
@@ -143,9 +176,16 @@ class Rasterizers:
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
             is_first=is_first,
         )
-        message = {"op": "page", "page": asdict(request)}
-        claim = Claim(document_id or str(path), priority)
-        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"), claim)
+        deadline_s = self._settings.rasterize_deadline_s
+        header, pixels = await self._ask(
+            _Request(
+                {"op": "page", "page": asdict(request)},
+                Claim(document_id, priority, client=client or document_id),
+                deadline_s,
+                late=RasterizeTimeout(f"not rendered within {deadline_s:g} s"),
+                dead=UnreadablePage("the page cannot be decoded"),
+            )
+        )
         size = (int(header["width"]), int(header["height"]))
         if len(pixels) <= MAX_INLINE_BYTES:
             image = Image.frombytes("RGB", size, pixels)
@@ -155,44 +195,47 @@ class Rasterizers:
         words = None if header["words"] is None else tuple(header["words"])
         return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
 
-    async def _ask(
-        self, request: dict[str, Any], if_dead: ParseError, claim: Claim
-    ) -> tuple[dict[str, Any], bytearray]:
+    async def _ask(self, request: _Request) -> tuple[dict[str, Any], bytearray]:
         try:
-            header, pixels = await self._try(request, claim, fresh=False)
+            header, pixels = await self._try(request, fresh=False)
         except _ChildDied:
             # perhaps not the file's fault: children die for other reasons too, such as a lack of memory
             try:
-                header, pixels = await self._try(request, claim, fresh=True)
+                header, pixels = await self._try(request, fresh=True)
             except _ChildDied as error:
-                raise if_dead from error
+                raise request.dead from error
         if "failure" in header:
             raise Failure(**header["failure"]).error()
         return header, pixels
 
-    async def _try(
-        self, request: dict[str, Any], claim: Claim, *, fresh: bool
-    ) -> tuple[dict[str, Any], bytearray]:
-        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
-        timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
-        async with self._borrowed(claim, fresh=fresh) as child:
+    async def _try(self, request: _Request, *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
+        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``request.late``."""
+        async with self._borrowed(request, fresh=fresh) as child:
             try:
-                async with asyncio.timeout(self._settings.rasterize_deadline_s):
-                    return await self._exchange(child, request)
+                async with asyncio.timeout(request.deadline_s):
+                    return await self._exchange(child, request.message)
             except TimeoutError as error:
-                raise timeout from error
+                raise request.late from error
             except _ChildDied as error:
                 child.kill()
                 returncode = await child.process.wait()
                 logger.warning("rasterizer died", extra={"returncode": returncode})
                 if returncode == -signal.SIGXCPU:
-                    raise timeout from error
+                    raise request.late from error
                 raise
 
     @contextlib.asynccontextmanager
-    async def _borrowed(self, claim: Claim, *, fresh: bool) -> AsyncIterator[_Child]:
-        """A child of one's own. It is replaced, in the background, unless the request ended well."""
-        async with self._turnstile.place(claim):
+    async def _borrowed(self, request: _Request, *, fresh: bool) -> AsyncIterator[_Child]:
+        """Lend a child. It is replaced, in the background, unless the request ended well.
+
+        Raise ``Overloaded`` when the turn does not come within ``max_wait_s``.
+        """
+        async with contextlib.AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(request.max_wait_s):
+                    await turn.enter_async_context(self._turnstile.place(request.claim))
+            except TimeoutError as error:
+                raise Overloaded("too many files wait for their pages to be counted") from error
             child = self._idle.pop() if self._idle and not fresh else await self._spawn()
             healthy = False
             try:

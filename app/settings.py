@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """Longest upload."""
     rasterize_deadline_s: float = Field(30.0, gt=0)
     """Longest time to turn one page into pixels."""
+    count_deadline_s: float = Field(5.0, gt=0)
+    """Longest time to count the pages of a file, before its job exists."""
     page_deadline_s: float = Field(180.0, gt=0)
     """Longest time to read one page, waiting for the model included."""
     document_deadline_s: float = Field(86_400.0, gt=0)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from app.errors import NotReady, Overloaded, ParseError, RasterizeTimeout, Unrea
 from app.frames import LENGTH, FrameError, frame_length, message_of, pack
 from app.places import Claim, Places, Turnstile
 from app.poppler import PROGRAMS
-from app.processes import child_environment, kill_group, python_module
+from app.processes import child_environment, kill_group, memory_mib, python_module
 from app.rasterize import PageRequest
 from app.settings import Settings
 from app.text_layer import MAX_WORD_CHARS, MAX_WORDS
@@ -33,6 +34,8 @@ REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
 
+MIN_CHOSEN, MAX_CHOSEN = 3, 16
+MAX_LATE = 1000  # documents that are remembered for having been late
 COUNT_WAIT_S = 30.0
 """Longest wait for a turn to be counted: whoever sent the file is waiting for the answer."""
 
@@ -104,14 +107,27 @@ def _warnings(told: Any) -> tuple[PageWarning, ...]:
     return tuple(warnings)
 
 
+def num_rasterizers(settings: Settings) -> int:
+    """Choose how many there are, where nobody says: one client may hold up all but one of them."""
+    by_memory = int(memory_mib() / 2 / settings.max_rasterizer_mib)
+    chosen = max(MIN_CHOSEN, min(len(os.sched_getaffinity(0)), MAX_CHOSEN, by_memory))
+    return settings.num_rasterizers or chosen
+
+
 class Rasterizers:
-    """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others."""
+    """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others.
+
+    A document of which a page was late has one place, and a page that was late is not tried again.
+    """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
-        num = settings.num_rasterizers
-        self._turnstile = Turnstile(Places(num, for_clients=min(1, num - 1)))
+        self._num = num_rasterizers(settings)
+        self._late: dict[str, set[int]] = {}
+        """Documents, and which of their pages were late."""
+        is_slow = self._late.__contains__
+        self._turnstile = Turnstile(Places(self._num, for_clients=min(1, self._num - 1), is_slow=is_slow))
         self._idle: list[_Child] = []
         self._num_children = 0
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
@@ -167,6 +183,10 @@ class Rasterizers:
         Higher ``priority`` goes first; of one priority clients take turns, and documents of one client.
         """
         document_id = document_id or str(path)
+        deadline_s = self._settings.rasterize_deadline_s
+        late = RasterizeTimeout(f"not rendered within {deadline_s:g} s")
+        if index in self._late.get(document_id, ()):
+            raise late
         request = PageRequest(
             path=str(path),
             format=file_format,
@@ -176,16 +196,20 @@ class Rasterizers:
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
             is_first=is_first,
         )
-        deadline_s = self._settings.rasterize_deadline_s
-        header, pixels = await self._ask(
-            _Request(
-                {"op": "page", "page": asdict(request)},
-                Claim(document_id, priority, client=client or document_id),
-                deadline_s,
-                late=RasterizeTimeout(f"not rendered within {deadline_s:g} s"),
-                dead=UnreadablePage("the page cannot be decoded"),
-            )
+        wanted = _Request(
+            {"op": "page", "page": asdict(request)},
+            Claim(document_id, priority, client=client or document_id),
+            deadline_s,
+            late=late,
+            dead=UnreadablePage("the page cannot be decoded"),
         )
+        try:
+            header, pixels = await self._ask(wanted)
+        except RasterizeTimeout:
+            self._late.setdefault(document_id, set()).add(index)
+            if len(self._late) > MAX_LATE:
+                del self._late[next(iter(self._late))]
+            raise
         size = (int(header["width"]), int(header["height"]))
         if len(pixels) <= MAX_INLINE_BYTES:
             image = Image.frombytes("RGB", size, pixels)
@@ -243,7 +267,7 @@ class Rasterizers:
                 child.num_requests += 1
                 healthy = child.num_requests < REQUESTS_PER_CHILD
             finally:
-                if healthy and len(self._idle) < self._settings.num_rasterizers:
+                if healthy and len(self._idle) < self._num:
                     self._idle.append(child)
                 else:
                     child.kill()
@@ -300,5 +324,5 @@ class Rasterizers:
         await self._fill()
 
     async def _fill(self) -> None:
-        while not self._closed and self._num_children < self._settings.num_rasterizers:
+        while not self._closed and self._num_children < self._num:
             self._idle.append(await self._spawn())

@@ -4,10 +4,10 @@ What ``pdfinfo`` says of a PDF is told from what the PDF says of itself: title a
 output, as they are, and with line breaks in them look like any other line. So the last that fits is believed.
 """
 
+import contextlib
 import math
 import re
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,10 +248,8 @@ def undrawable() -> frozenset[str]:
 
 
 def _is_drawable(collection: str) -> bool:
-    with tempfile.NamedTemporaryFile(suffix=".pdf") as file:
-        file.write(_probe(collection))
-        file.flush()
-        ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), file.name)
+    # from standard input: a confined process can write no file
+    ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), "-", given=_probe(collection))
     images = parse_buffer_to_ppm(ppm)
     if len(images) != 1:
         return False
@@ -291,8 +289,11 @@ def _pdf(*objects: str) -> bytes:
     return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{end}".encode("ascii")
 
 
-def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
-    """The beginnings of standard output, up to ``max_bytes``, and of standard error."""
+def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES, given: bytes = b"") -> tuple[bytes, bytes]:
+    """The beginnings of standard output, up to ``max_bytes``, and of standard error.
+
+    ``given``: standard input, no more than a pipe holds.
+    """
     complaints = bytearray()
     try:
         process = _started(command)
@@ -300,8 +301,10 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
         raise NotReady("poppler is not installed") from error
     # leaving this block closes the pipes: a program that still writes ends by that
     with process:
-        if process.stdout is None or process.stderr is None:
-            raise RuntimeError("both outputs are pipes")
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise RuntimeError("all three are pipes")
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(given)
         drain = threading.Thread(target=_drain, args=(process.stderr, complaints), daemon=True)
         drain.start()
         said = process.stdout.read(max_bytes)
@@ -312,7 +315,8 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
 
 def _started(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     # paths of ours begin with a slash: none is an option
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # noqa: S603
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
 
 
 def _drain(stream: IO[bytes], kept: bytearray) -> None:

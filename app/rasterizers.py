@@ -1,4 +1,4 @@
-"""The parent's side of ``app.rasterize``: a few warm children, one request at a time, with a deadline."""
+"""The parent's side of ``app.confined``: a few warm children, one request at a time, with a deadline."""
 
 import asyncio
 import contextlib
@@ -22,6 +22,7 @@ from app.places import Claim, Places, Turnstile
 from app.poppler import PROGRAMS
 from app.processes import child_environment, kill_group, memory_mib, python_module
 from app.rasterize import PageRequest
+from app.sandbox import Sandbox, decoder_environment
 from app.settings import Settings
 from app.text_layer import MAX_WORD_CHARS, MAX_WORDS
 
@@ -34,6 +35,7 @@ REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
 
 
+START_S = 60.0  # longest time until a fresh child is ready
 MIN_CHOSEN, MAX_CHOSEN = 3, 16
 MAX_LATE = 1000  # documents that are remembered for having been late
 COUNT_WAIT_S = 30.0
@@ -59,6 +61,8 @@ class _Child:
     process: asyncio.subprocess.Process
     link: socket.socket
     num_requests: int = 0
+    greeting: "asyncio.Task[Sandbox | None] | None" = None
+    """What confines its readers, said as soon as it is ready; ``None``: it did not start."""
 
     def kill(self) -> None:
         kill_group(self.process.pid)
@@ -73,6 +77,17 @@ class _Child:
                 raise _ChildDied
             rest = rest[received:]
         return data
+
+    async def frame(self) -> dict[str, Any]:
+        """Raise ``_ChildDied`` or ``FrameError``."""
+        return message_of(await self.receive(frame_length(await self.receive(LENGTH.size))))
+
+    async def greet(self) -> Sandbox | None:
+        try:
+            async with asyncio.timeout(START_S):
+                return Sandbox(**await self.frame())
+        except (TimeoutError, _ChildDied, ConnectionError, FrameError, TypeError):
+            return None
 
 
 class _ChildDied(Exception):
@@ -133,6 +148,8 @@ class Rasterizers:
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
         self._replacing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.sandbox: Sandbox | None = None
+        """What confines decoders; ``None``: not known yet."""
 
     async def start(self) -> None:
         """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
@@ -140,6 +157,11 @@ class Rasterizers:
         if missing:
             raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
         await self._fill()
+
+    async def greeted(self) -> Sandbox | None:
+        """Wait until a child is ready. Returns what confines decoders, ``None`` if none starts."""
+        async with self._borrowed(Claim("")) as child:
+            return await self._ready(child)
 
     async def close(self) -> None:
         self._closed = True
@@ -234,8 +256,10 @@ class Rasterizers:
 
     async def _try(self, request: _Request, *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
         """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``request.late``."""
-        async with self._borrowed(request, fresh=fresh) as child:
+        async with self._borrowed(request.claim, request.max_wait_s, fresh=fresh) as child:
             try:
+                if await self._ready(child) is None:
+                    raise _ChildDied
                 async with asyncio.timeout(request.deadline_s):
                     return await self._exchange(child, request.message)
             except TimeoutError as error:
@@ -249,15 +273,17 @@ class Rasterizers:
                 raise
 
     @contextlib.asynccontextmanager
-    async def _borrowed(self, request: _Request, *, fresh: bool) -> AsyncIterator[_Child]:
+    async def _borrowed(
+        self, claim: Claim, max_wait_s: float | None = None, *, fresh: bool = False
+    ) -> AsyncIterator[_Child]:
         """Lend a child. It is replaced, in the background, unless the request ended well.
 
         Raise ``Overloaded`` when the turn does not come within ``max_wait_s``.
         """
         async with contextlib.AsyncExitStack() as turn:
             try:
-                async with asyncio.timeout(request.max_wait_s):
-                    await turn.enter_async_context(self._turnstile.place(request.claim))
+                async with asyncio.timeout(max_wait_s):
+                    await turn.enter_async_context(self._turnstile.place(claim))
             except TimeoutError as error:
                 raise Overloaded("too many files wait for their pages to be counted") from error
             child = self._idle.pop() if self._idle and not fresh else await self._spawn()
@@ -275,12 +301,26 @@ class Rasterizers:
                     self._replacing.add(task)
                     task.add_done_callback(self._replacing.discard)
 
+    async def _ready(self, child: _Child) -> Sandbox | None:
+        """Wait until it has greeted: its start is no time of the page that comes first."""
+        if child.greeting is None:
+            raise RuntimeError("a child is listened to from its start")
+        return await asyncio.shield(child.greeting)
+
+    async def _greet(self, child: _Child) -> Sandbox | None:
+        sandbox = await child.greet()
+        if sandbox is not None and sandbox != self.sandbox:
+            self.sandbox = sandbox
+            if missing := [name for name, means in asdict(sandbox).items() if means is None]:
+                logger.warning("decoders are not confined", extra={"not_confined": missing})
+        return sandbox
+
     async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
         """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(child.link, pack(request))
-            header = message_of(await child.receive(frame_length(await child.receive(LENGTH.size))))
+            header = await child.frame()
             num_bytes = int(header["num_bytes"])
             if num_bytes != 3 * int(header.get("width", 0)) * int(header.get("height", 0)):
                 raise _ChildDied
@@ -299,10 +339,10 @@ class Rasterizers:
         ours.setblocking(False)
         try:
             process = await asyncio.create_subprocess_exec(
-                *python_module("app.rasterize", str(self._settings.max_rasterizer_mib), str(cpu_s)),
+                *python_module("app.confined", str(self._settings.max_rasterizer_mib), str(cpu_s)),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                env=child_environment(self._tmp_dir),
+                env=child_environment(self._tmp_dir, decoder_environment(os.environ)),
                 start_new_session=True,
             )
         except BaseException:
@@ -311,11 +351,16 @@ class Rasterizers:
         finally:
             theirs.close()
         self._num_children += 1
-        return _Child(process, ours)
+        child = _Child(process, ours)
+        child.greeting = asyncio.create_task(self._greet(child))
+        return child
 
     async def _discard(self, child: _Child) -> None:
         self._num_children -= 1
         child.kill()
+        if child.greeting is not None:
+            child.greeting.cancel()
+            await asyncio.gather(child.greeting, return_exceptions=True)
         child.link.close()
         await child.process.wait()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -180,12 +181,13 @@ def test_what_the_settings_allow_fits_the_memory_that_they_give(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "CMYK", "I;16", "I", "F"])
-@pytest.mark.parametrize("max_pixels", [3000, 30_000])
+@pytest.mark.parametrize("max_pixels", [3000, 12_000])
 def test_a_picture_that_is_scaled_in_strips_has_no_seams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, max_pixels: int
 ) -> None:
     path = tmp_path / "image"
-    noise = Image.effect_noise((150, 211), 10)  # so little that no sum of the filter is cut off
+    chance = random.Random(1)
+    noise = Image.frombytes("L", (150, 211), bytes(chance.randrange(100, 150) for _ in range(150 * 211)))
     image = noise.convert("RGB").convert(mode) if mode == "CMYK" else noise.convert(mode)
     file_format = "TIFF" if mode in {"F", "CMYK", "I"} else "PNG"
     image.save(path, file_format)
@@ -197,4 +199,4 @@ def test_a_picture_that_is_scaled_in_strips_has_no_seams(
         image_pages.open_tiffs.close()
     whole, of_strips = shown
     assert whole.size == of_strips.size
-    assert max(ImageChops.difference(whole, of_strips).tobytes()) <= 2
+    assert max(ImageChops.difference(whole, of_strips).tobytes()) <= 8, "a row too far would be fifty"

@@ -41,6 +41,7 @@ from app.jobs.store import Limits, Queue, Store
 from app.jobs.wakeups import open_wakeups
 from app.jobs.wish import Wish
 from app.rasterizers import Rasterizers
+from app.sandbox import Sandbox
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.jobs")
@@ -102,6 +103,11 @@ class Jobs:
         if self._client is not None:
             self._client.destroy()
         self.store.close()
+
+    @property
+    def sandbox(self) -> Sandbox | None:
+        """What confines the decoders of this process, as far as it is known."""
+        return self._rasterizers.sandbox
 
     @property
     def readiness(self) -> Readiness:

@@ -17,7 +17,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from app.document import Page, PageWarning
 from app.errors import TooManyPixels, UnreadablePage
-from app.tiff import OpenTiffs
+from app.tiff import OpenTiff
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, ORIENTATION = 258, 262, 0, 274
 X_RESOLUTION, Y_RESOLUTION = 282, 283
@@ -68,7 +68,7 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
-open_tiffs = OpenTiffs()
+open_tiff = OpenTiff()
 
 
 def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int, max_pixels: int) -> Page:
@@ -151,7 +151,7 @@ def _avif_size(head: bytes) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str, file_format: str, index: int) -> Iterator[Image.Image]:
     if file_format == "TIFF":
-        with open_tiffs.page(path, index) as image:
+        with open_tiff.page(path, index) as image:
             yield image
     else:
         with Image.open(path, formats=[file_format]) as image:

@@ -11,7 +11,7 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import IO
 
 from pdf2image.parsers import parse_buffer_to_ppm
@@ -25,6 +25,7 @@ MAX_TEXT_BYTES = 2**20
 MAX_COMPLAINTS_BYTES = 2**16
 """Standard error of any program: a damaged page brings a line for each operator."""
 PPM_HEADER_BYTES = 64
+PAGES_AT_ONCE = 32  # whose sizes are asked for together
 POINTS_PER_INCH = 72
 SAME_SHADE = 16
 """Shades of 256 that differ no more show nothing: JPEG's noise on white paper is less."""
@@ -119,7 +120,7 @@ def describe_page(path: str, number: int) -> PdfPage:
 
     Raise ``UnreadablePage`` for a page that is missing or has no area.
     """
-    said, complaints = _run("pdfinfo", "-box", "-f", str(number), "-l", str(number), path)
+    said, complaints = _boxes(path, (number - 1) // PAGES_AT_ONCE * PAGES_AT_ONCE + 1)
     sizes = re.findall(rb"^Page +%d size: +(\S+) x (\S+) pts" % number, said, re.MULTILINE)
     turns = re.findall(rb"^Page +%d rot: +([0-9]+)$" % number, said, re.MULTILINE)
     media, crop = (
@@ -148,6 +149,12 @@ def describe_page(path: str, number: int) -> PdfPage:
         bool(forms) and forms[-1] == b"XFA",
         frozenset(complaints.splitlines()),
     )
+
+
+@lru_cache(maxsize=2)
+def _boxes(path: str, first: int) -> tuple[bytes, bytes]:
+    """Ask for the sizes of some pages at once. Kept: a process that reads a document reads others of them."""
+    return _run("pdfinfo", "-box", "-f", str(first), "-l", str(first + PAGES_AT_ONCE - 1), path)
 
 
 def _window(

@@ -196,7 +196,7 @@ def test_a_picture_that_is_scaled_in_strips_has_no_seams(
         monkeypatch.setattr(image_pages, "STRIP_PIXELS", strip_pixels)
         page = image_page(str(path), file_format, 0, max_image_pixels=10**6, max_pixels=max_pixels)
         shown.append(page.image)
-        image_pages.open_tiffs.close()
+        image_pages.open_tiff.close()
     whole, of_strips = shown
     assert whole.size == of_strips.size
     assert max(ImageChops.difference(whole, of_strips).tobytes()) <= 8, "a row too far would be fifty"

@@ -33,8 +33,6 @@ MAX_INLINE_BYTES = 2**20
 MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
 REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
-
-
 START_S = 60.0  # longest time until a fresh child is ready
 MIN_CHOSEN, MAX_CHOSEN = 3, 16
 MAX_LATE = 1000  # documents that are remembered for having been late
@@ -61,6 +59,8 @@ class _Child:
     process: asyncio.subprocess.Process
     link: socket.socket
     num_requests: int = 0
+    document_id: str = ""
+    """Read last: a child forks a reader for each document."""
     greeting: "asyncio.Task[Sandbox | None] | None" = None
     """What confines its readers, said as soon as it is ready; ``None``: it did not start."""
 
@@ -286,7 +286,8 @@ class Rasterizers:
                     await turn.enter_async_context(self._turnstile.place(claim))
             except TimeoutError as error:
                 raise Overloaded("too many files wait for their pages to be counted") from error
-            child = self._idle.pop() if self._idle and not fresh else await self._spawn()
+            child = self._idle_for(claim.document_id) if self._idle and not fresh else await self._spawn()
+            child.document_id = claim.document_id
             healthy = False
             try:
                 yield child
@@ -300,6 +301,11 @@ class Rasterizers:
                     task = asyncio.create_task(self._replace(child))
                     self._replacing.add(task)
                     task.add_done_callback(self._replacing.discard)
+
+    def _idle_for(self, document_id: str) -> _Child:
+        """Take the idle child that has a reader for the document, or else the last one."""
+        places = [at for at, child in enumerate(self._idle) if child.document_id == document_id]
+        return self._idle.pop(places[-1] if places else -1)
 
     async def _ready(self, child: _Child) -> Sandbox | None:
         """Wait until it has greeted: its start is no time of the page that comes first."""

@@ -1,4 +1,4 @@
-"""``rtprune serve`` and ``rtprune parse FILE...``."""
+"""``rtprune serve``, ``rtprune parse FILE...`` and ``rtprune doctor``."""
 
 import argparse
 import asyncio
@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from pydantic import ValidationError
 
+from app.doctor import examine
 from app.document import ParseOptions
 from app.documents.formats import sniff_file
 from app.documents.spool import Spool
@@ -36,7 +37,10 @@ FOREVER_S = 10.0**9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all was read, 1 some pages or files were not, 2 the command line is wrong."""
+    """Exit status: 0 all was read, 1 some pages or files were not, 2 the command line is wrong.
+
+    Of ``doctor``: 1 if something is missing without which the service does not work.
+    """
     asked = _parser().parse_args(arguments)
     try:
         settings = Settings(**_given(asked, "host", "port"))
@@ -45,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if asked.command == "serve":
         return _serve(settings)
+    if asked.command == "doctor":
+        return _doctor(settings)
     settings = settings.model_copy(update={"log_level": "WARNING"})  # of the worker, too
     log_to_stderr(settings)
     try:
@@ -62,12 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer HTTP; settings come from RTPRUNE_* variables")
     serve.add_argument("--host")
     serve.add_argument("--port", type=int)
+    commands.add_parser("doctor", help="say what this machine has of what the service needs")
     parse = commands.add_parser("parse", help="parse files and print Markdown, or one JSON object a file")
     parse.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parse.add_argument("--json", action="store_true", help="print what the HTTP service would answer")
     for name in OPTIONS:
         parse.add_argument(f"--{name.replace('_', '-')}", help=OptionFields.model_fields[name].description)
     return parser
+
+
+def _doctor(settings: Settings) -> int:
+    found = asyncio.run(examine(settings))
+    print(*found, sep="\n")
+    return int(any(finding.is_fatal for finding in found))
 
 
 def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ ParseError
 ├── PageNotFound            422  a page was asked for that the document does not have
 ├── UnreadablePage          422  one page is damaged; the other pages went on
 ├── PageTooLong             422  the page and its prompt do not fit the memory of one page
-├── RasterizeTimeout        422  turning one page into pixels took too long
+├── RasterizeTimeout        422  counting the pages, or turning one into pixels, took too long
 ├── UrlFailed               422  the document could not be fetched from its address
 ├── QueueFull               429  more pages wait than the limit
 ├── TooManyJobs             429  the client has too many unfinished jobs
@@ -150,7 +150,7 @@ class PageTooLong(ParseError):
 
 
 class RasterizeTimeout(ParseError):
-    code, status, title = "rasterize_timeout", 422, "The page takes too long to render"
+    code, status, title = "rasterize_timeout", 422, "The file takes too long to render"
 
 
 class UrlFailed(ParseError):

@@ -1,12 +1,12 @@
-"""Who may go on, where few can at a time: pages of many documents, of several priorities, some kept apart.
+"""Who may go on, where few can at a time: pages of many clients' documents, of several priorities.
 
 ``Places`` is the policy, without clocks or an event loop; ``Turnstile`` has coroutines wait by it.
 """
 
 import asyncio
 import contextlib
-from collections import Counter, deque
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -19,11 +19,13 @@ class Claim:
     """What is known of somebody who wants a place.
 
     ``most``: be among at most so many, all of the same ``most``; ``None``: as many as there are places.
+    ``client``: who sent the document.
     """
 
     document_id: str
     priority: int = 0
     most: int | None = None
+    client: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -35,40 +37,59 @@ class Ticket(Generic[Item]):
     is_inside: bool = False
 
 
+@dataclass(slots=True)
+class _Party:
+    """A client or a document. ``turn``: when it came or, after that, had its last turn."""
+
+    turn: int
+    num_tickets: int = 0
+    num_inside: int = 0
+
+
 class Places(Generic[Item]):
     """``num`` places, and the order in which they are given.
 
-    Higher priority goes first; of one priority, the document that has the fewest places, and of those the one
-    whose turn was longest ago. Pages of one document keep their order.
+    Higher priority goes first; of one priority, the client that has the fewest places, and of those the one
+    whose turn was longest ago; of one client, the document by the same rule. Pages of one document keep their
+    order.
 
-    One document has at most ``num - for_others`` places, so that another one finds some free. The last
-    ``for_higher`` are given to a page whose priority is higher than that of some page inside.
+    One document has at most ``num - for_others`` places, one client at most ``num - for_clients``, so that
+    another one finds some free. The last ``for_higher`` are given to a page whose priority is higher than
+    that of some page inside. A document that ``is_slow`` has one place, and all of these together have half.
 
     Whoever asks to be among fewer is kept apart from all who ask otherwise: smaller groups go first, and
     while one waits nobody of a larger one enters.
     """
 
-    def __init__(self, num: int, *, for_others: int = 0, for_higher: int = 0) -> None:
-        if not 0 <= for_higher <= for_others < num:
+    def __init__(
+        self,
+        num: int,
+        *,
+        for_others: int = 0,
+        for_higher: int = 0,
+        for_clients: int = 0,
+        is_slow: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        if not (0 <= for_higher <= for_others < num and 0 <= for_clients < num):
             raise ValueError(
-                f"of {num} places one at least must be for anybody, got {for_others} kept for others and "
-                f"{for_higher} for higher priority"
+                f"of {num} places one at least must be for anybody, got {for_others} kept for others, "
+                f"{for_higher} for higher priority and {for_clients} for other clients"
             )
         self._num, self._for_others, self._for_higher = num, for_others, for_higher
+        self._for_clients, self._is_slow = for_clients, is_slow
         self._waiting: dict[int, dict[tuple[int, str], deque[Ticket[Item]]]] = {}
         """By how many they may be, then by priority and document."""
         self._inside: set[Ticket[Item]] = set()
-        self._num_of: Counter[str] = Counter()
-        """Places of each document."""
-        self._turns: dict[str, int] = {}
-        """When each document came, or had its last turn."""
+        self._documents: dict[str, _Party] = {}
+        self._clients: dict[str, _Party] = {}
         self._clock = count()
 
     def ask(self, claim: Claim, item: Item) -> Ticket[Item]:
         ticket = Ticket(claim, item)
         lines = self._waiting.setdefault(self._most(claim), {})
         lines.setdefault((-claim.priority, claim.document_id), deque()).append(ticket)
-        self._turns.setdefault(claim.document_id, next(self._clock))
+        for parties, name in self._parties(claim):
+            parties.setdefault(name, _Party(next(self._clock))).num_tickets += 1
         return ticket
 
     def next(self) -> Ticket[Item] | None:
@@ -88,36 +109,48 @@ class Places(Generic[Item]):
         self._remove(ticket)
         ticket.is_inside = True
         self._inside.add(ticket)
-        self._num_of[claim.document_id] += 1
-        self._turns[claim.document_id] = next(self._clock)
+        for parties, name in self._parties(claim):
+            parties[name].num_inside += 1
+            parties[name].turn = next(self._clock)
         return ticket
 
     def leave(self, ticket: Ticket[Item]) -> None:
         """Give a place back, or wait no longer."""
-        document_id = ticket.claim.document_id
+        for parties, name in self._parties(ticket.claim):
+            parties[name].num_tickets -= 1
+            parties[name].num_inside -= ticket.is_inside
+            if not parties[name].num_tickets:
+                del parties[name]
         if ticket.is_inside:
             ticket.is_inside = False
             self._inside.remove(ticket)
-            self._num_of[document_id] -= 1
         else:
             self._remove(ticket)
-        lines = self._waiting.values()
-        if not self._num_of[document_id] and not any(of == document_id for one in lines for _, of in one):
-            del self._num_of[document_id], self._turns[document_id]
+
+    def _parties(self, claim: Claim) -> tuple[tuple[dict[str, _Party], str], ...]:
+        return (self._clients, claim.client), (self._documents, claim.document_id)
 
     def _most(self, claim: Claim) -> int:
         return self._num if claim.most is None else min(self._num, claim.most)
 
     def _is_free_for(self, claim: Claim) -> bool:
         """Whether the places that are kept let it in. Not asked of pages kept apart: they are few."""
-        if self._num_of[claim.document_id] >= self._num - self._for_others:
+        document, client = self._documents[claim.document_id], self._clients[claim.client]
+        if document.num_inside >= self._num - self._for_others:
             return False
+        if client.num_inside >= self._num - self._for_clients:
+            return False
+        if self._is_slow(claim.document_id):
+            num_slow = sum(self._is_slow(ticket.claim.document_id) for ticket in self._inside)
+            if document.num_inside or num_slow >= max(1, self._num // 2):
+                return False
         if len(self._inside) < self._num - self._for_higher:
             return True
         return any(claim.priority > ticket.claim.priority for ticket in self._inside)
 
-    def _order(self, claim: Claim) -> tuple[int, int, int]:
-        return (-claim.priority, self._num_of[claim.document_id], self._turns[claim.document_id])
+    def _order(self, claim: Claim) -> tuple[int, ...]:
+        document, client = self._documents[claim.document_id], self._clients[claim.client]
+        return -claim.priority, client.num_inside, client.turn, document.num_inside, document.turn
 
     def _remove(self, ticket: Ticket[Item]) -> None:
         """Out of the line it waits in; nothing is kept of lines that are empty."""

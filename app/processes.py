@@ -36,11 +36,10 @@ def python_module(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
-def child_environment(tmp_dir: Path) -> dict[str, str]:
+def child_environment(tmp_dir: Path, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Our environment, with temporary files in ``tmp_dir`` and this very ``app`` importable."""
     package_root = str(Path(app.__path__[0]).resolve().parent)
-    inherited: Mapping[str, str] = os.environ
-    paths = [package_root, *filter(None, inherited.get("PYTHONPATH", "").split(os.pathsep))]
+    paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **inherited,
         "TMPDIR": str(tmp_dir),

@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """Longest upload."""
     rasterize_deadline_s: float = Field(30.0, gt=0)
     """Longest time to turn one page into pixels."""
+    count_deadline_s: float = Field(5.0, gt=0)
+    """Longest time to count the pages of a file, before its job exists."""
     page_deadline_s: float = Field(180.0, gt=0)
     """Longest time to read one page, waiting for the model included."""
     document_deadline_s: float = Field(86_400.0, gt=0)
@@ -158,8 +160,8 @@ class Settings(BaseSettings):
     webhook_attempts: int = Field(8, ge=1, le=20)
     """How often the delivery of a webhook is tried, with growing pauses."""
 
-    num_rasterizers: int = Field(2, ge=1, le=64)
-    """Processes that turn files into pixels."""
+    num_rasterizers: int = Field(0, ge=0, le=64)
+    """Processes that turn files into pixels; 0: one a core, from 3 to 16, as half of the memory allows."""
     max_rasterizer_mib: int = Field(2048, ge=256)
     """Address space of each, and of each poppler process."""
 

@@ -44,6 +44,7 @@ class Job:
     """An accepted job, as its row tells. Times are seconds since 1970; ``None``: not yet."""
 
     id: str
+    client: str
     status: JobStatus
     options: ParseOptions
     format: Format

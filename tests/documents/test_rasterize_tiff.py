@@ -79,6 +79,16 @@ def tiff(*frames: Frame) -> bytes:
     return body
 
 
+def directories(num: int, num_entries: int) -> bytes:
+    """A TIFF of directories each of which begins within the one before."""
+    data = bytearray(b"II*\0" + struct.pack("<I", 8) + bytes(4 * num + 12 * num_entries + 6))
+    for at in range(8, 8 + 4 * num, 4):
+        struct.pack_into("<H", data, at, num_entries)
+        following = at + 4 if at < 4 + 4 * num else 0
+        struct.pack_into("<I", data, at + 2 + 12 * num_entries, following)
+    return bytes(data)
+
+
 def difference(image: Image.Image, expected: Image.Image) -> float:
     """Mean over the pixels, 0..255."""
     assert image.size == expected.size

@@ -282,6 +282,7 @@ def test_a_child_that_lies_is_not_believed(
     }
     child.write_text(
         "import sys\nfrom app.documents.raster.ipc import pack, read_frame_blocking\n"
+        "sys.stdout.buffer.write(pack({}))\nsys.stdout.buffer.flush()\n"
         "while read_frame_blocking(sys.stdin.buffer) is not None:\n"
         f"    sys.stdout.buffer.write(pack({ {**answer, **lie}!r}) + b'abc')\n    sys.stdout.buffer.flush()\n"
     )

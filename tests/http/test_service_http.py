@@ -235,7 +235,9 @@ def test_the_api_process_has_no_model_code(server: Server) -> None:
 
 
 def test_a_mode_that_the_model_does_not_have_is_refused_at_once(server: Server) -> None:
-    assert server.http.get("/readyz").json() == {
+    ready = server.http.get("/readyz").json()
+    assert set(ready.pop("sandbox")) == {"files", "network", "privileges"}
+    assert ready == {
         "status": "ready",
         "phase": "ready",
         "model": "fake",

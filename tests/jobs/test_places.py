@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from app.places import Claim, Places, Ticket, Turnstile
 
 claims = st.builds(
-    Claim, st.sampled_from("abcd"), st.sampled_from([0, 5, 9]), st.sampled_from([None, None, None, 1, 3])
+    Claim,
+    st.sampled_from("abcd"),
+    st.sampled_from([0, 5, 9]),
+    st.sampled_from([None, None, None, 1, 3]),
+    st.sampled_from(["", "one", "two"]),
 )
-sizes = st.tuples(st.integers(1, 12), st.integers(0, 4), st.integers(0, 4)).filter(
-    lambda size: size[2] <= size[1] < size[0]
+sizes = st.tuples(st.integers(1, 12), st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)).filter(
+    lambda size: size[2] <= size[1] < size[0] > size[3]
 )
-"""Places, those kept for other documents, those kept for higher priority."""
+"""Places, those kept for other documents, for higher priority, and for other clients."""
 
 
 @dataclass
@@ -49,10 +53,13 @@ class Crowd:
 
 
 @given(sizes, st.lists(claims | st.integers(0, 30), max_size=80))
-def test_bounds_hold_and_everybody_is_served(size: tuple[int, int, int], events: list[Claim | int]) -> None:
-    """A number: one that waits gives up, or one inside leaves."""
-    num, for_others, for_higher = size
-    crowd = Crowd(Places(num, for_others=for_others, for_higher=for_higher))
+def test_bounds_hold_and_everybody_is_served(
+    size: tuple[int, int, int, int], events: list[Claim | int]
+) -> None:
+    """A number: one that waits gives up, or one inside leaves. Document ``d`` is a slow one."""
+    num, for_others, for_higher, for_clients = size
+    kept = {"for_others": for_others, "for_higher": for_higher, "for_clients": for_clients}
+    crowd = Crowd(Places(num, **kept, is_slow=lambda document_id: document_id == "d"))
     for event in events:
         if isinstance(event, Claim):
             crowd.ask(event)
@@ -67,6 +74,9 @@ def test_bounds_hold_and_everybody_is_served(size: tuple[int, int, int], events:
         if groups == {num}:
             by_document = Counter(one.claim.document_id for one in crowd.inside)
             assert max(by_document.values()) <= num - for_others
+            by_client = Counter(one.claim.client for one in crowd.inside)
+            assert max(by_client.values()) <= num - for_clients
+            assert by_document["d"] <= 1
     while crowd.inside:
         crowd.leave()
         crowd.admit()
@@ -130,6 +140,31 @@ def test_higher_priority_goes_first_and_documents_keep_their_order(pages: list[t
     for claim in {ticket.claim for ticket in served}:
         own = [ticket.item for ticket in served if ticket.claim == claim]
         assert own == sorted(own)
+
+
+def test_clients_take_turns_however_many_documents_they_have() -> None:
+    crowd = Crowd(Places(1))
+    crowd.ask(*(Claim(f"large {number}", client="many") for number in range(20)))
+    crowd.ask(Claim("small", client="few"), Claim("second", client="few"))
+    served = []
+    for _ in range(4):
+        served += crowd.admit()
+        crowd.leave()
+    assert served == ["large 0", "small", "large 1", "second"]
+
+
+def test_another_client_finds_a_place_at_once() -> None:
+    crowd = Crowd(Places(3, for_clients=1))
+    crowd.ask(*(Claim(f"large {number}", 9, client="many") for number in range(20)))
+    assert len(crowd.admit()) == 2
+    assert crowd.ask(Claim("small", client="few")).admit() == ["small"]
+
+
+def test_slow_documents_leave_half_of_the_places_to_others() -> None:
+    crowd = Crowd(Places(4, is_slow=lambda document_id: document_id.startswith("slow")))
+    crowd.ask(*(Claim(f"slow {number % 5}", client=str(number)) for number in range(20)))
+    assert crowd.admit() == ["slow 0", "slow 1"]
+    assert crowd.ask(Claim("quick"), Claim("quick")).admit() == ["quick", "quick"]
 
 
 def test_places_that_are_all_kept_are_refused() -> None:

@@ -36,6 +36,7 @@ class FakeRasterizers:
         *,
         is_first: bool = False,
         document_id: str = "",
+        client: str = "",
         priority: int = 0,
     ) -> Page:
         await asyncio.sleep(0)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageChops, ImageMath, ImageOps, ImageStat
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from app.document import Page, PageWarning
-from app.documents.raster.tiff import OpenTiffs
+from app.documents.raster.tiff import OpenTiff
 from app.errors import TooManyPixels, UnreadablePage
 
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, ORIENTATION = 258, 262, 0, 274
@@ -24,6 +25,21 @@ PLANAR, SEPARATE, SAMPLE_FORMAT, UNSIGNED = 284, 2, 339, 1
 """Tags of TIFF, and values of theirs."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations whose stored rows are columns of the picture."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Orientation -> what makes it upright."""
+WIDE = ("I", "F")
+"""What the names of modes with samples of more than eight bits begin with."""
+STRIP_PIXELS = 4_000_000
+FILTER_ROWS = 3  # that Lanczos looks at on either side, in rows of the smaller picture
 
 HEAD_BYTES = 2**16
 """Of a file: the size of the picture stands in it."""
@@ -52,7 +68,7 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
-open_tiffs = OpenTiffs()
+open_tiff = OpenTiff()
 
 
 def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int, max_pixels: int) -> Page:
@@ -64,6 +80,8 @@ def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int
         scale = math.sqrt(max_pixels / (image.width * image.height))
         if scale < 1:
             image.draft("RGB", (int(image.width * scale), int(image.height * scale)))
+        if isinstance(image, Jpeg2KImageFile) and scale < 0.5:  # its decoder takes 16 bytes a pixel
+            image.reduce = min(_num_halvings(path), int(-math.log2(scale)))
         tags = getattr(image, "tag_v2", {})
         is_wide = tags.get(BITS_PER_SAMPLE, (8,))[0] > 8
         if is_wide and tags.get(PLANAR) == SEPARATE and len(image.getbands()) > 1:
@@ -71,11 +89,12 @@ def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int
                 "samples of more than 8 bits are not read where each colour has its own plane"
             )
         wider, higher = _stretch(image, tags)
-        orientation = tags.get(ORIENTATION)  # loading a TIFF turns it
-        image.load()
-        if (orientation or _orientation(image)) in SIDEWAYS:
+        if tags.get(ORIENTATION) in SIDEWAYS:  # loading a TIFF turns it
             wider, higher = higher, wider
-        page = _on_ground(_fit(_eight_bits_each(_upright(image), tags), wider, higher, max_pixels))
+        image.load()
+        turn = None if tags else TURNS.get(_orientation(image))
+        fitting = _fit(image, tags, wider, higher, max_pixels)
+    page = _on_ground(fitting if turn is None else fitting.transpose(turn))
     warnings: tuple[PageWarning, ...] = ()
     if loses_detail(max(size), max(page.size)):
         detail = f"The image has {size[0]} x {size[1]} pixels and was read at {page.width} x {page.height}."
@@ -103,6 +122,16 @@ def _announced_size(path: str, file_format: str) -> tuple[int, int]:
     return _webp_size(head) if file_format == "WEBP" else _avif_size(head)
 
 
+def _num_halvings(path: str) -> int:
+    """How often a JPEG 2000 picture can be halved while it is decoded."""
+    with Path(path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    at = head.find(b"\xff\x4f\xff\x51") + 2  # the first segment; coding styles stand in one of the next
+    while head[at : at + 1] == b"\xff" and head[at : at + 2] not in {b"\xff\x52", b"\xff\x90"}:
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return head[at + 9] if head[at : at + 2] == b"\xff\x52" and at + 9 < len(head) else 0
+
+
 def _webp_size(head: bytes) -> tuple[int, int]:
     kind = head[12:16]
     if kind == b"VP8X":
@@ -122,7 +151,7 @@ def _avif_size(head: bytes) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(path: str, file_format: str, index: int) -> Iterator[Image.Image]:
     if file_format == "TIFF":
-        with open_tiffs.page(path, index) as image:
+        with open_tiff.page(path, index) as image:
             yield image
     else:
         with Image.open(path, formats=[file_format]) as image:
@@ -163,17 +192,10 @@ def _density(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
     return x, y
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except DECODER_ERRORS:
-        return image  # metadata that cannot be read says nothing about the picture
-
-
-def _eight_bits_each(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Gray or RGB, or RGBA for a picture that is transparent somewhere."""
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image, tags)
+def _eight_bits_each(image: Image.Image, tags: Mapping[int, Any], scale: tuple[float, float]) -> Image.Image:
+    """Convert to gray or RGB, or to RGBA what is transparent somewhere. ``scale``: of wide samples."""
+    if image.mode.startswith(WIDE):
+        image = _eight_bits(image, tags, scale)
     if image.has_transparency_data:
         return image.convert("RGBA")
     if image.mode == "1":
@@ -203,8 +225,8 @@ def _contrast(image: Image.Image) -> float:
     return float(ImageStat.Stat(ImageChops.difference(left, right)).mean[0]) if gray.width > 1 else 0.0
 
 
-def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Up to 16 bits keep their scale; wider and floating samples have none, so their range becomes 0..255."""
+def _floating(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Convert wide samples to floating point numbers."""
     wide = image.convert("F")
     if (
         image.mode == "I"
@@ -213,21 +235,71 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     ):
         # Pillow takes them for signed ones
         wide = ImageMath.lambda_eval(lambda bands: bands["wide"] + (bands["wide"] < 0) * 2.0**32, wide=wide)
-    lowest, highest = wide.getextrema()
-    if not (isinstance(lowest, float) and isinstance(highest, float) and math.isfinite(highest - lowest)):
+    return wide
+
+
+def _scale(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
+    """The samples that become 0 and 255. Raise ``UnreadablePage`` where some are no finite numbers.
+
+    Up to 16 bits keep their scale; wider and floating samples have none, so their range is it.
+    """
+    if not image.mode.startswith(WIDE):
+        return 0.0, 255.0
+    extremes: list[float] = []
+    for top, bottom in _strips(image.height, image.width):
+        for extreme in _floating(image.crop((0, top, image.width, bottom)), tags).getextrema():
+            if not (isinstance(extreme, float) and math.isfinite(extreme)):
+                raise UnreadablePage("the samples of the image are no finite numbers")
+            extremes.append(extreme)
+    lowest, highest = min(extremes), max(extremes)
+    if not math.isfinite(highest - lowest):
         raise UnreadablePage("the samples of the image are no finite numbers")
     if image.mode.startswith("I") and lowest >= 0 and highest <= 65535:
-        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
-        lowest, highest = 0.0, 4095.0 if bits == 12 else 65535.0
+        return 0.0, 4095.0 if tags.get(BITS_PER_SAMPLE, (16,))[0] == 12 else 65535.0
+    return lowest, highest
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any], scale: tuple[float, float]) -> Image.Image:
+    lowest, highest = scale
     span = highest - lowest or 1.0
+    wide = _floating(image, tags)
     grey = wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
     # Pillow turns samples whose least is white only where they have eight bits or fewer
     return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
 
 
-def _fit(image: Image.Image, wider: float, higher: float, max_pixels: int) -> Image.Image:
-    """Make the pixels square, and the picture no larger than ``max_pixels``, in one step."""
+def _fit(
+    image: Image.Image, tags: Mapping[int, Any], wider: float, higher: float, max_pixels: int
+) -> Image.Image:
+    """Convert to eight bits, make the pixels square, and the picture no larger than ``max_pixels``.
+
+    A large picture is converted and scaled in strips of rows: beside it stands only one of them. Each is cut
+    with the rows around it that the filter looks at, so that no seam is seen.
+    """
+    samples = _scale(image, tags)
     width, height = image.width * wider, image.height * higher
-    scale = min(1.0, math.sqrt(max_pixels / (width * height)))
-    size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    shrinking = min(1.0, math.sqrt(max_pixels / (width * height)))
+    size = (max(1, int(width * shrinking)), max(1, int(height * shrinking)))
+    if size == image.size:
+        return _eight_bits_each(image, tags, samples)
+    rows_each = image.height / size[1]  # of the picture, for a row that comes of them
+    margin = math.ceil(FILTER_ROWS * max(1.0, rows_each)) + 1
+    fitting: Image.Image | None = None
+    for top, bottom in _strips(size[1], math.ceil(image.width * rows_each)):
+        above = max(0, math.floor(top * rows_each) - margin)
+        below = min(image.height, math.ceil(bottom * rows_each) + margin)
+        strip = _eight_bits_each(image.crop((0, above, image.width, below)), tags, samples)
+        box = (0, top * rows_each - above, image.width, min(bottom * rows_each, image.height) - above)
+        strip = strip.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box, reducing_gap=2.0)
+        fitting = fitting or Image.new(strip.mode, size)
+        fitting.paste(strip, (0, top))
+    if fitting is None:
+        raise RuntimeError("a picture has rows")
+    return fitting
+
+
+def _strips(num_rows: int, pixels_a_row: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into strips of so many that each has some ``STRIP_PIXELS``."""
+    step = max(1, STRIP_PIXELS // pixels_a_row)
+    for top in range(0, num_rows, step):
+        yield top, min(top + step, num_rows)

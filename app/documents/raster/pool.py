@@ -1,9 +1,10 @@
-"""The parent's side of ``child.py``: a few warm children, one request at a time, with a deadline."""
+"""The parent's side of ``confined.py``: a few warm children, one request at a time, with a deadline."""
 
 import asyncio
 import contextlib
 import logging
 import math
+import os
 import shutil
 import signal
 import socket
@@ -18,10 +19,11 @@ from app.document import Failure, Page, PageWarning, WarningCode
 from app.documents.raster.child import PageRequest
 from app.documents.raster.ipc import LENGTH, FrameError, frame_length, message_of, pack
 from app.documents.raster.poppler import PROGRAMS
+from app.documents.raster.sandbox import Sandbox, decoder_environment
 from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS
-from app.errors import NotReady, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.errors import NotReady, Overloaded, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
 from app.places import Claim, Places, Turnstile
-from app.processes import child_environment, kill_group, python_module
+from app.processes import child_environment, kill_group, memory_mib, python_module
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.rasterize")
@@ -30,8 +32,28 @@ MAX_INLINE_BYTES = 2**20
 """Up to this, copying a page's pixels takes less time than handing them to a thread."""
 MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
 CHILD = "app.documents.raster.child"
+CHILD = "app.documents.raster.confined"
 REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many, so that what libraries leak stays small."""
+START_S = 60.0  # longest time until a fresh child is ready
+MIN_CHOSEN, MAX_CHOSEN = 3, 16
+MAX_LATE = 1000  # documents that are remembered for having been late
+COUNT_WAIT_S = 30.0
+"""Longest wait for a turn to be counted: whoever sent the file is waiting for the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What a child is asked, in whose turn and for how long. ``late`` and ``dead``: what is raised if it is
+    not answered in time, and if children die of it. ``max_wait_s``: longest wait for the turn.
+    """
+
+    message: dict[str, Any]
+    claim: Claim
+    deadline_s: float
+    late: ParseError
+    dead: ParseError
+    max_wait_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -39,6 +61,10 @@ class _Child:
     process: asyncio.subprocess.Process
     link: socket.socket
     num_requests: int = 0
+    document_id: str = ""
+    """Read last: a child forks a reader for each document."""
+    greeting: "asyncio.Task[Sandbox | None] | None" = None
+    """What confines its readers, said as soon as it is ready; ``None``: it did not start."""
 
     def kill(self) -> None:
         kill_group(self.process.pid)
@@ -53,6 +79,17 @@ class _Child:
                 raise _ChildDied
             rest = rest[received:]
         return data
+
+    async def frame(self) -> dict[str, Any]:
+        """Raise ``_ChildDied`` or ``FrameError``."""
+        return message_of(await self.receive(frame_length(await self.receive(LENGTH.size))))
+
+    async def greet(self) -> Sandbox | None:
+        try:
+            async with asyncio.timeout(START_S):
+                return Sandbox(**await self.frame())
+        except (TimeoutError, _ChildDied, ConnectionError, FrameError, TypeError):
+            return None
 
 
 class _ChildDied(Exception):
@@ -87,18 +124,34 @@ def _warnings(told: Any) -> tuple[PageWarning, ...]:
     return tuple(warnings)
 
 
+def num_rasterizers(settings: Settings) -> int:
+    """Choose how many there are, where nobody says: one client may hold up all but one of them."""
+    by_memory = int(memory_mib() / 2 / settings.max_rasterizer_mib)
+    chosen = max(MIN_CHOSEN, min(len(os.sched_getaffinity(0)), MAX_CHOSEN, by_memory))
+    return settings.num_rasterizers or chosen
+
+
 class Rasterizers:
-    """Turns files into pages. At most ``num_rasterizers`` pages at a time; documents take turns."""
+    """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others.
+
+    A document of which a page was late has one place, and a page that was late is not tried again.
+    """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
         self._tmp_dir = tmp_dir
-        self._turnstile = Turnstile(Places(settings.num_rasterizers))
+        self._num = num_rasterizers(settings)
+        self._late: dict[str, set[int]] = {}
+        """Documents, and which of their pages were late."""
+        is_slow = self._late.__contains__
+        self._turnstile = Turnstile(Places(self._num, for_clients=min(1, self._num - 1), is_slow=is_slow))
         self._idle: list[_Child] = []
         self._num_children = 0
         self._max_pixels = int(settings.max_page_megapixels * 1e6)
         self._replacing: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.sandbox: Sandbox | None = None
+        """What confines decoders; ``None``: not known yet."""
 
     async def start(self) -> None:
         """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
@@ -107,16 +160,33 @@ class Rasterizers:
             raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
         await self._fill()
 
+    async def greeted(self) -> Sandbox | None:
+        """Wait until a child is ready. Returns what confines decoders, ``None`` if none starts."""
+        async with self._borrowed(Claim("")) as child:
+            return await self._ready(child)
+
     async def close(self) -> None:
         self._closed = True
         await asyncio.gather(*self._replacing, return_exceptions=True)
         while self._idle:
             await self._discard(self._idle.pop())
 
-    async def count(self, path: Path, file_format: str) -> int:
-        """Pages of a file. Raise its ``ParseError``."""
-        request = {"op": "count", "path": str(path), "format": file_format}
-        header, _ = await self._ask(request, UnreadableFile("the file cannot be decoded"), Claim(str(path)))
+    async def count(self, path: Path, file_format: str, *, client: str = "") -> int:
+        """Count the pages of a file; clients take turns.
+
+        Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long, ``Overloaded`` if its turn does
+        not come.
+        """
+        deadline_s = self._settings.count_deadline_s
+        request = _Request(
+            {"op": "count", "path": str(path), "format": file_format},
+            Claim(str(path), client=client or str(path)),
+            deadline_s,
+            late=RasterizeTimeout(f"the pages were not counted within {deadline_s:g} s"),
+            dead=UnreadableFile("the file cannot be decoded"),
+            max_wait_s=COUNT_WAIT_S,
+        )
+        header, _ = await self._ask(request)
         return int(header["pages"])
 
     async def page(
@@ -128,13 +198,19 @@ class Rasterizers:
         *,
         is_first: bool = False,
         document_id: str = "",
+        client: str = "",
         priority: int = 0,
     ) -> Page:
-        """One page as pixels. Raise the page's ``ParseError``: ``RasterizeTimeout`` if it takes too long.
+        """Turn one page into pixels. Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long.
 
         ``dpi`` unset: chosen from the page. ``is_first``: it carries the warnings of its document, too.
-        Higher ``priority`` goes first; documents of one priority take turns.
+        Higher ``priority`` goes first; of one priority clients take turns, and documents of one client.
         """
+        document_id = document_id or str(path)
+        deadline_s = self._settings.rasterize_deadline_s
+        late = RasterizeTimeout(f"not rendered within {deadline_s:g} s")
+        if index in self._late.get(document_id, ()):
+            raise late
         request = PageRequest(
             path=str(path),
             format=file_format,
@@ -144,9 +220,20 @@ class Rasterizers:
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
             is_first=is_first,
         )
-        message = {"op": "page", "page": asdict(request)}
-        claim = Claim(document_id or str(path), priority)
-        header, pixels = await self._ask(message, UnreadablePage("the page cannot be decoded"), claim)
+        wanted = _Request(
+            {"op": "page", "page": asdict(request)},
+            Claim(document_id, priority, client=client or document_id),
+            deadline_s,
+            late=late,
+            dead=UnreadablePage("the page cannot be decoded"),
+        )
+        try:
+            header, pixels = await self._ask(wanted)
+        except RasterizeTimeout:
+            self._late.setdefault(document_id, set()).add(index)
+            if len(self._late) > MAX_LATE:
+                del self._late[next(iter(self._late))]
+            raise
         size = (int(header["width"]), int(header["height"]))
         if len(pixels) <= MAX_INLINE_BYTES:
             image = Image.frombytes("RGB", size, pixels)
@@ -156,52 +243,60 @@ class Rasterizers:
         words = None if header["words"] is None else tuple(header["words"])
         return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
 
-    async def _ask(
-        self, request: dict[str, Any], if_dead: ParseError, claim: Claim
-    ) -> tuple[dict[str, Any], bytearray]:
+    async def _ask(self, request: _Request) -> tuple[dict[str, Any], bytearray]:
         try:
-            header, pixels = await self._try(request, claim, fresh=False)
+            header, pixels = await self._try(request, fresh=False)
         except _ChildDied:
             # perhaps not the file's fault: children die for other reasons too, such as a lack of memory
             try:
-                header, pixels = await self._try(request, claim, fresh=True)
+                header, pixels = await self._try(request, fresh=True)
             except _ChildDied as error:
-                raise if_dead from error
+                raise request.dead from error
         if "failure" in header:
             raise Failure(**header["failure"]).error()
         return header, pixels
 
-    async def _try(
-        self, request: dict[str, Any], claim: Claim, *, fresh: bool
-    ) -> tuple[dict[str, Any], bytearray]:
-        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``RasterizeTimeout``."""
-        timeout = RasterizeTimeout(f"not rendered within {self._settings.rasterize_deadline_s:g} s")
-        async with self._borrowed(claim, fresh=fresh) as child:
+    async def _try(self, request: _Request, *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
+        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``request.late``."""
+        async with self._borrowed(request.claim, request.max_wait_s, fresh=fresh) as child:
             try:
-                async with asyncio.timeout(self._settings.rasterize_deadline_s):
-                    return await self._exchange(child, request)
+                if await self._ready(child) is None:
+                    raise _ChildDied
+                async with asyncio.timeout(request.deadline_s):
+                    return await self._exchange(child, request.message)
             except TimeoutError as error:
-                raise timeout from error
+                raise request.late from error
             except _ChildDied as error:
                 child.kill()
                 returncode = await child.process.wait()
                 logger.warning("rasterizer died", extra={"returncode": returncode})
                 if returncode == -signal.SIGXCPU:
-                    raise timeout from error
+                    raise request.late from error
                 raise
 
     @contextlib.asynccontextmanager
-    async def _borrowed(self, claim: Claim, *, fresh: bool) -> AsyncIterator[_Child]:
-        """A child of one's own. It is replaced, in the background, unless the request ended well."""
-        async with self._turnstile.place(claim):
-            child = self._idle.pop() if self._idle and not fresh else await self._spawn()
+    async def _borrowed(
+        self, claim: Claim, max_wait_s: float | None = None, *, fresh: bool = False
+    ) -> AsyncIterator[_Child]:
+        """Lend a child. It is replaced, in the background, unless the request ended well.
+
+        Raise ``Overloaded`` when the turn does not come within ``max_wait_s``.
+        """
+        async with contextlib.AsyncExitStack() as turn:
+            try:
+                async with asyncio.timeout(max_wait_s):
+                    await turn.enter_async_context(self._turnstile.place(claim))
+            except TimeoutError as error:
+                raise Overloaded("too many files wait for their pages to be counted") from error
+            child = self._idle_for(claim.document_id) if self._idle and not fresh else await self._spawn()
+            child.document_id = claim.document_id
             healthy = False
             try:
                 yield child
                 child.num_requests += 1
                 healthy = child.num_requests < REQUESTS_PER_CHILD
             finally:
-                if healthy and len(self._idle) < self._settings.num_rasterizers:
+                if healthy and len(self._idle) < self._num:
                     self._idle.append(child)
                 else:
                     child.kill()
@@ -209,12 +304,31 @@ class Rasterizers:
                     self._replacing.add(task)
                     task.add_done_callback(self._replacing.discard)
 
+    def _idle_for(self, document_id: str) -> _Child:
+        """Take the idle child that has a reader for the document, or else the last one."""
+        places = [at for at, child in enumerate(self._idle) if child.document_id == document_id]
+        return self._idle.pop(places[-1] if places else -1)
+
+    async def _ready(self, child: _Child) -> Sandbox | None:
+        """Wait until it has greeted: its start is no time of the page that comes first."""
+        if child.greeting is None:
+            raise RuntimeError("a child is listened to from its start")
+        return await asyncio.shield(child.greeting)
+
+    async def _greet(self, child: _Child) -> Sandbox | None:
+        sandbox = await child.greet()
+        if sandbox is not None and sandbox != self.sandbox:
+            self.sandbox = sandbox
+            if missing := [name for name, means in asdict(sandbox).items() if means is None]:
+                logger.warning("decoders are not confined", extra={"not_confined": missing})
+        return sandbox
+
     async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
         """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(child.link, pack(request))
-            header = message_of(await child.receive(frame_length(await child.receive(LENGTH.size))))
+            header = await child.frame()
             num_bytes = int(header["num_bytes"])
             if num_bytes != 3 * int(header.get("width", 0)) * int(header.get("height", 0)):
                 raise _ChildDied
@@ -236,7 +350,7 @@ class Rasterizers:
                 *python_module(CHILD, str(self._settings.max_rasterizer_mib), str(cpu_s)),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
-                env=child_environment(self._tmp_dir),
+                env=child_environment(self._tmp_dir, decoder_environment(os.environ)),
                 start_new_session=True,
             )
         except BaseException:
@@ -245,11 +359,16 @@ class Rasterizers:
         finally:
             theirs.close()
         self._num_children += 1
-        return _Child(process, ours)
+        child = _Child(process, ours)
+        child.greeting = asyncio.create_task(self._greet(child))
+        return child
 
     async def _discard(self, child: _Child) -> None:
         self._num_children -= 1
         child.kill()
+        if child.greeting is not None:
+            child.greeting.cancel()
+            await asyncio.gather(child.greeting, return_exceptions=True)
         child.link.close()
         await child.process.wait()
 
@@ -258,5 +377,5 @@ class Rasterizers:
         await self._fill()
 
     async def _fill(self) -> None:
-        while not self._closed and self._num_children < self._settings.num_rasterizers:
+        while not self._closed and self._num_children < self._num:
             self._idle.append(await self._spawn())

@@ -4,14 +4,14 @@ What ``pdfinfo`` says of a PDF is told from what the PDF says of itself: title a
 output, as they are, and with line breaks in them look like any other line. So the last that fits is believed.
 """
 
+import contextlib
 import math
 import re
 import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import IO
 
 from pdf2image.parsers import parse_buffer_to_ppm
@@ -25,6 +25,7 @@ MAX_TEXT_BYTES = 2**20
 MAX_COMPLAINTS_BYTES = 2**16
 """Standard error of any program: a damaged page brings a line for each operator."""
 PPM_HEADER_BYTES = 64
+PAGES_AT_ONCE = 32  # whose sizes are asked for together
 POINTS_PER_INCH = 72
 SAME_SHADE = 16
 """Shades of 256 that differ no more show nothing: JPEG's noise on white paper is less."""
@@ -119,7 +120,7 @@ def describe_page(path: str, number: int) -> PdfPage:
 
     Raise ``UnreadablePage`` for a page that is missing or has no area.
     """
-    said, complaints = _run("pdfinfo", "-box", "-f", str(number), "-l", str(number), path)
+    said, complaints = _boxes(path, (number - 1) // PAGES_AT_ONCE * PAGES_AT_ONCE + 1)
     sizes = re.findall(rb"^Page +%d size: +(\S+) x (\S+) pts" % number, said, re.MULTILINE)
     turns = re.findall(rb"^Page +%d rot: +([0-9]+)$" % number, said, re.MULTILINE)
     media, crop = (
@@ -148,6 +149,12 @@ def describe_page(path: str, number: int) -> PdfPage:
         bool(forms) and forms[-1] == b"XFA",
         frozenset(complaints.splitlines()),
     )
+
+
+@lru_cache(maxsize=2)
+def _boxes(path: str, first: int) -> tuple[bytes, bytes]:
+    """Ask for the sizes of some pages at once. Kept: a process that reads a document reads others of them."""
+    return _run("pdfinfo", "-box", "-f", str(first), "-l", str(first + PAGES_AT_ONCE - 1), path)
 
 
 def _window(
@@ -248,10 +255,8 @@ def undrawable() -> frozenset[str]:
 
 
 def _is_drawable(collection: str) -> bool:
-    with tempfile.NamedTemporaryFile(suffix=".pdf") as file:
-        file.write(_probe(collection))
-        file.flush()
-        ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), file.name)
+    # from standard input: a confined process can write no file
+    ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), "-", given=_probe(collection))
     images = parse_buffer_to_ppm(ppm)
     if len(images) != 1:
         return False
@@ -291,8 +296,11 @@ def _pdf(*objects: str) -> bytes:
     return body + f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}{end}".encode("ascii")
 
 
-def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
-    """The beginnings of standard output, up to ``max_bytes``, and of standard error."""
+def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES, given: bytes = b"") -> tuple[bytes, bytes]:
+    """The beginnings of standard output, up to ``max_bytes``, and of standard error.
+
+    ``given``: standard input, no more than a pipe holds.
+    """
     complaints = bytearray()
     try:
         process = _started(command)
@@ -300,8 +308,10 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
         raise NotReady("poppler is not installed") from error
     # leaving this block closes the pipes: a program that still writes ends by that
     with process:
-        if process.stdout is None or process.stderr is None:
-            raise RuntimeError("both outputs are pipes")
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise RuntimeError("all three are pipes")
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(given)
         drain = threading.Thread(target=_drain, args=(process.stderr, complaints), daemon=True)
         drain.start()
         said = process.stdout.read(max_bytes)
@@ -312,7 +322,8 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES) -> tuple[bytes, bytes]:
 
 def _started(command: Sequence[str]) -> "subprocess.Popen[bytes]":
     # paths of ours begin with a slash: none is an option
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # noqa: S603
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
 
 
 def _drain(stream: IO[bytes], kept: bytearray) -> None:

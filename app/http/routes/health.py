@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from app.documents.raster.sandbox import Sandbox
 from app.errors import NotReady, StorageFull, StorageUnavailable
 from app.http.openapi import problems
 from app.http.service import service_of
@@ -25,6 +26,8 @@ class ReadyShape(BaseModel):
     phase: Literal["ready"] = "ready"
     model: str
     modes: list[str]
+    sandbox: Sandbox | None = None
+    """What confines the decoders of this process; in it, ``null`` for what the kernel does not give."""
 
 
 @router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
@@ -39,10 +42,11 @@ async def livez() -> Live:
     responses=problems(NotReady),
 )
 async def readyz(request: Request) -> ReadyShape:
-    readiness = service_of(request).jobs.readiness
+    jobs = service_of(request).jobs
+    readiness = jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail, phase=readiness.phase)
-    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes))
+    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes), sandbox=jobs.sandbox)
 
 
 @router.get(

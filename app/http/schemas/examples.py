@@ -53,6 +53,7 @@ def job_example() -> dict[str, Any]:
     """A job that was just accepted."""
     job = Job(
         id=ID,
+        client="",
         status="queued",
         options=ParseOptions(),
         format="PDF",

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from app.document import ParsedDocument, ParseOptions, Status
 from app.documents.formats import Source
 from app.documents.raster.pool import Rasterizers
+from app.documents.raster.sandbox import Sandbox
 from app.errors import (
     BadOption,
     Expired,
@@ -49,6 +50,7 @@ READINESS_EVERY_S = 0.25  # how often to look at the workers while none is ready
 READY_EVERY_S = 1.0
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
+NUM_COUNTERS = 2  # processes that count pages; one client has one of them at a time
 FIRST_CONNECT_S = 5.0
 READINESS_TOLERANCE_S = 5.0
 """How long what was last known of the workers holds while the database does not answer."""
@@ -64,7 +66,8 @@ class Jobs:
         self.store = Store(self._engine, self.notifications.tell)
         self.leases = Leases(self.store)
         self._blobs = Blobs(settings)
-        self._rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), tmp_dir)
+        counting = settings.model_copy(update={"num_rasterizers": NUM_COUNTERS})
+        self._rasterizers = Rasterizers(counting, tmp_dir)
         self._client: DBOSClient | None = None
         self._limits = Limits(
             settings.max_queued_pages, settings.max_jobs_per_client, settings.result_lifetime_s
@@ -106,6 +109,11 @@ class Jobs:
         self.store.close()
 
     @property
+    def sandbox(self) -> Sandbox | None:
+        """What confines the decoders of this process, as far as it is known."""
+        return self._rasterizers.sandbox
+
+    @property
     def readiness(self) -> Readiness:
         return self._readiness
 
@@ -132,7 +140,7 @@ class Jobs:
         Raise what is wrong with the document, or ``QueueFull``, ``TooManyJobs``, ``IdempotencyConflict``.
         """
         self._check_mode(options)
-        pages = options.pages.within(await self._num_pages(source))
+        pages = options.pages.within(await self._num_pages(source, submission.client))
         num_pages = sum(map(len, pages))
         if num_pages > self._settings.max_pages:
             raise TooManyPages(
@@ -146,10 +154,10 @@ class Jobs:
         if mode is not None and modes and mode not in modes:
             raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
 
-    async def _num_pages(self, source: Source) -> int:
+    async def _num_pages(self, source: Source, client: str) -> int:
         if source.format not in {"PDF", "TIFF"}:
             return 1
-        return await self._rasterizers.count(source.path, source.format)
+        return await self._rasterizers.count(source.path, source.format, client=client)
 
     def _accept(
         self, source: Source, options: ParseOptions, pages: tuple[range, ...], submission: Submission

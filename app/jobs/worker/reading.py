@@ -65,6 +65,7 @@ class PageSource(Protocol):
         *,
         is_first: bool = False,
         document_id: str = "",
+        client: str = "",
         priority: int = 0,
     ) -> Page: ...
 
@@ -210,8 +211,9 @@ class BatchRunner:
             await self._finish(job, _failed(index, error, before.width, before.height))
             return
         suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
+        claim = Claim(job.id, job.priority, suspects, job.client)
         # until the result is written: only then is the page no longer open in the database
-        async with self._turnstile.place(Claim(job.id, job.priority, suspects)), self._running():
+        async with self._turnstile.place(claim), self._running():
             await self._finish(job, await self._timely(job, path, index, before))
 
     @contextlib.asynccontextmanager
@@ -250,6 +252,7 @@ class BatchRunner:
                 job.options.dpi,
                 is_first=index == job.pages[0].start,
                 document_id=job.id,
+                client=job.client,
                 priority=job.priority,
             )
         except ParseError as error:

@@ -1,0 +1,119 @@
+"""Say what this machine has of what the service needs."""
+
+import re
+import resource
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+
+from app.documents.raster.pool import Rasterizers, num_rasterizers
+from app.documents.raster.poppler import PROGRAMS, undrawable
+from app.documents.raster.sandbox import Sandbox
+from app.errors import ParseError
+from app.processes import available_mib, memory_mib
+from app.settings import Settings
+
+MIN_DESCRIPTORS = 1024
+COLLECTIONS = {
+    "GB1": "simplified Chinese",
+    "CNS1": "traditional Chinese",
+    "Japan1": "Japanese",
+    "Korea1": "Korean",
+}
+MISSING = {
+    "files": "files are not confined: a decoder that is taken over can read what the service can",
+    "network": "sockets are not refused: a decoder that is taken over reaches the network",
+    "privileges": "programs may gain privileges",
+}
+"""What it means when the kernel or the container refuses a part of the sandbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One fact. ``is_fatal``: the service does not work like this; ``is_bad``: it works, but worse."""
+
+    name: str
+    text: str
+    is_bad: bool = False
+    is_fatal: bool = False
+
+    def __str__(self) -> str:
+        mark = "fail" if self.is_fatal else "warn" if self.is_bad else "ok"
+        return f"{mark:<5}{self.name}: {self.text}"
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Look at programs, fonts, memory, limits and at what confines decoders here."""
+    found = [_versions(), _poppler()]
+    if not found[-1].is_fatal:
+        found.append(_fonts())
+    found += [_memory(settings), _descriptors()]
+    found += _sandbox(await confinement(settings))
+    return found
+
+
+async def confinement(settings: Settings) -> Sandbox | None:
+    """What confines decoders here, tried in a process as they are; ``None`` if it does not start."""
+    with tempfile.TemporaryDirectory() as folder:
+        rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), Path(folder))
+        try:
+            await rasterizers.start()
+            return await rasterizers.greeted()
+        except ParseError:
+            return None
+        finally:
+            await rasterizers.close()
+
+
+def _versions() -> Finding:
+    try:
+        ours = version("rtprune")
+    except PackageNotFoundError:
+        ours = "not installed"
+    return Finding("versions", f"rtprune {ours}, Python {python_version()}, SQLite {sqlite3.sqlite_version}")
+
+
+def _poppler() -> Finding:
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        return Finding("poppler", f"{', '.join(missing)} not found; no PDF is read", is_fatal=True)
+    said = subprocess.run([PROGRAMS[0], "-v"], capture_output=True, text=True, check=False)  # noqa: S603
+    found = re.search(r"version (\S+)", said.stderr + said.stdout)
+    return Finding("poppler", found[1] if found else "of an unknown version")
+
+
+def _fonts() -> Finding:
+    lacking = ", ".join(COLLECTIONS[collection] for collection in sorted(undrawable()))
+    if lacking:
+        return Finding("fonts", f"none for {lacking}, where a PDF embeds none", is_bad=True)
+    return Finding("fonts", "Latin, Chinese, Japanese and Korean are drawn where a PDF embeds none")
+
+
+def _memory(settings: Settings) -> Finding:
+    num = num_rasterizers(settings)
+    worst_mib = num * settings.max_rasterizer_mib
+    text = (
+        f"{memory_mib():.0f} MiB, {available_mib():.0f} free; {num} rasterizers may take {worst_mib} at worst"
+    )
+    return Finding("memory", text, is_bad=worst_mib > memory_mib())
+
+
+def _descriptors() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return Finding("descriptors", f"{soft} of at most {hard}", is_bad=soft < MIN_DESCRIPTORS)
+
+
+def _sandbox(sandbox: Sandbox | None) -> Iterator[Finding]:
+    if sandbox is None:
+        yield Finding("sandbox", "not known: no rasterizer starts", is_bad=True)
+        return
+    for field in fields(sandbox):
+        means = getattr(sandbox, field.name)
+        name = f"sandbox, {field.name}"
+        yield Finding(name, means or MISSING[field.name], is_bad=means is None)

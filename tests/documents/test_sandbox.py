@@ -13,8 +13,8 @@ import pytest
 from service_client import A4, ROOT, pdf_bytes
 from test_rasterize import SETTINGS, run
 
-from app import rasterizers as rasterizers_module
 from app.document import Page
+from app.documents.raster import pool as rasterizers_module
 from app.documents.raster.pool import Rasterizers
 from app.documents.raster.sandbox import KEPT_VARIABLES, Sandbox, decoder_environment
 

@@ -22,7 +22,7 @@ TRY = """
 import json, os, socket, subprocess, sys
 from dataclasses import asdict
 from pathlib import Path
-from app import sandbox
+from app.documents.raster import sandbox
 
 def works(act):
     try:

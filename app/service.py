@@ -1,17 +1,18 @@
 """What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from app.access import Access
 from app.errors import NotReady, Overloaded
 from app.guarded import GuardedHttp
 from app.jobs.jobs import Jobs
 from app.jobs.page_meter import PageMeter
+from app.routes.results import Results
 from app.settings import Settings
 from app.spool import Spool
 from app.telemetry import Metrics
@@ -26,7 +27,9 @@ class Service:
     jobs: Jobs
     spool: Spool
     http: GuardedHttp
+    access: Access
     meter: PageMeter
+    results: Results
     is_ending: bool = field(default=False, init=False)
     """The process ends as soon as its requests are answered."""
     _num_documents: int = field(default=0, init=False)
@@ -76,8 +79,7 @@ def note_job(request: Request, job_id: str) -> None:
     request.scope["job_id"] = job_id
 
 
-def client_of(request: Request) -> str:
-    """Who asks: a hash of the API key, or else of the address. Keys themselves are kept nowhere."""
-    key = request.headers.get("authorization") or request.headers.get("x-api-key")
-    address = request.client.host if request.client else ""
-    return hashlib.sha256(f"key:{key}".encode() if key else f"address:{address}".encode()).hexdigest()[:32]
+def root_of(request: Request) -> str:
+    """Return the path that a proxy puts before every address of this service: ``/ocr``, or nothing."""
+    root: str = request.scope.get("root_path", "")
+    return root

@@ -9,8 +9,9 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from app.access import needs
 from app.errors import NotReady, StorageFull, StorageUnavailable
-from app.routes.openapi import problems
+from app.routes.openapi import REFUSALS, problems
 from app.service import service_of
 
 router = APIRouter(tags=["service"])
@@ -46,7 +47,12 @@ async def readyz(request: Request) -> ReadyShape:
 
 
 @router.get(
-    "/metrics", operation_id="get_metrics", summary="Prometheus metrics", response_class=PlainTextResponse
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Prometheus metrics",
+    dependencies=[needs("read")],
+    response_class=PlainTextResponse,
+    responses=problems(*REFUSALS),
 )
 async def metrics(request: Request) -> Response:
     service = service_of(request)

@@ -1,8 +1,6 @@
 """``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
 
 import asyncio
-import contextlib
-import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -10,47 +8,29 @@ from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.document import AnswerOptions, ParsedDocument
-from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.access import needs
+from app.errors import BadOption, ParseError
 from app.jobs.job import Job
-from app.jobs.outcome import raise_if_unread
 from app.jobs.wish import Wish
-from app.output.pages import join_pages
 from app.routes.accept import negotiate
-from app.routes.openapi import JSON, MARKDOWN, PLAIN, example, problems, request_body, text_of
-from app.routes.receive import MAX_IDEMPOTENCY_KEY_CHARS, receive_document, submit
-from app.routes.status_headers import status_headers
-from app.schemas.examples import document_example, job_example
+from app.routes.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
+from app.routes.openapi import example, problems, request_body
+from app.routes.receive import receive_document, submit
+from app.schemas.examples import job_example
 from app.schemas.jobs import JobShape
 from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
 from app.service import Service, service_of
-
-OFFERS = (JSON, MARKDOWN, PLAIN)
 
 T = TypeVar("T")
 
 router = APIRouter(tags=["parse"])
 
 
-IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY_CHARS},
-    "description": "The same key with the same request is the same job; with another request, 409.",
-}
-READ: dict[str, Any] = {
-    "description": "At least one page was read.",
-    "content": {
-        **example(DOCUMENT_EXAMPLE := document_example()),
-        **dict.fromkeys((MARKDOWN, PLAIN), text_of(DOCUMENT_EXAMPLE)),
-    },
-}
-
-
 @router.post(
     "/v1/parse",
     operation_id="parse_document",
     summary="Parse a document",
+    dependencies=[needs("submit")],
     response_model=DocumentShape,
     responses={
         200: READ,
@@ -76,34 +56,13 @@ async def parse(request: Request) -> Response:
         media_type = negotiate(request.headers.get("accept"), OFFERS)
         job = await _parse(request, service)
         if job.is_open:
-            return await accepted(service, job)
-        document = await service.jobs.document(job)
-        raise_if_unread(document)
+            return await accepted(request, service, job)
+        result = await service.results.of(job, media_type, job.options.answer)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
         raise
-    service.metrics.documents.labels(document.status).inc()
-    return answered(document, media_type, job.options.answer)
-
-
-def answered(document: ParsedDocument, media_type: str, options: AnswerOptions) -> Response:
-    headers = status_headers(document)
-    if media_type == JSON:
-        body = DocumentShape.of(document, options).model_dump_json()
-        return Response(body, headers=headers, media_type=JSON)
-    joined = join_pages(document.pages, options)
-    text = joined.plain() if media_type == PLAIN else joined.markdown(dollars=options.math != "latex")
-    return Response(text + "\n", headers=headers, media_type=f"{media_type}; charset=utf-8")
-
-
-async def accepted(service: Service, job: Job) -> Response:
-    """202: the document and its job are on disk."""
-    position = None
-    with contextlib.suppress(StorageUnavailable, StorageFull):  # it is accepted all the same
-        position = await service.jobs.position(job)
-    shape = JobShape.of(job, position, service.settings.result_lifetime_s, time.time())
-    body = shape.model_dump_json(exclude_none=True)
-    return Response(body, 202, {"Location": shape.links.self}, media_type=JSON)
+    service.metrics.documents.labels(result.status).inc()
+    return await answered(request, result, media_type)
 
 
 async def _parse(request: Request, service: Service) -> Job:

@@ -6,13 +6,14 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from app.access import caller_of
 from app.errors import BadOption, UnsupportedMediaType
 from app.formats import Source, sniff_file
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
 from app.jobs.wish import Wish
 from app.schemas.parse import OptionFields
-from app.service import Service, client_of, note_job
+from app.service import Service, note_job
 from app.sources import Upload, receive
 
 MAX_IDEMPOTENCY_KEY_CHARS = 255
@@ -57,7 +58,8 @@ async def submit(
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
-    wish = replace(wish, client=client_of(request), idempotency_key=key)
+    caller = caller_of(request)
+    wish = replace(wish, client=caller.client, key=caller.key, idempotency_key=key)
     job, is_new = await service.jobs.submit(source, fields.options(service.settings), wish)
     note_job(request, job.id)
     return job, is_new

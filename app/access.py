@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import ipaddress
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Scope as AsgiScope
 
-from app.errors import Forbidden, Unauthorized
+from app.errors import Forbidden, StorageFull, StorageUnavailable, Unauthorized
 from app.jobs.database import promptly
 from app.jobs.keys import Key, Scope, key_hash
 from app.settings import Settings, is_loopback, listed
@@ -56,7 +57,7 @@ class Access:
         self._load = load
         self._by_hash: dict[str, Key] = {}
         self._had_keys = False
-        self._read_at = -FRESH_S
+        self._read_at = -math.inf
         self._reading: asyncio.Task[None] | None = None
 
     async def has_keys(self) -> bool:
@@ -102,7 +103,14 @@ class Access:
 
     async def _read(self) -> None:
         began_at = asyncio.get_running_loop().time()
-        keys = await promptly(self._load)
+        try:
+            keys = await promptly(self._load)
+        except (StorageUnavailable, StorageFull):
+            if self._read_at == -math.inf:
+                raise
+            # what was known holds while the database is away: without it there is nothing of anybody to show
+            self._read_at = asyncio.get_running_loop().time()
+            return
         self._by_hash = {key.hash: key for key in keys}
         self._had_keys = bool(keys)
         self._read_at = began_at

@@ -43,8 +43,7 @@ async def answered(request: Request, result: Result, media_type: str) -> Respons
     content_type = JSON if media_type == JSON else f"{media_type}; charset=utf-8"
     headers = {**result.headers, "Vary": "Accept, Accept-Encoding"}
     parts = chunks(result.pieces(service_of(request).results.store))
-    first = await asyncio.to_thread(next, parts)
-    second = await asyncio.to_thread(next, parts, b"")
+    first, second = await asyncio.to_thread(lambda: (next(parts), next(parts, b"")))
     if accepts_gzip(request.headers.get("accept-encoding")) and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
         parts = compressed(chain((first, second), parts))

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from app.errors import StorageFull, StorageUnavailable
 from app.routes.openapi import FORM_DATA
 from app.service import root_of, service_of
 
@@ -61,13 +62,20 @@ async def docs(request: Request) -> Response:
         text=escape(info["description"]),
         path=TRIED,
         root=escape(root_of(request)),
-        asks=ASKS_FOR_KEY if await service_of(request).access.has_keys() else "",
+        asks=ASKS_FOR_KEY if await _has_keys(request) else "",
         summary=escape(action["summary"]),
         fields=form_fields(action["requestBody"]["content"][FORM_DATA]["schema"]),
         address=escape(str(request.base_url).rstrip("/")),
         rows=rows,
     )
     return HTMLResponse(page, headers=HTML_HEADERS)
+
+
+async def _has_keys(request: Request) -> bool:
+    try:
+        return await service_of(request).access.has_keys()
+    except (StorageUnavailable, StorageFull):  # the page is of use all the same
+        return False
 
 
 def form_fields(schema: Mapping[str, Any]) -> str:

@@ -37,6 +37,7 @@ OPTIONS = (
     *("math", "headers", "join_pages", "page_marks"),
 )
 FOREVER_S = 10.0**9
+SWITCH_S = 0.001
 
 logger = logging.getLogger("rtprune.cli")
 
@@ -185,6 +186,8 @@ def _serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
+    # a thread that puts a large result together keeps the event loop waiting for so long, again and again
+    sys.setswitchinterval(SWITCH_S)
     server = _Server(config, lambda: let_go(app))
     server.run()
     return 0 if server.started else 1

@@ -27,8 +27,6 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from benchmarks.service import serving
-
 BYTES_PER_S = 1_500_000
 NUM_CHUNKERS = 4
 NUM_SLOW = 200
@@ -42,6 +40,7 @@ UPLOAD = (
     b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
 )
+BEGIN = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
 CHUNK = b"1\r\nx\r\n"
 
 
@@ -52,7 +51,7 @@ async def chunks(port: int, _: str) -> None:
         while True:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(UPLOAD)
+                writer.write(UPLOAD + b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN))
                 while True:
                     writer.write(CHUNK * int(BYTES_PER_S * TICK_S / len(CHUNK)))
                     await writer.drain()
@@ -68,7 +67,7 @@ async def slow(port: int, _: str) -> None:
         while True:
             with contextlib.suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(UPLOAD)
+                writer.write(UPLOAD + b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN))
                 while True:
                     writer.write(CHUNK)
                     await writer.drain()
@@ -127,8 +126,9 @@ def attacking(name: str, port: int, job_id: str) -> Iterator[None]:
         "--job",
         job_id,
     ]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
+            process.stdout.readline()  # type: ignore[union-attr]
             time.sleep(SETTLE_S)
             yield
         finally:
@@ -169,7 +169,7 @@ def read_document(http: httpx.Client, num_pages: int) -> str:
     frame = Image.new("1", (64, 64), 1)
     buffer = io.BytesIO()
     frame.save(buffer, "TIFF", save_all=True, append_images=[frame] * (num_pages - 1))
-    text = "<|ref|>text<|/ref|><|det|>[[50, 50, 900, 900]]<|/det|>" + "words and more words " * 180
+    text = "<|ref|>text<|/ref|><|det|>[[50, 50, 900, 900]]<|/det|>" + "A sentence of words. " * 180
     fields = {"prompt": json.dumps({"text": text[:3900]})}
     job = http.post("/v1/jobs", files={"file": buffer.getvalue()}, data=fields).raise_for_status().json()
     while http.get(job["links"]["self"]).json()["status"] in {"queued", "running"}:
@@ -178,6 +178,8 @@ def read_document(http: httpx.Client, num_pages: int) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.service import serving  # noqa: PLC0415 - of which attackers need nothing, and it imports torch
+
     names = arguments.only or ["idle", *ATTACKS]
     rows: dict[str, Any] = {}
     with serving({"RTPRUNE_READER": "fake"}, arguments.root) as (http, pid):
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--job", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.attack:
+        print("begins", flush=True)
         asyncio.run(ATTACKS[arguments.attack](arguments.port, arguments.job))
         return
     print(json.dumps(measure(arguments)))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]$")
+_BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]")
 
 
 def flowed(lines: Sequence[str]) -> str:
@@ -33,7 +33,7 @@ def _going_on(before: str, after: str) -> str | None:
     """What to put ``after`` behind, without a space, where the last word of ``before`` goes on in it. The
     hyphen stays where it may be the word's own: in compounds of more parts, before capitals and digits.
     """
-    match = _BROKEN.search(before)
+    match = _BROKEN.fullmatch("" if before[-1:].isspace() else before.rsplit(None, 1)[-1]) if before else None
     if match is None or not after[0].isalnum():
         return None
     part = match[1]

@@ -19,6 +19,7 @@ from app.jobs.jobs import JOB_ID
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered, shown
+from app.routes.connected import while_connected
 from app.routes.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.routes.receive import fetched, receive_document, submit
 from app.schemas.examples import job_example
@@ -170,7 +171,8 @@ async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Q
     service = service_of(request)
     media_type = negotiate(request.headers.get("accept"), OFFERS)
     job = await service.jobs.job(job_id, caller_of(request).sees)
-    made = await service.results.of(job, media_type, asked.over(job.options.answer))
+    making = service.results.of(job, media_type, asked.over(job.options.answer))
+    made = await while_connected(request, making)
     return await answered(request, made, media_type)
 
 

@@ -1,9 +1,5 @@
 """``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,14 +10,13 @@ from app.jobs.job import Job
 from app.jobs.wish import Wish
 from app.routes.accept import negotiate
 from app.routes.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
+from app.routes.connected import while_connected
 from app.routes.openapi import example, problems, request_body
 from app.routes.receive import receive_document, submit
 from app.schemas.examples import job_example
 from app.schemas.jobs import JobShape
 from app.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
 from app.service import Service, service_of
-
-T = TypeVar("T")
 
 router = APIRouter(tags=["parse"])
 
@@ -57,7 +52,7 @@ async def parse(request: Request) -> Response:
         job = await _parse(request, service)
         if job.is_open:
             return await accepted(request, service, job)
-        result = await service.results.of(job, media_type, job.options.answer)
+        result = await while_connected(request, service.results.of(job, media_type, job.options.answer))
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
         raise
@@ -77,30 +72,10 @@ async def _parse(request: Request, service: Service) -> Job:
             job, is_new = await submitting
         try:
             wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
-            return await _while_connected(request, service.jobs.following.wait(job.id, wait_s))
+            return await while_connected(request, service.jobs.following.wait(job.id, wait_s))
         except ClientDisconnect:
             # many pages are worth keeping: whoever left may be a proxy that waits no longer
             then = fields.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
             if is_new and then == "cancel" and not service.jobs.following.is_waited_for(job.id):
                 await service.jobs.cancel(job.id)
             raise
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``. When the client leaves, cancel it at once and raise ``ClientDisconnect``."""
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

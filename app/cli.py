@@ -1,13 +1,15 @@
-"""``rtprune serve``, ``rtprune parse FILE...`` and ``rtprune doctor``."""
+"""``rtprune serve``, ``parse FILE...``, ``doctor`` and ``keys add|list|revoke``."""
 
 import argparse
 import asyncio
+import logging
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,17 @@ from app.doctor import examine
 from app.document import ParseOptions
 from app.documents.formats import sniff_file
 from app.documents.spool import Spool
-from app.errors import ParseError
+from app.errors import ParseError, StorageFull, StorageUnavailable
+from app.http.connections import connection_class
 from app.http.schemas.parse import DocumentShape, OptionFields
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.outcome import raise_if_unread
 from app.jobs.api.submission import Submission
+from app.jobs.keys import SCOPES, Keys, open_keys
 from app.main import create_app, embedded, let_go
 from app.output.pages import join_pages
 from app.processes import keep_files_private
-from app.settings import Settings
+from app.settings import Settings, is_loopback
 from app.telemetry import Metrics, log_to_stderr
 
 OPTIONS = (
@@ -34,6 +38,9 @@ OPTIONS = (
     *("math", "headers", "join_pages", "page_marks"),
 )
 FOREVER_S = 10.0**9
+SWITCH_S = 0.001
+
+logger = logging.getLogger("rtprune.cli")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "doctor":
         return _doctor(settings)
     settings = settings.model_copy(update={"log_level": "WARNING"})  # of the worker, too
+    if asked.command == "keys":
+        return _keys(asked, settings)
     log_to_stderr(settings)
     try:
         fields = OptionFields.from_form(_given(asked, *OPTIONS))
@@ -72,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parse = commands.add_parser("parse", help="parse files and print Markdown, or one JSON object a file")
     parse.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parse.add_argument("--json", action="store_true", help="print what the HTTP service would answer")
+    _add_keys(
+        commands.add_parser("keys", help="make, list and revoke API keys; once there is one, all need one")
+    )
     for name in OPTIONS:
         parse.add_argument(f"--{name.replace('_', '-')}", help=OptionFields.model_fields[name].description)
     return parser
@@ -81,6 +93,57 @@ def _doctor(settings: Settings) -> int:
     found = asyncio.run(examine(settings))
     print(*found, sep="\n")
     return int(any(finding.is_fatal for finding in found))
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True)
+    add = actions.add_parser("add", help="make a key and print it, this once")
+    add.add_argument("name", help="what it is called in lists; a name is used once")
+    add.add_argument(
+        "--scope", choices=SCOPES, default="submit", help="read < submit < admin (default: submit)"
+    )
+    add.add_argument("--owner", help="whose jobs it makes and sees (default: its name); keys may share one")
+    add.add_argument(
+        "--max-jobs", type=int, help="most unfinished jobs (default: RTPRUNE_MAX_JOBS_PER_CLIENT)"
+    )
+    add.add_argument("--pages-per-minute", type=int, help="most pages accepted a minute (default: no limit)")
+    actions.add_parser("list", help="show names, scopes and limits")
+    actions.add_parser("revoke", help="let a key open nothing any more").add_argument("name")
+
+
+def _keys(asked: argparse.Namespace, settings: Settings) -> int:
+    keep_files_private()
+    log_to_stderr(settings)
+    try:
+        with open_keys(settings) as keys:
+            return _act_on_keys(asked, keys)
+    except ValueError as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 2
+    except (StorageUnavailable, StorageFull) as error:
+        print(f"rtprune: {error}", file=sys.stderr)
+        return 1
+
+
+def _act_on_keys(asked: argparse.Namespace, keys: Keys) -> int:
+    if asked.action == "add":
+        print(keys.add(**_given(asked, "name", "scope", "owner", "max_jobs", "pages_per_minute")))
+        print("rtprune: keep it; only its hash is stored", file=sys.stderr)
+        return 0
+    if asked.action == "revoke":
+        if not keys.revoke(asked.name):
+            raise ValueError(f"there is no key called {asked.name} that is valid")
+        return 0
+    print("name\towner\tscope\tmax jobs\tpages a minute\tmade\trevoked")
+    for key in keys.all():
+        limits = (key.max_jobs or "default", key.pages_per_minute or "any")
+        times = (_day(key.created_at), _day(key.revoked_at) if key.revoked_at else "")
+        print(key.name, key.owner, key.scope, *limits, *times, sep="\t")
+    return 0
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def _given(asked: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -119,6 +182,8 @@ def _serve(settings: Settings) -> int:
         print(f"rtprune: nothing can be kept in {settings.data_dir}: {error.strerror}", file=sys.stderr)
         return 2
     log_to_stderr(settings)
+    if not is_loopback(settings.host) and not _may_listen(settings):
+        return 2
     app = create_app(settings)
     config = uvicorn.Config(
         app,
@@ -126,15 +191,43 @@ def _serve(settings: Settings) -> int:
         port=settings.port,
         log_config=None,
         access_log=False,
-        http="h11",
+        http=connection_class(settings),
+        timeout_keep_alive=settings.keep_alive_s,
         ws="none",
+        proxy_headers=False,  # Proxies reads them, from those that are trusted
         lifespan="on",
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
+    # a thread that puts a large result together keeps the event loop waiting for so long, again and again
+    sys.setswitchinterval(SWITCH_S)
     server = _Server(config, lambda: let_go(app))
     server.run()
     return 0 if server.started else 1
+
+
+def _may_listen(settings: Settings) -> bool:
+    """Tell whether the service may listen where other machines reach it; say so if it is open to them."""
+    try:
+        with open_keys(settings) as keys:
+            if keys.all():
+                return True
+    except (StorageUnavailable, StorageFull) as error:
+        # it answers 503, then 401 until there is a key
+        logger.warning("API keys are not known yet", extra={"reason": str(error)})
+        return True
+    if settings.allow_open:
+        logger.warning(
+            "no API keys: anyone who reaches this service may use it; make one with: rtprune keys add NAME",
+            extra={"host": settings.host},
+        )
+        return True
+    print(
+        f"rtprune: {settings.host} can be reached by others and there are no API keys: make one with "
+        "`rtprune keys add NAME`, listen on 127.0.0.1, or set RTPRUNE_ALLOW_OPEN=true",
+        file=sys.stderr,
+    )
+    return False
 
 
 async def _parse_files(

@@ -4,7 +4,9 @@ ParseError
 ├── BadRequest              400  the body is not what its content type says
 ├── BadOption               400  an option is malformed, out of range or unknown to this checkpoint
 ├── UrlRefused              400  the address of the document or webhook may not be reached from here
-├── NotFound                404  no such address
+├── Unauthorized            401  the service asks for an API key, and this is none
+├── Forbidden               403  the API key's scope does not reach that far, or a web page elsewhere asks
+├── NotFound                404  no such address, or a job of somebody else
 ├── MethodNotAllowed        405  this address has other verbs
 ├── NotAcceptable           406  no answer in a type that the client accepts
 ├── UploadTimeout           408  the upload stalled
@@ -17,6 +19,7 @@ ParseError
 ├── TooManyPixels           413  a page no sensible resolution can bring under the limit
 ├── UnsupportedMediaType    415  the body is neither multipart/form-data nor application/json
 ├── UnsupportedFormat       415  the file is of a kind that is not read
+├── HostRefused             421  the service is not known by the name it was asked by
 ├── InvalidRequest          422  the request failed a check of the framework
 ├── EmptyFile               422  the file has no bytes
 ├── UnreadableFile          422  the file is damaged beyond reading
@@ -28,6 +31,7 @@ ParseError
 ├── UrlFailed               422  the document could not be fetched from its address
 ├── QueueFull               429  more pages wait than the limit
 ├── TooManyJobs             429  the client has too many unfinished jobs
+├── RateLimited             429  the API key has used up its pages of this minute
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
 ├── InternalError           500  a defect of the service
@@ -67,6 +71,14 @@ class BadOption(ParseError):
 
 class UrlRefused(ParseError):
     code, status, title = "url_refused", 400, "This address may not be reached"
+
+
+class Unauthorized(ParseError):
+    code, status, title = "unauthorized", 401, "An API key is needed"
+
+
+class Forbidden(ParseError):
+    code, status, title = "forbidden", 403, "This may not be asked for here"
 
 
 class NotFound(ParseError):
@@ -121,6 +133,10 @@ class UnsupportedFormat(ParseError):
     code, status, title = "unsupported_format", 415, "Files of this kind are not read"
 
 
+class HostRefused(ParseError):
+    code, status, title = "host_refused", 421, "The service is not known by this name"
+
+
 class InvalidRequest(ParseError):
     code, status, title = "invalid_request", 422, "The request failed validation"
 
@@ -163,6 +179,10 @@ class QueueFull(ParseError):
 
 class TooManyJobs(ParseError):
     code, status, retryable, title = "too_many_jobs", 429, True, "The client has too many unfinished jobs"
+
+
+class RateLimited(ParseError):
+    code, status, retryable, title = "rate_limited", 429, True, "The API key's pages a minute are used up"
 
 
 class PageFailed(ParseError):

@@ -10,6 +10,7 @@ from itertools import chain
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,18 +18,34 @@ from starlette.routing import Route
 from app.documents.safe_http import GuardedHttp
 from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
+from app.http.access import Access
+from app.http.front import Hosts, Proxies
 from app.http.middleware import Edge, answer_problem, routing_error
 from app.http.openapi import TAGS, Application
+from app.http.results import Results
 from app.http.routes import docs, health, parse
 from app.http.routes import jobs as job_routes
-from app.http.service import Service
+from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.api.supervisor import Supervisor
-from app.settings import Settings
+from app.settings import Settings, listed
 from app.telemetry import Metrics
 
 SPARE_THREADS = 16
+CORS_MAX_AGE_S = 600
+REQUEST_HEADERS = (
+    "Authorization",
+    "X-API-Key",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "X-Request-Id",
+)
+ANSWER_HEADERS = (
+    *("Location", "Retry-After", "X-Request-Id"),
+    *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
+)
 ROUTERS = (parse.router, job_routes.router, health.router, docs.router)
 
 
@@ -46,7 +63,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs = Jobs(settings, spool.tmp_dir)
         http = GuardedHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
-        app.state.service = Service(settings, metrics, jobs, spool, http, MetricsFeed(jobs.store))
+        access = Access(settings, jobs.keys)
+        app.state.service = Service(
+            settings, metrics, jobs, spool, http, access, MetricsFeed(jobs.store), Results(jobs)
+        )
         await jobs.start()
         if settings.embedded_worker:
             supervisor.start()
@@ -73,6 +93,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(ParseError, _parse_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    # the last one is the first that a request meets
+    if origins := listed(settings.cors_origins):
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=ANSWER_HEADERS,
+            max_age=CORS_MAX_AGE_S,
+        )
+    app.add_middleware(Hosts, settings=settings)
+    app.add_middleware(Proxies, settings=settings)
     app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
     return app
 
@@ -113,8 +145,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _methods_at(request: Request) -> list[str]:
     """Of all routes of an address: the router names those of the first alone."""
     methods: set[str] = set()
+    path = request.scope["path"].removeprefix(root_of(request))
     for route in chain(request.app.routes, *(router.routes for router in ROUTERS)):
-        if isinstance(route, Route) and route.path_regex.match(request.url.path):
+        if isinstance(route, Route) and route.path_regex.match(path):
             methods |= route.methods or set()
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 

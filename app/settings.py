@@ -4,6 +4,7 @@ import base64
 import binascii
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -20,12 +21,29 @@ PREFIX = "RTPRUNE_"
 NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
 """Variables with our prefix that are read elsewhere: by a worker, by the compose files."""
 
+ORIGIN = re.compile(r"https?://[^/?#@\s,]+")
+ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
+"""A prefix of addresses: nothing in it could be taken for another host."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def listed(text: str) -> list[str]:
+    """Split ``"a, b"`` into its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches a socket that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def allowed_networks(text: str) -> list[Network]:
     """``"10.0.0.0/8,fd00::/8"`` -> networks. Raise ``ValueError``."""
-    return [ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip()]
+    return [ipaddress.ip_network(part) for part in listed(text)]
 
 
 def allowed_ports(text: str) -> frozenset[int] | None:
@@ -79,6 +97,16 @@ class Settings(BaseSettings):
     """``postgresql://...`` for many machines. Empty: SQLite in the data folder."""
     blob_url: str = Field("", validation_alias=AliasChoices("RTPRUNE_BLOB_URL", "BLOB_URL"))
     """Where documents lie until they are read: a shared folder or ``s3://...``. Empty: the data folder."""
+    allow_open: bool = False
+    """Whether a service without API keys may listen beyond this machine: anyone who reaches it may use it."""
+    allowed_hosts: str = ""
+    """Names the service is asked by: ``ocr.example.com,*.example.org``, or ``*``. Empty: local ones."""
+    cors_origins: str = ""
+    """Web pages that may ask from a browser: ``https://app.example.com``. Empty: none."""
+    trusted_proxies: str = ""
+    """Networks whose ``X-Forwarded-For``, ``-Proto`` and ``-Prefix`` are believed: ``10.0.0.0/8,::1``."""
+    root_path: str = ""
+    """Path under which a proxy serves this: ``/ocr``. Links, ``Location`` and webhooks begin with it."""
     embedded_worker: bool = True
     """Whether the API starts and supervises a worker. ``false``: workers run elsewhere."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -120,7 +148,7 @@ class Settings(BaseSettings):
     max_queued_pages: int = Field(10_000, ge=1)
     """Accepted pages that wait, over all clients; more are refused with 429."""
     max_jobs_per_client: int = Field(64, ge=1)
-    """Unfinished jobs of one client: its API key, or else its address; more are refused with 429."""
+    """Unfinished jobs of an API key's owner, unless the key says otherwise, or of an address; then 429."""
     result_lifetime_s: float = Field(86_400.0, gt=0)
     """How long the result of an ended job is kept; then 410."""
     wait_s: float = Field(50.0, gt=0, le=3600)
@@ -132,6 +160,12 @@ class Settings(BaseSettings):
     max_pages_in_flight: int = Field(0, ge=0)
     """Pages a worker renders or reads at a time, over all documents; 0 chooses 8 on a CPU, 128 on a GPU."""
 
+    max_connections: int = Field(0, ge=0)
+    """Connections served at a time; more get 503. 0: as many as the limit of open files has room for."""
+    head_s: float = Field(10.0, gt=0)
+    """Longest time from a connection, or a request's first byte, to the end of the request's head."""
+    keep_alive_s: int = Field(30, ge=1)
+    """How long a connection is kept between two requests."""
     upload_idle_s: float = Field(30.0, gt=0)
     """Longest silence of a client while it uploads."""
     upload_deadline_s: float = Field(600.0, gt=0)
@@ -176,10 +210,25 @@ class Settings(BaseSettings):
     max_restart_delay_s: float = Field(30.0, gt=0)
     """Longest pause before the next start of a worker that keeps dying; the first pause is 0.2 s."""
 
-    @field_validator("url_allow")
+    @field_validator("url_allow", "trusted_proxies")
     @classmethod
     def _networks(cls, text: str) -> str:
         allowed_networks(text)
+        return text
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, text: str) -> str:
+        for origin in listed(text):
+            if ORIGIN.fullmatch(origin) is None:
+                raise ValueError("an origin is http:// or https:// with a host, and nothing after it")
+        return text
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path(cls, text: str) -> str:
+        if ROOT_PATH.fullmatch(text) is None:
+            raise ValueError("a path such as /ocr, without a slash at its end")
         return text
 
     @field_validator("url_ports")

@@ -20,6 +20,10 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 NOT_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 LOGGERS = ("rtprune", "app", "uvicorn")
 """Of which everything is logged that the level asks for."""
+REPEATING = ("asyncio", "uvicorn.error")
+"""What strangers can make these say, they can make them say a million times."""
+REPEAT_S = 60.0
+MAX_KINDS = 1000
 STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
 STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
@@ -57,6 +61,33 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class Seldom(logging.Filter):
+    """Lets a message pass once in ``REPEAT_S``, told by its first line: what a stranger causes fills no disk.
+
+    The next one that passes says how many did not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        said = str(record.msg).partition("\n")[0][:80]
+        now = time.monotonic()
+        passed_at, num_held = self._passed.get(said, (-REPEAT_S, 0))
+        if now - passed_at < REPEAT_S:
+            self._passed[said] = (passed_at, num_held + 1)
+            return False
+        if len(self._passed) >= MAX_KINDS:
+            self._passed.clear()
+        self._passed[said] = (now, 0)
+        if num_held:
+            record.held_back = num_held
+        return True
+
+
 def log_to_stderr(settings: Settings) -> None:
     """Send log lines to standard error, as JSON. For programs, not for importers.
 
@@ -65,6 +96,8 @@ def log_to_stderr(settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     level = logging.getLevelNamesMapping()[settings.log_level]
+    for name in REPEATING:
+        logging.getLogger(name).addFilter(Seldom())
     logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
     for name in LOGGERS:
         logging.getLogger(name).setLevel(level)

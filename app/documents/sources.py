@@ -1,14 +1,18 @@
-"""Bytes in: an upload is spooled to a file while it arrives, within limits."""
+"""Bytes in: an upload is spooled to a file while it arrives, within limits.
+
+Of a form the file alone is spooled; of JSON the whole body, which is then parsed in a thread.
+"""
 
 import asyncio
 import base64
-import binascii
+import contextlib
 import json
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -25,12 +29,21 @@ from app.errors import (
 from app.settings import MIB, Settings
 
 WRITE_BYTES = MIB
+DECODED_CHARS = MIB
+LARGE_BODY_BYTES = 4 * MIB
+JSON_BYTES_A_BYTE = 1.5
+"""Bytes of JSON for one of its file: base64 has 4 for 3, and some escape ``/`` and ``+``."""
+STRUCTURE = (b"{", b"[", b",", b'"')
+BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
 URL_FIELD = "url"
 NO_BASE64 = "file is not base64 of the standard alphabet, padded and without data: before it"
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
+
+_PARSING = threading.Semaphore(2)
+"""Large bodies that are parsed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +58,6 @@ class Upload:
     from_form: bool
 
 
-class _Body(Protocol):
-    """A request body being taken apart. ``feed`` gives the file's bytes as far as they are known."""
-
-    def feed(self, chunk: bytes) -> bytes | bytearray: ...
-
-    @property
-    def has_file(self) -> bool: ...
-
-    def finish(self) -> dict[str, Any]:
-        """The other fields. Raise ``BadRequest`` when the body ended too early."""
-
-
 async def receive(
     chunks: AsyncIterator[bytes],
     content_type: str,
@@ -66,36 +67,66 @@ async def receive(
     *,
     may_name_url: bool = False,
 ) -> Upload:
-    """Spool the file of a request to ``path``. Nothing but the form's few KiB is held in memory.
+    """Spool the file of a request to ``path``. Of a form, only its few KiB are held in memory.
 
     Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it stalls.
     """
-    body, max_body_bytes = _body(content_type, settings)
-    if content_length is not None and content_length > max_body_bytes:
-        raise TooLarge(f"the body has {content_length} bytes; a file may have {settings.max_upload_mib} MiB")
-    num_bytes = body_bytes = 0
-    buffer = bytearray()
-    # a file object of the event loop's thread, written in others: one write at a time, each awaited
-    with path.open("xb", buffering=0) as spooled:
-        async for chunk in _timely(chunks, settings):
-            body_bytes += len(chunk)
-            if body_bytes > max_body_bytes:  # of which little need be file: a form may go on after its end
-                raise TooLarge(f"the body is larger than a file of {settings.max_upload_mib} MiB needs")
-            buffer += body.feed(chunk)
-            if num_bytes + len(buffer) > settings.max_upload_bytes:
-                raise TooLarge(f"the file is larger than {settings.max_upload_mib} MiB")
-            if len(buffer) >= WRITE_BYTES:
-                full, buffer = buffer, bytearray()
-                num_bytes += await asyncio.to_thread(_write, spooled.write, full)
-        num_bytes += _write(spooled.write, buffer)
-    fields = body.finish()
-    from_form = isinstance(body, _Multipart)
-    if body.has_file:
+    kind, parameters = parse_options_header(content_type)
+    max_form_bytes = settings.max_form_kib * 1024
+    if kind == b"multipart/form-data":
+        body = _Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
+        form = _Multipart(parameters.get(b"boundary", b""), max_form_bytes)
+        await body.spool(path, form.feed)
+        fields, has_file = form.finish(), form.has_file
+    elif kind == b"application/json":
+        max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + max_form_bytes
+        await _Body(chunks, settings, max_bytes, content_length).spool(path)
+        fields, has_file = await asyncio.to_thread(_read_json, path, settings)
+    else:
+        raise UnsupportedMediaType("send multipart/form-data or application/json")
+    from_form = kind == b"multipart/form-data"
+    if has_file:
         return Upload(sniff_file(path), fields, from_form)
     if may_name_url and fields.get(URL_FIELD):
-        await asyncio.to_thread(path.unlink)
+        await asyncio.to_thread(path.unlink, missing_ok=True)
         return Upload(None, fields, from_form)
     raise BadRequest(_no_document(fields, from_form=from_form, may_name_url=may_name_url))
+
+
+class _Body:
+    """A request's body on its way to a file."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], settings: Settings, max_bytes: int, content_length: int | None
+    ) -> None:
+        if content_length is not None and content_length > max_bytes:
+            raise TooLarge(
+                f"the body has {content_length} bytes; a file may have {settings.max_upload_mib} MiB"
+            )
+        self._chunks = chunks
+        self._settings = settings
+        self._max_bytes = max_bytes
+
+    async def spool(self, path: Path, feed: Callable[[bytes], bytes | bytearray] | None = None) -> None:
+        """Write the body to a new file; with ``feed``, what that makes of each chunk: the file in a form."""
+        limit_mib = self._settings.max_upload_mib
+        num_bytes = body_bytes = 0
+        buffer = bytearray()
+        # a file object of the event loop's thread, written in others: one write at a time, each awaited
+        with path.open("xb", buffering=0) as spooled:
+            async for chunk in _timely(self._chunks, self._settings):
+                body_bytes += len(chunk)
+                if (
+                    body_bytes > self._max_bytes
+                ):  # of which little need be file: a form may go on after its end
+                    raise TooLarge(f"the body is larger than a file of {limit_mib} MiB needs")
+                buffer += chunk if feed is None else feed(chunk)
+                if feed is not None and num_bytes + len(buffer) > self._settings.max_upload_bytes:
+                    raise TooLarge(f"the file is larger than {limit_mib} MiB")
+                if len(buffer) >= WRITE_BYTES:
+                    full, buffer = buffer, bytearray()
+                    num_bytes += await asyncio.to_thread(_write, spooled.write, full)
+            _write(spooled.write, buffer)
 
 
 def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
@@ -124,20 +155,6 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
         if chunk is None:
             return
         yield chunk
-
-
-def _body(content_type: str, settings: Settings) -> tuple[_Body, int]:
-    """A fresh body of this content type, and the most bytes it may have."""
-    kind, parameters = parse_options_header(content_type)
-    max_form_bytes = settings.max_form_kib * 1024
-    if kind == b"multipart/form-data":
-        return _Multipart(parameters.get(b"boundary", b""), max_form_bytes), (
-            settings.max_upload_bytes + max_form_bytes
-        )
-    if kind == b"application/json":
-        # base64 has four bytes for three; JSON may spell a character of it in six
-        return _Json(max_form_bytes), settings.max_upload_bytes * 8 + max_form_bytes
-    raise UnsupportedMediaType("send multipart/form-data or application/json")
 
 
 class _Multipart:
@@ -244,95 +261,53 @@ class _Multipart:
         self._ended = True
 
 
-class _Json:
-    """A JSON object: the base64 string at ``file`` goes to disk while it arrives, the rest is small and kept.
+def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Parse the JSON body at ``path`` and put its file in the body's place, in a thread.
 
-    The rest, with an empty string in the file's place, is parsed by ``json`` at the end: so this scanner
-    decides nothing but where the file's string begins and ends.
+    Return the other fields, and whether there is a file. A large body is a few times in memory meanwhile.
     """
-
-    def __init__(self, max_form_bytes: int) -> None:
-        self._max_form_bytes = max_form_bytes
-        self._rest = bytearray()
-        self._depth = 0
-        self._string_start = -1
-        """Where the string that is open begins in ``_rest``; -1 outside strings."""
-        self._escaped = False
-        self._key: bytes | None = None
-        """The last string at depth 1; a ``:`` after it makes it the key."""
-        self._at_file = self._in_file = self.has_file = False
-        self._file = _Base64()
-
-    def feed(self, chunk: bytes) -> bytes:
-        data = bytearray()
-        at = 0
-        while at < len(chunk):
-            if self._in_file:
-                at, decoded = self._feed_file(chunk, at)
-                data += decoded
-            else:
-                self._feed_rest(chunk[at])
-                at += 1
-        return bytes(data)
-
-    def finish(self) -> dict[str, Any]:
-        if self._in_file:
-            raise BadRequest("the JSON body ends inside the file")
+    with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
+        body = path.read_bytes()
+        path.unlink()
+        # base64 has none of these. Each may become an object of 60 bytes, so their number is limited before
+        if sum(map(body.count, STRUCTURE)) > settings.max_form_kib * 1024:
+            raise TooLarge("the JSON besides the file is too large")
         try:
-            fields = json.loads(self._rest, object_pairs_hook=_no_duplicates)
+            fields = json.loads(body, object_pairs_hook=_no_duplicates)
         except (ValueError, RecursionError) as error:
             raise BadRequest("the body is not well-formed JSON") from error
-        if not isinstance(fields, dict) or (FILE_FIELD in fields and not self.has_file):
+        del body
+        if not isinstance(fields, dict):
             raise BadRequest(NO_JSON_FILE)
-        fields.pop(FILE_FIELD, None)
-        return fields
+        has_file = FILE_FIELD in fields
+        text = fields.pop(FILE_FIELD, None)
+        _check_rest(fields, settings)
+        if has_file:
+            if not isinstance(text, str):
+                raise BadRequest(NO_JSON_FILE)
+            decode_base64(text, path, settings)
+        return fields, has_file
 
-    def _feed_file(self, chunk: bytes, at: int) -> tuple[int, bytes]:
-        # a quote ends the string: base64 has no \" and _Base64 refuses it
-        end = chunk.find(b'"', at)
-        if end < 0:
-            return len(chunk), self._file.feed(chunk[at:])
-        data = self._file.feed(chunk[at:end]) + self._file.finish()
-        self._rest += b'"'
-        self._in_file = self._at_file = False
-        return end + 1, data
 
-    def _feed_rest(self, byte: int) -> None:
-        if len(self._rest) >= self._max_form_bytes:
-            raise TooLarge("the JSON besides the file is too large")
-        self._rest.append(byte)
-        if self._string_start >= 0:
-            self._feed_string(byte)
-        elif byte == ord('"'):
-            self._string_start = len(self._rest) - 1
-            if self._at_file and self._depth == 1:
-                self._begin_file()
-        elif byte in b"{[":
-            self._depth += 1
-            self._at_file = False
-            if self._depth > MAX_JSON_DEPTH:
-                raise BadRequest("the JSON is nested too deeply")
-        elif byte in b"}]":
-            self._depth -= 1
-        elif byte == ord(":"):
-            self._at_file = self._depth == 1 and self._key == FILE_FIELD.encode()
-        elif byte == ord(","):
-            self._at_file = False
+def _check_rest(fields: dict[str, Any], settings: Settings) -> None:
+    try:
+        depth = _depth(fields)
+    except RecursionError:
+        depth = MAX_JSON_DEPTH + 1
+    if depth > MAX_JSON_DEPTH:
+        raise BadRequest("the JSON is nested too deeply")
+    if len(json.dumps(fields)) > settings.max_form_kib * 1024:
+        raise TooLarge("the JSON besides the file is too large")
 
-    def _feed_string(self, byte: int) -> None:
-        if self._escaped:
-            self._escaped = False
-        elif byte == ord("\\"):
-            self._escaped = True
-        elif byte == ord('"'):
-            self._key = bytes(self._rest[self._string_start + 1 : -1]) if self._depth == 1 else None
-            self._string_start = -1
 
-    def _begin_file(self) -> None:
-        if self.has_file:
-            raise BadOption("file is given twice")
-        self.has_file = self._in_file = True
-        self._string_start = -1
+def _depth(value: Any) -> int:
+    """Count how deep lists and objects lie in each other."""
+    match value:
+        case dict():
+            return 1 + max(map(_depth, value.values()), default=0)
+        case list():
+            return 1 + max(map(_depth, value), default=0)
+    return 0
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -342,50 +317,31 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-JSON_ESCAPE_CHARS = 6
-INCOMPLETE_ESCAPE = re.compile(rb"\\(u[0-9A-Fa-f]{0,3})?\Z")
+def decode_base64(text: str, path: Path, settings: Settings) -> None:
+    """Write what base64 stands for to a new file, in a thread. Raise ``BadOption`` or ``TooLarge``.
 
-
-class _Base64:
-    """Base64 inside a JSON string, decoded while it arrives.
-
-    JSON may escape ``/`` and ``+``, and some encoders do; others break lines. Both are read.
+    Piece by piece: other threads have their turn in between. Some encoders break lines, which are read.
     """
-
-    def __init__(self) -> None:
-        self._tail = b""
-        self._ended = False
-
-    def feed(self, text: bytes) -> bytes:
-        text = self._tail + text
-        cut = INCOMPLETE_ESCAPE.search(text, max(0, len(text) - JSON_ESCAPE_CHARS))
-        escaped, self._tail = (text[: cut.start()], text[cut.start() :]) if cut else (text, b"")
-        plain = self._unescape(escaped).translate(None, b"\r\n")
-        whole = len(plain) // 4 * 4
-        self._tail = plain[whole:] + self._tail
-        return self._decode(plain[:whole])
-
-    def finish(self) -> bytes:
-        if self._tail:
-            raise BadOption("file is not base64: its length is no multiple of 4")
-        return b""
-
-    def _unescape(self, text: bytes) -> bytes:
-        if b"\\" not in text:
-            return text
-        try:
-            plain: str = json.loads(b'"' + text + b'"')
-            return plain.encode("ascii")
-        except ValueError as error:
-            raise BadOption(NO_BASE64) from error
-
-    def _decode(self, text: bytes) -> bytes:
-        if not text:
-            return b""
-        if self._ended:
-            raise BadOption("file is not base64: there is more after its padding")
-        self._ended = text.endswith(b"=")
-        try:
-            return base64.b64decode(text, validate=True)
-        except binascii.Error as error:
-            raise BadOption(NO_BASE64) from error
+    num_bytes = 0
+    left = ""
+    with path.open("xb") as file:
+        for at in range(0, len(text), DECODED_CHARS):
+            left += text[at : at + DECODED_CHARS].replace("\n", "").replace("\r", "")
+            whole = len(left) // 4 * 4
+            piece, left = left[:whole], left[whole:]
+            if piece.endswith("=") and (left or text[at + DECODED_CHARS :].strip("\r\n")):
+                raise BadOption("file is not base64: there is more after its padding")
+            try:
+                data = base64.b64decode(piece, validate=True)
+            except ValueError as error:
+                raise BadOption(NO_BASE64) from error
+            num_bytes += len(data)
+            if num_bytes > settings.max_upload_bytes:
+                raise TooLarge(f"the file is larger than {settings.max_upload_mib} MiB")
+            file.write(data)
+    if left:
+        raise BadOption(
+            NO_BASE64
+            if BASE64.fullmatch(left) is None
+            else "file is not base64: its length is no multiple of 4"
+        )

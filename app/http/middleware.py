@@ -29,6 +29,8 @@ def problem_response(error: ParseError, retry_after_s: int) -> Response:
     problem = Problem.of(error, request_id.get() or "unknown")
     wait_s = error.retry_after_s or (retry_after_s if error.status in {429, 503} else None)
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
 
 
@@ -61,6 +63,12 @@ class Edge:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
+        except ParseError as error:  # of what is decided before routing, or while an answer is sent
+            if exchange.status:  # the server breaks it off, which the client sees
+                logger.warning("an answer was broken off", extra={"reason": str(error)})
+                return
+            response = problem_response(error, self._retry_after_s)
+            await response(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             # The time for requests is over. The server would log a traceback, and answer a bare 500.
             if not _is_ending(scope):
@@ -73,8 +81,8 @@ class Edge:
         ):  # the outermost boundary: a defect is logged whole, and answered without its details
             logger.exception("request failed")
             if exchange.status == 0:
-                error = InternalError("the service failed; its log has the reason")
-                response = problem_response(error, self._retry_after_s)
+                defect = InternalError("the service failed; its log has the reason")
+                response = problem_response(defect, self._retry_after_s)
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self._record(scope, exchange)
@@ -118,6 +126,8 @@ class _Exchange:
         self._send = send
         has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._body_pending = has_body
+        # two lengths: a proxy in front may believe the other one, and take what follows for another request
+        self._must_close = "transfer-encoding" in headers and "content-length" in headers
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -131,7 +141,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.id
             headers["X-Content-Type-Options"] = "nosniff"
-            if self._body_pending:
+            if self._body_pending or self._must_close:
                 headers["Connection"] = "close"
         elif self._body_pending and not message.get("more_body", False):
             # The client is still sending. The answer is complete for it now, by its length; only then stop.

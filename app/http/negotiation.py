@@ -22,6 +22,12 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
     return best
 
 
+def accepts_gzip(accept_encoding: str | None) -> bool:
+    """Tell whether a client takes an answer compressed as gzip: it has to say so."""
+    codings = [_media_range(part) for part in (accept_encoding or "").split(",")]
+    return any(coding in {"gzip", "x-gzip"} and quality > 0 for coding, quality in codings)
+
+
 def _media_range(part: str) -> tuple[str, float]:
     """``text/*;q=0.5`` -> its type and quality. Parameters other than q narrow nothing that is offered."""
     media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))

@@ -10,7 +10,16 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.errors import ParseError, all_errors
+from app.errors import (
+    Forbidden,
+    HostRefused,
+    InternalError,
+    ParseError,
+    StorageFull,
+    StorageUnavailable,
+    Unauthorized,
+    all_errors,
+)
 from app.http.schemas.examples import FORM, JSON_BODY, URL_BODY
 from app.http.schemas.parse import OptionFields
 from app.http.schemas.problem import Problem
@@ -28,6 +37,15 @@ TAGS = [
     {"name": "service", "description": "Liveness, readiness, metrics."},
 ]
 
+REFUSALS = (Unauthorized, Forbidden, HostRefused, InternalError, StorageUnavailable, StorageFull)
+"""What any route may answer that asks for a key."""
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has any."},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
+}
+SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"header": []}]
+"""None at all is the first: a service without keys asks for none."""
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -36,8 +54,10 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        components[Problem.__name__] = Problem.model_json_schema()
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {})[Problem.__name__] = Problem.model_json_schema()
+        components["securitySchemes"] = SECURITY_SCHEMES
+        document["security"] = SECURITY
         return document
 
 

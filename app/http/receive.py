@@ -9,8 +9,9 @@ from starlette.requests import Request
 from app.documents.formats import Source, sniff_file
 from app.documents.sources import Upload, receive
 from app.errors import BadOption, UnsupportedMediaType
+from app.http.access import caller_of
 from app.http.schemas.parse import OptionFields
-from app.http.service import Service, client_of, note_job
+from app.http.service import Service, note_job
 from app.jobs.api.submission import Submission
 from app.jobs.blobs import disk_errors
 from app.jobs.job import Job
@@ -57,7 +58,8 @@ async def submit(
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
-    submission = replace(submission, client=client_of(request), idempotency_key=key)
+    caller = caller_of(request)
+    submission = replace(submission, client=caller.client, key=caller.key, idempotency_key=key)
     job, is_new = await service.jobs.submit(source, fields.options(service.settings), submission)
     note_job(request, job.id)
     return job, is_new

@@ -1,7 +1,6 @@
 """What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,8 @@ from starlette.requests import Request
 from app.documents.safe_http import GuardedHttp
 from app.documents.spool import Spool
 from app.errors import NotReady, Overloaded
+from app.http.access import Access
+from app.http.results import Results
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.settings import Settings
@@ -26,7 +27,9 @@ class Service:
     jobs: Jobs
     spool: Spool
     http: GuardedHttp
+    access: Access
     meter: MetricsFeed
+    results: Results
     is_ending: bool = field(default=False, init=False)
     """The process ends as soon as its requests are answered."""
     _num_documents: int = field(default=0, init=False)
@@ -76,8 +79,7 @@ def note_job(request: Request, job_id: str) -> None:
     request.scope["job_id"] = job_id
 
 
-def client_of(request: Request) -> str:
-    """Who asks: a hash of the API key, or else of the address. Keys themselves are kept nowhere."""
-    key = request.headers.get("authorization") or request.headers.get("x-api-key")
-    address = request.client.host if request.client else ""
-    return hashlib.sha256(f"key:{key}".encode() if key else f"address:{address}".encode()).hexdigest()[:32]
+def root_of(request: Request) -> str:
+    """Return the path that a proxy puts before every address of this service: ``/ocr``, or nothing."""
+    root: str = request.scope.get("root_path", "")
+    return root

@@ -226,11 +226,14 @@ class Store:
 
     # --- what clients ask
 
-    def job(self, job_id: str) -> Job:
-        """Raise ``NotFound``, or ``Expired`` when nothing but its name is left."""
+    def job(self, job_id: str, client: str | None = None) -> Job:
+        """Raise ``NotFound``, or ``Expired`` when nothing but its name is left.
+
+        ``client``: a job of anybody else is not found.
+        """
         with self.reading() as c:
             row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
-        if row is None:
+        if row is None or client not in {None, row["client"]}:
             raise NotFound("there is no such job")
         if not row["options"]:
             raise Expired("the job ended longer ago than results are kept")
@@ -249,10 +252,12 @@ class Store:
             return int(c.execute(query).scalar_one())
 
     def listed(
-        self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
+        self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """Jobs of a client, newest first, after a cursor of (created_at, id)."""
-        query = sa.select(jobs).where(jobs.c.client == client, jobs.c.options != "")
+        """Jobs of a client (``None``: of all), newest first, after a cursor of (created_at, id)."""
+        query = sa.select(jobs).where(jobs.c.options != "")
+        if client is not None:
+            query = query.where(jobs.c.client == client)
         if status is not None:
             query = query.where(jobs.c.status == status)
         if before is not None:
@@ -280,11 +285,12 @@ class Store:
         with self.reading() as c:
             return [PageEvent(row.seq, decode_page(row.result)) for row in c.execute(query)]
 
-    def results(self, job_id: str) -> tuple[PageResult, ...]:
-        """Finished pages in document order."""
-        query = sa.select(pages.c.result).where(pages.c.job_id == job_id).order_by(pages.c.page)
+    def results(self, job_id: str, after: int = -1, limit: int | None = None) -> tuple[PageResult, ...]:
+        """Finished pages in document order, those after a page's index and at most ``limit``."""
+        query = sa.select(pages.c.result).where(pages.c.job_id == job_id, pages.c.page > after)
         with self.reading() as c:
-            return tuple(decode_page(text) for text in c.execute(query).scalars())
+            found = c.execute(query.order_by(pages.c.page).limit(limit)).scalars()
+            return tuple(decode_page(text) for text in found)
 
     def pages_done(self, since: float, limit: int) -> list[tuple[str, int, float, str]]:
         """Job, page, time and result (JSON) of pages of all jobs that were finished from ``since`` on."""

@@ -83,6 +83,21 @@ workers = sa.Table(
 )
 
 
+# Who may ask. A revoked key keeps its row: a service that once had keys does not open when the last one goes
+keys = sa.Table(
+    "rtprune_keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("hash", sa.Text, nullable=False, unique=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("max_jobs", sa.Integer),
+    sa.Column("pages_per_minute", sa.Integer),
+    sa.Column("busy_until", sa.Double, nullable=False, default=0.0),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("revoked_at", sa.Double),
+)
+
 ADDED_COLUMNS = (
     (jobs, jobs.c.num_incomplete),
     (jobs, jobs.c.visual_tokens),

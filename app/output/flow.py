@@ -16,6 +16,9 @@ SENTENCE_END = re.compile(r"[.!?:;…。！？]['\"”’»)\]*_]*$")  # noqa: R
 NUMERIC = re.compile(r"[-+(]?[^\w\s]?\s?[0-9][0-9.,\s]*\s?[%)\w]{0,3}")
 MAX_TABLE_SHIFT = 80
 """By how much the sides of a table that goes on differ, in thousandths of the page."""
+MAX_TEXT_CHARS = 20_000
+MAX_TABLE_CHARS = 200_000
+"""What is larger goes on in one of its own: all of it is looked through with each page that it grows by."""
 TABLE_ENDS = ("</tbody></table>", "</table>")
 
 
@@ -27,6 +30,11 @@ def joined(last: Part, first: Part) -> Part | None:
     if not (breaks_off(last) and begins_in_a_sentence(first)):
         return None
     return replace(last, markdown=flowed((last.markdown, first.markdown)))
+
+
+def may_grow(part: Part) -> bool:
+    """Tell whether a part is small enough for more pages to be joined to it."""
+    return len(part.markdown) < (MAX_TABLE_CHARS if _is_table(part.markdown) else MAX_TEXT_CHARS)
 
 
 def breaks_off(part: Part) -> bool:

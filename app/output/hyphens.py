@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-_BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]$")
+_BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]")
 
 
 def flowed(lines: Sequence[str]) -> str:
@@ -35,7 +35,7 @@ def _going_on(before: str, after: str) -> str | None:
     The hyphen stays where it may be part of the word: in compounds of several parts, before capitals and
     digits.
     """
-    match = _BROKEN.search(before)
+    match = _BROKEN.fullmatch("" if before[-1:].isspace() else before.rsplit(None, 1)[-1]) if before else None
     if match is None or not after[0].isalnum():
         return None
     part = match[1]

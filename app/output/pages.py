@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.document import AnswerOptions, PageResult
-from app.output.flow import joined
+from app.output.flow import joined, may_grow
 from app.output.math import with_dollars
 from app.output.parts import Part, parts_of
 from app.output.plain import to_plain
@@ -81,7 +81,13 @@ def join_pages(pages: Sequence[PageResult], options: AnswerOptions) -> Joined:
         last = entries[-1] if entries else None
         if options.page_marks == "rule" and entries and (kept or page.shortfall):
             entries.append(Rule())
-        elif options.join_pages and kept and isinstance(last, Part) and _goes_on(above, page):
+        elif (
+            options.join_pages
+            and kept
+            and isinstance(last, Part)
+            and _goes_on(above, page)
+            and may_grow(last)
+        ):
             whole = joined(last, kept[0])
             if whole is not None:
                 entries[-1], kept = whole, kept[1:]

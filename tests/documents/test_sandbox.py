@@ -138,7 +138,7 @@ def test_pages_are_read_where_decoders_cannot_be_confined(
 ) -> None:
     change, expected = REFUSED[kind]
     child = tmp_path / "child.py"
-    child.write_text(f"from app import confined, sandbox\n{change}\nconfined.main()\n")
+    child.write_text(f"from app.documents.raster import confined, sandbox\n{change}\nconfined.main()\n")
     monkeypatch.setattr(
         rasterizers_module, "python_module", lambda _, *arguments: [sys.executable, str(child), *arguments]
     )

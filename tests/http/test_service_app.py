@@ -53,7 +53,7 @@ class FakeWorker:
         return Done(job.id, index, encode_page(page), bool(code), "fake")
 
 
-CLIENT = hashlib.sha256(b"key:Bearer test").hexdigest()[:32]
+CLIENT = hashlib.sha256(b"address:127.0.0.1").hexdigest()[:32]
 
 
 def ask(tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/v1/parse") -> httpx.Response:
@@ -62,10 +62,9 @@ def ask(tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/
 
     async def exchange() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        headers = {"Authorization": "Bearer test"}
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             jobs = app.state.service.jobs
             working = asyncio.create_task(worker.run(jobs))

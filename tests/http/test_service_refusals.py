@@ -22,6 +22,7 @@ CASES: dict[str, Answer] = {
         "/v1/parse", content=b"{", headers={"Content-Type": "application/json"}
     ),
     "bad_option": lambda server: server.parse(image_bytes(), dpy=3),
+    "host_refused": lambda server: server.http.get("/docs", headers={"Host": "rebound.example.com"}),
     "not_found": lambda server: server.http.get("/v2/parse"),
     "method_not_allowed": lambda server: server.http.get("/v1/parse"),
     "not_acceptable": lambda server: server.parse(image_bytes(), headers={"Accept": "image/png"}),
@@ -44,6 +45,7 @@ TESTED_ELSEWHERE = {
     *("document_failed", "internal_error", "invalid_request", "page_too_long"),
     *("url_refused", "url_failed", "idempotency_conflict", "not_finished", "job_cancelled", "expired"),
     *("queue_full", "too_many_jobs", "storage_unavailable", "storage_full"),
+    *("unauthorized", "forbidden", "rate_limited"),
 }
 
 
@@ -196,7 +198,8 @@ def test_a_body_that_is_compressed_is_named_as_such(server: Server) -> None:
 
 def test_no_request_is_sent_elsewhere(server: Server) -> None:
     for address in ("/v1/parse/", "/v1/jobs/", "/livez/"):
-        response = server.http.post(address, files={"file": image_bytes()}, headers={"Host": "elsewhere"})
+        headers = {"Host": "elsewhere.localhost"}
+        response = server.http.post(address, files={"file": image_bytes()}, headers=headers)
         assert (response.status_code, response.json()["code"]) == (404, "not_found")
         assert "location" not in response.headers
 

@@ -74,7 +74,7 @@ def test_an_upload_that_is_not_over_in_time_is_told_so(tmp_path: Path) -> None:
     server = Server(tmp_path, shutdown_grace_s=1).wait_ready()
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as stalled:
         stalled.sendall(
-            b"POST /v1/parse HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+            b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
             b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
         )
         eventually(lambda: server.metric("rtprune_documents_in_flight") == 1)
@@ -96,7 +96,7 @@ def test_an_upload_that_is_over_in_time_is_accepted(tmp_path: Path) -> None:
     body += b"\r\n--b--\r\n"
     with socket.create_connection(("127.0.0.1", server.port), PATIENCE_S) as slow:
         slow.sendall(
-            b"POST /v1/parse HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body[:20]
         )
@@ -117,7 +117,7 @@ def test_a_service_that_ends_takes_no_more_documents(tmp_path: Path) -> None:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             accepted = await client.post("/v1/jobs", files={"file": image_bytes()})
             let_go(app)

@@ -136,9 +136,7 @@ def test_delete_cancels_within_a_moment_and_frees_the_model(client: Client) -> N
 def test_a_repeated_request_is_the_same_job(client: Client) -> None:
     data = image_bytes(size=(71, 40))
     first = client.accepted(data)
-    assert client.accepted(data) == first
-    assert client.accepted(data, mode="tiny") != first
-    assert client.submit(data, headers={"X-API-Key": "another"}).json()["id"] != first
+    assert client.accepted(data) != first, "without API keys, the same address may be another client's"
     key = {"Idempotency-Key": "k1"}
     keyed = client.submit(data, headers=key).json()["id"]
     assert keyed != first
@@ -160,20 +158,17 @@ def test_a_result_asked_for_too_early_says_when_to_come_again(client: Client) ->
 
 
 def test_jobs_are_listed_by_pages(client: Client) -> None:
-    headers = {"Authorization": "Bearer lister"}
-    ids = [
-        client.submit(image_bytes(size=(80 + number, 40)), headers=headers).json()["id"]
-        for number in range(5)
-    ]
+    ids = [client.accepted(image_bytes(size=(80 + number, 40))) for number in range(5)]
     address: str | None = "/v1/jobs?limit=2"
     seen: list[str] = []
     while address is not None:
-        page = client.http.get(address, headers=headers).json()
+        page = client.http.get(address).json()
         seen += [job["id"] for job in page["jobs"]]
         address = page.get("next")
-    assert seen == ids[::-1]
+    assert seen[:5] == ids[::-1]
+    assert len(set(seen)) == len(seen)
     client.ended(ids[-1])
-    [listed] = client.http.get("/v1/jobs?limit=1", headers=headers).json()["jobs"]
+    [listed] = client.http.get("/v1/jobs?limit=1").json()["jobs"]
     assert listed.keys() == client.http.get(f"/v1/jobs/{listed['id']}").json().keys()
     for cursor in (b"nonsense", b"1 \0", b"\xff", b"nan " + b"0" * 32):
         after = base64.urlsafe_b64encode(cursor).decode()
@@ -207,18 +202,15 @@ def test_parse_gives_a_job_to_who_has_waited_enough(client: Client) -> None:
 
 def leave(client: Client, data: bytes, **fields: str) -> str:
     """Ask for slow pages and go away; the job that it was."""
-    headers = {"Authorization": f"Bearer {len(data)} {fields}"}
     with pytest.raises(httpx.ReadTimeout):
         client.http.post(
             "/v1/parse",
             files={"file": data},
             data={"prompt": '{"delay_s": 2}', "dpi": "36", **fields},
-            headers=headers,
             timeout=1,
         )
-    jobs = client.http.get("/v1/jobs", headers=headers).json()["jobs"]
-    assert len(jobs) == 1
-    return str(jobs[0]["id"])
+    [newest] = client.http.get("/v1/jobs?limit=1").json()["jobs"]
+    return str(newest["id"])
 
 
 def test_a_client_that_leaves_cancels_one_page_unless_it_asked_otherwise(client: Client) -> None:

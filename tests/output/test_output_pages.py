@@ -13,6 +13,7 @@ from output_pieces import SOUP
 
 from app.document import AnswerOptions, Failure, PageResult, ParseOptions
 from app.jobs.job import _OPTIONS, decode_page, encode_options, encode_page
+from app.output.flow import MAX_TEXT_CHARS
 from app.output.markdown import to_markdown
 from app.output.pages import Joined, join_pages
 
@@ -261,3 +262,12 @@ def test_joined_pages_have_no_live_html(texts: list[tuple[bool, str]], headers: 
             if inner.type in ("html_block", "html_inline"):
                 for start in re.finditer("<(?=[A-Za-z/!?])", inner.content):
                     assert ALLOWED.match(inner.content, start.start()), html.escape(inner.content)
+
+
+def test_what_never_ends_is_not_joined_without_end() -> None:
+    """Joining looks through what it joins to: without a limit, 2,000 such pages took minutes."""
+    pages = [page(index, ("text", BODY, f"{word} goes on " * 500)) for index, word in enumerate("abcdef")]
+    text = markdown(*pages)
+    assert text.count("goes on") == 3000
+    longest = max(map(len, text.split("\n\n")))
+    assert MAX_TEXT_CHARS <= longest < MAX_TEXT_CHARS + 2 * 9000

@@ -60,7 +60,7 @@ class Server:
         def port() -> int | None:
             assert self.process.poll() is None, self.noise
             for line in list(self.log):
-                if match := re.search(r"running on http://127\.0\.0\.1:(\d+)", str(line["message"])):
+                if match := re.search(r"running on http://[\d.]+:(\d+)", str(line["message"])):
                     return int(match[1])
             return None
 

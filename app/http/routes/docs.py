@@ -8,7 +8,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from app.errors import StorageFull, StorageUnavailable
 from app.http.openapi import FORM_DATA
+from app.http.service import root_of, service_of
 
 router = APIRouter()
 
@@ -17,19 +19,23 @@ PAGE = """<!doctype html>
 <h1>{title}</h1>
 <p>{text}</p>
 <h2>Try it</h2>
-<form method="post" action="{path}" enctype="multipart/form-data">
+<form method="post" action="{root}{path}" enctype="multipart/form-data">
 {fields}
 <p><button>{summary}</button></p>
 </form>
-<p>What is left empty counts as not given. The answer is JSON; as Markdown, from the command line:</p>
+{asks}<p>What is left empty counts as not given. The answer is JSON; as Markdown, from the command line:</p>
 <pre>curl -F file=@document.pdf -H 'Accept: text/markdown' {address}{path}</pre>
 <h2>Addresses</h2>
 <table>
 {rows}
 </table>
-<p><a href="/openapi.json">openapi.json</a> has every field, limit and error.</p>
+<p><a href="{root}/openapi.json">openapi.json</a> has every field, limit and error.</p>
 </body></html>
 """
+ASKS_FOR_KEY = (
+    "<p>This service asks for an API key, which this form cannot send: use the command line, with "
+    "<code>-H 'Authorization: Bearer KEY'</code>.</p>\n"
+)
 FIELD = '<p><label>{name}<br>{control}</label><br><small id="{name}-means">{description}</small></p>'
 HTML_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; form-action 'self'; base-uri 'none'; "
@@ -55,12 +61,21 @@ async def docs(request: Request) -> Response:
         title=escape(info["title"]),
         text=escape(info["description"]),
         path=TRIED,
+        root=escape(root_of(request)),
+        asks=ASKS_FOR_KEY if await _has_keys(request) else "",
         summary=escape(action["summary"]),
         fields=form_fields(action["requestBody"]["content"][FORM_DATA]["schema"]),
         address=escape(str(request.base_url).rstrip("/")),
         rows=rows,
     )
     return HTMLResponse(page, headers=HTML_HEADERS)
+
+
+async def _has_keys(request: Request) -> bool:
+    try:
+        return await service_of(request).access.has_keys()
+    except (StorageUnavailable, StorageFull):  # the page is of use all the same
+        return False
 
 
 def form_fields(schema: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.documents.raster.sandbox import Sandbox
 from app.errors import NotReady, StorageFull, StorageUnavailable
-from app.http.openapi import problems
+from app.http.access import needs
+from app.http.openapi import REFUSALS, problems
 from app.http.service import service_of
 
 router = APIRouter(tags=["service"])
@@ -50,7 +51,12 @@ async def readyz(request: Request) -> ReadyShape:
 
 
 @router.get(
-    "/metrics", operation_id="get_metrics", summary="Prometheus metrics", response_class=PlainTextResponse
+    "/metrics",
+    operation_id="get_metrics",
+    summary="Prometheus metrics",
+    dependencies=[needs("read")],
+    response_class=PlainTextResponse,
+    responses=problems(*REFUSALS),
 )
 async def metrics(request: Request) -> Response:
     service = service_of(request)

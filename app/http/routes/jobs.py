@@ -2,7 +2,6 @@
 
 import binascii
 import math
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -14,16 +13,17 @@ from starlette.responses import Response
 
 from app.documents.safe_http import parse_url
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
+from app.http.access import caller_of, needs
+from app.http.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered, shown
+from app.http.connected import while_connected
 from app.http.negotiation import negotiate
 from app.http.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.http.receive import fetched, receive_document, submit
-from app.http.routes.parse import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
 from app.http.schemas.examples import job_example
 from app.http.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
 from app.http.schemas.parse import AnswerFields, DocumentShape, PageShape
-from app.http.service import Service, client_of, service_of
+from app.http.service import Service, root_of, service_of
 from app.jobs.api.jobs import JOB_ID
-from app.jobs.api.outcome import raise_if_unread
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
 
@@ -48,15 +48,11 @@ LAST_EVENT_ID = {
 }
 
 
-async def shown(service: Service, job: Job) -> JobShape:
-    position = await service.jobs.position(job)
-    return JobShape.of(job, position, service.settings.result_lifetime_s, time.time())
-
-
 @router.post(
     "/v1/jobs",
     operation_id="create_job",
     summary="Accept a document, to be parsed later",
+    dependencies=[needs("submit")],
     status_code=202,
     response_model=JobShape,
     responses={
@@ -78,9 +74,11 @@ async def create(request: Request) -> Response:
         if fields.webhook is not None:
             await _check_webhook(service, fields.webhook)
         source = upload.source or await fetched(service, str(fields.url), path)
-        submission = Submission("", fields.priority, fields.webhook, repeatable=True)
+        # without keys, clients behind one address cannot be told apart: each has a job of its own
+        is_known = caller_of(request).key is not None
+        submission = Submission("", fields.priority, fields.webhook, repeatable=is_known)
         job, _ = await submit(request, service, source, fields, submission)
-    return await accepted(service, job)
+    return await accepted(request, service, job)
 
 
 async def _check_webhook(service: Service, url: str) -> None:
@@ -94,6 +92,7 @@ async def _check_webhook(service: Service, url: str) -> None:
     "/v1/jobs",
     operation_id="list_jobs",
     summary="Jobs of this client, newest first",
+    dependencies=[needs("read")],
     response_model_exclude_none=True,  # as a job alone is shown
     responses={
         200: {"description": "Jobs.", "content": example({"jobs": [job_example()]})},
@@ -102,11 +101,15 @@ async def _check_webhook(service: Service, url: str) -> None:
 )
 async def listed(request: Request, asked: Annotated[ListFields, Query()]) -> JobListShape:
     service = service_of(request)
-    jobs = await service.jobs.listed(client_of(request), asked.status, _cursor(asked.after), asked.limit + 1)
+    jobs = await service.jobs.listed(
+        caller_of(request).lists, asked.status, _cursor(asked.after), asked.limit + 1
+    )
     page, more = jobs[: asked.limit], jobs[asked.limit :]
     query = f"&status={asked.status}" if asked.status else ""
-    following = f"/v1/jobs?limit={asked.limit}{query}&after={_encoded(page[-1])}" if more else None
-    return JobListShape(jobs=[await shown(service, job) for job in page], next=following)
+    following = (
+        f"{root_of(request)}/v1/jobs?limit={asked.limit}{query}&after={_encoded(page[-1])}" if more else None
+    )
+    return JobListShape(jobs=[await shown(request, job) for job in page], next=following)
 
 
 def _encoded(job: Job) -> str:
@@ -130,12 +133,13 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     "/v1/jobs/{job_id}",
     operation_id="get_job",
     summary="How far a job is",
+    dependencies=[needs("read")],
     response_model=JobShape,
     responses=ONE_JOB,
 )
 async def status(request: Request, job_id: str) -> Response:
     service = service_of(request)
-    shape = await shown(service, await service.jobs.job(job_id))
+    shape = await shown(request, await service.jobs.job(job_id, caller_of(request).sees))
     return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
 
 
@@ -143,13 +147,14 @@ async def status(request: Request, job_id: str) -> Response:
     "/v1/jobs/{job_id}",
     operation_id="cancel_job",
     summary="Cancel a job",
+    dependencies=[needs("submit")],
     response_model=JobShape,
     responses=ONE_JOB,
 )
 async def cancel(request: Request, job_id: str) -> Response:
     """Stops within one decode step. A job that has ended stays as it is."""
     service = service_of(request)
-    shape = await shown(service, await service.jobs.cancel(job_id))
+    shape = await shown(request, await service.jobs.cancel(job_id, caller_of(request).sees))
     return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
 
 
@@ -157,6 +162,7 @@ async def cancel(request: Request, job_id: str) -> Response:
     "/v1/jobs/{job_id}/result",
     operation_id="get_result",
     summary="What came of a job",
+    dependencies=[needs("read")],
     response_model=DocumentShape,
     responses={200: READ, **problems()},
 )
@@ -164,16 +170,17 @@ async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Q
     """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here."""
     service = service_of(request)
     media_type = negotiate(request.headers.get("accept"), OFFERS)
-    job = await service.jobs.job(job_id)
-    document = await service.jobs.document(job)
-    raise_if_unread(document)
-    return answered(document, media_type, asked.over(job.options.answer))
+    job = await service.jobs.job(job_id, caller_of(request).sees)
+    making = service.results.of(job, media_type, asked.over(job.options.answer))
+    made = await while_connected(request, making)
+    return await answered(request, made, media_type)
 
 
 @router.get(
     "/v1/jobs/{job_id}/events",
     operation_id="follow_job",
     summary="Pages as they are finished, as server-sent events",
+    dependencies=[needs("read")],
     response_class=EventSourceResponse,
     responses={
         200: {"description": "Events.", "content": {EVENTS: {**TEXT, "example": EVENTS_EXAMPLE}}},
@@ -185,12 +192,12 @@ async def events(request: Request, job_id: str) -> Response:
     """``page`` for every page, with its number of arrival as id; ``end`` with the job when it has ended."""
     service = service_of(request)
     after = _last_event_id(request.headers.get("last-event-id") or "0")
-    await service.jobs.job(job_id)
+    await service.jobs.job(job_id, caller_of(request).sees)
     if "head" in request.scope:  # which does not wait for the end of events that it does not show
         return Response(media_type=EVENTS)
     # by itself it would break the stream off, in the middle of an event if need be
     return EventSourceResponse(
-        _events(service, job_id, after),
+        _events(request, job_id, after),
         ping=PING_S,
         shutdown_grace_period=ENDING_S,
     )
@@ -203,11 +210,12 @@ def _last_event_id(text: str) -> int:
     return int(text)
 
 
-async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+async def _events(request: Request, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    service = service_of(request)
     try:
         async for event in service.jobs.watcher.events(job_id, after):
             if isinstance(event, Job):
-                shape = await shown(service, event)
+                shape = await shown(request, event)
                 body = shape.model_dump_json(exclude_none=True)
                 yield ServerSentEvent(body, event="end", id=str(event.num_done + 1))
                 return

@@ -105,8 +105,8 @@ class JobShape(BaseModel):
     links: LinksShape
 
     @classmethod
-    def of(cls, job: Job, position: int | None, lifetime_s: float, now: float) -> Self:
-        address = f"/v1/jobs/{job.id}"
+    def of(cls, job: Job, position: int | None, lifetime_s: float, now: float, root_path: str = "") -> Self:
+        address = f"{root_path}/v1/jobs/{job.id}"
         return cls(
             id=job.id,
             status=job.status,

@@ -10,6 +10,7 @@ import logging
 import re
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +39,7 @@ from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
 from app.jobs.job import Job, NewJob
+from app.jobs.keys import Key, Keys, spend_pages
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.notifications import open_notifications
 from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
@@ -179,14 +181,20 @@ class Jobs:
             batch_pages=self._settings.batch_pages,
         )
 
+        limits = self._limits
+        if submission.key is not None and submission.key.max_jobs is not None:
+            limits = replace(limits, max_jobs_per_client=submission.key.max_jobs)
+
         def enqueue(connection: sa.Connection, new: NewJob) -> None:
+            if submission.key is not None:
+                spend_pages(connection, submission.key, new.num_pages)
             options = batch_options(new.id, 0, new.num_pages, priority=new.priority)
             arguments = batch_arguments(new.id, new.num_pages, new.batch_pages, priority=new.priority)
             client.enqueue_in_transaction(connection, options, *arguments)
 
         known: str | None = None
         try:
-            known = self.store.accept(job, self._limits, enqueue)
+            known = self.store.accept(job, limits, enqueue)
         except BaseException:
             self._discard(blob)
             raise
@@ -207,19 +215,27 @@ class Jobs:
 
     # --- what clients ask
 
-    async def job(self, job_id: str) -> Job:
-        """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime."""
+    def keys(self) -> list[Key]:
+        """Read all API keys, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        self._connected()
+        return Keys(self.store).all()
+
+    async def job(self, job_id: str, client: str | None = None) -> Job:
+        """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime.
+
+        ``client``: a job of anybody else is not found.
+        """
         if JOB_ID.fullmatch(job_id) is None:  # nor is every text one that a database takes
             raise NotFound("there is no such job")
-        job = await promptly(self.store.job, job_id)
+        job = await promptly(self.store.job, job_id, client)
         if job.finished_at is not None and job.finished_at + self._settings.result_lifetime_s < time.time():
             raise Expired("the job ended longer ago than results are kept")
         return job
 
     async def listed(
-        self, client: str, status: str | None, before: tuple[float, str] | None, limit: int
+        self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """Jobs of a client whose results are kept, newest first, after a cursor."""
+        """Jobs of a client (``None``: of all) whose results are kept, newest first, after a cursor."""
         return await promptly(self.store.listed, client, status, before, limit)
 
     async def queue(self) -> Queue:
@@ -228,14 +244,19 @@ class Jobs:
     async def position(self, job: Job) -> int | None:
         return await promptly(self.store.position, job) if job.status == "queued" else None
 
-    async def cancel(self, job_id: str) -> Job:
-        """Stop a job within one decode step; one that has ended stays as it is."""
-        await self.job(job_id)
+    async def cancel(self, job_id: str, client: str | None = None) -> Job:
+        """Stop a job within one decode step; one that has ended stays as it is. ``client`` as for ``job``."""
+        await self.job(job_id, client)
         await promptly(self.store.cancel, job_id)
         return await self.job(job_id)
 
     async def document(self, job: Job) -> ParsedDocument:
         """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
+        await self.raise_if_no_document(job)
+        return await asyncio.to_thread(self.read_document, job)
+
+    async def raise_if_no_document(self, job: Job) -> None:
+        """Raise the job's own error, ``NotFinished`` or ``JobCancelled``."""
         if job.is_open:
             queue = await self.queue()
             raise NotFinished("the job has not ended yet", queue.seconds(job.num_pages - job.num_done))
@@ -243,7 +264,10 @@ class Jobs:
             raise JobCancelled("the job was cancelled")
         if job.failure is not None:
             raise job.failure.error()
-        pages = await asyncio.to_thread(self.store.results, job.id)
+
+    def read_document(self, job: Job) -> ParsedDocument:
+        """Read all pages of an ended job, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        pages = self.store.results(job.id)
         total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
         return ParsedDocument(job.id, job.model, _status(job), pages, {"total": total_ms})
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from app.document import ParseOptions
 from app.jobs.job import encode_options
+from app.jobs.keys import Key
 from app.jobs.queues import DEFAULT_PRIORITY
 
 
@@ -19,6 +20,8 @@ class Submission:
     idempotency_key: str | None = None
     repeatable: bool = False
     """Whether a job with the same document and options will do."""
+    key: Key | None = None
+    """The API key it comes with, whose limits hold."""
 
     def request_hash(self, content: str, options: ParseOptions) -> str:
         """Of everything that a job with the same key must have in common."""

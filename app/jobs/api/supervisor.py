@@ -24,6 +24,8 @@ FIRST_RESTART_DELAY_S = 0.2
 STEADY_S = 10.0
 """A worker that lived for this long starts again without growing delay."""
 CLOSE_GRACE_S = 5.0
+HELD_UP_S = 0.5
+"""A check that comes this late says nothing of the worker: silence is measured while this process listens."""
 WORKER_SHARE = 0.9
 """Of the machine's memory, where no limit is set."""
 UNUSABLE_STATUS = 3
@@ -135,8 +137,11 @@ class Supervisor:
         """Kill a worker that outgrew its memory, fell silent, or never finishes loading."""
         was_ready = False
         while True:
+            slept_at = asyncio.get_running_loop().time()
             await asyncio.sleep(self._settings.worker_check_s)
             now = asyncio.get_running_loop().time()
+            if now - slept_at > self._settings.worker_check_s + HELD_UP_S:
+                continue  # our own loop stood still: what the worker said meanwhile is still to be read
             if not was_ready:
                 with contextlib.suppress(StorageUnavailable, StorageFull):
                     phase = await self._phase()

@@ -31,6 +31,7 @@ class Webhooks:
 
     def __init__(self, settings: Settings, store: Store, http: GuardedHttp) -> None:
         self._keys = webhook_keys(settings.webhook_secret)
+        self._root_path = settings.root_path
         self._store = store
         self._http = http
         self._posting = asyncio.Semaphore(MAX_POSTS)
@@ -46,7 +47,7 @@ class Webhooks:
         return outcome != "retrying"
 
     async def _post(self, job: Job, url: str) -> str:
-        body = _body(job)
+        body = _body(job, self._root_path)
         timestamp = int(time.time())
         signed = [signature(key, job.id, timestamp, body) for key in self._keys]
         headers = {
@@ -67,7 +68,8 @@ class Webhooks:
         return "delivered" if 200 <= status < 300 else "retrying"
 
 
-def _body(job: Job) -> bytes:
+def _body(job: Job, root_path: str) -> bytes:
+    address = f"{root_path}/v1/jobs/{job.id}"
     data = {
         "id": job.id,
         "status": job.status,
@@ -77,6 +79,6 @@ def _body(job: Job) -> bytes:
             "failed": job.num_failed,
             "incomplete": job.num_incomplete,
         },
-        "links": {"self": f"/v1/jobs/{job.id}", "result": f"/v1/jobs/{job.id}/result"},
+        "links": {"self": address, "result": f"{address}/result"},
     }
     return json.dumps({"type": "job.ended", "timestamp": job.finished_at, "data": data}).encode()

@@ -1,0 +1,141 @@
+"""API keys: who may ask for what, and how much. Only hashes of keys are kept."""
+
+import hashlib
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from app.errors import RateLimited
+from app.jobs.database import migrate_dbos, open_engine, storage_errors
+from app.jobs.store import Store
+from app.jobs.tables import keys, now
+from app.settings import Settings
+
+Scope = Literal["read", "submit", "admin"]
+"""What a key may do; each includes those before it. ``admin`` also sees the jobs of others."""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+KEY_PREFIX = "rtp_"
+KEY_BYTES = 32  # nobody guesses one, so a fast hash keeps it safe
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key without its secret. ``None`` as a limit: that of the service, or none."""
+
+    name: str
+    hash: str
+    owner: str
+    """Whose jobs these are: keys with the same owner share them, and a new key takes over from an old one."""
+    scope: Scope
+    max_jobs: int | None
+    pages_per_minute: int | None
+    created_at: float
+    revoked_at: float | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Key":
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+
+    def reaches(self, scope: Scope) -> bool:
+        """Tell whether the key's scope includes this one."""
+        return SCOPES.index(self.scope) >= SCOPES.index(scope)
+
+
+def key_hash(secret: str) -> str:
+    """Hash a key as it is stored."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Keys:
+    """The table of keys. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def all(self) -> list[Key]:
+        """List every key that was ever made, revoked ones too, oldest first."""
+        with self._store.reading() as c:
+            return [
+                Key.of(dict(row)) for row in c.execute(sa.select(keys).order_by(keys.c.created_at)).mappings()
+            ]
+
+    def add(
+        self,
+        name: str,
+        scope: Scope = "submit",
+        owner: str | None = None,
+        max_jobs: int | None = None,
+        pages_per_minute: int | None = None,
+    ) -> str:
+        """Make a key and return its secret, which is shown this once. Raise ``ValueError`` for a bad name."""
+        owner = owner or name
+        if not (NAME.fullmatch(name) and NAME.fullmatch(owner)):
+            raise ValueError("a name has 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
+        if scope not in SCOPES:
+            raise ValueError(f"a scope is one of {', '.join(SCOPES)}")
+        if any(limit is not None and limit < 1 for limit in (max_jobs, pages_per_minute)):
+            raise ValueError("a limit is at least 1")
+        secret = KEY_PREFIX + secrets.token_urlsafe(KEY_BYTES)
+        try:
+            with self._store.writing(durable=True) as c:
+                c.execute(
+                    sa.insert(keys).values(
+                        name=name,
+                        hash=key_hash(secret),
+                        owner=owner,
+                        scope=scope,
+                        max_jobs=max_jobs,
+                        pages_per_minute=pages_per_minute,
+                        created_at=now(c),
+                    )
+                )
+        except IntegrityError as error:
+            raise ValueError(f"there is, or was, a key called {name}; a name is used once") from error
+        return secret
+
+    def revoke(self, name: str) -> bool:
+        """Let a key open nothing any more. False when there is no such key, or it was revoked before."""
+        with self._store.writing(durable=True) as c:
+            valid = sa.update(keys).where(keys.c.name == name, keys.c.revoked_at.is_(None))
+            return bool(c.execute(valid.values(revoked_at=now(c))).rowcount)
+
+
+def spend_pages(c: sa.Connection, key: Key, num_pages: int) -> None:
+    """Take pages from a key's minute, within the transaction that accepts them. Raise ``RateLimited``.
+
+    ``busy_until`` is when all pages so far are paid for at the key's rate. It may lie a minute ahead. A
+    document of more pages than a minute has is let in when nothing is owed, and then paid for.
+    """
+    if key.pages_per_minute is None:
+        return
+    busy_until = sa.select(keys.c.busy_until).where(keys.c.name == key.name).with_for_update()
+    at = now(c)
+    owed_s = max(0.0, float(c.execute(busy_until).scalar_one()) - at)
+    cost_s = num_pages * MINUTE_S / key.pages_per_minute
+    over_s = owed_s + cost_s - MINUTE_S
+    if over_s > 0 and owed_s > 0:
+        wait_s = int(min(over_s, owed_s)) + 1
+        raise RateLimited(f"this key may have {key.pages_per_minute} pages a minute", wait_s)
+    c.execute(sa.update(keys).where(keys.c.name == key.name).values(busy_until=at + owed_s + cost_s))
+
+
+@contextmanager
+def open_keys(settings: Settings) -> Iterator[Keys]:
+    """The keys of the service with these settings, for programs. Its tables are made if they are missing."""
+    store = Store(open_engine(settings))
+    try:
+        with storage_errors():
+            migrate_dbos(settings)
+            store.migrate()
+        yield Keys(store)
+    finally:
+        store.close()

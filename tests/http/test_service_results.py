@@ -1,0 +1,126 @@
+"""Results of many pages: in pieces, compressed, whole or broken off."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from jobs_client import Client
+from service_client import A4, Server, pdf_bytes
+
+from app.document import AnswerOptions, ParsedDocument
+from app.errors import Expired
+from app.http.negotiation import accepts_gzip
+from app.http.results import CHUNK_CHARS, Result, chunks, compressed
+from app.http.schemas.parse import DocumentShape
+from app.jobs.database import open_engine
+from app.jobs.store import Store
+from app.settings import Settings
+
+NUM_PAGES = 60
+HEAD = "<|ref|>text<|/ref|><|det|>[[400, 10, 600, 30]]<|/det|>Annual report\n\n"
+TEXT = (
+    '<|ref|>text<|/ref|><|det|>[[50, 100, 900, 900]]<|/det|>Words, "pages":[], \\(x<y\\) ' + "and more " * 300
+)
+READERS = pytest.mark.parametrize("fields", [{}, {"math": "dollar", "headers": "keep", "page_marks": "rule"}])
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    from service_client import serving
+
+    with serving(tmp_path_factory.mktemp("data")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def job_id(running: Server) -> str:
+    client = Client(running)
+    prompt = {"text": HEAD + TEXT, "fail_on": [7]}
+    job_id = client.accepted(pdf_bytes(*[A4] * NUM_PAGES), dpi=36, prompt=prompt)
+    client.ended(job_id)
+    return job_id
+
+
+@pytest.fixture
+def store(running: Server) -> Iterator[Store]:
+    opened = Store(open_engine(Settings(data_dir=running.data_dir)))
+    yield opened
+    opened.close()
+
+
+@READERS
+def test_a_result_in_pieces_is_the_document(
+    server: Server, job_id: str, store: Store, fields: dict[str, Any]
+) -> None:
+    job = store.job(job_id)
+    pages = store.results(job_id)
+    total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
+    document = ParsedDocument(job_id, job.model, "partial", pages, {"total": total_ms})
+    options = replace(AnswerOptions(), **fields)
+    expected = DocumentShape.of(document, options)
+    assert any(block.type == "page_header" for block in expected.pages[3].blocks)
+    address = f"/v1/jobs/{job_id}/result"
+    plain = server.http.get(address, params=fields, headers={"Accept-Encoding": "identity"})
+    assert plain.text == expected.model_dump_json()
+    assert len(plain.text) > CHUNK_CHARS * 2
+    assert "content-length" not in plain.headers
+    assert "content-encoding" not in plain.headers
+    packed = server.http.get(address, params=fields, headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.headers["vary"] == "Accept, Accept-Encoding"
+    assert packed.text == plain.text
+    head = server.http.head(address, params=fields)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["rtprune-pages"] == f"total={NUM_PAGES}, failed=1, incomplete=0"
+
+
+@pytest.mark.parametrize("media_type", ["text/markdown", "text/plain"])
+def test_text_is_the_same_compressed(server: Server, job_id: str, media_type: str) -> None:
+    address = f"/v1/jobs/{job_id}/result"
+    texts = [
+        server.http.get(address, headers={"Accept": media_type, "Accept-Encoding": coding}).text
+        for coding in ("gzip", "identity")
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0].count("and more") == (NUM_PAGES - 1) * 300
+
+
+def test_small_results_have_a_length_and_are_not_compressed(server: Server) -> None:
+    answer = server.parse(pdf_bytes(A4), dpi=36)
+    assert "content-encoding" not in answer.headers
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    json.loads(answer.text)
+
+
+def test_a_result_whose_pages_go_while_it_is_sent_is_broken_off(job_id: str, store: Store) -> None:
+    job = store.job(job_id)
+    result = Result("partial", job, {}, '{"pages":[', "]}", NUM_PAGES + 1)
+    with pytest.raises(Expired):
+        list(result.pieces(store))
+
+
+def test_pieces_are_gathered_and_none_is_lost() -> None:
+    pieces = ["é" * 10, "", "x" * (CHUNK_CHARS * 2), "end"]
+    parts = list(chunks(iter(pieces)))
+    assert b"".join(parts).decode() == "".join(pieces)
+    assert len(parts) == 2
+    assert gzip.decompress(b"".join(compressed(parts))).decode() == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("accept", "taken"),
+    [
+        (None, False),
+        ("", False),
+        ("gzip", True),
+        ("br, GZIP;q=0.5", True),
+        ("gzip;q=0", False),
+        ("identity, *", False),
+        ("x-gzip", True),
+    ],
+)
+def test_who_takes_gzip_says_so(accept: str | None, taken: bool) -> None:
+    assert accepts_gzip(accept) == taken

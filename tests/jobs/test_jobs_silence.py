@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from app.jobs.api import supervisor
 from app.jobs.api.supervisor import Supervisor
 from app.jobs.notifications import Notifications
 from app.settings import Settings

@@ -5,8 +5,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
@@ -26,21 +24,6 @@ REPEAT_S = 60.0
 MAX_KINDS = 1000
 STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
 STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-
-
-class Stopwatch:
-    """Milliseconds by name: ``with watch("prune"): ...``. A name that is used twice adds up."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - started) * 1000
 
 
 class JsonFormatter(logging.Formatter):

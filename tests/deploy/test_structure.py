@@ -43,6 +43,11 @@ def test_the_service_knows_nothing_of_what_is_around_it() -> None:
     assert not [name for name in names if name.split(".")[0] in OUTSIDE]
 
 
+def test_training_knows_no_benchmark() -> None:
+    names = {name for path in modules("training") for name in imported(path)}
+    assert not [name for name in names if name.split(".")[0] in {"benchmarks", "tests"}]
+
+
 def test_a_reader_of_whole_pages_needs_no_pocket() -> None:
     code = "import sys, app.ocr.engine.engine, app.ocr.models.deepseek; print('app.pocket' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -22,7 +22,7 @@ from app.jobs.leases import WorkerState
 from app.jobs.worker.page_store import Done, PageStore
 from app.main import create_app
 from app.settings import Settings
-from app.telemetry import JsonFormatter, Stopwatch
+from app.telemetry import JsonFormatter
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -140,15 +140,6 @@ def test_logs_are_json_with_what_was_added() -> None:
     assert '"message": "a b"' in line
     assert '"page": 3' in line
     assert "\n" not in line
-
-
-def test_a_stopwatch_adds_up() -> None:
-    watch = Stopwatch()
-    for _ in range(2):
-        with watch("prune"):
-            pass
-    assert set(watch.ms) == {"prune"}
-    assert watch.ms["prune"] >= 0
 
 
 def rows(page: str, first_heading: str) -> dict[str, list[str]]:

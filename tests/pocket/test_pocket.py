@@ -16,9 +16,9 @@ from app.output import markdown
 from app.output.checks import Checks, check_page
 from app.pocket.opening import load_pocket
 from app.readers import open_reader
+from benchmarks.accuracy.card import write_card
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section
-from training.card import write_card
 from training.errors_in_text import character_error_rate
 from training.sample import PAGES
 from training.settings import load_settings

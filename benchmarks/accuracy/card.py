@@ -1,6 +1,6 @@
 """Write the card of an exported checkpoint from what training and benchmarks/accuracy recorded.
 
-python -m training.card --accuracy benchmarks/results/accuracy.json --checkpoint app/pocket/weights
+python -m benchmarks.accuracy.card --accuracy benchmarks/results/accuracy.json --checkpoint app/pocket/weights
 """
 
 import argparse

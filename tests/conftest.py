@@ -1,6 +1,7 @@
 """Databases that tests of jobs run on, and a service that tests of HTTP ask."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +13,37 @@ from service_client import Server, serving
 from app.settings import Settings
 
 NewDatabase = Callable[[], str]
+OF_THE_MACHINE = re.compile(r"GPU|processor|kernel here|permitted|only root|is not here|shared|C libraries")
+"""Why a test is skipped that no package can help; other skips are failures with ``RTPRUNE_NO_SKIPS=1``."""
+_skipped: list[str] = []
 
 if not Path("/dev/nvidiactl").exists():
     # read when Triton is first imported: without a card its kernels are interpreted
     os.environ.setdefault("TRITON_INTERPRET", "1")
 collect_ignore = [] if find_spec("triton") else ["engine/test_cuda_kernels.py"]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if (
+        report.skipped
+        and isinstance(report.longrepr, tuple)
+        and not OF_THE_MACHINE.search(report.longrepr[2])
+    ):
+        _skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End with an error where a test was skipped for want of something that could be installed."""
+    if _skipped and os.environ.get("RTPRUNE_NO_SKIPS") == "1":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _skipped and os.environ.get("RTPRUNE_NO_SKIPS") == "1":
+        terminalreporter.section("skipped, which is a failure here")
+        for line in _skipped:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -23,13 +23,19 @@ if not Path("/dev/nvidiactl").exists():
 collect_ignore = [] if find_spec("triton") else ["engine/test_cuda_kernels.py"]
 
 
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if not OF_THE_MACHINE.search(reason):
+            _skipped.append(f"{report.nodeid}: {reason}")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if (
-        report.skipped
-        and isinstance(report.longrepr, tuple)
-        and not OF_THE_MACHINE.search(report.longrepr[2])
-    ):
-        _skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
+    _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    _note_skip(report)
 
 
 @pytest.hookimpl(trylast=True)

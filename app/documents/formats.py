@@ -1,4 +1,4 @@
-"""What kind of document a file is, from its first bytes alone: names and content types lie."""
+"""Recognise a document's format by its first bytes alone: names and content types lie."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -130,7 +130,7 @@ class _Body:
 
 
 def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
-    """What a request lacks, and what it has instead: the name is what clients get wrong."""
+    """Say that the request has no document, and what it has instead: clients mistake the name."""
     lacking = "the form has no part called file" if from_form else NO_JSON_FILE
     instead = ", ".join(name[:40] for name in fields) or "nothing"
     return f"{lacking}{', nor an address at url' if may_name_url else ''}; there is {instead}"
@@ -253,7 +253,7 @@ class _Multipart:
             raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
 
     def _refusal(self, error: ParseError) -> ParseError:
-        """Of a part's content: the document under a name that is not its own is the likeliest reason."""
+        """Explain a refused part: the likeliest reason is a document under a wrong name."""
         misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {FILE_FIELD}"
         return BadOption(misnamed) if self._is_file else error
 

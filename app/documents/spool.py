@@ -1,4 +1,4 @@
-"""Where uploads lie while they are read: a folder of this process, gone with it, or swept by the next one."""
+"""Keep uploads while they are read, in a folder of this process that goes with it or is swept later."""
 
 import contextlib
 import fcntl
@@ -23,7 +23,7 @@ class Spool:
 
     @classmethod
     def open(cls, data_dir: Path) -> Self:
-        """Make a folder, and remove those of processes that are gone."""
+        """Make a folder, and remove folders of processes that are gone."""
         root = (data_dir / "spool").resolve()
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():

@@ -1,4 +1,4 @@
-"""Where documents lie until they are read: the data folder, or whatever fsspec reaches, such as ``s3://``."""
+"""Keep documents until they are read: in the data folder, or anywhere fsspec reaches, such as ``s3://``."""
 
 import contextlib
 import errno

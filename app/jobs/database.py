@@ -68,7 +68,7 @@ def database_url(settings: Settings) -> str:
 
 
 def open_engine(settings: Settings) -> sa.Engine:
-    """Our engine. ``for_writing`` and ``for_reading`` make of it what transactions and queries are run on."""
+    """Open our database. ``for_writing`` and ``for_reading`` make transactions and queries of it."""
     url = database_url(settings)
     if not url.startswith("sqlite"):
         return _postgres_engine(url)
@@ -145,7 +145,7 @@ def _postgres_engine(url: str) -> sa.Engine:
 
     @event.listens_for(engine, "checkout")
     def checkout(connection: Any, record: Any, _proxy: Any) -> None:
-        """What ``pool_pre_ping`` does for every transaction, which is a round trip, where it may help."""
+        """Test a connection only where it may be broken: ``pool_pre_ping`` costs a round trip each time."""
         if time.monotonic() - record.info.get("used_at", math.inf) > PING_AFTER_S:
             try:
                 engine.dialect.do_ping(connection)
@@ -177,7 +177,7 @@ def _unixepoch(*arguments: str) -> float | int:
 
 
 async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What takes milliseconds, in a thread. A database that hangs is one that is away.
+    """Run a short query in a thread. A database that hangs counts as one that is away.
 
     Raise ``StorageUnavailable`` or ``StorageFull``.
     """

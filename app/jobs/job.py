@@ -1,4 +1,4 @@
-"""The nouns of jobs: what was asked for, how far it is, what came of it."""
+"""The nouns of jobs: the request, its progress, its outcome."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What is accepted: everything a worker needs. ``pages``: disjoint 0-based ranges, never expanded."""
+    """An accepted job: everything a worker needs. ``pages``: disjoint 0-based ranges, never expanded."""
 
     id: str
     client: str

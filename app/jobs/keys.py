@@ -29,7 +29,7 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key without its secret. ``None`` as a limit: that of the service, or none."""
+    """An API key without its secret. ``None`` as a limit: the service's default, or none."""
 
     name: str
     hash: str

@@ -28,7 +28,7 @@ EXPIRY_BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker says of itself. ``modes``: view layouts that its model has, once it is loaded."""
+    """A worker's report of itself. ``modes``: view layouts of its model, once it is loaded."""
 
     id: str
     host: str
@@ -43,13 +43,13 @@ class WorkerState:
 
 
 class Leases:
-    """Who is alive, and what is to be done for those who are not."""
+    """Know which workers are alive, and take over from those that are not."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def renew(self, worker: WorkerState, lease_s: float = LEASE_S) -> None:
-        """Take or prolong a lease. One that expired is taken again: whoever adopted its work keeps that."""
+        """Take or prolong a lease. One that expired is taken again; work that others adopted stays theirs."""
         with self._store.writing() as c:
             row = {
                 "host": worker.host,
@@ -78,7 +78,7 @@ class Leases:
         ]
 
     def state(self, worker_id: str) -> WorkerState | None:
-        """What a worker says, ``None`` while it holds no lease."""
+        """Return a worker's report; ``None`` while it holds no lease."""
         return next((worker for worker in self.alive() if worker.id == worker_id), None)
 
     def claim_expired(self, own_id: str) -> str | None:

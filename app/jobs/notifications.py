@@ -37,7 +37,7 @@ MAX_UNSENT_BYTES = 2**16
 
 
 class Notifications:
-    """Of one process. This class alone reaches only that process itself; its children reach others."""
+    """Notifications inside one process. Subclasses reach other processes."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -62,7 +62,7 @@ class Notifications:
             self._loop.call_soon_threadsafe(self._tell, topic, list(names))
 
     def pause_s(self, poll_s: float) -> float:
-        """How long to wait for a wake-up before looking all the same."""
+        """Return how long to wait for a notification before looking all the same."""
         return max(poll_s, RELAXED_POLL_S) if self.arriving else poll_s
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""What is known of jobs. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
+"""Store jobs. Each method is a transaction; it raises ``StorageUnavailable`` or ``StorageFull``."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,7 +61,7 @@ Tell = Callable[[Topic, Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may be waiting: pages over all clients, unfinished jobs of one client."""
+    """Limits of waiting work: pages over all clients, unfinished jobs of one client."""
 
     max_queued_pages: int
     max_jobs_per_client: int
@@ -77,14 +77,14 @@ class Queue:
     pages_per_s: float
 
     def seconds(self, num_pages: int) -> int:
-        """How long that many pages take at the measured speed, for Retry-After."""
+        """Estimate how long that many pages take at the measured speed, for Retry-After."""
         if self.pages_per_s <= 0:
             return DEFAULT_RETRY_S
         return int(min(MAX_RETRY_S, max(1.0, num_pages / self.pages_per_s + 0.999)))
 
 
 class Store:
-    """Jobs; and transactions for whoever writes of pages and leases. ``tell`` hears what others wait for."""
+    """Jobs, and transactions for writers of pages and leases. ``tell`` notifies followers."""
 
     def __init__(self, engine: sa.Engine, tell: Tell = lambda *_: None) -> None:
         self._engine = engine
@@ -240,7 +240,7 @@ class Store:
         return Job.of(dict(row))
 
     def position(self, job: Job) -> int | None:
-        """How many queued jobs go before this one; ``None`` when it is not queued."""
+        """Count the queued jobs before this one; ``None`` if it is not queued."""
         if job.status != "queued":
             return None
         before = sa.or_(
@@ -340,7 +340,7 @@ class Store:
         return job
 
     def has_work(self, queue: str) -> bool:
-        """Whether work can be queued there: in those for pages, while a job is unfinished."""
+        """Tell whether a queue can have work; queues of pages have none while no job is unfinished."""
         if queue not in _UNFINISHED:
             return True
         with self.reading() as c:

@@ -1,4 +1,4 @@
-"""Our tables, in one database with those of DBOS. Times: seconds since 1970 on the database's clock."""
+"""Define our tables, in one database with those of DBOS. Times: seconds since 1970, database clock."""
 
 import time
 
@@ -110,7 +110,7 @@ ADDED_COLUMNS = (
 
 
 def dbos_workflows(dialect: str) -> sa.TableClause:
-    """What DBOS knows of queued work. Only read: it has no way of its own to ask what is first in a queue."""
+    """Describe DBOS's table of workflows. Only read: DBOS cannot tell what is first in a queue."""
     names = ("workflow_uuid", "queue_name", "status", "priority", "created_at", "application_version")
     schema = None if dialect == "sqlite" else "dbos"
     return sa.table("workflow_status", *map(sa.column, names), schema=schema)
@@ -127,7 +127,7 @@ def create_or_upgrade(connection: sa.Connection) -> None:
 
 
 def now(connection: sa.Connection) -> float:
-    """The database's clock: machines disagree, a lease must not. SQLite's is that of this machine."""
+    """Return the database's clock: machines disagree, a lease must not. SQLite's is this machine's."""
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())

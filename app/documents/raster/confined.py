@@ -52,7 +52,7 @@ PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg2K", "Jpeg", "Png", "Tiff", "WebP")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a reader, and each program that it starts, may use."""
+    """Limits of a reader and of each program that it starts."""
 
     max_mib: int
     cpu_s: int

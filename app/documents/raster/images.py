@@ -103,7 +103,7 @@ def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int
 
 
 def loses_detail(own_px: float, shown_px: int) -> bool:
-    """Whether a picture of so many pixels a side is shown with so many fewer that print may be lost."""
+    """Tell whether a picture is shown with so many fewer pixels that print may be lost."""
     return own_px > CLEARLY_MORE * shown_px and shown_px < READABLE_PX
 
 
@@ -123,7 +123,7 @@ def _announced_size(path: str, file_format: str) -> tuple[int, int]:
 
 
 def _num_halvings(path: str) -> int:
-    """How often a JPEG 2000 picture can be halved while it is decoded."""
+    """Count how often a JPEG 2000 picture can be halved while it is decoded."""
     with Path(path).open("rb") as file:
         head = file.read(HEAD_BYTES)
     at = head.find(b"\xff\x4f\xff\x51") + 2  # the first segment; coding styles stand in one of the next
@@ -168,7 +168,7 @@ def _stretch(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Of an image that is loaded: asking before loads a PNG, and hides that it is damaged."""
+    """Return the orientation of a loaded image. Asking earlier loads a PNG, and hides that it is damaged."""
     try:
         return image.getexif().get(ORIENTATION)
     except DECODER_ERRORS:

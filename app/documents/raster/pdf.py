@@ -126,7 +126,7 @@ def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) 
 
 
 def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...]) -> list[WarningCode]:
-    """What is to be said of the page, each once."""
+    """List the warnings of a page, each once."""
     codes: list[WarningCode] = []
     for pattern, code in COMPLAINTS:
         if code not in codes and any(pattern in complaint for complaint in complaints):
@@ -141,12 +141,12 @@ def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...])
 
 
 def _is_placeholder(path: str, words: tuple[str, ...]) -> bool:
-    """Whether a form with XFA is drawn by the viewer, from the XFA; a static one has its pages beside it."""
+    """Tell whether the viewer draws this form from its XFA; a static form has its pages beside it."""
     return " ".join(words).lower().startswith(PLACEHOLDER) or _needs_rendering(path)
 
 
 def _needs_rendering(path: str) -> bool:
-    """Whether the catalog says so. It may be in a compressed stream of objects."""
+    """Tell whether the catalog says NeedsRendering. It may be in a compressed stream of objects."""
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if NEEDS_RENDERING.search(data):
             return True

@@ -160,7 +160,7 @@ def _boxes(path: str, first: int) -> tuple[bytes, bytes]:
 def _window(
     margins: tuple[float, ...], width_pt: float, height_pt: float, degrees: int
 ) -> tuple[int, int, int, int] | None:
-    """Where a CropBox is on the turned page. ``margins``: left, top, right and bottom, before turning."""
+    """Place a CropBox on the turned page. ``margins``: left, top, right and bottom, before turning."""
     if max(margins) < 1 or not all(map(math.isfinite, margins)):
         return None
     quarters = degrees // 90 % 4  # clockwise: the bottom comes to the left, the left to the top
@@ -224,16 +224,16 @@ def text_of(page: PdfPage) -> str:
 
 
 def count_attachments(path: str) -> int:
-    """Files embedded in a PDF: those of a portfolio, of an invoice, and those pinned to pages."""
+    """Count files embedded in a PDF: of a portfolio, of an invoice, pinned to pages."""
     said, _ = _run("pdfdetach", "-list", path)
     found = re.match(rb"([0-9]{1,9}) embedded files", said)
     return int(found[1]) if found else 0
 
 
 def has_undrawable_font(page: PdfPage) -> bool:
-    """Whether a Chinese, Japanese or Korean font of the page is neither in the file nor on this machine.
+    """Tell whether a CJK font of the page is neither in the file nor on this machine.
 
-    Poppler draws boxes without a word then. To be asked of pages that have such text: it costs a call.
+    Poppler then draws boxes without a word. Ask only of pages that have such text: it costs a call.
     """
     said, _ = _run("pdffonts", *page.only[:4], page.path)
     encodings = re.findall(rb" CID \S.*? +(\S+) +no +(?:yes|no) +(?:yes|no) +\S+ +\S+$", said, re.MULTILINE)

@@ -74,7 +74,7 @@ FIRST_X32_CALL = 0x4000_0000
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """What confines decoders: the means by which each holds, ``None`` where the kernel gives none."""
+    """How decoders are confined: by what each part holds, ``None`` where the kernel offers nothing."""
 
     files: str | None = None
     network: str | None = None

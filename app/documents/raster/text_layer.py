@@ -37,7 +37,7 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def is_garbage(words: tuple[str, ...]) -> bool:
-    """Whether the words cannot be the text of a page: codes of a font that say nothing of its letters.
+    """Tell whether the words cannot be the page's text: font codes that say nothing of its letters.
 
     Leaders are left aside; a table of contents may be mostly dots.
     """
@@ -66,7 +66,7 @@ def _share_of_one(letters: list[str]) -> float:
 
 
 def has_cjk(words: tuple[str, ...]) -> bool:
-    """Whether Chinese, Japanese or Korean characters are among the words."""
+    """Tell whether Chinese, Japanese or Korean characters are among the words."""
     return any(
         "\u2e80" <= char <= "\u9fff"
         or "\uac00" <= char <= "\ud7af"

@@ -65,7 +65,7 @@ def page_frames(file: BinaryIO) -> list[int]:
 
 
 def has_floating_samples(path: str, index: int) -> bool:
-    """Whether the page is stored as floating point numbers, as far as its directory can be read."""
+    """Tell whether the page is stored as floating point numbers, as far as its directory can be read."""
     try:
         with Path(path).open("rb") as file:
             frame = _frames(file)[page_frames(file)[index]]

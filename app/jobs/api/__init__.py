@@ -1,1 +1,1 @@
-"""What the API does with jobs: accept, show, watch, cancel; and the worker that it supervises."""
+"""The API's side of jobs: accept, show, watch, cancel; and the worker that it supervises."""

@@ -112,7 +112,7 @@ class Jobs:
 
     @property
     def sandbox(self) -> Sandbox | None:
-        """What confines the decoders of this process, as far as it is known."""
+        """Return how the decoders of this process are confined, as far as it is known."""
         return self._rasterizers.sandbox
 
     @property
@@ -251,7 +251,7 @@ class Jobs:
         return await self.job(job_id)
 
     async def document(self, job: Job) -> ParsedDocument:
-        """What came of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
+        """Return the result of an ended job. Raise its own error, ``NotFinished`` or ``JobCancelled``."""
         await self.raise_if_no_document(job)
         return await asyncio.to_thread(self.read_document, job)
 

@@ -1,4 +1,4 @@
-"""What is made of a document's pages, and whether pages can be read at all."""
+"""Judge a document by its pages, and tell whether pages can be read at all."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Phase = Literal["starting", "downloading", "loading", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether pages can be read now; if not, why. ``model`` is the last one that was loaded.
+    """Whether pages can be read now, and if not, why. ``model`` is the last one that was loaded.
 
     ``modes``: view layouts of the models that are loaded.
     """

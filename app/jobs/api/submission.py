@@ -1,4 +1,4 @@
-"""How a client wants a job to be run, and which requests are the same."""
+"""A client's wishes for a job, and which requests count as the same."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from app.jobs.queues import DEFAULT_PRIORITY
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What goes with a document and its options."""
+    """The request around a document and its options."""
 
     client: str
     priority: int = DEFAULT_PRIORITY
@@ -24,12 +24,15 @@ class Submission:
     """The API key it comes with, whose limits hold."""
 
     def request_hash(self, content: str, options: ParseOptions) -> str:
-        """Of everything that a job with the same key must have in common."""
+        """Hash everything that requests with the same idempotency key must have in common."""
         parts = json.dumps([content, encode_options(options), self.webhook, self.priority])
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def dedupe(self, request_hash: str) -> str | None:
-        """What no two kept jobs have in common; ``None``: nothing."""
+        """Return the deduplication key: at most one retained job may have it.
+
+        ``None`` disables deduplication.
+        """
         if self.idempotency_key is not None:
             return f"key:{self.client}:{hashlib.sha256(self.idempotency_key.encode()).hexdigest()}"
         return f"content:{self.client}:{request_hash}" if self.repeatable else None

@@ -1,7 +1,7 @@
-"""What follows a job: waiting for its end, its pages as they come.
+"""Follow jobs: wait for their end, stream their pages.
 
-Whoever follows is woken by what processes tell each other, reads the job, and waits again. ``look`` is for
-what no wake-up told: one query for everybody who follows anything.
+A follower is woken by notifications, reads the job, and waits again. ``look`` finds what no notification
+told, with one query for all followers.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ STORAGE_RETRY_S = 0.5
 
 
 class JobWatcher:
-    """Of one process. ``job`` reads one; ``begun`` hears when somebody begins to follow."""
+    """Follows jobs for one process. ``job`` reads one; ``begun`` is called when a follower begins."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class JobWatcher:
         return await self._job(job_id)
 
     def is_waited_for(self, job_id: str) -> bool:
-        """Whether somebody is in ``wait`` for a job: the same request may have been sent twice."""
+        """Tell whether a request waits for a job: the same one may have been sent twice."""
         return self._waited_for[job_id] > 0
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:

@@ -1,1 +1,1 @@
-"""What a worker does with jobs: claim, read, write, deliver webhooks, take over from the dead."""
+"""A worker's side of jobs: claim, read, write, deliver webhooks, take over from the dead."""

@@ -1,5 +1,8 @@
-"""When a worker looks for work, and how much it may claim. What it then claims is decided by DBOS, in one
-transaction with the claim.
+"""Decide when a worker polls for work, and how much it may claim.
+
+DBOS then chooses and claims it in one transaction. This file has the only private uses of DBOS beside
+``workflows.py``: its loop over one queue, and the concurrency of a queue object, because a public queue can
+be told neither that work arrived nor that room changed.
 """
 
 import logging
@@ -32,11 +35,11 @@ NextUp = Callable[[str], Work | None]
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much a worker claims of a queue: ``num`` workflows, whatever is first.
+    """How much a worker claims of a queue: ``num`` workflows, and a few more while they are first.
 
-    Beyond that, one by one while it is first: ``for_others`` of documents of which the worker has nothing,
-    and ``for_higher`` of higher priority than something that it has. So a worker that is full with one
-    document has the pages of another at hand, while other workers find the rest of the first in the queue.
+    ``for_others``: more, for documents of which the worker has nothing. ``for_higher``: more, for a higher
+    priority than something that it has. So a worker that is full with one document has the pages of another
+    at hand, while other workers find the rest of the first in the queue.
     """
 
     num: int
@@ -44,7 +47,7 @@ class Room:
     for_higher: int = 0
 
     def is_for(self, work: Work | None, held: Collection[Work]) -> bool:
-        """Whether ``work``, first in the queue, may be claimed by a worker that has ``held``."""
+        """Tell whether a worker that has ``held`` may claim ``work``, which is first in the queue."""
         if len(held) < self.num:
             return True
         if work is None or len(held) >= self.num + self.for_others + self.for_higher:
@@ -56,13 +59,11 @@ class Room:
 
 
 class Claiming(threading.Event):
-    """The claiming of work from one queue, in a thread of its own.
+    """Claims work from one queue, in a thread of its own.
 
-    DBOS looks for work at fixed times and can be told nothing in between; but the pause between two looks is
-    a wait for the event that ends the loop. This is that event, and its ``wait`` ends with a wake-up, too. It
-    does not end while this worker has no room for what is first, or while no work can be there: a look is
-    several statements under SQLite's write lock, and takes a hundred times as long as to know that it is in
-    vain.
+    DBOS only polls. Its loop sleeps in ``stop_event.wait(interval)``, so this Event's ``wait`` also returns
+    when work is announced. It keeps sleeping while the worker is full or no job is open: a poll costs about a
+    hundred times as much as that check.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Claiming(threading.Event):
         return BUSY_LOOK_GAP_S if (num - num_held) * 4 <= num else LOOK_GAP_S
 
     def _may_claim(self) -> bool:
-        """Whether there is room, and can be work for it; if so, have DBOS claim no more than that."""
+        """Tell whether to poll: there is room, and there can be work for it. Sets how much DBOS may claim."""
         held = list(self._held)  # it changes on the event loop meanwhile
         most = max(self._room.num, len(held) + 1)
         try:

@@ -1,4 +1,4 @@
-"""What every worker does beside reading, a little of it at a time: lease, takeover, cancellations, sweeping.
+"""Do what every worker does beside reading: lease, takeover, cancellations, sweeping.
 
 Any number of workers may do it at once; each act is one transaction or can be repeated without harm.
 """

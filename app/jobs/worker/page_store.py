@@ -20,7 +20,7 @@ from app.jobs.tables import attempts, jobs, now, pages
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is known of a page that was begun before. Width and height in pixels."""
+    """Facts about a page that was begun before. Width and height in pixels."""
 
     together: int
     """How many pages were with the model when the page's last worker died; 0: none died."""
@@ -263,7 +263,7 @@ def _page_rows(new: Sequence[Done], num_done: int, worker_id: str, at: float) ->
 
 
 def _counted(job: sa.RowMapping, new: Sequence[Done], at: float) -> dict[str, Any]:
-    """What a job's row says once these pages are there; the status is ``None`` while it goes on."""
+    """Return the values of a job's row once these pages are written; status ``None`` while it goes on."""
     num_done = job["num_done"] + len(new)
     num_failed = job["num_failed"] + sum(entry.failed for entry in new)
     num_incomplete = job["num_incomplete"] + sum(entry.incomplete for entry in new)

@@ -54,7 +54,7 @@ Enqueue = Callable[[sa.Connection], None]
 
 
 class PageSource(Protocol):
-    """What turns files into pages: ``Rasterizers``."""
+    """Turns files into pages: ``Rasterizers``."""
 
     async def page(
         self,
@@ -290,10 +290,10 @@ class BatchRunner:
 
     @contextlib.asynccontextmanager
     async def _counted(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
-        """The page is with the model, and the database knows; taken back when no result will follow.
+        """Record that the model has this page; undo the record if no result follows.
 
-        Also when interrupted before that is written, because written it will be. A page that stayed open
-        without being read would share the blame for every death of its worker.
+        Also when cancelled before the record was written, since the writer will still write it. Otherwise the
+        page would stay a suspect and share the blame for every death of its worker.
         """
         try:
             again = before.together > 0

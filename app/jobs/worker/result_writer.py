@@ -1,4 +1,4 @@
-"""What happens to pages, written in groups: while one transaction runs, what follows gathers for the next."""
+"""Write events of pages in groups: while one transaction runs, the next group gathers."""
 
 import asyncio
 import logging

@@ -35,7 +35,7 @@ FIRST_WEBHOOK_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What the workflows of this process work with."""
+    """The objects that the workflows of this process work with."""
 
     settings: Settings
     store: Store

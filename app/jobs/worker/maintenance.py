@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 
 from dbos import DBOSClient
-from dbos._error import DBOSException
+from dbos import error as dbos_error
 
 from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
@@ -109,7 +109,7 @@ class Maintenance:
             except (StorageUnavailable, StorageFull):
                 logger.warning("the database is away")
                 self._wait_for_the_others()
-            except DBOSException:  # such as a workflow that was removed meanwhile
+            except dbos_error.DBOSException:  # such as a workflow that was removed meanwhile
                 logger.exception("work was left for the next turn")
             await asyncio.sleep(HEARTBEAT_S)
 

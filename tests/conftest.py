@@ -13,7 +13,9 @@ from service_client import Server, serving
 from app.settings import Settings
 
 NewDatabase = Callable[[], str]
-OF_THE_MACHINE = re.compile(r"GPU|processor|kernel here|permitted|only root|not here|on this machine|shared|C libraries")
+OF_THE_MACHINE = re.compile(
+    r"GPU|processor|kernel here|permitted|only root|not here|on this machine|shared|C libraries"
+)
 """Why a test is skipped that no package can help; other skips are failures with ``RTPRUNE_NO_SKIPS=1``."""
 _skipped: list[str] = []
 

@@ -1,6 +1,6 @@
 """Average two checkpoints, weight by weight: what a late stage taught, with less of the rest forgotten.
 
-    python -m training.blend --earlier FOLDER --later FOLDER --out FOLDER [--vision 0.5] [--decoder 0.95]
+    python -m training.blend --earlier FOLDER --later FOLDER --out FOLDER [--vision 0.7] [--decoder 1]
 
 The shares are those of the later checkpoint. All files but the weights are copied from it.
 """
@@ -39,8 +39,8 @@ def main() -> None:
     )
     for name in ("earlier", "later", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--vision", type=float, default=0.5)
-    parser.add_argument("--decoder", type=float, default=0.95)
+    parser.add_argument("--vision", type=float, default=0.7)
+    parser.add_argument("--decoder", type=float, default=1.0)
     arguments = parser.parse_args()
     tensors = [load_file(folder / WEIGHTS) for folder in (arguments.earlier, arguments.later)]
     blended = blend(tensors[0], tensors[1], arguments.vision, arguments.decoder)

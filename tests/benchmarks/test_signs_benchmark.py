@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from region_pages import FAMILY, needs_font
+from region_pages import FAMILY, FONTS, needs_font
 
 from benchmarks.signs import SIGNS, Sentences, Tally, aligned, drawn_page, read_signs
 from training.errors_in_text import edit_distance
+from training.layout import Family
 
+SERIF = Family(FONTS / "DejaVuSerif.ttf", FONTS / "DejaVuSerif-Bold.ttf")
 TEXT = st.text(alphabet="ab§&1", max_size=40)
 
 
@@ -45,8 +47,12 @@ def test_the_sentences_have_every_sign_and_more_letters_than_signs() -> None:
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Any]:
-    pages = [drawn_page(random.Random(seed), [FAMILY], is_degraded=False) for seed in range(3)]
-    assert pages == [drawn_page(random.Random(seed), [FAMILY], is_degraded=False) for seed in range(3)]
+    pages = [
+        drawn_page(random.Random(seed), [family], is_degraded=False)
+        for family in (FAMILY, SERIF)
+        for seed in range(6)
+    ]
+    assert pages[0] == drawn_page(random.Random(0), [FAMILY], is_degraded=False)
     read: dict[str, Any] = asyncio.run(read_signs("pocket", {"drawn": pages}))["all"]
     return read
 
@@ -61,5 +67,5 @@ def test_digits_are_read(figures: dict[str, Any]) -> None:
 @needs_font
 @pytest.mark.parametrize("sign", "&§")
 def test_lone_signs_are_read(figures: dict[str, Any], sign: str) -> None:
-    assert figures["signs"][sign]["printed"] >= 10
+    assert figures["signs"][sign]["printed"] >= 60  # of few, the share would be chance
     assert figures["signs"][sign]["error"] < 0.1

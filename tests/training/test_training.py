@@ -297,9 +297,11 @@ def _trainer(settings: Settings, run: Path, start: Path | None = None) -> Traine
 @pytest.mark.parametrize("style", [SMALL, FULL])
 def test_the_service_sees_what_training_showed(small: Settings, tmp_path: Path, style: PageStyle) -> None:
     """The exported checkpoint, given the page as an upload, makes the visual tokens that were trained on."""
-    trainer = _trainer(small, tmp_path)
+    sizes = small.model.model_copy(update={"view_px": style.view_px})
+    settings = small.model_copy(update={"model": sizes})
+    trainer = _trainer(settings, tmp_path)
     trainer.save()
-    export(small, tmp_path, tmp_path / "checkpoint")
+    export(settings, tmp_path, tmp_path / "checkpoint")
     model = load_model(tmp_path / "checkpoint")
     for seed in range(3):
         page = trainer.renderers.pages.page(seed, style)

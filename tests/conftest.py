@@ -13,6 +13,8 @@ from service_client import Server, serving
 from app.settings import Settings
 
 NewDatabase = Callable[[], str]
+# taken out of the environment: the services that tests start warn of what is no setting of theirs
+NO_SKIPS = os.environ.pop("RTPRUNE_NO_SKIPS", "") == "1"
 OF_THE_MACHINE = re.compile(
     r"GPU|processor|kernel here|permitted|only root|not here|on this machine|shared|C libraries"
 )
@@ -43,12 +45,12 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End with an error where a test was skipped for want of something that could be installed."""
-    if _skipped and os.environ.get("RTPRUNE_NO_SKIPS") == "1":
+    if _skipped and NO_SKIPS:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _skipped and os.environ.get("RTPRUNE_NO_SKIPS") == "1":
+    if _skipped and NO_SKIPS:
         terminalreporter.section("skipped, which is a failure here")
         for line in _skipped:
             terminalreporter.line(line)

@@ -69,7 +69,7 @@ def open_reader(settings: Settings) -> PageReader:
 
         return FakeReader()
     from app.ocr.sizing import engine_settings  # noqa: PLC0415
-    from app.readers import open_reader as open_model_reader  # noqa: PLC0415
+    from app.open_reader import open_reader as open_model_reader  # noqa: PLC0415
 
     # an engine that died reads nothing more: end, and leave the pages to the next worker
     reader: PageReader = open_model_reader(

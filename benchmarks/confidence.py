@@ -30,9 +30,9 @@ from scipy import optimize
 from app.document import Page, ReadOptions
 from app.ocr.models.checkpoint_spec import SPEC_FILE
 from app.ocr.risk import LOW_QUANTILE, Evidence, RiskCurve
+from app.open_reader import folder_of, open_reader
 from app.output.checks import MAX_RISK, check_page
 from app.output.markdown import render
-from app.readers import folder_of, open_reader
 from benchmarks.accuracy.pages import DOCUMENTS, Kind, documents
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.accuracy.report import DOCS, measured, replace_section

@@ -45,35 +45,26 @@ CHUNK = b"1\r\nx\r\n"
 
 
 async def chunks(port: int, _: str) -> None:
-    """Send chunks of a byte, as fast as ``BYTES_PER_S`` says, again from the start when that is refused."""
-
-    async def client() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(UPLOAD + b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN))
-                while True:
-                    writer.write(CHUNK * int(BYTES_PER_S * TICK_S / len(CHUNK)))
-                    await writer.drain()
-                    await asyncio.sleep(TICK_S)
-
-    await asyncio.gather(*(client() for _ in range(NUM_CHUNKERS)))
+    """Send chunks of a byte, as fast as ``BYTES_PER_S`` says."""
+    num_chunks = int(BYTES_PER_S * TICK_S / len(CHUNK))
+    await asyncio.gather(*(_upload(port, num_chunks, TICK_S) for _ in range(NUM_CHUNKERS)))
 
 
 async def slow(port: int, _: str) -> None:
     """Send a byte of a body each second."""
+    await asyncio.gather(*(_upload(port, 1, 1.0) for _ in range(NUM_SLOW)))
 
-    async def client() -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(UPLOAD + b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN))
-                while True:
-                    writer.write(CHUNK)
-                    await writer.drain()
-                    await asyncio.sleep(1)
 
-    await asyncio.gather(*(client() for _ in range(NUM_SLOW)))
+async def _upload(port: int, num_chunks: int, every_s: float) -> None:
+    """Upload a body without end in chunks of a byte; begin again when that is refused."""
+    while True:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(UPLOAD + b"%x\r\n%s\r\n" % (len(BEGIN), BEGIN))
+            while True:
+                writer.write(CHUNK * num_chunks)
+                await writer.drain()
+                await asyncio.sleep(every_s)
 
 
 async def silent(port: int, _: str) -> None:

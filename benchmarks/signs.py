@@ -26,7 +26,7 @@ import torch
 from PIL import Image, ImageOps
 
 from app.documents.raster.poppler import describe_page, render
-from app.readers import open_reader
+from app.open_reader import open_reader
 from benchmarks.accuracy.pages import A4_PX, DPI, damaged
 from benchmarks.accuracy.reading import PLAIN, options_of, read_all
 from benchmarks.report import publish

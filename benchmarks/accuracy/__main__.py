@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from app.ocr.sizing import resolve_device
+from app.open_reader import open_reader
 from app.reader import PageReader
-from app.readers import open_reader
 from benchmarks.accuracy import peers as peers_of
 from benchmarks.accuracy.browser import BROWSER, browser_pages
 from benchmarks.accuracy.curve import curve, open_curve_reader

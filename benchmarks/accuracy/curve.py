@@ -8,8 +8,8 @@ from unittest.mock import patch
 from app.document import Reading, ReadOptions
 from app.ocr.engine import vision
 from app.ocr.engine.settings import EngineSettings
+from app.open_reader import open_reader
 from app.reader import PageReader
-from app.readers import open_reader
 from benchmarks.accuracy.pages import Kind
 from benchmarks.accuracy.reading import Figures, read_all
 from benchmarks.accuracy.scores import character_scores, page_errors

@@ -19,6 +19,7 @@ from app.documents.raster.images import image_page
 from app.documents.raster.pool import Rasterizers, num_rasterizers
 from app.documents.raster.tiff import page_frames
 from app.errors import Overloaded, RasterizeTimeout, UnreadableFile
+from app.places import Claim
 from app.settings import Settings
 
 T = TypeVar("T")
@@ -107,14 +108,14 @@ def test_pages_that_hold_up_rasterizers_hold_up_no_other_client(
     async def work(rasterizers: Rasterizers) -> None:
         pages = [
             asyncio.create_task(
-                rasterizers.page(hanging, "PDF", 0, document_id=f"slow {number}", client="hostile")
+                rasterizers.page(hanging, "PDF", 0, claim=Claim(f"slow {number}", client="hostile"))
             )
             for number in range(6)
         ]
         await asyncio.sleep(0)
         async with asyncio.timeout(PATIENCE_S):
             for number in range(3):
-                page = await rasterizers.page(quick, "PDF", 0, document_id=str(number), client="other")
+                page = await rasterizers.page(quick, "PDF", 0, claim=Claim(str(number), client="other"))
                 assert page.index == 0
         await cancelled(pages)
 
@@ -124,12 +125,12 @@ def test_pages_that_hold_up_rasterizers_hold_up_no_other_client(
 def test_a_page_that_was_late_once_is_not_tried_again(tmp_path: Path, hanging: Path, quick: Path) -> None:
     async def work(rasterizers: Rasterizers) -> None:
         with pytest.raises(RasterizeTimeout):
-            await rasterizers.page(hanging, "PDF", 0, document_id="a")
+            await rasterizers.page(hanging, "PDF", 0, claim=Claim("a", client="a"))
         hanging.write_bytes(pdf_bytes(A4, A4))  # noqa: ASYNC240 - nobody waits meanwhile
         with pytest.raises(RasterizeTimeout):
-            await rasterizers.page(hanging, "PDF", 0, document_id="a")
+            await rasterizers.page(hanging, "PDF", 0, claim=Claim("a", client="a"))
         for index, document_id in ((1, "a"), (0, "b")):
-            page = await rasterizers.page(hanging, "PDF", index, document_id=document_id)
+            page = await rasterizers.page(hanging, "PDF", index, claim=Claim(document_id, client=document_id))
             assert page.index == index, "others are"
 
     run(tmp_path, work, patient(rasterize_deadline_s=5.0))

@@ -11,6 +11,7 @@ from region_pages import A4, FAMILY, FONTS, needs_font
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
+from app.open_reader import open_reader
 from app.output.markdown import of_blocks
 from app.pocket.layout.blocks import Region, regions_of
 from app.pocket.layout.composed import compose
@@ -20,7 +21,6 @@ from app.pocket.layout.lines import Line
 from app.pocket.layout.page import cut_page
 from app.pocket.layout.views import VIEW_PX, line_views
 from app.pocket.reader import MAX_VIEWS, PocketReader
-from app.readers import open_reader
 from training.errors_in_text import character_error_rate
 from training.layout import Layout, LayoutStyle
 from training.printed import PrintedPage

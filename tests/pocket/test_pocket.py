@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from app.document import Page, Pruning, Reading, ReadOptions
 from app.documents.raster.poppler import describe_page, render
+from app.open_reader import open_reader
 from app.output import markdown
 from app.output.checks import Checks, check_page
 from app.pocket.opening import load_pocket
-from app.readers import open_reader
 from benchmarks.accuracy.card import write_card
 from benchmarks.accuracy.plot import risk_plot
 from benchmarks.confidence import section

@@ -18,6 +18,7 @@ from app.jobs.store import Limits, Store
 from app.jobs.worker.page_store import Done, PageStore, Started
 from app.jobs.worker.reading import BatchRunner
 from app.jobs.worker.result_writer import ResultWriter
+from app.places import Claim
 from app.reader import PageReader
 from app.settings import Settings
 
@@ -35,9 +36,7 @@ class FakeRasterizers:
         dpi: int | None = None,
         *,
         is_first: bool = False,
-        document_id: str = "",
-        client: str = "",
-        priority: int = 0,
+        claim: Claim | None = None,
     ) -> Page:
         await asyncio.sleep(0)
         if index == 11:

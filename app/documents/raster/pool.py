@@ -197,16 +197,15 @@ class Rasterizers:
         dpi: int | None = None,
         *,
         is_first: bool = False,
-        document_id: str = "",
-        client: str = "",
-        priority: int = 0,
+        claim: Claim | None = None,
     ) -> Page:
         """Turn one page into pixels. Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long.
 
         ``dpi`` unset: chosen from the page. ``is_first``: it carries the warnings of its document, too.
-        Higher ``priority`` goes first; of one priority clients take turns, and documents of one client.
+        ``claim``: whose turn it is (``Places``); by default that of a document alone.
         """
-        document_id = document_id or str(path)
+        claim = claim or Claim(str(path), client=str(path))
+        document_id = claim.document_id
         deadline_s = self._settings.rasterize_deadline_s
         late = RasterizeTimeout(f"not rendered within {deadline_s:g} s")
         if index in self._late.get(document_id, ()):
@@ -222,7 +221,7 @@ class Rasterizers:
         )
         wanted = _Request(
             {"op": "page", "page": asdict(request)},
-            Claim(document_id, priority, client=client or document_id),
+            claim,
             deadline_s,
             late=late,
             dead=UnreadablePage("the page cannot be decoded"),

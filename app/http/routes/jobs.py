@@ -138,9 +138,7 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     responses=ONE_JOB,
 )
 async def status(request: Request, job_id: str) -> Response:
-    service = service_of(request)
-    shape = await shown(request, await service.jobs.job(job_id, caller_of(request).sees))
-    return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
+    return await _one(request, await service_of(request).jobs.job(job_id, caller_of(request).sees))
 
 
 @router.delete(
@@ -153,8 +151,11 @@ async def status(request: Request, job_id: str) -> Response:
 )
 async def cancel(request: Request, job_id: str) -> Response:
     """Stops within one decode step. A job that has ended stays as it is."""
-    service = service_of(request)
-    shape = await shown(request, await service.jobs.cancel(job_id, caller_of(request).sees))
+    return await _one(request, await service_of(request).jobs.cancel(job_id, caller_of(request).sees))
+
+
+async def _one(request: Request, job: Job) -> Response:
+    shape = await shown(request, job)
     return Response(shape.model_dump_json(exclude_none=True), media_type=JSON)
 
 

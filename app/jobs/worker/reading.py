@@ -64,9 +64,7 @@ class PageSource(Protocol):
         dpi: int | None = None,
         *,
         is_first: bool = False,
-        document_id: str = "",
-        client: str = "",
-        priority: int = 0,
+        claim: Claim | None = None,
     ) -> Page: ...
 
 
@@ -251,9 +249,7 @@ class BatchRunner:
                 index,
                 job.options.dpi,
                 is_first=index == job.pages[0].start,
-                document_id=job.id,
-                client=job.client,
-                priority=job.priority,
+                claim=Claim(job.id, job.priority, client=job.client),
             )
         except ParseError as error:
             return _failed(index, error)

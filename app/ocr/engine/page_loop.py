@@ -20,7 +20,6 @@ from app.ocr.engine.decoder import Choice, Choices, Decoder, DecoderLimits, kv_s
 from app.ocr.engine.device import LaunchPolicy, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
 from app.ocr.engine.encode_queue import EncodeQueue
 from app.ocr.engine.kv_cache import KvPlan
-from app.ocr.engine.load import EngineLoad
 from app.ocr.engine.loops import find_loop, loop_before_ban, without_repeats
 from app.ocr.engine.scheduler import BatchLimit, Deadlines, KvBudget, chunks_within
 from app.ocr.engine.settings import EngineSettings
@@ -30,6 +29,19 @@ from app.ocr.models.model import OcrModel
 
 logger = logging.getLogger(__name__)
 PrefillBatch = list[tuple[PageTask, Encoded]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """Counts of one moment: pages in each stage, KV bytes and decode steps so far."""
+
+    queued: int
+    preparing: int
+    encoding: int
+    running: int
+    slots: int
+    kv_bytes: int
+    steps: int
 
 
 @dataclass(frozen=True, slots=True)

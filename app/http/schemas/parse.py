@@ -18,6 +18,7 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    Status,
     WarningCode,
 )
 from app.errors import BadOption
@@ -311,7 +312,7 @@ class DocumentShape(BaseModel):
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Status = Field(description="running: the pages so far of a job that has not ended.")
     markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape

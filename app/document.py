@@ -184,7 +184,7 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at reading a page: the retry ladder's rungs, in order."""
+    """One attempt at reading a page. An answer lists them in order."""
 
     mode: str
     prune: Pruning

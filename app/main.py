@@ -15,12 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
 from app.http.access import Access
 from app.http.front import Hosts, Proxies
-from app.http.middleware import Edge, answer_problem, routing_error
+from app.http.middleware import OutermostMiddleware, answer_problem, routing_error
 from app.http.openapi import TAGS, Application
 from app.http.results import Results
 from app.http.routes import docs, health, images, parse
@@ -61,7 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(threads)
         spool = Spool.open(settings.data_dir)
         jobs = Jobs(settings, spool.tmp_dir)
-        http = GuardedHttp(settings)
+        http = SafeHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
         access = Access(settings, jobs.keys)
         app.state.service = Service(
@@ -105,7 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Hosts, settings=settings)
     app.add_middleware(Proxies, settings=settings)
-    app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
+    app.add_middleware(OutermostMiddleware, metrics=metrics, retry_after_s=settings.retry_after_s)
     return app
 
 

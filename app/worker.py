@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from app.documents.raster.pool import Rasterizers
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.jobs.api.supervisor import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.blobs import Blobs
@@ -208,7 +208,7 @@ async def _serve(
     batches = BatchRunner(
         settings, parts.reader, parts.rasterizers, store, queue, blobs, writer, parts.tmp_dir
     )
-    http = GuardedHttp(settings)
+    http = SafeHttp(settings)
     reader = parts.reader
     modes = tuple(reader.modes)
     ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)

@@ -43,7 +43,7 @@ def routing_error(status: int) -> ParseError:
     return InternalError(f"the request ended with status {status}")
 
 
-class Edge:
+class OutermostMiddleware:
     """Outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:

@@ -54,7 +54,7 @@ class PocketReader:
 
     def __init__(self, engine: Engine, model: OcrModel) -> None:
         self._engine, self._model = engine, model
-        self._cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
+        self.cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
 
     @property
     def model_name(self) -> str:
@@ -95,11 +95,11 @@ class PocketReader:
         def cut() -> CutPage:
             return cut_page(image) if is_wanted() else CutPage(None, (), ())
 
-        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut)
+        return await asyncio.get_running_loop().run_in_executor(self.cutting, cut)
 
     async def close(self) -> None:
         await self._engine.close()
-        self._cutting.shutdown(wait=True, cancel_futures=True)
+        self.cutting.shutdown(wait=True, cancel_futures=True)
 
 
 class PocketStream:

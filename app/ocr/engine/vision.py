@@ -15,7 +15,7 @@ from torch.nn import functional
 from app.errors import PageFailed, ParseError
 from app.ocr.engine.decoder import Prompt
 from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
-from app.ocr.engine.retries import Rung
+from app.ocr.engine.retries import AttemptPlan
 from app.ocr.engine.scheduler import BatchLimit, chunks_within
 from app.ocr.models.model import OcrModel, PageViews
 from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_density
@@ -36,7 +36,7 @@ class Prepared:
     views: PageViews
     density: float
     prompt_ids: list[int]
-    rung: Rung
+    attempt_plan: AttemptPlan
     started_s: float
     """When the host began, by ``time.monotonic``."""
     preprocess_ms: float
@@ -85,13 +85,15 @@ NOT_PRUNED = PageFailed("the page was not pruned")
 """Stands where every page will have its answer."""
 
 
-def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int]) -> Prepared:
+def prepare(
+    model: OcrModel, image: Image.Image, attempt_plan: AttemptPlan, prompt_ids: list[int]
+) -> Prepared:
     """Runs in a thread of its own, beside decoding."""
     start = time.monotonic()
-    views = model.preprocess(image, rung.mode)
+    views = model.preprocess(image, attempt_plan.mode)
     side = views.view.shape[-1] // PATCH_PX
     density = text_density(views.view, side, side)
-    return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3)
+    return Prepared(views, density, prompt_ids, attempt_plan, start, (time.monotonic() - start) * 1e3)
 
 
 class Vision:
@@ -120,10 +122,13 @@ class Vision:
         ]
 
     @torch.inference_mode()
-    def again(self, encoded: Encoded, rung: Rung) -> Encoded:
-        """The same page for another rung of the same mode, from what was encoded."""
-        page = replace(encoded.page, rung=rung)
-        same = (encoded.page.rung.prune, encoded.page.rung.keep_ratio) == (rung.prune, rung.keep_ratio)
+    def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
+        """The same page for another attempt_plan of the same mode, from what was encoded."""
+        page = replace(encoded.page, attempt_plan=attempt_plan)
+        same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
+            attempt_plan.prune,
+            attempt_plan.keep_ratio,
+        )
         if same:
             return replace(encoded, page=page)
         adopt(encoded.tokens.embeds)
@@ -167,8 +172,8 @@ class Vision:
         for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
             if isinstance(one, ParseError):
                 results[i] = one
-            elif page.rung.prune == "rtprune":
-                by_ratio.setdefault(page.rung.keep_ratio, []).append(i)
+            elif page.attempt_plan.prune == "rtprune":
+                by_ratio.setdefault(page.attempt_plan.keep_ratio, []).append(i)
             else:
                 results[i] = keep_all(one, page.density)
         for ratio, members in by_ratio.items():

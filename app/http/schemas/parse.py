@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    Failure,
     FinishReason,
+    FormatName,
     Images,
     PageResult,
     PageSelection,
@@ -17,9 +19,10 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    Status,
     WarningCode,
 )
-from app.errors import BadOption
+from app.errors import BadOption, ParseError
 from app.output.math import with_dollars
 from app.output.pages import Joined, join_pages
 from app.settings import Settings
@@ -57,7 +60,14 @@ class AnswerFields(BaseModel):
     images: Images | None = Field(
         None,
         description="How Markdown refers to figures: relative (images/p3-1.png, below the job's address), "
-        "link (the address here), embed (as data) or none. Not given: relative.",
+        "link (the address here), embed (as data) or none. Not given: embed in html and docling, "
+        "else relative.",
+    )
+
+    format: FormatName | None = Field(
+        None,
+        description="Format of the answer: json, markdown, text, html, docling, doctags, zip or pdf (the "
+        "pages with an invisible text layer). Not given: by Accept.",
     )
 
     def over(self, stored: AnswerOptions) -> AnswerOptions:
@@ -175,6 +185,10 @@ class FailureShape(BaseModel):
     code: str
     detail: str
     retryable: bool
+
+    @classmethod
+    def of_error(cls, error: ParseError) -> Self:
+        return cls.model_validate(Failure.of(error))
 
 
 class AttemptShape(BaseModel):
@@ -303,7 +317,7 @@ class DocumentShape(BaseModel):
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Status = Field(description="running: the pages so far of a job that has not ended.")
     markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape

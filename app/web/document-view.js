@@ -20,8 +20,8 @@ const SAID = {
   sending: "Sending",
   queued: "In the queue",
   running: "Reading",
-  succeeded: "Read",
-  partial: "Read in part",
+  succeeded: "Finished",
+  partial: "Finished in part",
   failed: "Failed",
   cancelled: "Cancelled",
 };

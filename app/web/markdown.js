@@ -350,13 +350,13 @@ function reference(text, at) {
 export function partsOf(markdown, blocks) {
   const starts = [];
   let at = 0;
-  for (const [number, { text }] of blocks.entries()) {
-    if (!text) continue;
+  for (const [number, { text, figure }] of blocks.entries()) {
+    if (!text && !figure) continue;
     while (/\s/.test(markdown[at] ?? "")) at += 1;
-    const start = findBlock(markdown, text, at);
+    const start = figure ? findFigure(markdown, figure.name, at) : findBlock(markdown, text, at);
     if (start < 0) break;
     starts.push({ start, number });
-    at = endOf(markdown, text, start);
+    at = figure ? markdown.indexOf(")", start) + 1 : endOf(markdown, text, start);
   }
   const parts = starts.map(({ start, number }, index) => ({
     text: markdown.slice(start, starts[index + 1]?.start).trim(),
@@ -374,6 +374,12 @@ function findBlock(markdown, text, at) {
     start = gap < 0 ? -1 : gap + 2;
   }
   return -1;
+}
+
+/** Where the line begins that refers to a figure; -1 if none does. */
+function findFigure(markdown, name, at) {
+  const reference = markdown.indexOf(`](images/${name})`, at);
+  return reference < 0 ? -1 : Math.max(at, markdown.lastIndexOf("\n", reference) + 1);
 }
 
 const ESCAPES = { "<": ["&lt;"], "&": ["&amp;"], "\\": ["\\\\", "&#92;"] };

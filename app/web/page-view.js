@@ -52,11 +52,14 @@ export class PageView {
     part.addEventListener("pointerenter", () => this.highlight(number));
     part.addEventListener("pointerleave", () => this.highlight(null));
     part.addEventListener("focusin", () => this.highlight(number));
-    part.addEventListener("focusout", () => this.highlight(null));
+    part.addEventListener("focusout", () => queueMicrotask(() => this.highlight(null)));
     this.parts.set(number, part);
   }
 
-  highlight(number) {
+  /** Show which box a part of the text is of: the one that is pointed at, else the one with the focus. */
+  highlight(pointed) {
+    const focused = document.activeElement?.closest(".is-linked");
+    const number = pointed ?? (focused && this.text.contains(focused) ? Number(focused.dataset.block) : null);
     this.sheet?.highlight(number);
     for (const [index, part] of this.parts) part.classList.toggle("is-active", index === number);
   }

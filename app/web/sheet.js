@@ -14,8 +14,14 @@ export class Sheet {
     this.image = el("img", { alt: `Page ${page.index + 1} as it was read`, hidden: true, decoding: "async" });
     this.boxes = page.blocks.map((block, number) => box(block, number));
     this.layer = svg("svg", { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", "aria-hidden": "true", class: "boxes" }, this.boxes);
-    this.layer.addEventListener("pointermove", (event) => onBlock(numberOf(event.target)));
-    this.layer.addEventListener("pointerleave", () => onBlock(null));
+    this.layer.addEventListener("pointermove", (event) => {
+      onBlock(numberOf(event.target));
+      this.tokens?.point(this.placeOf(event));
+    });
+    this.layer.addEventListener("pointerleave", () => {
+      onBlock(null);
+      this.tokens?.point(null);
+    });
     this.layer.addEventListener("click", (event) => onChoose(numberOf(event.target)));
     this.tokens = null;
     this.missing = el("p", { class: "missing", hidden: true }, "No image of this page is kept");
@@ -66,9 +72,15 @@ export class Sheet {
   drawTokens() {
     const isDrawn = Boolean(this.wantsTokens && this.loading && this.page.views);
     if (isDrawn === Boolean(this.tokens)) return;
-    this.tokens?.remove();
-    this.tokens = isDrawn ? tokenLayer(this.page.views, `tokens-${this.page.index}`) : null;
-    if (this.tokens) this.layer.before(this.tokens);
+    this.tokens?.node.remove();
+    this.tokens = isDrawn ? new Tokens(this.page.views, `tokens-${this.page.index}`) : null;
+    if (this.tokens) this.layer.before(this.tokens.node);
+  }
+
+  /** Where an event is, in thousandths of the page. */
+  placeOf({ clientX, clientY }) {
+    const { left, top, width, height } = this.layer.getBoundingClientRect();
+    return [((clientX - left) / width) * EDGE, ((clientY - top) / height) * EDGE];
   }
 }
 
@@ -80,24 +92,37 @@ function box({ bbox: [x1, y1, x2, y2], type }, number) {
   return shape;
 }
 
-/** One path for each state: a grid's patches as rectangles, cut to what of the page the grid shows. */
-function tokenLayer(views, id) {
-  const shapes = { kept: "", folded: "", dropped: "" };
-  let links = "";
-  for (const view of views) {
-    if (!view.bbox) continue;
-    const states = statesOf(view);
-    states.forEach((state, patch) => (shapes[state] += rectangle(view, patch)));
-    for (const [patch, other, into] of view.folded) {
-      const from = centre(view, patch);
-      const to = views[other]?.bbox && centre(views[other], into);
-      if (from && to) links += `M${from}L${to}`;
-    }
+/** Patch tokens as one path for each state, cut to what of the page their grid shows. */
+class Tokens {
+  constructor(views, id) {
+    this.patches = views.flatMap((view, number) => drawnPatches(view, number));
+    const hatch = svg("pattern", { id: `${id}-hatch`, width: 7, height: 7, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 7, height: 7, class: "hatch-ground" }), svg("line", { y2: 7, class: "hatch-line" }));
+    const shapes = STATES.map((state) => svg("path", { d: outline(this.patches.filter((patch) => patch.state === state)), class: `patch ${state}`, fill: state === "folded" ? `url(#${id}-hatch)` : null }));
+    this.links = svg("path", { class: "links" });
+    this.node = svg("svg", { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", class: "tokens", "aria-hidden": "true" }, svg("defs", {}, hatch), shapes, this.links);
   }
-  const hatch = svg("pattern", { id: `${id}-hatch`, width: 7, height: 7, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 7, height: 7, class: "hatch-ground" }), svg("line", { y2: 7, class: "hatch-line" }));
-  const drawn = STATES.map((state) => svg("path", { d: shapes[state], class: `patch ${state}`, fill: state === "folded" ? `url(#${id}-hatch)` : null }));
-  return svg("svg", { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", class: "tokens", "aria-hidden": "true" }, svg("defs", {}, hatch), drawn, svg("path", { d: links, class: "links" }));
+
+  /** Show where the patch at a place went, or which ones went into it. */
+  point(place) {
+    const at = place && this.patches.find(({ corners: [left, top, right, bottom] }) => place[0] >= left && place[0] < right && place[1] >= top && place[1] < bottom);
+    if (at === this.pointed) return;
+    this.pointed = at;
+    const others = at ? this.patches.filter((patch) => patch.key === at.into || patch.into === at.key) : [];
+    this.links.setAttribute("d", others.map((patch) => `M${centre(at)}L${centre(patch)}`).join(""));
+  }
 }
+
+function drawnPatches(view, number) {
+  if (!view.bbox) return [];
+  const partners = new Map(view.folded.map(([patch, other, into]) => [patch, `${other} ${into}`]));
+  return statesOf(view)
+    .map((state, patch) => ({ state, key: `${number} ${patch}`, into: partners.get(patch) ?? null, corners: corners(view, patch) }))
+    .filter(({ corners }) => isSeen(corners));
+}
+
+const isSeen = ([left, top, right, bottom]) => right - left >= 1 && bottom - top >= 1;
+const outline = (patches) => patches.map(({ corners: [left, top, right, bottom] }) => `M${left.toFixed(1)} ${top.toFixed(1)}H${right.toFixed(1)}V${bottom.toFixed(1)}H${left.toFixed(1)}Z`).join("");
+const centre = ({ corners: [left, top, right, bottom] }) => `${((left + right) / 2).toFixed(1)} ${((top + bottom) / 2).toFixed(1)}`;
 
 function statesOf(view) {
   const states = new Array(view.columns * view.rows).fill("dropped");
@@ -114,21 +139,17 @@ function corners({ bbox, columns, rows, shown }, patch) {
   return [Math.max(left, shown[0]), Math.max(top, shown[1]), Math.min(left + width, shown[2]), Math.min(top + height, shown[3])];
 }
 
-function rectangle(view, patch) {
-  const [left, top, right, bottom] = corners(view, patch);
-  if (right - left < 1 || bottom - top < 1) return "";
-  return `M${left.toFixed(1)} ${top.toFixed(1)}H${right.toFixed(1)}V${bottom.toFixed(1)}H${left.toFixed(1)}Z`;
-}
-
-function centre(view, patch) {
-  const [left, top, right, bottom] = corners(view, patch);
-  return right - left < 1 || bottom - top < 1 ? null : `${((left + right) / 2).toFixed(1)} ${((top + bottom) / 2).toFixed(1)}`;
-}
-
-/** What the overlay's colours mean, with numbers. */
+/** What the overlay's colours mean, with numbers. Patches of padding are no part of the page, and not drawn. */
 export function legend(page) {
   const totals = { kept: 0, folded: 0, dropped: 0 };
-  for (const view of page.views) for (const state of statesOf(view)) totals[state] += 1;
+  let padding = 0;
+  for (const view of page.views) {
+    statesOf(view).forEach((state, patch) => {
+      totals[state] += 1;
+      if (!view.bbox || !isSeen(corners(view, patch))) padding += 1;
+    });
+  }
   const all = totals.kept + totals.folded + totals.dropped;
-  return el("ul", { class: "legend" }, STATES.map((state) => el("li", {}, el("span", { class: `swatch ${state}` }), `${state} ${count(totals[state])}`, el("small", {}, ` ${percent(totals[state] / (all || 1))}`))));
+  const items = STATES.map((state) => el("li", {}, el("span", { class: `swatch ${state}` }), `${state} ${count(totals[state])}`, el("small", {}, ` ${percent(totals[state] / (all || 1))}`)));
+  return el("ul", { class: "legend" }, items, padding ? el("li", {}, el("small", {}, `${count(padding)} in padding, not drawn`)) : null);
 }

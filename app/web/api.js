@@ -94,12 +94,7 @@ export const pageImage = async (id, index, signal) =>
   (await ask(`v1/jobs/${id}/pages/${index + 1}/image`, { signal })).blob();
 export const figure = async (id, name, signal) =>
   (await ask(`v1/jobs/${id}/images/${encodeURIComponent(name)}`, { signal })).blob();
-/** What came of a job. Formats that have a media type of their own are asked for by it. */
-export async function result(id, format) {
-  const type = { markdown: "text/markdown", text: "text/plain", json: "application/json" }[format];
-  const query = type ? "" : `?format=${format}`;
-  return (await ask(`v1/jobs/${id}/result${query}`, { headers: { Accept: type ?? "*/*" } })).blob();
-}
+export const result = async (id, format) => (await ask(`v1/jobs/${id}/result?format=${format}`)).blob();
 
 /** Whether the model is loaded, and its modes; nothing of it needs a key. */
 export async function readiness() {

@@ -11,7 +11,7 @@ const FORMATS = [
   ["html", "HTML", "html", true],
   ["json", "JSON", "json", true],
   ["docling", "DoclingDocument", "docling.json", true],
-  ["doctags", "DocTags", "doctags.txt", true],
+  ["doctags", "DocTags", "doctags", true],
   ["zip", "ZIP with pictures", "zip", false],
   ["pdf", "Searchable PDF", "pdf", false],
 ];

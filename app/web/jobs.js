@@ -5,6 +5,7 @@ import * as api from "./api.js";
 const HISTORY = "rtprune.jobs";
 const MAX_REMEMBERED = 50;
 const POLL_MS = 2500;
+const REMEMBER_MS = 300;
 const AT_A_TIME = 2; // uploads
 const OPEN = new Set(["waiting", "sending", "queued", "running"]);
 const SHOWN_OPTIONS = ["mode", "prune", "keep_ratio", "pages"];
@@ -29,6 +30,7 @@ export class Job extends EventTarget {
     this.pages = new Map();
     this.file = null;
     this.isGone = false;
+    this.isWhole = false; // all of its pages and its end were received
     Object.assign(this, fields);
     this.leaving = new AbortController();
   }
@@ -86,7 +88,9 @@ export class Jobs extends EventTarget {
     super();
     this.all = recall().map((fields) => this.watched(new Job(fields)));
     this.followed = null;
+    this.forgotten = new Set();
     this.numSending = 0;
+    addEventListener("pagehide", () => this.store());
     this.counter = 0;
   }
 
@@ -125,6 +129,7 @@ export class Jobs extends EventTarget {
   remove(job) {
     job.leaving.abort(new DOMException("left", "AbortError"));
     this.all = this.all.filter((each) => each !== job);
+    this.forgotten.add(job.id);
     this.remember();
     this.dispatchEvent(new Event("change"));
   }
@@ -178,7 +183,10 @@ export class Jobs extends EventTarget {
       if (!job.total) job.take(await api.job(job.id, signal));
       for await (const { event, data } of api.events(job.id, signal)) {
         if (event === "page") job.takePage(data);
-        else if (event === "end") job.take(data);
+        else if (event === "end") {
+          job.isWhole = true;
+          job.take(data);
+        }
       }
     } catch (error) {
       if (signal.aborted) return;
@@ -206,10 +214,21 @@ export class Jobs extends EventTarget {
     this.polling = false;
   }
 
+  /** Keep them for the next time, soon: pages come fast. */
   remember() {
-    const kept = this.all.filter((job) => job.id).slice(0, MAX_REMEMBERED).map((job) => job.remembered);
+    this.remembering ??= setTimeout(() => this.store(), REMEMBER_MS);
+  }
+
+  store() {
+    clearTimeout(this.remembering);
+    this.remembering = undefined;
+    const own = this.all.filter((job) => job.id && !job.isGone).map((job) => job.remembered);
+    const ids = new Set(this.all.map((job) => job.id));
+    // other tabs have documents, too
+    const others = recall().filter(({ id }) => !ids.has(id) && !this.forgotten.has(id));
+    const kept = [...own, ...others].sort((one, other) => other.createdAt - one.createdAt);
     try {
-      localStorage.setItem(HISTORY, JSON.stringify(kept));
+      localStorage.setItem(HISTORY, JSON.stringify(kept.slice(0, MAX_REMEMBERED)));
     } catch {
       // full or forbidden: this tab knows them all the same
     }

@@ -37,7 +37,7 @@ function route() {
   find("document").replaceChildren(view.node);
   view.title.focus({ preventScroll: true });
   scrollTo(0, 0);
-  if (job.isOpen || !job.pages.size) jobs.follow(job, leaving.signal);
+  if (!job.isWhole) jobs.follow(job, leaving.signal);
   jobs.poll();
   // it gets its id while it is shown, and with it an address that can be kept
   job.addEventListener("accepted", () => view?.job === job && history.replaceState(null, "", job.address), { once: true });

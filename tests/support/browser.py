@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 PATIENCE_MS = 60_000
 """How long a test waits for what must happen; never a measure of speed."""
+expect.set_options(timeout=PATIENCE_MS)
 
 
 def missing() -> str | None:

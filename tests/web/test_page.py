@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from service_client import A4, ROOT, Server, eventually, image_bytes, pdf_bytes, serving
 
 WEB = ROOT / "app/web"
+MAX_PICTURE_BYTES = 200_000
 OTHER_HOST = re.compile(r"(?:https?:)?//(?!www\.w3\.org/)[\w.-]+\.\w{2,}")
 TEXT = """<|ref|>title<|/ref|><|det|>[[100, 50, 900, 100]]<|/det|>
 # A title
@@ -222,6 +223,12 @@ def test_a_hostile_page_runs_nothing_and_reaches_nobody(page: Page, service: Ser
     assert not [url for url in asked if not url.startswith((address(service), "blob:"))]
 
 
+def test_a_file_that_is_refused_says_why(page: Page) -> None:
+    add(page, b"no document", "notes.txt")
+    expect(page.get_by_role("alert")).to_contain_text("looks like text")
+    expect(page.locator(".status")).to_have_text("Failed")
+
+
 def test_a_job_is_cancelled(page: Page, service: Server) -> None:
     job_id = submitted(service, pdf_bytes(A4), delay_s=60)
     opened(page, service, job_id)
@@ -264,9 +271,8 @@ def test_a_long_document_holds_the_images_that_are_near_alone(page: Page) -> Non
     assert held.count() < 15
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_everybody_can_use_it(chromium: Browser, service: Server, scheme: str, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1280, "light")])
+def test_everybody_can_use_it(chromium: Browser, service: Server, width: int, scheme: str) -> None:
     view = {"width": width, "height": 800}
     with browser.window(chromium, viewport=view, color_scheme=scheme, reduced_motion="reduce") as page:
         page.goto(address(service))
@@ -283,8 +289,8 @@ def test_everybody_can_use_it(chromium: Browser, service: Server, scheme: str, w
 def test_it_works_under_a_path_prefix(chromium: Browser, service: Server) -> None:
     asked: list[str] = []
     with browser.window(chromium, extra_http_headers={"X-Forwarded-Prefix": "/ocr"}) as page:
+        page.goto(address(service, "ocr"))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(address(service, "ocr/"))
         add(page, pdf_bytes(A4))
         is_finished(page)
         expect(page.get_by_role("img", name="Page 1 as it was read")).to_be_visible()
@@ -306,6 +312,20 @@ def test_its_files_are_asked_about_and_sent_once(service: Server) -> None:
         assert not OTHER_HOST.search(path.read_text("utf-8")), "nothing from other hosts"
     assert service.http.get("/web/page.py").status_code == 404
     assert service.http.get("/web/__init__.py").status_code == 404
+
+
+def test_its_pictures_are_taken_anew_and_those_that_are_shown_are_small(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    shown = {
+        ROOT / "docs" / name
+        for name in re.findall(r"\((images/[\w.-]+)\)", (ROOT / "docs/page.md").read_text())
+    }
+    assert shown
+    assert all(0 < path.stat().st_size < MAX_PICTURE_BYTES for path in shown)
+    take = [sys.executable, "docs/screenshots.py", str(tmp_path)]
+    subprocess.run(take, cwd=ROOT, env={**os.environ, "RTPRUNE_READER": "fake"}, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shown}
 
 
 def test_a_key_is_asked_for_where_the_service_wants_one(page: Page, service: Server) -> None:

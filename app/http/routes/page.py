@@ -72,7 +72,7 @@ def assets() -> dict[str, Asset]:
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """Answer with the page. Its addresses are relative, so it must end in a slash."""
-    if not request.url.path.endswith("/"):
+    if not request.scope.get("raw_path", b"/").endswith(b"/"):
         return RedirectResponse(f"{root_of(request)}/")
     return _answer(request, INDEX)
 

@@ -19,8 +19,17 @@ from app.http.connected import while_connected
 from app.http.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.http.receive import fetched, receive_document, submit
 from app.http.schemas.examples import job_example
-from app.http.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
-from app.http.schemas.parse import AnswerFields, DocumentShape, PageShape
+from app.http.schemas.jobs import (
+    JobFields,
+    JobFormBody,
+    JobJsonBody,
+    JobListShape,
+    JobShape,
+    ListFields,
+    ResultFields,
+    WaitFields,
+)
+from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.service import Service, root_of, service_of
 from app.jobs.api.jobs import JOB_ID
 from app.jobs.api.submission import Submission
@@ -136,8 +145,14 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     response_model=JobShape,
     responses=ONE_JOB,
 )
-async def status(request: Request, job_id: str) -> Response:
-    return await _one(request, await service_of(request).jobs.job(job_id, caller_of(request).sees))
+async def status(request: Request, job_id: str, asked: Annotated[WaitFields, Query()]) -> Response:
+    """At once, or with ``wait`` as soon as the job has ended or more of its pages are done."""
+    jobs = service_of(request).jobs
+    job = await jobs.job(job_id, caller_of(request).sees)
+    if asked.wait and job.is_open and "head" not in request.scope:
+        known = job.num_done if asked.done is None else asked.done
+        job = await while_connected(request, jobs.watcher.wait(job.id, asked.wait, known))
+    return await _one(request, job)
 
 
 @router.delete(
@@ -166,13 +181,17 @@ async def _one(request: Request, job: Job) -> Response:
     response_model=DocumentShape,
     responses={200: READ, **problems()},
 )
-async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Query()]) -> Response:
-    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here."""
+async def result(request: Request, job_id: str, asked: Annotated[ResultFields, Query()]) -> Response:
+    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here.
+
+    Of a job that has not ended, with ``partial=true``, the pages so far: the status is ``running`` then.
+    """
     service = service_of(request)
     job = await service.jobs.job(job_id, caller_of(request).sees)
     options = asked.over(job.options.answer)
     form = chosen(request, asked.format, job.options.answer.format)
-    making = service.results.of(job, form, options, root_of(request))
+    root = root_of(request)
+    making = service.results.of(job, form, options, root, pages_so_far=asked.partial)
     made = await while_connected(request, making)
     return await answered(request, made, form)
 

@@ -18,6 +18,7 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    Status,
     TokenReport,
     WarningCode,
 )
@@ -346,7 +347,7 @@ class DocumentShape(BaseModel):
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Status = Field(description="running: the pages so far of a job that has not ended.")
     markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape

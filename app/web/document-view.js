@@ -41,19 +41,36 @@ export class DocumentView {
     this.error = el("p", { class: "notices is-error", role: "alert", hidden: true });
     this.cancel = el("button", { type: "button", class: "quiet", onclick: () => onCancel() }, "Cancel");
     this.actions = el("div", { class: "actions" }, this.exporting(), this.cancel);
-    this.toggles = el("div", { class: "toggles", role: "group", "aria-label": "Show" },
-      this.toggle("boxes", "Blocks"), this.toggle("tokens", "Patch tokens"), this.toggle("images", "Page images"));
+    this.toggles = el(
+      "div",
+      { class: "toggles", role: "group", "aria-label": "Show" },
+      this.toggle("boxes", "Blocks"),
+      this.toggle("tokens", "Patch tokens"),
+      this.toggle("images", "Page images"),
+    );
     this.again = againForm(job, modes, onAgain);
     this.pages = el("div", { class: "pages" });
-    this.node = el("article", { class: "document", "aria-label": job.name },
-      el("header", { class: "document-head" },
+    this.node = el(
+      "article",
+      { class: "document", "aria-label": job.name },
+      el(
+        "header",
+        { class: "document-head" },
         el("div", { class: "document-title" }, this.title, this.asked, this.status),
-        this.progress, this.actions),
+        this.progress,
+        this.actions,
+      ),
       el("div", { class: "document-bar" }, this.summary, this.toggles),
-      this.again, this.error, this.pages);
-    this.near = new IntersectionObserver((entries) => {
-      for (const { target, isIntersecting } of entries) target.pageView.near(isIntersecting);
-    }, { rootMargin: NEAR });
+      this.again,
+      this.error,
+      this.pages,
+    );
+    this.near = new IntersectionObserver(
+      (entries) => {
+        for (const { target, isIntersecting } of entries) target.pageView.near(isIntersecting);
+      },
+      { rootMargin: NEAR },
+    );
     job.addEventListener("change", () => this.update(), { signal });
     job.addEventListener("page", ({ detail }) => this.add(detail), { signal });
     for (const index of [...job.pages.keys()].sort((a, b) => a - b)) this.add(job.pages.get(index));
@@ -69,15 +86,20 @@ export class DocumentView {
   }
 
   toggle(name, label) {
-    const input = el("input", { type: "checkbox", checked: this.settings[name], onchange: () => {
-      this.settings[name] = input.checked;
-      this.apply();
-    } });
+    const input = el("input", {
+      type: "checkbox",
+      checked: this.settings[name],
+      onchange: () => {
+        this.settings[name] = input.checked;
+        this.apply();
+      },
+    });
     return el("label", {}, input, label);
   }
 
   apply() {
-    for (const name of ["boxes", "tokens", "images"]) this.node.classList.toggle(`with-${name}`, this.settings[name]);
+    for (const name of ["boxes", "tokens", "images"])
+      this.node.classList.toggle(`with-${name}`, this.settings[name]);
     for (const view of this.views.values()) view.showTokens(this.settings.tokens);
   }
 
@@ -90,7 +112,8 @@ export class DocumentView {
     this.pages.insertBefore(view.node, before);
     view.showTokens(this.settings.tokens);
     this.near.observe(view.node);
-    if (this.job.isOpen) announce(`${this.job.name}: page ${page.index + 1} is read, ${this.views.size} of ${this.job.total}`);
+    if (this.job.isOpen)
+      announce(`${this.job.name}: page ${page.index + 1} is read, ${this.views.size} of ${this.job.total}`);
     this.update();
   }
 
@@ -109,16 +132,36 @@ export class DocumentView {
     this.error.hidden = !job.error;
     this.error.textContent = job.error;
     this.again.hidden = job.isOpen;
-    this.summary.replaceChildren(...summaryOf(job, [...this.views.values()].map((view) => view.page)));
+    this.summary.replaceChildren(
+      ...summaryOf(
+        job,
+        [...this.views.values()].map((view) => view.page),
+      ),
+    );
     this.toggles.hidden = !this.views.size;
     if (wasOpen && !job.isOpen) announce(`${job.name}: ${statusOf(job)}`);
   }
 
   exporting() {
-    const format = el("select", { "aria-label": "Format" }, FORMATS.map(([name, label]) => el("option", { value: name }, label)));
-    const copy = el("button", { type: "button", onclick: () => this.deliver(format.value, "copy", copy) }, "Copy");
-    const download = el("button", { type: "button", onclick: () => this.deliver(format.value, "download", download) }, "Download");
-    format.addEventListener("change", () => (copy.disabled = !FORMATS.find(([name]) => name === format.value)[3]));
+    const format = el(
+      "select",
+      { "aria-label": "Format" },
+      FORMATS.map(([name, label]) => el("option", { value: name }, label)),
+    );
+    const copy = el(
+      "button",
+      { type: "button", onclick: () => this.deliver(format.value, "copy", copy) },
+      "Copy",
+    );
+    const download = el(
+      "button",
+      { type: "button", onclick: () => this.deliver(format.value, "download", download) },
+      "Download",
+    );
+    format.addEventListener(
+      "change",
+      () => (copy.disabled = !FORMATS.find(([name]) => name === format.value)[3]),
+    );
     this.export = el("div", { class: "export" }, format, copy, download);
     return this.export;
   }
@@ -176,22 +219,65 @@ function againForm(job, modes, onAgain) {
     event.preventDefault();
     onAgain(job.file, optionsOf(form));
   });
-  const hint = el("p", { class: "note" }, "To read it with other options, add the file again: this tab does not have it any more.");
-  return el("details", { class: "again" }, el("summary", {}, "Read again with other options"), job.file ? form : hint);
+  const hint = el(
+    "p",
+    { class: "note" },
+    "To read it with other options, add the file again: this tab does not have it any more.",
+  );
+  return el(
+    "details",
+    { class: "again" },
+    el("summary", {}, "Read again with other options"),
+    job.file ? form : hint,
+  );
 }
 
 /** Fields for how a document is read, the same for new ones and for trying again. */
 export function optionFields(modes, chosen = {}) {
-  const mode = el("select", { name: "mode" }, el("option", { value: "" }, "As the model prefers"), modes.map((name) => el("option", { value: name, selected: name === chosen.mode }, name)));
+  const mode = el(
+    "select",
+    { name: "mode" },
+    el("option", { value: "" }, "As the model prefers"),
+    modes.map((name) => el("option", { value: name, selected: name === chosen.mode }, name)),
+  );
   const start = chosen.prune === "none" ? "none" : chosen.keep_ratio ? "fixed" : "auto";
   const shown = el("output", {}, percent(Number(chosen.keep_ratio ?? 0.8)));
-  const ratio = el("input", { name: "keep_ratio", type: "range", min: "0.05", max: "1", step: "0.05", value: chosen.keep_ratio ?? "0.8", "aria-label": "Share of patch tokens to keep", disabled: start !== "fixed", oninput: () => (shown.textContent = percent(Number(ratio.value))) });
-  const pruning = el("select", { name: "pruning", onchange: () => (ratio.disabled = pruning.value !== "fixed") },
-    [["auto", "As each page needs"], ["fixed", "A fixed share"], ["none", "Keep all"]].map(([value, label]) => el("option", { value, selected: value === start }, label)));
-  const pages = el("input", { name: "pages", type: "text", placeholder: "all", value: chosen.pages ?? "", size: "8", pattern: "[0-9, \\-]*" });
+  const ratio = el("input", {
+    name: "keep_ratio",
+    type: "range",
+    min: "0.05",
+    max: "1",
+    step: "0.05",
+    value: chosen.keep_ratio ?? "0.8",
+    "aria-label": "Share of patch tokens to keep",
+    disabled: start !== "fixed",
+    oninput: () => (shown.textContent = percent(Number(ratio.value))),
+  });
+  const pruning = el(
+    "select",
+    { name: "pruning", onchange: () => (ratio.disabled = pruning.value !== "fixed") },
+    [
+      ["auto", "As each page needs"],
+      ["fixed", "A fixed share"],
+      ["none", "Keep all"],
+    ].map(([value, label]) => el("option", { value, selected: value === start }, label)),
+  );
+  const pages = el("input", {
+    name: "pages",
+    type: "text",
+    placeholder: "all",
+    value: chosen.pages ?? "",
+    size: "8",
+    pattern: "[0-9, \\-]*",
+  });
   return [
     el("label", { class: "field" }, el("span", {}, "Tokens to keep"), pruning),
-    el("span", { class: "field ratio" }, el("span", { "aria-hidden": "true" }, "Share"), el("span", { class: "range" }, ratio, shown)),
+    el(
+      "span",
+      { class: "field ratio" },
+      el("span", { "aria-hidden": "true" }, "Share"),
+      el("span", { class: "range" }, ratio, shown),
+    ),
     el("label", { class: "field" }, el("span", {}, "Mode"), mode),
     el("label", { class: "field" }, el("span", {}, "Pages"), pages),
   ];
@@ -206,7 +292,8 @@ export function optionsOf(form) {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value));
 }
 
-const nameFor = (name, ending) => `${name.replace(/\.[A-Za-z0-9]{1,5}$/, "").replace(/[^\p{L}\p{N} ._-]/gu, "_") || "document"}.${ending}`;
+const nameFor = (name, ending) =>
+  `${name.replace(/\.[A-Za-z0-9]{1,5}$/, "").replace(/[^\p{L}\p{N} ._-]/gu, "_") || "document"}.${ending}`;
 
 function save(blob, name) {
   const address = URL.createObjectURL(blob);

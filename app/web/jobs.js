@@ -65,7 +65,10 @@ export class Job extends EventTarget {
   /** Take a page of an event. */
   takePage(page) {
     this.pages.set(page.index, page);
-    this.change({ done: Math.max(this.done, this.pages.size), status: this.isOpen ? "running" : this.status });
+    this.change({
+      done: Math.max(this.done, this.pages.size),
+      status: this.isOpen ? "running" : this.status,
+    });
     this.dispatchEvent(new CustomEvent("page", { detail: page }));
   }
 
@@ -78,7 +81,14 @@ export class Job extends EventTarget {
   }
 
   get remembered() {
-    return { id: this.id, name: this.name, options: this.options, status: this.status, createdAt: this.createdAt, total: this.total };
+    return {
+      id: this.id,
+      name: this.name,
+      options: this.options,
+      status: this.status,
+      createdAt: this.createdAt,
+      total: this.total,
+    };
   }
 }
 
@@ -105,9 +115,13 @@ export class Jobs extends EventTarget {
 
   /** A document to be sent, with the options of its form. */
   add(file, options) {
-    const shown = Object.fromEntries(SHOWN_OPTIONS.filter((name) => options[name]).map((name) => [name, options[name]]));
+    const shown = Object.fromEntries(
+      SHOWN_OPTIONS.filter((name) => options[name]).map((name) => [name, options[name]]),
+    );
     this.counter += 1;
-    const job = this.watched(new Job({ name: file.name || "Pasted image", file, options: shown, number: `new-${this.counter}` }));
+    const job = this.watched(
+      new Job({ name: file.name || "Pasted image", file, options: shown, number: `new-${this.counter}` }),
+    );
     this.put(job);
     this.sendNext();
     return job;
@@ -148,11 +162,15 @@ export class Jobs extends EventTarget {
   async send(job) {
     job.change({ status: "sending", sent: 0, error: "", note: "" });
     try {
-      const said = await api.submit(job.file, { ...job.options, tokens: "detail" }, {
-        signal: job.leaving.signal,
-        onProgress: (sent) => job.change({ sent, note: "" }),
-        onBusy: (seconds) => job.change({ note: `The service is busy; trying again in ${seconds} s` }),
-      });
+      const said = await api.submit(
+        job.file,
+        { ...job.options, tokens: "detail" },
+        {
+          signal: job.leaving.signal,
+          onProgress: (sent) => job.change({ sent, note: "" }),
+          onBusy: (seconds) => job.change({ note: `The service is busy; trying again in ${seconds} s` }),
+        },
+      );
       const known = this.all.find((each) => each !== job && each.id === said.id);
       if (known) this.remove(known); // the same document with the same options is the same job
       job.id = said.id;
@@ -206,7 +224,8 @@ export class Jobs extends EventTarget {
         try {
           job.take(await api.job(job.id));
         } catch (error) {
-          if (error.status === 404 || error.status === 410) job.change({ status: "failed", isGone: true, error: error.message });
+          if (error.status === 404 || error.status === 410)
+            job.change({ status: "failed", isGone: true, error: error.message });
         }
       }
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));
@@ -238,7 +257,9 @@ export class Jobs extends EventTarget {
 function recall() {
   try {
     const kept = JSON.parse(localStorage.getItem(HISTORY) ?? "[]");
-    return Array.isArray(kept) ? kept.filter((job) => typeof job?.id === "string" && typeof job.name === "string") : [];
+    return Array.isArray(kept)
+      ? kept.filter((job) => typeof job?.id === "string" && typeof job.name === "string")
+      : [];
   } catch {
     return [];
   }

@@ -7,7 +7,16 @@ import { Jobs } from "./jobs.js";
 
 const READY_POLL_MS = 2000;
 const JOB_ID = /^[0-9a-f]{32}$/;
-const SHORT = { waiting: "waiting", sending: "sending", queued: "queued", running: "reading", succeeded: "", partial: "in part", failed: "failed", cancelled: "cancelled" };
+const SHORT = {
+  waiting: "waiting",
+  sending: "sending",
+  queued: "queued",
+  running: "reading",
+  succeeded: "",
+  partial: "in part",
+  failed: "failed",
+  cancelled: "cancelled",
+};
 
 const find = (id) => document.getElementById(id);
 const jobs = new Jobs();
@@ -33,14 +42,21 @@ function route() {
     find("document").replaceChildren();
     return;
   }
-  view = new DocumentView(job, { modes, settings, onCancel: () => stop(job), onAgain: (file, options) => show(jobs.add(file, options)) });
+  view = new DocumentView(job, {
+    modes,
+    settings,
+    onCancel: () => stop(job),
+    onAgain: (file, options) => show(jobs.add(file, options)),
+  });
   find("document").replaceChildren(view.node);
   view.title.focus({ preventScroll: true });
   scrollTo(0, 0);
   if (!job.isWhole) jobs.follow(job, leaving.signal);
   jobs.poll();
   // it gets its id while it is shown, and with it an address that can be kept
-  job.addEventListener("accepted", () => view?.job === job && history.replaceState(null, "", job.address), { once: true });
+  job.addEventListener("accepted", () => view?.job === job && history.replaceState(null, "", job.address), {
+    once: true,
+  });
 }
 
 function show(job) {
@@ -73,15 +89,38 @@ function list() {
 
 function entry(job, isCurrent) {
   const state = el("span", { class: "entry-state" });
-  const link = el("a", { href: job.address, "aria-current": isCurrent ? "page" : null }, el("span", { class: "entry-name" }, job.name), state);
+  const link = el(
+    "a",
+    { href: job.address, "aria-current": isCurrent ? "page" : null },
+    el("span", { class: "entry-name" }, job.name),
+    state,
+  );
   const update = () => {
-    const parts = [job.isOpen || !job.total ? "" : plural(job.total, "page"), job.asked, SHORT[job.status] ?? job.status];
+    const parts = [
+      job.isOpen || !job.total ? "" : plural(job.total, "page"),
+      job.asked,
+      SHORT[job.status] ?? job.status,
+    ];
     state.textContent = parts.filter(Boolean).join(", ");
     state.className = `entry-state is-${job.status}`;
     link.setAttribute("href", job.address);
   };
   update();
-  const node = el("li", {}, link, el("button", { type: "button", class: "remove", "aria-label": `Remove ${job.name} from this list`, onclick: () => forget(job) }, "\u00d7"));
+  const node = el(
+    "li",
+    {},
+    link,
+    el(
+      "button",
+      {
+        type: "button",
+        class: "remove",
+        "aria-label": `Remove ${job.name} from this list`,
+        onclick: () => forget(job),
+      },
+      "\u00d7",
+    ),
+  );
   const changed = () => (node.isConnected ? update() : job.removeEventListener("change", changed));
   queueMicrotask(() => job.addEventListener("change", changed));
   return node;
@@ -101,12 +140,16 @@ function askForKey() {
     const dialog = find("key-dialog");
     find("key-refused").hidden = !api.key.get();
     find("key").value = "";
-    dialog.addEventListener("close", () => {
-      asking = null;
-      const given = dialog.returnValue === "use" ? find("key").value.trim() : "";
-      if (given) api.key.set(given);
-      resolve(Boolean(given));
-    }, { once: true });
+    dialog.addEventListener(
+      "close",
+      () => {
+        asking = null;
+        const given = dialog.returnValue === "use" ? find("key").value.trim() : "";
+        if (given) api.key.set(given);
+        resolve(Boolean(given));
+      },
+      { once: true },
+    );
     dialog.returnValue = "";
     dialog.showModal();
   });
@@ -116,7 +159,9 @@ function askForKey() {
 /** Say whether pages can be read now, and learn the model's modes. */
 async function watchService() {
   for (;;) {
-    const said = await api.readiness().catch(() => ({ ready: false, detail: "The service cannot be reached" }));
+    const said = await api
+      .readiness()
+      .catch(() => ({ ready: false, detail: "The service cannot be reached" }));
     find("service").textContent = said.ready ? said.model : (said.detail ?? "The model is not loaded yet");
     find("service").classList.toggle("is-ready", said.ready);
     if (said.ready) {
@@ -136,7 +181,10 @@ function listen() {
     event.preventDefault();
     document.body.classList.add("is-dragging");
   });
-  addEventListener("dragleave", (event) => !event.relatedTarget && document.body.classList.remove("is-dragging"));
+  addEventListener(
+    "dragleave",
+    (event) => !event.relatedTarget && document.body.classList.remove("is-dragging"),
+  );
   addEventListener("drop", (event) => {
     if (!hasFiles(event)) return;
     event.preventDefault();

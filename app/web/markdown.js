@@ -8,12 +8,14 @@ import { mathNode } from "./math.js";
 
 const TABLE_PARTS = new Set(["TABLE", "THEAD", "TBODY", "TR", "TD", "TH", "BR", "SUB", "SUP"]);
 const MAX_SPAN = 200;
+const MAX_REACH = 2000; // characters in which a mark must be closed: looking for its end costs no more than that
+const MAX_MATH_LINES = 100;
 const MAX_DEPTH = 8; // of lists, quotations and tables in each other; deeper ones are text
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
 const NAMED = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0" };
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})(?:\s+(.*?))?\s*#*\s*$/;
+const HEADING = /^ {0,3}(#{1,6})(?=\s|$)/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:\s+(.*)|)$/;
 const QUOTE = /^ {0,3}> ?(.*)$/;
@@ -59,7 +61,7 @@ function block(lines, at, context) {
   if (/^\s*<table[\s>]/i.test(line)) return tableOf(lines, at, context);
   if (/^\s*<!--/.test(line)) return [null, upTo(lines, at, "-->")];
   match = HEADING.exec(line);
-  if (match) return [heading(match[1].length, match[2] ?? "", context), at + 1];
+  if (match) return [heading(match[1].length, line.slice(match[0].length), context), at + 1];
   if (RULE.test(line)) return [el("hr"), at + 1];
   if (isShallow && QUOTE.test(line)) {
     let end = at;
@@ -68,7 +70,8 @@ function block(lines, at, context) {
     return [el("blockquote", {}, blocks(inner, deeper)), end];
   }
   if (isShallow && ITEM.test(line)) return listOf(lines, at, deeper);
-  if (line.includes("|") && DELIMITERS.test(lines[at + 1] ?? "") && lines[at + 1].includes("-")) {
+  const below = lines[at + 1] ?? "";
+  if (line.includes("|") && below.length < MAX_REACH && below.includes("-") && DELIMITERS.test(below)) {
     return piped(lines, at, context);
   }
   return paragraph(lines, at, context);
@@ -81,12 +84,21 @@ function paragraph(lines, at, context) {
 }
 
 const interrupts = (line) =>
-  FENCE.test(line) || HEADING.test(line) || QUOTE.test(line) || RULE.test(line) || ITEM.test(line) ||
+  FENCE.test(line) ||
+  HEADING.test(line) ||
+  QUOTE.test(line) ||
+  RULE.test(line) ||
+  ITEM.test(line) ||
   /^\s*(<table[\s>]|<!--|\\\[|\$\$)/i.test(line);
 
 /** Headings of the document are below those of the page. */
-const heading = (level, text, context) =>
-  el(`h${Math.min(6, level + 3)}`, { class: `level-${level}` }, inline(text, context));
+function heading(level, text, context) {
+  let words = text.trim();
+  let end = words.length;
+  while (words[end - 1] === "#") end -= 1;
+  if (end < words.length && (end === 0 || /\s/.test(words[end - 1]))) words = words.slice(0, end).trim();
+  return el(`h${Math.min(6, level + 3)}`, { class: `level-${level}` }, inline(words, context));
+}
 
 function fenced(lines, at, match) {
   const mark = match[1];
@@ -94,14 +106,18 @@ function fenced(lines, at, match) {
   const isClose = (line) => line.trim().startsWith(mark) && !line.trim().replaceAll(mark[0], "");
   while (end < lines.length && !isClose(lines[end])) end += 1;
   const code = el("code", {}, lines.slice(at + 1, end).join("\n"));
-  return [el("pre", { tabindex: "0", "aria-label": `Code ${match[2].trim()}`.trim(), role: "region" }, code), end + 1];
+  return [
+    el("pre", { tabindex: "0", "aria-label": `Code ${match[2].trim()}`.trim(), role: "region" }, code),
+    end + 1,
+  ];
 }
 
 /** Math between delimiters, over several lines; `null` if it has no end. */
 function displayed(lines, at, open, close) {
   const first = lines[at].trimStart().slice(open.length);
   const parts = [];
-  for (let end = at; end < lines.length && (end === at || lines[end].trim()); end += 1) {
+  const most = Math.min(lines.length, at + MAX_MATH_LINES);
+  for (let end = at; end < most && (end === at || lines[end].trim()); end += 1) {
     const line = end === at ? first : lines[end];
     const stop = line.indexOf(close);
     if (stop < 0) {
@@ -134,26 +150,45 @@ function listOf(lines, at, context) {
     while (at < lines.length) {
       const line = lines[at];
       const isInside = line.startsWith(" ".repeat(Math.min(width, match[1].length + 2)));
-      if (!line.trim() ? !/^ {2}/.test(lines[at + 1] ?? "") : !isInside && (interrupts(line) || !lines[at - 1].trim())) break;
+      if (
+        !line.trim()
+          ? !/^ {2}/.test(lines[at + 1] ?? "")
+          : !isInside && (interrupts(line) || !lines[at - 1].trim())
+      )
+        break;
       inner.push(line.slice(isInside ? Math.min(width, /^ */.exec(line)[0].length) : 0));
       at += 1;
     }
     const nodes = blocks(inner, context);
     const isTight = nodes[0]?.tagName === "P" && !inner.includes("");
     list.append(el("li", {}, isTight ? [...nodes[0].childNodes, ...nodes.slice(1)] : nodes));
-    const next = lines.slice(at).findIndex((line) => line.trim());
-    if (next > 0 && belongs(ITEM.exec(lines[at + next]))) at += next;
+    let next = at;
+    while (next < lines.length && !lines[next].trim()) next += 1;
+    if (next < lines.length && belongs(ITEM.exec(lines[next]))) at = next;
   }
   return [list, at];
 }
 
 function piped(lines, at, context) {
   const cells = (line) =>
-    line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
-  const row = (line, name) => el("tr", {}, cells(line).map((cell) => el(name, {}, inline(cell, context))));
+    line
+      .trim()
+      .replace(/^\||\|$/g, "")
+      .split(/(?<!\\)\|/)
+      .map((cell) => cell.trim().replaceAll("\\|", "|"));
+  const row = (line, name) =>
+    el(
+      "tr",
+      {},
+      cells(line).map((cell) => el(name, {}, inline(cell, context))),
+    );
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
-  const body = el("tbody", {}, lines.slice(at + 2, end).map((line) => row(line, "td")));
+  const body = el(
+    "tbody",
+    {},
+    lines.slice(at + 2, end).map((line) => row(line, "td")),
+  );
   return [scrolling(el("table", {}, el("thead", {}, row(lines[at], "th")), body)), end];
 }
 
@@ -194,7 +229,8 @@ function copy(node, context, depth) {
 const isText = (node) => !/^(SCRIPT|STYLE|TEMPLATE|NOSCRIPT|IFRAME|OBJECT|SVG|MATH)$/i.test(node.tagName);
 
 /** Wide tables scroll by themselves, with the keyboard too. */
-const scrolling = (table) => el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
+const scrolling = (table) =>
+  el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table" }, table);
 
 /** Math in text that has no other markup. */
 function inlineMath(text) {
@@ -238,23 +274,40 @@ function inline(text, context) {
 
 function marked(text, at, context) {
   switch (text[at]) {
-    case "\\": return backslash(text, at);
-    case "`": return codeSpan(text, at);
-    case "$": return dollars(text, at);
+    case "\\":
+      return backslash(text, at);
+    case "`":
+      return codeSpan(text, at);
+    case "$":
+      return dollars(text, at);
     case "*":
     case "_":
-    case "~": return emphasis(text, at, context);
+    case "~":
+      return emphasis(text, at, context);
     case "!":
-    case "[": return link(text, at, context);
-    case "<": return tag(text, at, context);
-    case "&": return reference(text, at);
-    default: return null;
+    case "[":
+      return link(text, at, context);
+    case "<":
+      return tag(text, at, context);
+    case "&":
+      return reference(text, at);
+    default:
+      return null;
   }
 }
 
+/** Where a sign is next, within reach; -1 if it is not. */
+const near = (text, sign, at) => {
+  const found = text.slice(at, at + MAX_REACH).indexOf(sign);
+  return found < 0 ? -1 : at + found;
+};
+
 function backslash(text, at) {
-  for (const [open, close] of [["\\(", "\\)"], ["\\[", "\\]"]]) {
-    const end = text.startsWith(open, at) ? text.indexOf(close, at + 2) : -1;
+  for (const [open, close] of [
+    ["\\(", "\\)"],
+    ["\\[", "\\]"],
+  ]) {
+    const end = text.startsWith(open, at) ? near(text, close, at + 2) : -1;
     if (end > at) return [mathNode(text.slice(at + 2, end)), end + 2];
   }
   if (text[at + 1] === "\n") return [el("br"), at + 2];
@@ -263,10 +316,10 @@ function backslash(text, at) {
 
 function codeSpan(text, at) {
   const mark = /^`+/.exec(text.slice(at, at + 40))[0];
-  let end = text.indexOf(mark, at + mark.length);
+  let end = near(text, mark, at + mark.length);
   while (end >= 0 && text[end + mark.length] === "`") {
     while (text[end] === "`") end += 1;
-    end = text.indexOf(mark, end);
+    end = end - at > MAX_REACH ? -1 : near(text, mark, end);
   }
   if (end < 0) return [mark, at + mark.length];
   const inner = text.slice(at + mark.length, end).replaceAll("\n", " ");
@@ -279,7 +332,14 @@ function dollars(text, at) {
   return match ? [mathNode(match[1] ?? match[2]), at + match[0].length] : null;
 }
 
-const EMPHASIS = { "***": ["strong", "em"], "**": ["strong"], "*": ["em"], __: ["strong"], _: ["em"], "~~": ["s"] };
+const EMPHASIS = {
+  "***": ["strong", "em"],
+  "**": ["strong"],
+  "*": ["em"],
+  __: ["strong"],
+  _: ["em"],
+  "~~": ["s"],
+};
 
 function emphasis(text, at, context) {
   const run = /^(\*+|_+|~+)/.exec(text.slice(at, at + 40))[0];
@@ -287,11 +347,13 @@ function emphasis(text, at, context) {
   const isWord = (character) => /[\p{L}\p{N}]/u.test(character ?? " ");
   const opens = names && /\S/.test(text[at + run.length] ?? " ") && !(run[0] === "_" && isWord(text[at - 1]));
   if (!opens || context.depth >= MAX_DEPTH) return [run, at + run.length];
-  let end = text.indexOf(run, at + run.length);
+  let end = near(text, run, at + run.length);
   const closes = () =>
-    /\S/.test(text[end - 1]) && text[end - 1] !== "\\" && text[end + run.length] !== run[0] &&
+    /\S/.test(text[end - 1]) &&
+    text[end - 1] !== "\\" &&
+    text[end + run.length] !== run[0] &&
     !(run[0] === "_" && isWord(text[end + run.length]));
-  while (end >= 0 && !closes()) end = text.indexOf(run, end + run.length);
+  while (end >= 0 && !closes()) end = end - at > MAX_REACH ? -1 : near(text, run, end + run.length);
   if (end < 0) return [run, at + run.length];
   const inner = inline(text.slice(at + run.length, end), { ...context, depth: context.depth + 1 });
   return [names.reduceRight((nodes, name) => el(name, {}, nodes), inner), end + run.length];
@@ -299,7 +361,10 @@ function emphasis(text, at, context) {
 
 function link(text, at, context) {
   const isImage = text[at] === "!";
-  const match = /^!?\[((?:\\.|[^[\]\\]){0,1000})\]\(\s*<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*")?\s*\)/.exec(text.slice(at, at + 4000));
+  const match =
+    /^!?\[((?:\\.|[^[\]\\]){0,1000})\]\(\s*<?([^\s<>()]*(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*")?\s*\)/.exec(
+      text.slice(at, at + 4000),
+    );
   if (!match || context.depth >= MAX_DEPTH) return null;
   const end = at + match[0].length;
   if (isImage) {
@@ -328,7 +393,7 @@ function tag(text, at, context) {
   const name = found[1].toLowerCase();
   const from = at + found[0].length;
   if (name === "br") return [el("br"), from];
-  const end = text.toLowerCase().indexOf(`</${name}>`, from);
+  const end = near(text, `</${name}>`, from);
   if (end < 0 || context.depth >= MAX_DEPTH) return [[], from];
   const inner = inline(text.slice(from, end), { ...context, depth: context.depth + 1 });
   return [el(name, {}, inner), end + name.length + 3];
@@ -368,7 +433,7 @@ export function partsOf(markdown, blocks) {
 
 /** Where a block's text begins, at a paragraph's start; -1 if nowhere. */
 function findBlock(markdown, text, at) {
-  for (let start = at; start >= 0; ) {
+  for (let start = at; start >= 0;) {
     if (endOf(markdown, text, start) >= 0) return start;
     const gap = markdown.indexOf("\n\n", start);
     start = gap < 0 ? -1 : gap + 2;

@@ -4,21 +4,95 @@ import { el, math } from "./dom.js";
 
 const LETTERS = Object.fromEntries(
   "alpha:α beta:β gamma:γ delta:δ epsilon:ϵ varepsilon:ε zeta:ζ eta:η theta:θ vartheta:ϑ iota:ι kappa:κ lambda:λ mu:μ nu:ν xi:ξ pi:π rho:ρ sigma:σ tau:τ upsilon:υ phi:ϕ varphi:φ chi:χ psi:ψ omega:ω Gamma:Γ Delta:Δ Theta:Θ Lambda:Λ Xi:Ξ Pi:Π Sigma:Σ Phi:Φ Psi:Ψ Omega:Ω ell:ℓ hbar:ℏ infty:∞ partial:∂ nabla:∇ emptyset:∅ Re:ℜ Im:ℑ aleph:ℵ prime:′"
-    .split(" ").map((pair) => pair.split(":")),
+    .split(" ")
+    .map((pair) => pair.split(":")),
 );
 const OPERATORS = Object.fromEntries(
   "times:× cdot:⋅ div:÷ pm:± mp:∓ ast:∗ star:⋆ circ:∘ bullet:∙ oplus:⊕ otimes:⊗ odot:⊙ leq:≤ le:≤ geq:≥ ge:≥ neq:≠ ne:≠ approx:≈ equiv:≡ sim:∼ simeq:≃ cong:≅ propto:∝ ll:≪ gg:≫ in:∈ notin:∉ ni:∋ subset:⊂ subseteq:⊆ supset:⊃ supseteq:⊇ cup:∪ cap:∩ setminus:∖ to:→ rightarrow:→ leftarrow:← leftrightarrow:↔ Rightarrow:⇒ Leftarrow:⇐ Leftrightarrow:⇔ mapsto:↦ implies:⟹ iff:⟺ forall:∀ exists:∃ neg:¬ land:∧ wedge:∧ lor:∨ vee:∨ mid:∣ parallel:∥ perp:⊥ angle:∠ ldots:… cdots:⋯ vdots:⋮ ddots:⋱ dots:… langle:⟨ rangle:⟩ lfloor:⌊ rfloor:⌋ lceil:⌈ rceil:⌉ lbrace:{ rbrace:} lvert:| rvert:| vert:| lVert:‖ rVert:‖ Vert:‖ colon::"
-    .split(" ").map((pair) => [pair.slice(0, pair.indexOf(":")), pair.slice(pair.indexOf(":") + 1)]),
+    .split(" ")
+    .map((pair) => [pair.slice(0, pair.indexOf(":")), pair.slice(pair.indexOf(":") + 1)]),
 );
-const LARGE = { sum: "∑", prod: "∏", int: "∫", iint: "∬", oint: "∮", bigcup: "⋃", bigcap: "⋂", bigoplus: "⨁" };
-const FUNCTIONS = new Set("sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp det dim ker deg gcd arg Pr max min sup inf lim argmax argmin".split(" "));
+const LARGE = {
+  sum: "∑",
+  prod: "∏",
+  int: "∫",
+  iint: "∬",
+  oint: "∮",
+  bigcup: "⋃",
+  bigcap: "⋂",
+  bigoplus: "⨁",
+};
+const FUNCTIONS = new Set(
+  "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp det dim ker deg gcd arg Pr max min sup inf lim argmax argmin".split(
+    " ",
+  ),
+);
 const LIMITS = new Set(["max", "min", "sup", "inf", "lim", "argmax", "argmin", "det", "Pr"]);
-const ACCENTS = { hat: "^", widehat: "^", bar: "¯", overline: "¯", tilde: "~", widetilde: "~", vec: "→", dot: "˙", ddot: "¨", check: "ˇ" };
-const FONTS = { mathbf: "bold", boldsymbol: "bold", bm: "bold", mathrm: "normal", operatorname: "normal", mathit: null, mathsf: "normal", mathtt: "normal", mathcal: null, mathbb: null, mathfrak: null };
+const ACCENTS = {
+  hat: "^",
+  widehat: "^",
+  bar: "¯",
+  overline: "¯",
+  tilde: "~",
+  widetilde: "~",
+  vec: "→",
+  dot: "˙",
+  ddot: "¨",
+  check: "ˇ",
+};
+const FONTS = {
+  mathbf: "bold",
+  boldsymbol: "bold",
+  bm: "bold",
+  mathrm: "normal",
+  operatorname: "normal",
+  mathit: null,
+  mathsf: "normal",
+  mathtt: "normal",
+  mathcal: null,
+  mathbb: null,
+  mathfrak: null,
+};
 const TEXTS = new Set(["text", "textrm", "textbf", "textit", "mbox", "hbox"]);
-const SPACES = { ",": "0.17em", ":": "0.22em", ";": "0.28em", " ": "0.25em", quad: "1em", qquad: "2em", "!": "-0.17em" };
-const IGNORED = new Set(["displaystyle", "textstyle", "limits", "nolimits", "nonumber", "notag", "big", "Big", "bigg", "Bigg", "bigl", "bigr", "Bigl", "Bigr"]);
-const FENCES = { matrix: "", pmatrix: "()", bmatrix: "[]", vmatrix: "||", Vmatrix: "‖‖", cases: "{", aligned: "", align: "", "align*": "", array: "", split: "", gathered: "" };
+const SPACES = {
+  ",": "0.17em",
+  ":": "0.22em",
+  ";": "0.28em",
+  " ": "0.25em",
+  quad: "1em",
+  qquad: "2em",
+  "!": "-0.17em",
+};
+const IGNORED = new Set([
+  "displaystyle",
+  "textstyle",
+  "limits",
+  "nolimits",
+  "nonumber",
+  "notag",
+  "big",
+  "Big",
+  "bigg",
+  "Bigg",
+  "bigl",
+  "bigr",
+  "Bigl",
+  "Bigr",
+]);
+const FENCES = {
+  matrix: "",
+  pmatrix: "()",
+  bmatrix: "[]",
+  vmatrix: "||",
+  Vmatrix: "‖‖",
+  cases: "{",
+  aligned: "",
+  align: "",
+  "align*": "",
+  array: "",
+  split: "",
+  gathered: "",
+};
 const MAX_CHARS = 4000;
 const MAX_DEPTH = 60;
 
@@ -92,7 +166,7 @@ class Reader {
 
   /** `{...}` or one thing. */
   argument(depth) {
-    if (this.peek() === undefined) throw new Unknown("end");
+    if (this.peek() === undefined || depth > MAX_DEPTH) throw new Unknown("end");
     if (this.peek() !== "{") return this.atom(depth + 1);
     this.next();
     const row = this.row((token) => token === "}", depth + 1);
@@ -133,7 +207,12 @@ class Reader {
 
   command(name, depth) {
     if (name in LETTERS) return math("mi", {}, LETTERS[name]);
-    if (name in OPERATORS) return math("mo", /^[lr](angle|floor|ceil|brace|vert|Vert)$/.test(name) ? { stretchy: "false" } : {}, OPERATORS[name]);
+    if (name in OPERATORS)
+      return math(
+        "mo",
+        /^[lr](angle|floor|ceil|brace|vert|Vert)$/.test(name) ? { stretchy: "false" } : {},
+        OPERATORS[name],
+      );
     if (name in LARGE) {
       const sign = math("mo", { largeop: "true" }, LARGE[name]);
       sign.limits = !name.endsWith("int");
@@ -149,28 +228,46 @@ class Reader {
     if ("{}%$&#_".includes(name)) return math("mo", { stretchy: "false" }, name);
     if (name === "|") return math("mo", { stretchy: "false" }, "‖");
     if (TEXTS.has(name)) return math("mtext", {}, this.words());
-    if (name in ACCENTS) return math("mover", { accent: "true" }, this.argument(depth), math("mo", {}, ACCENTS[name]));
+    if (name in ACCENTS)
+      return math("mover", { accent: "true" }, this.argument(depth), math("mo", {}, ACCENTS[name]));
     if (name in FONTS) return this.styled(name, depth);
     switch (name) {
       case "frac":
       case "dfrac":
-      case "tfrac": return math("mfrac", {}, this.argument(depth), this.argument(depth));
-      case "binom": return math("mrow", {}, math("mo", {}, "("), math("mfrac", { linethickness: "0" }, this.argument(depth), this.argument(depth)), math("mo", {}, ")"));
-      case "sqrt": return this.root(depth);
-      case "underline": return math("munder", {}, this.argument(depth), math("mo", {}, "_"));
-      case "left": return this.fenced(depth);
-      case "begin": return this.grid(depth);
-      case "tag": return math("mtext", {}, `\u2003(${this.words()})`);
-      default: throw new Unknown(name);
+      case "tfrac":
+        return math("mfrac", {}, this.argument(depth), this.argument(depth));
+      case "binom":
+        return math(
+          "mrow",
+          {},
+          math("mo", {}, "("),
+          math("mfrac", { linethickness: "0" }, this.argument(depth), this.argument(depth)),
+          math("mo", {}, ")"),
+        );
+      case "sqrt":
+        return this.root(depth);
+      case "underline":
+        return math("munder", {}, this.argument(depth), math("mo", {}, "_"));
+      case "left":
+        return this.fenced(depth);
+      case "begin":
+        return this.grid(depth);
+      case "tag":
+        return math("mtext", {}, `\u2003(${this.words()})`);
+      default:
+        throw new Unknown(name);
     }
   }
 
   styled(name, depth) {
     if (name === "operatorname") return math("mi", { mathvariant: "normal" }, this.words());
     const inner = this.argument(depth);
-    if (name === "mathbb" || name === "mathcal" || name === "mathfrak") return math("mstyle", { class: name }, inner);
+    if (name === "mathbb" || name === "mathcal" || name === "mathfrak")
+      return math("mstyle", { class: name }, inner);
     const variant = FONTS[name];
-    if (variant === "normal") for (const each of inner.localName === "mi" ? [inner] : inner.querySelectorAll("mi")) each.setAttribute("mathvariant", "normal");
+    if (variant === "normal")
+      for (const each of inner.localName === "mi" ? [inner] : inner.querySelectorAll("mi"))
+        each.setAttribute("mathvariant", "normal");
     return math("mstyle", variant === "bold" ? { class: "bold" } : {}, inner);
   }
 
@@ -198,7 +295,13 @@ class Reader {
     const inner = this.row((token) => token === "\\right", depth + 1);
     this.expect("\\right");
     const close = this.fence();
-    return math("mrow", {}, open && math("mo", { fence: "true" }, open), inner, close && math("mo", { fence: "true" }, close));
+    return math(
+      "mrow",
+      {},
+      open && math("mo", { fence: "true" }, open),
+      inner,
+      close && math("mo", { fence: "true" }, close),
+    );
   }
 
   grid(depth) {
@@ -215,9 +318,19 @@ class Reader {
     }
     if (this.words() !== name) throw new Unknown(name);
     const isLeft = /^(cases|align|aligned|split)/.test(name);
-    const table = math("mtable", isLeft ? { class: "aligned" } : {}, rows.map((cells) => math("mtr", {}, cells)));
+    const table = math(
+      "mtable",
+      isLeft ? { class: "aligned" } : {},
+      rows.map((cells) => math("mtr", {}, cells)),
+    );
     const [open = "", close = ""] = FENCES[name];
     if (!open) return table;
-    return math("mrow", {}, math("mo", { fence: "true" }, open), table, close && math("mo", { fence: "true" }, close));
+    return math(
+      "mrow",
+      {},
+      math("mo", { fence: "true" }, open),
+      table,
+      close && math("mo", { fence: "true" }, close),
+    );
   }
 }

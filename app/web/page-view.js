@@ -17,13 +17,36 @@ export class PageView {
     this.page = page;
     const id = `${HEADING_IDS}${page.index}`;
     this.text = el("div", { class: "text" });
-    this.sheet = page.width > 0 ? new Sheet(job, page, { onBlock: (number) => this.highlight(number), onChoose: (number) => this.choose(number) }) : null;
-    this.node = el("section", { class: "page", "aria-labelledby": id },
-      el("header", { class: "page-head" }, el("h3", { id, tabindex: "-1" }, `Page ${page.index + 1}`), facts(page)),
+    this.sheet =
+      page.width > 0
+        ? new Sheet(job, page, {
+            onBlock: (number) => this.highlight(number),
+            onChoose: (number) => this.choose(number),
+          })
+        : null;
+    this.node = el(
+      "section",
+      { class: "page", "aria-labelledby": id },
+      el(
+        "header",
+        { class: "page-head" },
+        el("h3", { id, tabindex: "-1" }, `Page ${page.index + 1}`),
+        facts(page),
+      ),
       notices(page),
-      el("div", { class: "page-body" },
-        this.sheet && el("div", { class: "page-left" }, this.sheet.node, page.views && el("div", { class: "legend-place" }, legend(page))),
-        el("div", { class: "page-right" }, this.text, page.tokens && cost(page))));
+      el(
+        "div",
+        { class: "page-body" },
+        this.sheet &&
+          el(
+            "div",
+            { class: "page-left" },
+            this.sheet.node,
+            page.views && el("div", { class: "legend-place" }, legend(page)),
+          ),
+        el("div", { class: "page-right" }, this.text, page.tokens && cost(page)),
+      ),
+    );
     this.node.pageView = this;
     this.parts = new Map();
     this.figures = [];
@@ -34,9 +57,20 @@ export class PageView {
   fill() {
     const { markdown, blocks } = this.page;
     const parts = partsOf(markdown, blocks);
-    if (!parts.length) this.text.append(el("p", { class: "note" }, this.page.error ? "This page was not read." : "No text was found on this page."));
+    if (!parts.length)
+      this.text.append(
+        el(
+          "p",
+          { class: "note" },
+          this.page.error ? "This page was not read." : "No text was found on this page.",
+        ),
+      );
     for (const { text, block } of parts) {
-      const part = el("div", { class: "part" }, render(text, (name, label) => this.figure(name, label)));
+      const part = el(
+        "div",
+        { class: "part" },
+        render(text, (name, label) => this.figure(name, label)),
+      );
       if (block !== null) this.link(part, block);
       this.text.append(part);
     }
@@ -48,7 +82,10 @@ export class PageView {
     part.dataset.block = number;
     part.tabIndex = this.parts.size ? -1 : 0; // one stop for the tab key; arrows go on from there
     part.setAttribute("role", "group");
-    part.setAttribute("aria-label", `${this.page.blocks[number].type.replaceAll("_", " ")}, block ${number + 1}`);
+    part.setAttribute(
+      "aria-label",
+      `${this.page.blocks[number].type.replaceAll("_", " ")}, block ${number + 1}`,
+    );
     part.addEventListener("pointerenter", () => this.highlight(number));
     part.addEventListener("pointerleave", () => this.highlight(null));
     part.addEventListener("focusin", () => this.highlight(number));
@@ -127,17 +164,33 @@ async function showFigure(job, figure, isNear) {
 function facts(page) {
   if (!page.tokens) return el("p", { class: "facts" });
   const { visual, kept, retention } = page.tokens;
-  return el("p", { class: "facts" },
+  return el(
+    "p",
+    { class: "facts" },
     el("span", {}, page.mode),
-    el("span", { title: "Visual tokens that were decoded, of all" }, `${count(kept)} of ${count(visual)} tokens, ${percent(retention)}`),
+    el(
+      "span",
+      { title: "Visual tokens that were decoded, of all" },
+      `${count(kept)} of ${count(visual)} tokens, ${percent(retention)}`,
+    ),
     el("span", {}, duration(page.timing_ms.total ?? 0)),
     page.risk !== null && risk(page.risk),
-    page.text_layer_recall !== null && el("span", { title: "Share of the words of the PDF's own text that were read" }, `${percent(page.text_layer_recall)} of the text layer`));
+    page.text_layer_recall !== null &&
+      el(
+        "span",
+        { title: "Share of the words of the PDF's own text that were read" },
+        `${percent(page.text_layer_recall)} of the text layer`,
+      ),
+  );
 }
 
 function risk(value) {
   const level = value > DOUBTFUL ? "high" : value > UNSURE ? "some" : "low";
-  return el("span", { class: `risk is-${level}`, title: "How likely the text is wrong in many places" }, `${level} risk, ${percent(value)}`);
+  return el(
+    "span",
+    { class: `risk is-${level}`, title: "How likely the text is wrong in many places" },
+    `${level} risk, ${percent(value)}`,
+  );
 }
 
 /** Why the text may say less than the page. */
@@ -145,9 +198,18 @@ function notices(page) {
   const said = page.warnings.map(({ code, detail }) => ({ code, detail }));
   if (page.error) said.unshift({ code: page.error.code, detail: page.error.detail });
   if (!said.length) return null;
-  return el("ul", { class: `notices${page.error ? " is-error" : ""}`, "aria-label": "Warnings" }, said.map(({ code, detail }) => el("li", {}, el("strong", {}, code.replaceAll("_", " ")), ` ${detail}`)));
+  return el(
+    "ul",
+    { class: `notices${page.error ? " is-error" : ""}`, "aria-label": "Warnings" },
+    said.map(({ code, detail }) => el("li", {}, el("strong", {}, code.replaceAll("_", " ")), ` ${detail}`)),
+  );
 }
 
 function cost(page) {
-  return el("details", { class: "cost", open: matchMedia("(min-width: 64rem)").matches }, el("summary", {}, "What it cost"), charts(page));
+  return el(
+    "details",
+    { class: "cost", open: matchMedia("(min-width: 64rem)").matches },
+    el("summary", {}, "What it cost"),
+    charts(page),
+  );
 }

@@ -13,7 +13,11 @@ export class Sheet {
     this.page = page;
     this.image = el("img", { alt: `Page ${page.index + 1} as it was read`, hidden: true, decoding: "async" });
     this.boxes = page.blocks.map((block, number) => box(block, number));
-    this.layer = svg("svg", { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", "aria-hidden": "true", class: "boxes" }, this.boxes);
+    this.layer = svg(
+      "svg",
+      { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", "aria-hidden": "true", class: "boxes" },
+      this.boxes,
+    );
     this.layer.addEventListener("pointermove", (event) => {
       onBlock(numberOf(event.target));
       this.tokens?.point(this.placeOf(event));
@@ -87,7 +91,13 @@ export class Sheet {
 const numberOf = (target) => (target.dataset?.block === undefined ? null : Number(target.dataset.block));
 
 function box({ bbox: [x1, y1, x2, y2], type }, number) {
-  const shape = svg("rect", { x: x1, y: y1, width: Math.max(1, x2 - x1), height: Math.max(1, y2 - y1), class: `box type-${/^\w{1,30}$/.test(type) ? type : "other"}` });
+  const shape = svg("rect", {
+    x: x1,
+    y: y1,
+    width: Math.max(1, x2 - x1),
+    height: Math.max(1, y2 - y1),
+    class: `box type-${/^\w{1,30}$/.test(type) ? type : "other"}`,
+  });
   shape.dataset.block = number;
   return shape;
 }
@@ -96,15 +106,43 @@ function box({ bbox: [x1, y1, x2, y2], type }, number) {
 class Tokens {
   constructor(views, id) {
     this.patches = views.flatMap((view, number) => drawnPatches(view, number));
-    const hatch = svg("pattern", { id: `${id}-hatch`, width: 7, height: 7, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, svg("rect", { width: 7, height: 7, class: "hatch-ground" }), svg("line", { y2: 7, class: "hatch-line" }));
-    const shapes = STATES.map((state) => svg("path", { d: outline(this.patches.filter((patch) => patch.state === state)), class: `patch ${state}`, fill: state === "folded" ? `url(#${id}-hatch)` : null }));
+    const hatch = svg(
+      "pattern",
+      {
+        id: `${id}-hatch`,
+        width: 7,
+        height: 7,
+        patternUnits: "userSpaceOnUse",
+        patternTransform: "rotate(45)",
+      },
+      svg("rect", { width: 7, height: 7, class: "hatch-ground" }),
+      svg("line", { y2: 7, class: "hatch-line" }),
+    );
+    const shapes = STATES.map((state) =>
+      svg("path", {
+        d: outline(this.patches.filter((patch) => patch.state === state)),
+        class: `patch ${state}`,
+        fill: state === "folded" ? `url(#${id}-hatch)` : null,
+      }),
+    );
     this.links = svg("path", { class: "links" });
-    this.node = svg("svg", { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", class: "tokens", "aria-hidden": "true" }, svg("defs", {}, hatch), shapes, this.links);
+    this.node = svg(
+      "svg",
+      { viewBox: `0 0 ${EDGE} ${EDGE}`, preserveAspectRatio: "none", class: "tokens", "aria-hidden": "true" },
+      svg("defs", {}, hatch),
+      shapes,
+      this.links,
+    );
   }
 
   /** Show where the patch at a place went, or which ones went into it. */
   point(place) {
-    const at = place && this.patches.find(({ corners: [left, top, right, bottom] }) => place[0] >= left && place[0] < right && place[1] >= top && place[1] < bottom);
+    const at =
+      place &&
+      this.patches.find(
+        ({ corners: [left, top, right, bottom] }) =>
+          place[0] >= left && place[0] < right && place[1] >= top && place[1] < bottom,
+      );
     if (at === this.pointed) return;
     this.pointed = at;
     const others = at ? this.patches.filter((patch) => patch.key === at.into || patch.into === at.key) : [];
@@ -116,13 +154,25 @@ function drawnPatches(view, number) {
   if (!view.bbox) return [];
   const partners = new Map(view.folded.map(([patch, other, into]) => [patch, `${other} ${into}`]));
   return statesOf(view)
-    .map((state, patch) => ({ state, key: `${number} ${patch}`, into: partners.get(patch) ?? null, corners: corners(view, patch) }))
+    .map((state, patch) => ({
+      state,
+      key: `${number} ${patch}`,
+      into: partners.get(patch) ?? null,
+      corners: corners(view, patch),
+    }))
     .filter(({ corners }) => isSeen(corners));
 }
 
 const isSeen = ([left, top, right, bottom]) => right - left >= 1 && bottom - top >= 1;
-const outline = (patches) => patches.map(({ corners: [left, top, right, bottom] }) => `M${left.toFixed(1)} ${top.toFixed(1)}H${right.toFixed(1)}V${bottom.toFixed(1)}H${left.toFixed(1)}Z`).join("");
-const centre = ({ corners: [left, top, right, bottom] }) => `${((left + right) / 2).toFixed(1)} ${((top + bottom) / 2).toFixed(1)}`;
+const outline = (patches) =>
+  patches
+    .map(
+      ({ corners: [left, top, right, bottom] }) =>
+        `M${left.toFixed(1)} ${top.toFixed(1)}H${right.toFixed(1)}V${bottom.toFixed(1)}H${left.toFixed(1)}Z`,
+    )
+    .join("");
+const centre = ({ corners: [left, top, right, bottom] }) =>
+  `${((left + right) / 2).toFixed(1)} ${((top + bottom) / 2).toFixed(1)}`;
 
 function statesOf(view) {
   const states = new Array(view.columns * view.rows).fill("dropped");
@@ -136,7 +186,12 @@ function corners({ bbox, columns, rows, shown }, patch) {
   const height = (bbox[3] - bbox[1]) / rows;
   const left = bbox[0] + (patch % columns) * width;
   const top = bbox[1] + Math.floor(patch / columns) * height;
-  return [Math.max(left, shown[0]), Math.max(top, shown[1]), Math.min(left + width, shown[2]), Math.min(top + height, shown[3])];
+  return [
+    Math.max(left, shown[0]),
+    Math.max(top, shown[1]),
+    Math.min(left + width, shown[2]),
+    Math.min(top + height, shown[3]),
+  ];
 }
 
 /** What the overlay's colours mean, with numbers. Patches of padding are no part of the page, and not drawn. */
@@ -150,6 +205,19 @@ export function legend(page) {
     });
   }
   const all = totals.kept + totals.folded + totals.dropped;
-  const items = STATES.map((state) => el("li", {}, el("span", { class: `swatch ${state}` }), `${state} ${count(totals[state])}`, el("small", {}, ` ${percent(totals[state] / (all || 1))}`)));
-  return el("ul", { class: "legend" }, items, padding ? el("li", {}, el("small", {}, `${count(padding)} in padding, not drawn`)) : null);
+  const items = STATES.map((state) =>
+    el(
+      "li",
+      {},
+      el("span", { class: `swatch ${state}` }),
+      `${state} ${count(totals[state])}`,
+      el("small", {}, ` ${percent(totals[state] / (all || 1))}`),
+    ),
+  );
+  return el(
+    "ul",
+    { class: "legend" },
+    items,
+    padding ? el("li", {}, el("small", {}, `${count(padding)} in padding, not drawn`)) : null,
+  );
 }

@@ -30,7 +30,8 @@ Half of it is \\(\\frac{1}{2} \\alpha^2\\), and \\(\\unheardof{x}\\) is not know
 
 ```python
 print("<b>")
-```"""
+```
+<|ref|>image<|/ref|><|det|>[[100, 750, 900, 900]]<|/det|>"""
 HOSTILE = """# <script>window.hurt = 1</script><img src=x onerror="window.hurt = 1">
 
 [a](javascript:window.hurt=1) [b](data:text/html,<script>window.hurt=1</script>) [c](https://example.org/)
@@ -166,11 +167,13 @@ def test_blocks_and_their_text_are_highlighted_together_by_pointer_and_keyboard(
     opened(page, service, submitted(service, pdf_bytes(A4), text=TEXT))
     is_finished(page)
     parts, boxes = page.locator(".part"), page.locator(".box")
-    expect(boxes).to_have_count(4)
+    expect(boxes).to_have_count(5)
     parts.nth(1).hover()
     expect(page.locator(".box.is-active")).to_have_attribute("data-block", "1")
     boxes.nth(2).hover()
     expect(page.locator(".part.is-active")).to_have_attribute("data-block", "2")
+    boxes.nth(4).hover()
+    expect(page.locator(".part.is-active .figure")).to_have_count(1)
     boxes.nth(0).click()
     expect(parts.nth(0)).to_be_focused()
     page.keyboard.press("ArrowDown")
@@ -179,7 +182,7 @@ def test_blocks_and_their_text_are_highlighted_together_by_pointer_and_keyboard(
     expect(page.locator(".box.is-active")).to_have_attribute("data-block", "1")
 
 
-def test_tables_math_code_and_lists_are_shown_as_such(page: Page, service: Server) -> None:
+def test_tables_math_code_lists_and_figures_are_shown_as_such(page: Page, service: Server) -> None:
     opened(page, service, submitted(service, pdf_bytes(A4), text=TEXT))
     text = page.locator(".text")
     expect(text.locator("math mfrac")).to_have_count(1)
@@ -189,6 +192,7 @@ def test_tables_math_code_and_lists_are_shown_as_such(page: Page, service: Serve
     expect(text.locator("ul ul li")).to_have_text("deeper")
     expect(text.locator("pre code")).to_have_text('print("<b>")')
     expect(text.locator("strong")).to_have_text("bold")
+    expect(text.locator(".figure[src^=blob]")).to_be_visible()
 
 
 @pytest.mark.parametrize("way", ["through the service", "past the service"])
@@ -221,6 +225,24 @@ def test_a_hostile_page_runs_nothing_and_reaches_nobody(page: Page, service: Ser
     assert links == ["https://example.org/"]
     assert page.evaluate("() => window.hurt") is None
     assert not [url for url in asked if not url.startswith((address(service), "blob:"))]
+
+
+def test_marks_without_an_end_are_text_and_take_no_time(page: Page) -> None:
+    """Each of them would look for its end through all that follows, if it might."""
+    shown = page.evaluate(
+        """async marks => {
+            const { render } = await import(new URL("web/markdown.js", document.baseURI));
+            const size = nodes => nodes.reduce((sum, node) => sum + node.textContent.length, 0);
+            return marks.map(mark => size(render(mark.repeat(50_000))));
+        }""",
+        (marks := ["*a ", "_a ", "`a``", "\\(", "[a", "<sub>", "$a ", "# ", "- ", "\\[\n", "&lt", "> "]),
+    )
+    assert len(shown) == len(marks)
+
+
+def test_an_address_that_leads_nowhere_says_so(page: Page, service: Server) -> None:
+    opened(page, service, "0" * 32)
+    expect(page.get_by_role("alert")).to_contain_text("no such job")
 
 
 def test_a_file_that_is_refused_says_why(page: Page) -> None:

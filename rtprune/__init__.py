@@ -12,11 +12,12 @@
 from rtprune.baselines import METHODS
 from rtprune.prune import RTPruneConfig, prune_batch, prune_tokens
 from rtprune.ratio import text_densities, text_density
-from rtprune.tokens import InvalidPagesError, PrunedTokens, VisualTokens
+from rtprune.tokens import Folds, InvalidPagesError, PrunedTokens, VisualTokens
 from rtprune.transport import transport_plan
 
 __all__ = [
     "METHODS",
+    "Folds",
     "InvalidPagesError",
     "PrunedTokens",
     "RTPruneConfig",

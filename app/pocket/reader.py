@@ -13,14 +13,15 @@ from typing import Self
 
 from PIL import Image
 
-from app.document import Block, Page, Reading, ReadOptions
+from app.document import FARTHEST, Block, Page, Reading, ReadOptions
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
 from app.output.markdown import block_of, to_markdown
-from app.pocket.layout.composed import FARTHEST, page_blocks, turned_back
+from app.pocket.layout.composed import page_blocks, turned_back
 from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
+from app.pocket.patches import page_patches
 from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
 
 GROUNDING = "<|grounding|>"
@@ -172,7 +173,12 @@ class PocketStream:
             blocks = _cut_off(blocks, most)
         risk = self._reader.risk_curve.risk(self.evidence)
         whole = whole_reading(readings, "\n\n".join(block.text for block in blocks), risk, cut_ms)
-        whole = replace(whole, blocks=blocks, left_out=_left_out(cut, readings, turns))
+        whole = replace(
+            whole,
+            blocks=blocks,
+            left_out=_left_out(cut, readings, turns),
+            views=page_patches(cut, [view.reading.views for view in readings], turns),
+        )
         if (is_over_budget or len(cut.views) > MAX_VIEWS) and whole.finish_reason not in STOPPED:
             return replace(whole, finish_reason="length")
         return whole

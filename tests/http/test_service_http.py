@@ -62,6 +62,17 @@ def test_form_and_json_say_the_same(server: Server) -> None:
     assert form["pages"][0]["height"] == 842
 
 
+def test_what_became_of_each_patch_token_is_told_to_who_asks(server: Server) -> None:
+    [plain] = server.parse(pdf_bytes(A4)).json()["pages"]
+    [page] = server.parse(pdf_bytes(A4), tokens="detail", keep_ratio=0.5).json()["pages"]
+    assert "views" not in plain
+    assert set(page) == {*plain, "views"}
+    [view] = page["views"]
+    assert view["columns"] * view["rows"] == page["tokens"]["patches"]
+    assert len(view["kept"]) == page["tokens"]["kept_patches"]
+    assert view["folded"][0] == [len(view["kept"]), 0, 0]
+
+
 @pytest.mark.parametrize("spelling", ["plain", "escaped", "wrapped", "last"])
 def test_json_may_spell_base64_in_its_own_ways(server: Server, spelling: str) -> None:
     text = base64.b64encode(image_bytes(size=(123, 45))).decode()

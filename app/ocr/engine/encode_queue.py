@@ -151,7 +151,7 @@ class EncodeQueue:
         """In the pool. A page that ended while it waited costs nothing more."""
         if task.is_over:
             return None
-        return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids)
+        return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
 
     def _prepared(self, task: PageTask, life: int, done: "Future[Prepared | None]") -> None:
         self._num_in_pool -= 1

@@ -68,6 +68,8 @@ class PageTask:
     max_output_tokens: int
     deadline_s: float
     risk_curve: RiskCurve
+    trace: bool = False
+    """What becomes of each of its patch tokens is told with the answer."""
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -174,6 +176,7 @@ class PageTask:
             timing_ms=dict(self.times_ms),
             risk=self.risk_curve.risk(Evidence(best.logprobs)),
             attempts=tuple(outcome.attempt for outcome in self.outcomes),
+            views=counts.views,
         )
 
     def settle(self, result: Reading | ParseError) -> None:
@@ -215,4 +218,5 @@ def new_task(
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
+        trace=options.tokens == "detail",
     )

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,13 @@ async def receive(
     kind, parameters = parse_options_header(content_type)
     max_form_bytes = settings.max_form_kib * 1024
     if kind == b"multipart/form-data":
-        body = _Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
-        form = _Multipart(parameters.get(b"boundary", b""), max_form_bytes)
+        body = Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
+        form = Multipart(parameters.get(b"boundary", b""), max_form_bytes)
         await body.spool(path, form.feed)
         fields, has_file = form.finish(), form.has_file
     elif kind == b"application/json":
         max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + max_form_bytes
-        await _Body(chunks, settings, max_bytes, content_length).spool(path)
+        await Body(chunks, settings, max_bytes, content_length).spool(path)
         fields, has_file = await asyncio.to_thread(_read_json, path, settings)
     else:
         raise UnsupportedMediaType("send multipart/form-data or application/json")
@@ -93,7 +93,7 @@ async def receive(
     raise BadRequest(_no_document(fields, from_form=from_form, may_name_url=may_name_url))
 
 
-class _Body:
+class Body:
     """A request's body on its way to a file."""
 
     def __init__(
@@ -157,7 +157,7 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
         yield chunk
 
 
-class _Multipart:
+class Multipart:
     """A form: the part called ``file`` goes to disk, the others are small and kept."""
 
     def __init__(self, boundary: bytes, max_form_bytes: int) -> None:
@@ -261,10 +261,11 @@ class _Multipart:
         self._ended = True
 
 
-def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Parse the JSON body at ``path`` and put its file in the body's place, in a thread.
+@contextlib.contextmanager
+def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Parse the JSON object at ``path``, in a thread, and remove the file.
 
-    Return the other fields, and whether there is a file. A large body is a few times in memory meanwhile.
+    A large body is a few times in memory meanwhile: two of them are parsed at a time.
     """
     with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
         body = path.read_bytes()
@@ -279,9 +280,15 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         del body
         if not isinstance(fields, dict):
             raise BadRequest(NO_JSON_FILE)
+        yield fields
+
+
+def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Put the file of a JSON body in the body's place. Return the other fields, and whether there is a file."""
+    with json_body(path, settings) as fields:
         has_file = FILE_FIELD in fields
         text = fields.pop(FILE_FIELD, None)
-        _check_rest(fields, settings)
+        check_rest(fields, settings)
         if has_file:
             if not isinstance(text, str):
                 raise BadRequest(NO_JSON_FILE)
@@ -289,7 +296,7 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         return fields, has_file
 
 
-def _check_rest(fields: dict[str, Any], settings: Settings) -> None:
+def check_rest(fields: dict[str, Any], settings: Settings) -> None:
     try:
         depth = _depth(fields)
     except RecursionError:

@@ -15,7 +15,7 @@ from dbos import DBOSClient
 from app.jobs.api.outcome import Phase
 from app.jobs.job import OPEN, Job
 from app.jobs.store import Store
-from app.jobs.tables import attempts, jobs, now, pages, workers
+from app.jobs.tables import attempts, images, jobs, now, pages, workers
 
 LEASE_S = 6.0
 HEARTBEAT_S = 2.0
@@ -124,6 +124,7 @@ class Leases:
             over = sa.select(jobs.c.id).where(jobs.c.finished_at < at - lifetime_s, jobs.c.options != "")
             ids = list(c.execute(over.limit(EXPIRY_BATCH)).scalars())
             if ids:
+                c.execute(sa.delete(images).where(images.c.job_id.in_(ids)))
                 c.execute(sa.delete(pages).where(pages.c.job_id.in_(ids)))
                 c.execute(sa.delete(attempts).where(attempts.c.job_id.in_(ids)))
                 gone = {"options": "", "dedupe": None, "webhook": None}

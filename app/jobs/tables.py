@@ -56,6 +56,20 @@ pages = sa.Table(
     sa.Index("rtprune_pages_by_time", "done_at"),
 )
 
+# figures and pictures of pages, written with the page's result: what a result names is there
+images = sa.Table(
+    "rtprune_images",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("page", sa.Integer, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("bbox", sa.Text),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
 # pages that are with a model, or were when their worker died; worker: who has it, none after a death
 attempts = sa.Table(
     "rtprune_tries",

@@ -38,6 +38,7 @@ from app.jobs.api.submission import Submission
 from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
+from app.jobs.images import Images
 from app.jobs.job import Job, NewJob
 from app.jobs.keys import Key, Keys, spend_pages
 from app.jobs.leases import Leases, WorkerState
@@ -67,6 +68,7 @@ class Jobs:
         self._engine = open_engine(settings)
         self.store = Store(self._engine, self.notifications.tell)
         self.leases = Leases(self.store)
+        self.images = Images(self.store)
         self._blobs = Blobs(settings)
         counting = settings.model_copy(update={"num_rasterizers": NUM_COUNTERS})
         self._rasterizers = Rasterizers(counting, tmp_dir)

@@ -33,7 +33,8 @@ from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
 from app.output.checks import check_page
-from app.output.markdown import render
+from app.output.cutting import Pictured, take_pictures
+from app.output.markdown import Rendered, render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings
@@ -269,19 +270,30 @@ class BatchRunner:
             return _failed(page.index, PageFailed("the model failed on this page"), width, height)
         rendered = render(reading)
         checks = await asyncio.to_thread(check_page, page, reading, rendered.markdown, rendered.blocks)
+        pictured = await asyncio.to_thread(self._pictured, page, rendered)
         total_ms = (time.perf_counter() - started) * 1000
         return PageResult(
             page.index,
             width,
             height,
-            rendered.markdown,
-            rendered.blocks,
+            pictured.rendered.markdown,
+            pictured.rendered.blocks,
             reading,
             timing_ms={"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms},
-            warnings=checks.warnings,
+            warnings=(*checks.warnings, *pictured.warnings),
             dpi=page.dpi,
             unread_ink=checks.unread_ink,
             text_layer_recall=checks.text_layer_recall,
+            pictures=pictured.pictures,
+        )
+
+    def _pictured(self, page: Page, rendered: Rendered) -> Pictured:
+        return take_pictures(
+            page,
+            rendered,
+            max_figures=self._settings.max_figures,
+            max_bytes=self._settings.max_figure_kib * 1024,
+            keep_page=self._settings.keep_page_images,
         )
 
     @contextlib.asynccontextmanager
@@ -325,6 +337,7 @@ class BatchRunner:
             self._reader.model_name,
             incomplete=page.failure is None and page.shortfall is not None,
             tokens=page.reading.tokens if page.reading else None,
+            pictures=page.pictures,
         )
         await self._writer.write(done)
         outcome = page.shortfall or "read"

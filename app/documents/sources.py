@@ -284,7 +284,7 @@ def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Put the file of a JSON body in the body's place. Return the other fields, and whether there is a file."""
+    """Put the file of a JSON body in its place. Return the other fields, and whether there is a file."""
     with json_body(path, settings) as fields:
         has_file = FILE_FIELD in fields
         text = fields.pop(FILE_FIELD, None)

@@ -52,12 +52,18 @@ async def fetched(service: Service, url: str, path: Path) -> Source:
 
 
 async def submit(
-    request: Request, service: Service, source: Source, fields: OptionFields, submission: Submission
+    request: Request,
+    service: Service,
+    source: Source,
+    fields: OptionFields,
+    submission: Submission,
+    part: int = 0,
 ) -> tuple[Job, bool]:
-    """The job of a document, and whether it is new."""
+    """The job of a document, and whether it is new. ``part``: which document of the request it is."""
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
+    key = f"{key}#{part}" if key and part else key
     caller = caller_of(request)
     submission = replace(submission, client=caller.client, key=caller.key, idempotency_key=key)
     job, is_new = await service.jobs.submit(source, fields.options(service.settings), submission)

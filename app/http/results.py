@@ -6,10 +6,11 @@ while they are sent. So a client that is slow, or many of them, hold no document
 
 import asyncio
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from app.document import AnswerOptions, PageResult, Status
+from app.document import AnswerOptions, PageResult, ParsedDocument, Status
 from app.errors import Expired, Overloaded
 from app.http.openapi import JSON, PLAIN
 from app.http.schemas.parse import DocumentShape, PageShape
@@ -32,6 +33,8 @@ NUM_LARGE = 2
 NUM_SMALL = 8
 MAX_WAITING = 256
 """Results that wait to be put together; more are refused."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,28 @@ class Results:
 
     async def of(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
         """Put the answer of an ended job together. Raise its own error, or ``NotFinished``."""
+        return await self.made(job, lambda: self._make(job, media_type, options))
+
+    async def made(self, job: Job, make: Callable[[], T]) -> T:
+        """Make something of an ended job, in a thread. Raise the job's own error, or ``NotFinished``."""
         await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
         self._num_waiting += 1
         try:
             async with self._small if job.num_pages <= FEW_PAGES else self._large:
-                return await asyncio.to_thread(self._make, job, media_type, options)
+                return await asyncio.to_thread(make)
         finally:
             self._num_waiting -= 1
 
-    def _make(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
+    def document(self, job: Job) -> ParsedDocument:
+        """Read an ended job's document, in a thread. Raise its error if no page of it was read."""
         document = self._jobs.read_document(job)
         raise_if_unread(document)
+        return document
+
+    def _make(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
+        document = self.document(job)
         headers = status_headers(document)
         joined = join_pages(document.pages, options)
         if media_type != JSON:

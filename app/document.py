@@ -126,6 +126,7 @@ def _page_range(part: str) -> tuple[int, int | None]:
 
 
 Images = Literal["relative", "link", "embed", "none"]
+FormatName = Literal["json", "markdown", "text", "html", "docling", "doctags", "zip", "pdf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +141,12 @@ class AnswerOptions:
     """Whether a paragraph and a table that go on on the next page are joined."""
     page_marks: Literal["none", "comment", "rule"] = "comment"
     """What stands where a page was not read, or not to its end; ``rule``: also between pages."""
-    images: Images = "relative"
-    """How Markdown refers to figures: below the job's address, by address, as data, or not at all."""
+    images: Images | None = None
+    """How an answer refers to figures: below the job's address, by address, as data, or not at all.
+
+    ``None``: as its format does by itself."""
+    format: FormatName | None = None
+    """In which format the result is given to who does not say; ``None``: JSON."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ ParseError
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
 ├── InternalError           500  a defect of the service
+├── FormatUnavailable       501  what makes answers of this format is not installed or not kept here
 ├── Overloaded              503  no capacity now; try again
 ├── NotReady                503  the model is not loaded, or is being loaded again
 ├── StorageUnavailable      503  the database or blob store does not answer
@@ -200,6 +201,10 @@ class DocumentFailed(ParseError):
 
 class InternalError(ParseError):
     code, status, title = "internal_error", 500, "The service failed"
+
+
+class FormatUnavailable(ParseError):
+    code, status, title = "format_unavailable", 501, "Answers of this format are not made here"
 
 
 class Overloaded(ParseError):

@@ -68,7 +68,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         supervisor = embedded(settings, jobs, spool, metrics)
         access = Access(settings, jobs.keys)
         app.state.service = Service(
-            settings, metrics, jobs, spool, http, access, MetricsFeed(jobs.store), Results(jobs)
+            settings,
+            metrics,
+            jobs,
+            spool,
+            http,
+            access,
+            MetricsFeed(jobs.store),
+            Results(jobs, spool.tmp_dir),
         )
         await jobs.start()
         if settings.embedded_worker:

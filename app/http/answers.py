@@ -10,19 +10,22 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.document import FormatName
 from app.errors import StorageFull, StorageUnavailable
-from app.http.negotiation import accepts_gzip
+from app.http.negotiation import accepts_gzip, negotiate
 from app.http.openapi import JSON, MARKDOWN, PLAIN, example, text_of
 from app.http.receive import MAX_IDEMPOTENCY_KEY_CHARS
-from app.http.results import Result, chunks, compressed
+from app.http.results import Made, Result, chunks, compressed
 from app.http.schemas.examples import document_example
 from app.http.schemas.jobs import JobShape
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.formats import BY_MEDIA_TYPE, FORMATS, Format
 
 MIN_GZIP_BYTES = 4096
 """Smaller answers are sent as they are."""
-OFFERS = (JSON, MARKDOWN, PLAIN)
+FILE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox"
+"""What a browser may do with an answer that it shows: nothing that a document says."""
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -34,17 +37,46 @@ READ: dict[str, Any] = {
     "content": {
         **example(DOCUMENT_EXAMPLE := document_example()),
         **dict.fromkeys((MARKDOWN, PLAIN), text_of(DOCUMENT_EXAMPLE)),
+        **{
+            one.media_type: {"schema": {"type": "string"}, "example": f"(the document as {one.name})"}
+            for one in FORMATS.values()
+            if one.media_type not in {JSON, MARKDOWN, PLAIN}
+        },
     },
 }
 
 
-async def answered(request: Request, result: Result, media_type: str) -> Response:
-    """Answer with a document, in the negotiated media type: at once if it is small, else in pieces."""
-    content_type = JSON if media_type == JSON else f"{media_type}; charset=utf-8"
-    headers = {**result.headers, "Vary": "Accept, Accept-Encoding"}
+def chosen(request: Request, asked: FormatName | None, stored: FormatName | None = None) -> Format:
+    """Choose the format of an answer: as asked, by ``Accept``, or as the job was sent.
+
+    Raise ``NotAcceptable``.
+
+    ``Accept`` comes before what is stored only where it says more than "anything".
+    """
+    accept = request.headers.get("accept", "")
+    by_accept = BY_MEDIA_TYPE[negotiate(accept, tuple(BY_MEDIA_TYPE))]
+    if asked is not None:
+        return FORMATS[asked]
+    return FORMATS[stored] if stored is not None and accept.strip() in {"", "*/*"} else by_accept
+
+
+async def answered(request: Request, result: Result | Made, form: Format) -> Response:
+    """Answer with a document, in the chosen format: at once if it is small, else in pieces."""
+    content_type = f"{form.media_type}; charset=utf-8" if form.is_text else form.media_type
+    headers = {
+        **result.headers,
+        "Vary": "Accept, Accept-Encoding",
+        # relative addresses of figures begin there, wherever this answer comes from
+        "Content-Location": f"{root_of(request)}/v1/jobs/{result.job.id}/result",
+    }
+    if form.name != "json":
+        headers["Content-Security-Policy"] = FILE_POLICY
+    if form.is_file:
+        headers["Content-Disposition"] = f'attachment; filename="{result.job.id}.{form.suffix}"'
     parts = chunks(result.pieces(service_of(request).results.store))
-    first, second = await asyncio.to_thread(lambda: (next(parts), next(parts, b"")))
-    if accepts_gzip(request.headers.get("accept-encoding")) and (second or len(first) > MIN_GZIP_BYTES):
+    first, second = await asyncio.to_thread(lambda: (next(parts, b""), next(parts, b"")))
+    may_pack = not form.is_file and accepts_gzip(request.headers.get("accept-encoding"))
+    if may_pack and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
         parts = compressed(chain((first, second), parts))
         if not second:

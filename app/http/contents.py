@@ -3,14 +3,19 @@
 Everything here runs in a thread, through ``Results.made``.
 """
 
+import json
 import re
 import secrets
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from app.document import AnswerOptions, PageResult, ParsedDocument
+from app.output.answer import Answer
+from app.output.embedding import Pictures
 from app.output.figures import Address, readdressed
+from app.output.formats import FORMATS
 from app.output.pages import Joined, Rule, join_pages
 
 Shown = Callable[[str, str], str]
@@ -55,12 +60,25 @@ def _with_breaks(joined: Joined, page_break: str) -> str:
     return f"\n\n{page_break}\n\n".join(texts)
 
 
-def formatted(document: ParsedDocument, name: str, address: Address | None) -> str:
+def formatted(document: ParsedDocument, name: str, address: Address | None, pictures: Pictures) -> str:
     """Return the document in one of our formats of text."""
-    joined = join_pages([readdressed(page, address) for page in document.pages], AnswerOptions())
-    return joined.plain() if name == "text" else "{}"
+    options = AnswerOptions()
+    joined = join_pages([readdressed(page, address) for page in document.pages], options)
+    answer = Answer(
+        document,
+        joined,
+        options,
+        address,
+        pictures,
+        as_json=lambda: iter(()),
+        scratch=tempfile.TemporaryFile,
+    )
+    return "".join(map(str, FORMATS[name].make(answer))).rstrip("\n")
 
 
-def docling_json(document: ParsedDocument, name: str, address: Address | None) -> dict[str, Any]:
+def docling_json(
+    document: ParsedDocument, name: str, address: Address | None, pictures: Pictures
+) -> dict[str, Any]:
     """Return the document as a DoclingDocument, which docling-core makes."""
-    return {"name": name}
+    found: dict[str, Any] = json.loads(formatted(document, "docling", address, pictures))
+    return {**found, "name": name}

@@ -5,20 +5,26 @@ while they are sent. So a client that is slow, or many of them, hold no document
 """
 
 import asyncio
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from pathlib import Path
+from typing import IO, TypeVar
 
-from app.document import AnswerOptions, PageResult, ParsedDocument, Status
-from app.errors import Expired, Overloaded
-from app.http.openapi import JSON, PLAIN
+from app.document import AnswerOptions, PageResult, ParsedDocument, Picture, Status
+from app.errors import Expired, NotFound, Overloaded
 from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.status_headers import status_headers
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.outcome import raise_if_unread
+from app.jobs.images import Images
 from app.jobs.job import Job
 from app.jobs.store import Store
+from app.output.answer import Answer, Piece
+from app.output.embedding import Embedding
+from app.output.figures import Address, readdressed, relative
+from app.output.formats import Format
 from app.output.pages import Joined, join_pages
 
 CHUNK_CHARS = 2**17
@@ -39,26 +45,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer without its pages, which are read while it is sent."""
+    """An answer in JSON without its pages, which are read while it is sent."""
 
     status: Status
     job: Job
     headers: Mapping[str, str]
     head: str
-    """What goes before the pages; the whole answer if it is text."""
+    """What goes before the pages."""
     tail: str = ""
     num_pages: int = 0
     types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Types of the blocks of pages with running heads and feet, by the page's index."""
     dollars: bool = False
+    address: Address | None = relative
+    """Where Markdown refers to figures; ``None``: not at all."""
+    embedding: Embedding | None = None
 
-    def pieces(self, store: Store) -> Iterator[str]:
+    def pieces(self, store: Store) -> Iterator[Piece]:
         """Give the answer's text, in a thread. Raise ``Expired`` when pages are gone meanwhile."""
-        yield from (self.head[at : at + CHUNK_CHARS] for at in range(0, len(self.head), CHUNK_CHARS))
+        pieces = self._pieces(store)
+        yield from pieces if self.embedding is None else self.embedding.filled(pieces)
+
+    def _pieces(self, store: Store) -> Iterator[str]:
+        yield self.head
         num_pages = 0
         if self.num_pages:
             for page in self._pages(store):
-                shape = PageShape.of(page, dollars=self.dollars)
+                shape = PageShape.of(readdressed(page, self.address), dollars=self.dollars)
                 yield ("," if num_pages else "") + shape.model_dump_json()
                 num_pages += 1
         if num_pages != self.num_pages:
@@ -79,11 +92,28 @@ class Result:
         return replace(page, blocks=tuple(replace(block, type=one) for block, one in blocks))
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An answer in another format than JSON, made but for its images."""
+
+    status: Status
+    job: Job
+    headers: Mapping[str, str]
+    made: Iterable[Piece]
+    embedding: Embedding | None = None
+
+    def pieces(self, _: Store) -> Iterator[Piece]:
+        """Give the answer, in a thread. Raise ``Expired`` when images are gone meanwhile."""
+        yield from self.made if self.embedding is None else self.embedding.filled(self.made)
+
+
 class Results:
     """Puts answers together, few at a time."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, tmp_dir: Path) -> None:
         self._jobs = jobs
+        self._images = Images(jobs.store)
+        self._tmp_dir = tmp_dir
         self._large = asyncio.Semaphore(NUM_LARGE)
         self._small = asyncio.Semaphore(NUM_SMALL)
         self._num_waiting = 0
@@ -92,18 +122,22 @@ class Results:
     def store(self) -> Store:
         return self._jobs.store
 
-    async def of(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
-        """Put the answer of an ended job together. Raise its own error, or ``NotFinished``."""
-        return await self.made(job, lambda: self._make(job, media_type, options))
+    async def of(self, job: Job, form: Format, options: AnswerOptions, root: str = "") -> Result | Made:
+        """Put the answer of an ended job together. Raise its own error, or ``NotFinished``.
 
-    async def made(self, job: Job, make: Callable[[], T]) -> T:
+        ``root``: the path before every address of this service, for links to figures.
+        """
+        return await self.made(job, lambda: self._make(job, form, options, root), is_heavy=form.is_heavy)
+
+    async def made(self, job: Job, make: Callable[[], T], *, is_heavy: bool = False) -> T:
         """Make something of an ended job, in a thread. Raise the job's own error, or ``NotFinished``."""
         await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
+        is_small = job.num_pages <= FEW_PAGES and not is_heavy
         self._num_waiting += 1
         try:
-            async with self._small if job.num_pages <= FEW_PAGES else self._large:
+            async with self._small if is_small else self._large:
                 return await asyncio.to_thread(make)
         finally:
             self._num_waiting -= 1
@@ -114,26 +148,69 @@ class Results:
         raise_if_unread(document)
         return document
 
-    def _make(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
+    def _make(self, job: Job, form: Format, options: AnswerOptions, root: str) -> Result | Made:
         document = self.document(job)
         headers = status_headers(document)
-        joined = join_pages(document.pages, options)
-        if media_type != JSON:
-            text = joined.plain() if media_type == PLAIN else joined.markdown(dollars=options.math != "latex")
-            return Result(document.status, job, headers, text + "\n")
-        frame = DocumentShape.frame(document, joined, options).model_dump_json()
-        # inside a string, a quote would have a backslash before it
-        head, pages, tail = frame.partition(',"pages":[]')
-        return Result(
-            document.status,
-            job,
-            headers,
-            head + pages[:-1],
-            "]" + tail,
-            len(document.pages),
-            _types(document.pages, joined),
-            options.math == "dollar",
+        embedding = Embedding(lambda name: self.picture(job, name))
+        address = _address(form, options, f"{root}/v1/jobs/{job.id}/", embedding)
+        shown = [readdressed(page, address) for page in document.pages]
+        joined = join_pages(shown, options)
+        used = embedding if address == embedding.address else None
+
+        def in_json() -> Result:
+            frame = DocumentShape.frame(document, joined, options).model_dump_json()
+            # inside a string, a quote would have a backslash before it
+            head, pages, tail = frame.partition(',"pages":[]')
+            return Result(
+                document.status,
+                job,
+                headers,
+                head + pages[:-1],
+                "]" + tail,
+                len(document.pages),
+                _types(shown, joined),
+                options.math == "dollar",
+                address,
+                used,
+            )
+
+        if form.name == "json":
+            return in_json()
+        answer = Answer(
+            document,
+            joined,
+            options,
+            address,
+            pictures=lambda name: self._images.picture(job.id, name),
+            as_json=lambda: chunks(in_json().pieces(self.store)),
+            scratch=self._scratch,
         )
+        return Made(document.status, job, headers, form.make(answer), used)
+
+    def _scratch(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._tmp_dir)
+
+    def picture(self, job: Job, name: str) -> Picture:
+        """Read a figure of a job, in a thread. Raise ``Expired`` when it is gone."""
+        try:
+            return self._images.picture(job.id, name)
+        except NotFound as error:
+            raise Expired("the job ended longer ago than results are kept") from error
+
+
+def _address(form: Format, options: AnswerOptions, base: str, embedding: Embedding) -> Address | None:
+    """Return where an answer refers to its figures. Files that contain them have their own way."""
+    images = (
+        form.images if options.images is None or form.is_file or form.images == "none" else options.images
+    )
+    match images:
+        case "none":
+            return None
+        case "link":
+            return lambda name: base + relative(name)
+        case "embed":
+            return embedding.address
+    return relative
 
 
 def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, ...]]:
@@ -144,17 +221,18 @@ def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, 
     }
 
 
-def chunks(pieces: Iterator[str]) -> Iterator[bytes]:
-    """Gather pieces into chunks that are worth sending."""
-    gathered: list[str] = []
-    num_chars = 0
+def chunks(pieces: Iterable[Piece]) -> Iterator[bytes]:
+    """Gather pieces into chunks that are worth sending, and none that is much larger."""
+    gathered = bytearray()
     for piece in pieces:
-        gathered.append(piece)
-        num_chars += len(piece)
-        if num_chars >= CHUNK_CHARS:
-            yield "".join(gathered).encode()
-            gathered, num_chars = [], 0
-    yield "".join(gathered).encode()
+        for at in range(0, len(piece), CHUNK_CHARS):
+            part = piece[at : at + CHUNK_CHARS]
+            gathered += part.encode() if isinstance(part, str) else part
+            if len(gathered) >= CHUNK_CHARS:
+                yield bytes(gathered)
+                gathered.clear()
+    if gathered:
+        yield bytes(gathered)
 
 
 def compressed(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from dbos import DBOSClient
 
 from app.jobs.api.outcome import Phase
 from app.jobs.job import OPEN, Job
+from app.jobs.queues import WorkQueue
 from app.jobs.store import Store
 from app.jobs.tables import attempts, images, jobs, now, pages, workers
 
@@ -117,7 +117,7 @@ class Leases:
         with self._store.writing() as c:
             c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
 
-    def expire_results(self, lifetime_s: float, client: DBOSClient) -> None:
+    def expire_results(self, lifetime_s: float, queue: WorkQueue) -> None:
         """Remove pages of jobs whose results are over their lifetime, and the workflows that made them."""
         with self._store.writing() as c:
             at = now(c)
@@ -132,5 +132,4 @@ class Leases:
             c.execute(sa.delete(jobs).where(jobs.c.finished_at < at - lifetime_s * TOMBSTONES))
         self._store.give_space_back()
         if ids:
-            names = client.list_workflows(workflow_id_prefix=ids, load_input=False, load_output=False)
-            client.delete_workflows([workflow.workflow_id for workflow in names])
+            queue.forget(ids)

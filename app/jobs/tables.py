@@ -139,13 +139,6 @@ ADDED_COLUMNS = (
 """Since the first release of their tables; each has a default for the rows that are there."""
 
 
-def dbos_workflows(dialect: str) -> sa.TableClause:
-    """Describe DBOS's table of workflows. Only read: DBOS cannot tell what is first in a queue."""
-    names = ("workflow_uuid", "queue_name", "status", "priority", "created_at", "application_version")
-    schema = None if dialect == "sqlite" else "dbos"
-    return sa.table("workflow_status", *map(sa.column, names), schema=schema)
-
-
 def create_or_upgrade(connection: sa.Connection) -> None:
     """Create tables that are missing, and columns that an earlier release did not have."""
     metadata.create_all(connection)

@@ -11,6 +11,7 @@ from service_client import A4, Server, eventually, image_bytes, pdf_bytes
 
 from app.errors import all_errors
 from app.http.schemas.parse import ParseFields
+from app.output.formats import BY_MEDIA_TYPE
 
 
 def post_json(server: Server, data: bytes, **fields: Any) -> httpx.Response:
@@ -189,7 +190,7 @@ def test_openapi_describes_bodies_answers_and_problems(server: Server) -> None:
     for body in bodies.values():
         assert set(body["schema"]["properties"]) == {"file", *ParseFields.model_fields}
         assert body["schema"]["required"] == ["file"]
-    assert set(action["responses"]["200"]["content"]) == {"application/json", "text/markdown", "text/plain"}
+    assert set(action["responses"]["200"]["content"]) == set(BY_MEDIA_TYPE)
     described = {
         code.partition(":")[0]
         for status, response in action["responses"].items()

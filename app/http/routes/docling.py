@@ -10,7 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from app.document import ParsedDocument
+from app.document import ParsedDocument, Picture
 from app.documents.nested import Named
 from app.errors import BadOption, InvalidRequest, NotFinished, NotFound, ParseError
 from app.http.access import needs
@@ -47,7 +47,7 @@ from app.http.schemas.docling import (
 )
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
-from app.output.embedding import Embedding
+from app.output.embedding import Embedding, Pictures
 from app.output.figures import Address
 
 router = dialect_router("docling", error_body, status_of)
@@ -364,30 +364,35 @@ async def _result(request: Request, service: Service, jobs: Sequence[Job], ticke
     except (InvalidRequest, IndexError, KeyError, TypeError) as error:
         raise NotFound("there is no such task") from error
     link = f"{root_of(request)}/v1/jobs/{job.id}/images/"
-    embedding = Embedding(lambda name: service.jobs.images.picture(job.id, name))
+
+    def picture(name: str) -> Picture:
+        return service.results.picture(job, name)
+
+    embedding = Embedding(picture)
+    address = _address(asked, link, embedding)
 
     def make() -> str:
         document = service.results.document(job)
-        contents = _contents(document, asked, filename, link, embedding)
+        contents = _contents(document, asked, filename, address, picture)
         return ConvertShape.of(document, contents).model_dump_json(exclude_none=True)
 
-    text = await while_connected(request, service.results.made(job, make))
+    is_heavy = not {"json", "doctags"}.isdisjoint(asked.to_formats)
+    text = await while_connected(request, service.results.made(job, make, is_heavy=is_heavy))
     return await sent(embedding.filled([text]))
 
 
 def _contents(
-    document: ParsedDocument, asked: Asked, filename: str, link: str, embedding: Embedding
+    document: ParsedDocument, asked: Asked, filename: str, address: Address | None, pictures: Pictures
 ) -> DocumentContents:
     contents = DocumentContents(filename=PurePath(filename).name or "document")
-    address = _address(asked, link, embedding)
     if "md" in asked.to_formats:
         figures = _shown_figures(asked, address)
         contents.md_content = document_markdown(document, figures, asked.md_page_break_placeholder)
     for name, format_name in TEXT_FORMATS.items():
         if name in asked.to_formats:
-            setattr(contents, f"{name}_content", formatted(document, format_name, address))
+            setattr(contents, f"{name}_content", formatted(document, format_name, address, pictures))
     if "json" in asked.to_formats:
-        contents.json_content = docling_json(document, PurePath(contents.filename).stem, address)
+        contents.json_content = docling_json(document, PurePath(contents.filename).stem, address, pictures)
     return contents
 
 

@@ -23,7 +23,8 @@ PAGE = """<!doctype html>
 {fields}
 <p><button>{summary}</button></p>
 </form>
-{asks}<p>What is left empty counts as not given. The answer is JSON; as Markdown, from the command line:</p>
+{asks}<p>What is left empty counts as not given. The answer is a page to look at, or what <code>format</code>
+says; from the command line:</p>
 <pre>curl -F file=@document.pdf -H 'Accept: text/markdown' {address}{path}</pre>
 <h2>Addresses</h2>
 <table>

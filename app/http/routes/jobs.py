@@ -14,9 +14,8 @@ from starlette.responses import Response
 from app.documents.safe_http import parse_url
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.http.access import caller_of, needs
-from app.http.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered, shown
+from app.http.answers import IDEMPOTENCY_KEY, READ, accepted, answered, chosen, shown
 from app.http.connected import while_connected
-from app.http.negotiation import negotiate
 from app.http.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.http.receive import fetched, receive_document, submit
 from app.http.schemas.examples import job_example
@@ -170,11 +169,12 @@ async def _one(request: Request, job: Job) -> Response:
 async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Query()]) -> Response:
     """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here."""
     service = service_of(request)
-    media_type = negotiate(request.headers.get("accept"), OFFERS)
     job = await service.jobs.job(job_id, caller_of(request).sees)
-    making = service.results.of(job, media_type, asked.over(job.options.answer))
+    options = asked.over(job.options.answer)
+    form = chosen(request, asked.format, job.options.answer.format)
+    making = service.results.of(job, form, options, root_of(request))
     made = await while_connected(request, making)
-    return await answered(request, made, media_type)
+    return await answered(request, made, form)
 
 
 @router.get(

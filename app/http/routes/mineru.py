@@ -224,7 +224,7 @@ async def _result(
     results: dict[str, DocumentResult] = {}
     embeddings: list[Embedding] = []
     for job, name in zip(jobs, names, strict=True):
-        embedding = Embedding(lambda image, job=job: service.jobs.images.picture(job.id, image))  # type: ignore[misc]
+        embedding = Embedding(lambda image, job=job: service.results.picture(job, image))  # type: ignore[misc]
         embeddings.append(embedding)
         results[name] = await while_connected(request, _made(service, job, asked, embedding))
     shape: ResultShape
@@ -298,7 +298,7 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
                 archive.writestr(f"{folder}/{path}", text)
         for image in _figures(document) if asked.return_images else ():
             packed = zipfile.ZipInfo(f"{folder}/images/{image}")  # which deflates nothing: PNG is compressed
-            archive.writestr(packed, service.jobs.images.picture(job.id, image).data)
+            archive.writestr(packed, service.results.picture(job, image).data)
 
     try:
         await service.results.made(job, pack)

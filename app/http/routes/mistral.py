@@ -155,7 +155,7 @@ async def ocr(request: Request) -> Response:
             num_bytes = document.source.path.stat().st_size
             jobs = await submitted(request, service, [document], asked.fields())
         [job] = await awaited(request, service, jobs)
-    embedding = Embedding(lambda name: service.jobs.images.picture(job.id, name))
+    embedding = Embedding(lambda name: service.results.picture(job, name))
 
     def make() -> str:
         document = service.results.document(job)

@@ -6,15 +6,14 @@ from starlette.responses import Response
 
 from app.errors import BadOption, ParseError
 from app.http.access import needs
-from app.http.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
+from app.http.answers import IDEMPOTENCY_KEY, READ, accepted, answered, chosen
 from app.http.connected import while_connected
-from app.http.negotiation import negotiate
 from app.http.openapi import example, problems, request_body
 from app.http.receive import receive_document, submit
 from app.http.schemas.examples import job_example
 from app.http.schemas.jobs import JobShape
 from app.http.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
-from app.http.service import Service, service_of
+from app.http.service import Service, root_of, service_of
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
 
@@ -48,20 +47,23 @@ async def parse(request: Request) -> Response:
     """
     service = service_of(request)
     try:
-        media_type = negotiate(request.headers.get("accept"), OFFERS)
-        job = await _parse(request, service)
+        chosen(request, None)  # before the upload: no answer that could be made would be taken
+        job, asked = await _parse(request, service)
         if job.is_open:
             return await accepted(request, service, job)
-        result = await while_connected(request, service.results.of(job, media_type, job.options.answer))
+        form = chosen(request, asked.format)
+        options = asked.over(job.options.answer)
+        making = service.results.of(job, form, options, root_of(request))
+        result = await while_connected(request, making)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
         raise
     service.metrics.documents.labels(result.status).inc()
-    return await answered(request, result, media_type)
+    return await answered(request, result, form)
 
 
-async def _parse(request: Request, service: Service) -> Job:
-    """The job, ended or waited for long enough."""
+async def _parse(request: Request, service: Service) -> tuple[Job, ParseFields]:
+    """The job, ended or waited for long enough, and what was asked for."""
     with service.admitted():
         service.check_ready()
         with service.spool.file() as path:
@@ -72,7 +74,7 @@ async def _parse(request: Request, service: Service) -> Job:
             job, is_new = await submitting
         try:
             wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
-            return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s))
+            return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s)), fields
         except ClientDisconnect:
             # many pages are worth keeping: whoever left may be a proxy that waits no longer
             then = fields.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")

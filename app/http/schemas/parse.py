@@ -10,6 +10,7 @@ from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
     FinishReason,
+    FormatName,
     Images,
     PageResult,
     PageSelection,
@@ -57,7 +58,14 @@ class AnswerFields(BaseModel):
     images: Images | None = Field(
         None,
         description="How Markdown refers to figures: relative (images/p3-1.png, below the job's address), "
-        "link (the address here), embed (as data) or none. Not given: relative.",
+        "link (the address here), embed (as data) or none. Not given: embed in html and docling, "
+        "else relative.",
+    )
+
+    format: FormatName | None = Field(
+        None,
+        description="Format of the answer: json, markdown, text, html, docling, doctags, zip or pdf (the "
+        "pages with an invisible text layer). Not given: by Accept.",
     )
 
     def over(self, stored: AnswerOptions) -> AnswerOptions:

@@ -63,6 +63,7 @@ def _with_breaks(joined: Joined, page_break: str) -> str:
 def formatted(document: ParsedDocument, name: str, address: Address | None, pictures: Pictures) -> str:
     """Return the document in one of our formats of text."""
     options = AnswerOptions()
+    address = None if FORMATS[name].images == "none" else address
     joined = join_pages([readdressed(page, address) for page in document.pages], options)
     answer = Answer(
         document,

@@ -46,14 +46,15 @@ from app.http.schemas.openai import (
     chat_extras,
     error_body,
     finish_reason,
+    status_of,
 )
 from app.http.service import ENDING, Service, service_of
 from app.jobs.job import Job
 
-router = dialect_router("openai", error_body)
+router = dialect_router("openai", error_body, status_of)
 
 DONE = "[DONE]"
-ERRORS = dialect_errors(ErrorShape, error_body)
+ERRORS = dialect_errors(ErrorShape, error_body, status_of)
 ANSWER_EXAMPLE = {
     "id": "chatcmpl-5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
     "object": "chat.completion",

@@ -157,9 +157,14 @@ class ErrorShape(BaseModel):
 
 def error_body(error: ParseError) -> dict[str, Any]:
     """Say what is wrong as OpenAI's API does."""
-    kind = ERROR_TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    kind = ERROR_TYPES.get(error.status, "server_error" if error.status >= 500 else ERROR_TYPES[400])
     detail = ErrorDetail(message=str(error) or error.title, type=kind, code=error.code)
     return ErrorShape(error=detail).model_dump()
+
+
+def status_of(error: ParseError) -> int:
+    """Return the status of an error: a request that fails a check is 400 there."""
+    return 400 if isinstance(error, InvalidRequest) else error.status
 
 
 class ChatUsage(BaseModel):

@@ -30,16 +30,16 @@ from app.http.dialects import (
     submitted,
 )
 from app.http.openapi import dialect_errors, example, form_schema, json_schema
+from app.http.schemas.dialects import DetailShape
 from app.http.schemas.docling import (
     NO_TASK,
     TEXT_FORMATS,
     Asked,
     ConvertShape,
+    DoclingTask,
     DocumentContents,
-    ErrorShape,
     FileBody,
     SourceBody,
-    TaskShape,
     WebsocketMessage,
     check_target,
     error_body,
@@ -61,7 +61,7 @@ GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
 
 TaskId = Annotated[str, Path(max_length=MAX_TICKET_CHARS)]
-ERRORS = dialect_errors(ErrorShape, error_body, status_of)
+ERRORS = dialect_errors(DetailShape, error_body, status_of)
 TASK_EXAMPLE = {
     "task_id": "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
     "task_type": "convert",
@@ -156,28 +156,28 @@ async def _convert(request: Request, *, is_form: bool) -> Response:
 
 @router.post(
     "/v1/convert/file/async",
-    operation_id="convert_file_later",
+    operation_id="queue_file",
     summary="Accept a file, to be converted later",
     dependencies=[needs("submit")],
-    response_model=TaskShape,
+    response_model=DoclingTask,
     responses={200: ACCEPTED, **ERRORS},
     openapi_extra={"requestBody": FILE_BODY},
 )
-async def convert_file_later(request: Request) -> Response:
+async def queue_file(request: Request) -> Response:
     """A file in, a task out."""
     return await _accept_task(request, is_form=True)
 
 
 @router.post(
     "/v1/convert/source/async",
-    operation_id="convert_source_later",
+    operation_id="queue_source",
     summary="Accept what is at an address, to be converted later",
     dependencies=[needs("submit")],
-    response_model=TaskShape,
+    response_model=DoclingTask,
     responses={200: ACCEPTED, **ERRORS},
     openapi_extra={"requestBody": SOURCE_BODY},
 )
-async def convert_source_later(request: Request) -> Response:
+async def queue_source(request: Request) -> Response:
     """A document in JSON in, a task out."""
     return await _accept_task(request, is_form=False)
 
@@ -194,7 +194,7 @@ async def _accept_task(request: Request, *, is_form: bool) -> Response:
     operation_id="poll_task",
     summary="How far a task is",
     dependencies=[needs("read")],
-    response_model=TaskShape,
+    response_model=DoclingTask,
     responses={200: ACCEPTED, **ERRORS},
 )
 async def poll(
@@ -285,7 +285,7 @@ async def _heard(websocket: WebSocket) -> None:
         await websocket.receive_text()
 
 
-def _message(kind: Any, task: TaskShape | None = None, error: str | None = None) -> str:
+def _message(kind: Any, task: DoclingTask | None = None, error: str | None = None) -> str:
     return WebsocketMessage(message=kind, task=task, error=error).model_dump_json()
 
 
@@ -343,12 +343,12 @@ def _named(source: object) -> Named:
     return Named(address=text) if kind == "http" else Named(base64=text, filename=name[:255])
 
 
-async def _shown(service: Service, ticket: Ticket, jobs: Sequence[Job]) -> TaskShape:
+async def _shown(service: Service, ticket: Ticket, jobs: Sequence[Job]) -> DoclingTask:
     position = await service.jobs.position(jobs[0])
-    return TaskShape.of(str(ticket), list(jobs), position)
+    return DoclingTask.of(str(ticket), list(jobs), position)
 
 
-def _answer(shape: TaskShape) -> Response:
+def _answer(shape: DoclingTask) -> Response:
     return JSONResponse(shape.model_dump(mode="json"))
 
 

@@ -28,15 +28,15 @@ from app.http.dialects import (
 )
 from app.http.openapi import dialect_errors, example, form_schema
 from app.http.routes.health import health
+from app.http.schemas.dialects import DetailShape
 from app.http.schemas.mineru import (
     VERSION,
     Asked,
     DocumentResult,
-    ErrorShape,
     FormBody,
+    MineruTask,
     ParsedShape,
     ResultShape,
-    TaskShape,
     content_list,
     error_body,
     model_output,
@@ -57,7 +57,7 @@ router.add_api_route(
 FILES = frozenset({"files"})
 PIECE_BYTES = 2**18
 TaskId = Annotated[str, Path(max_length=MAX_TICKET_CHARS)]
-ERRORS = dialect_errors(ErrorShape, error_body)
+ERRORS = dialect_errors(DetailShape, error_body)
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}, "example": "..."}}
 TASK_EXAMPLE = {
     "task_id": "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
@@ -115,7 +115,7 @@ async def file_parse(request: Request) -> Response:
     summary="Accept files, to be parsed later",
     dependencies=[needs("submit")],
     status_code=202,
-    response_model=TaskShape,
+    response_model=MineruTask,
     responses={202: {"description": "The task.", "content": example(TASK_EXAMPLE)}, **ERRORS},
     openapi_extra={"requestBody": BODY},
 )
@@ -134,7 +134,7 @@ async def create(request: Request) -> Response:
     operation_id="get_task",
     summary="How far a task is",
     dependencies=[needs("read")],
-    response_model=TaskShape,
+    response_model=MineruTask,
     responses={200: {"description": "The task.", "content": example(TASK_EXAMPLE)}, **ERRORS},
 )
 async def status(request: Request, task_id: TaskId) -> Response:
@@ -156,7 +156,7 @@ async def status(request: Request, task_id: TaskId) -> Response:
             "description": "At least one page of one file was read.",
             "content": {**example(RESULT_EXAMPLE), **ZIP},
         },
-        202: {"description": "The task goes on.", "model": TaskShape, "content": example(TASK_EXAMPLE)},
+        202: {"description": "The task goes on.", "model": MineruTask, "content": example(TASK_EXAMPLE)},
         **ERRORS,
     },
 )
@@ -199,12 +199,12 @@ def _asked(ticket: Ticket) -> tuple[Asked, list[str]]:
     return asked, stems([str(name) for name in names])
 
 
-async def _shown(request: Request, service: Service, ticket: Ticket, jobs: Sequence[Job]) -> TaskShape:
+async def _shown(request: Request, service: Service, ticket: Ticket, jobs: Sequence[Job]) -> MineruTask:
     asked, names = _asked(ticket)
     ahead = await service.jobs.position(jobs[0])
     host = request.headers.get("host", "")
     address = f"{request.url.scheme}://{host}{root_of(request)}/mineru/tasks/{ticket}"
-    return TaskShape.of(str(ticket), jobs, names, asked.backend, address, ahead)
+    return MineruTask.of(str(ticket), jobs, names, asked.backend, address, ahead)
 
 
 # --- results out

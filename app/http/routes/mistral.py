@@ -35,10 +35,10 @@ from app.http.schemas.mistral import (
     HEADER_TYPES,
     DeletedShape,
     Dimensions,
-    ErrorShape,
     FileListShape,
     FileShape,
     ImageShape,
+    MistralError,
     OcrBody,
     OcrPageShape,
     OcrShape,
@@ -70,7 +70,7 @@ FILE = frozenset({"file"})
 FILE_ID = re.compile(r"[0-9a-f-]{36}")
 OWN_FILE = re.compile(r"/v1/files/([0-9a-f-]{36})/content")
 FileId = Annotated[str, InPath(max_length=64)]
-ERRORS = dialect_errors(ErrorShape, error_body)
+ERRORS = dialect_errors(MistralError, error_body)
 FILE_EXAMPLE = {
     "id": "0f9d1c2b-3a4e-4f60-8715-f0c6a8e4b1d4",
     "object": "file",

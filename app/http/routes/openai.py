@@ -40,9 +40,9 @@ from app.http.schemas.openai import (
     ChunkChoice,
     ChunkShape,
     Delta,
-    ErrorShape,
     ModelListShape,
     ModelShape,
+    OpenAIError,
     chat_extras,
     error_body,
     finish_reason,
@@ -54,7 +54,7 @@ from app.jobs.job import Job
 router = dialect_router("openai", error_body, status_of)
 
 DONE = "[DONE]"
-ERRORS = dialect_errors(ErrorShape, error_body, status_of)
+ERRORS = dialect_errors(OpenAIError, error_body, status_of)
 ANSWER_EXAMPLE = {
     "id": "chatcmpl-5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
     "object": "chat.completion",

@@ -11,11 +11,11 @@ from app.http.connected import while_connected
 from app.http.contents import document_markdown
 from app.http.dialects import awaited, dialect_router, received_raw, spooling, submitted
 from app.http.openapi import dialect_errors, example
-from app.http.schemas.dialects import DialectFields
-from app.http.schemas.openwebui import ErrorShape, LoadedShape, LoaderMetadata, error_body
+from app.http.schemas.dialects import DetailShape, DialectFields, detail_body
+from app.http.schemas.openwebui import LoadedShape, LoaderMetadata
 from app.http.service import service_of
 
-router = dialect_router("openwebui", error_body)
+router = dialect_router("openwebui", detail_body)
 
 MAX_NAME_CHARS = 255
 BYTES = {"schema": {"type": "string", "format": "binary"}, "example": "(the document)"}
@@ -43,7 +43,7 @@ BYTES = {"schema": {"type": "string", "format": "binary"}, "example": "(the docu
                 }
             ),
         },
-        **dialect_errors(ErrorShape, error_body),
+        **dialect_errors(DetailShape, detail_body),
     },
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/octet-stream": BYTES}},

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from app.document import PageResult, ParsedDocument
 from app.errors import BadOption, Expired, InvalidRequest, JobCancelled, NotFinished, NotFound, ParseError
-from app.http.schemas.dialects import DialectFields
+from app.http.schemas.dialects import DialectFields, detail_body
 from app.jobs.job import Job
 
 OutputFormat = Literal["md", "json", "html", "text", "doctags"]
@@ -132,22 +132,12 @@ def check_target(kind: object) -> bool:
     return kind == "zip"
 
 
-class ErrorShape(BaseModel):
-    """An error of docling-serve."""
-
-    detail: str
-    code: str = Field(description="Ours: the same as in problem+json elsewhere.")
-    retryable: bool
-
-
 def error_body(error: ParseError) -> dict[str, Any]:
     """Say what is wrong as docling-serve does."""
-    text = str(error) or error.title
     if isinstance(error, NotFound):
-        text = NO_TASK
-    elif isinstance(error, NotFinished | Expired | JobCancelled):
-        text = NO_RESULT
-    return ErrorShape(detail=text, code=error.code, retryable=error.retryable).model_dump()
+        return detail_body(error, NO_TASK)
+    is_gone = isinstance(error, NotFinished | Expired | JobCancelled)
+    return detail_body(error, NO_RESULT if is_gone else None)
 
 
 def status_of(error: ParseError) -> int:
@@ -171,7 +161,7 @@ class Failure(BaseModel):
     details: dict[str, str] = {}
 
 
-class TaskShape(BaseModel):
+class DoclingTask(BaseModel):
     """A task as it is now."""
 
     task_id: str
@@ -183,7 +173,7 @@ class TaskShape(BaseModel):
     failure: Failure | None = None
 
     @classmethod
-    def of(cls, task_id: str, jobs: list[Job], position: int | None) -> "TaskShape":
+    def of(cls, task_id: str, jobs: list[Job], position: int | None) -> "DoclingTask":
         statuses = [job.status for job in jobs]
         is_open = any(job.is_open for job in jobs)
         status: TaskStatus
@@ -223,7 +213,7 @@ def _failure(job: Job) -> Failure:
 
 class WebsocketMessage(BaseModel):
     message: Literal["connection", "update", "error"]
-    task: TaskShape | None = None
+    task: DoclingTask | None = None
     error: str | None = None
 
 

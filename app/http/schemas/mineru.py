@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.document import Block, PageResult
 from app.errors import BadOption, InvalidRequest, ParseError
-from app.http.schemas.dialects import DialectFields
+from app.http.schemas.dialects import DialectFields, detail_body
 from app.jobs.job import Job
 from app.output.figures import CAPTION, is_picture
 from app.output.markdown import MAX_COORDINATE
@@ -92,21 +92,12 @@ class FormBody(Asked):
     )
 
 
-class ErrorShape(BaseModel):
-    """An error of MinerU's server."""
-
-    detail: str
-    code: str = Field(description="Ours: the same as in problem+json elsewhere.")
-    retryable: bool
-
-
 def error_body(error: ParseError) -> dict[str, Any]:
     """Say what is wrong as MinerU's server does."""
-    detail = "Task not found" if error.status in {404, 410} else str(error) or error.title
-    return ErrorShape(detail=detail, code=error.code, retryable=error.retryable).model_dump()
+    return detail_body(error, "Task not found" if error.status in {404, 410} else None)
 
 
-class TaskShape(BaseModel):
+class MineruTask(BaseModel):
     """A task as it is now."""
 
     task_id: str
@@ -131,7 +122,7 @@ class TaskShape(BaseModel):
         backend: str,
         address: str,
         ahead: int | None,
-    ) -> "TaskShape":
+    ) -> "MineruTask":
         is_open = any(job.is_open for job in jobs)
         status: TaskStatus
         if is_open:
@@ -182,7 +173,7 @@ class ResultShape(BaseModel):
     results: dict[str, DocumentResult]
 
 
-class ParsedShape(TaskShape, ResultShape):
+class ParsedShape(MineruTask, ResultShape):
     """The task and its results."""
 
 

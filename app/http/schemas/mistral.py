@@ -123,7 +123,7 @@ def _ranges(pages: list[int]) -> str:
     return ",".join(f"{first + 1}-{last + 1}" for first, last in ranges)
 
 
-class ErrorShape(BaseModel):
+class MistralError(BaseModel):
     """An error of Mistral's API. Of 422, ``detail`` is a list as FastAPI makes it."""
 
     object: Literal["error"] = "error"
@@ -138,7 +138,7 @@ def error_body(error: ParseError) -> dict[str, Any]:
     """Say what is wrong as Mistral's API does."""
     text = str(error) or error.title
     detail = [{"loc": ["body"], "msg": text, "type": error.code}] if error.status == 422 else None
-    shape = ErrorShape(message=text, type=f"{error.code}_error", code=error.code, detail=detail)
+    shape = MistralError(message=text, type=f"{error.code}_error", code=error.code, detail=detail)
     return shape.model_dump()
 
 
@@ -183,11 +183,11 @@ class ConfidenceShape(BaseModel):
 class PageExtras(BaseModel):
     """Ours: what the page cost, and why its text may say less than the page."""
 
-    tokens: TokensShape | None
+    tokens: TokensShape | None = None
     timing_ms: dict[str, float]
     warnings: list[WarningShape]
-    risk: float | None
-    finish_reason: str | None
+    risk: float | None = None
+    finish_reason: str | None = None
     error: str | None = Field(None, description="Why nothing was read.")
 
 
@@ -207,7 +207,7 @@ class OcrPageShape(BaseModel):
 
 class UsageInfo(BaseModel):
     pages_processed: int
-    doc_size_bytes: int | None
+    doc_size_bytes: int | None = None
 
 
 class DocumentExtras(BaseModel):

@@ -149,7 +149,7 @@ class ErrorDetail(BaseModel):
     code: str
 
 
-class ErrorShape(BaseModel):
+class OpenAIError(BaseModel):
     """An error of OpenAI's API."""
 
     error: ErrorDetail
@@ -159,7 +159,7 @@ def error_body(error: ParseError) -> dict[str, Any]:
     """Say what is wrong as OpenAI's API does."""
     kind = ERROR_TYPES.get(error.status, "server_error" if error.status >= 500 else ERROR_TYPES[400])
     detail = ErrorDetail(message=str(error) or error.title, type=kind, code=error.code)
-    return ErrorShape(error=detail).model_dump()
+    return OpenAIError(error=detail).model_dump()
 
 
 def status_of(error: ParseError) -> int:

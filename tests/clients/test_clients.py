@@ -1,7 +1,9 @@
 """The snippets of docs/clients, run as they stand: every client reads a PDF, and a picture with a figure."""
 
+import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 from service_client import PATIENCE_S, ROOT, Server, serving
+from websockets import InvalidStatus, Origin
+from websockets.sync.client import connect
 
 PAGES = sorted(path.stem for path in (ROOT / "docs/clients").glob("*.md") if path.stem != "README")
 SNIPPET = re.compile(r"^```(python|sh|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -78,6 +82,22 @@ def test_a_client_reads_documents(service: Server, folder: Path, page: str) -> N
     assert "Page 2" in done.stdout
     assert "600 x 800 pixels" in done.stdout
     assert page in IN_TEXT or SHOWN_AS.search(done.stdout), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "origin"), [("evil.example", None), ("127.0.0.1", "http://evil.example"), ("127.0.0.1", None)]
+)
+def test_a_websocket_is_no_way_in_for_web_pages(service: Server, name: str, origin: str | None) -> None:
+    """Neither under another name nor from elsewhere. A program here is let in."""
+    path = f"//{name}:{service.port}/v1/status/ws/{'0' * 32}"
+    with socket.create_connection(("127.0.0.1", service.port)) as raw:
+        if name == "127.0.0.1" and origin is None:
+            with connect(f"ws:{path}", sock=raw) as websocket:
+                assert json.loads(websocket.recv(60))["error"] == "Task not found."
+            return
+        with pytest.raises(InvalidStatus) as refused:
+            connect(f"ws:{path}", sock=raw, origin=None if origin is None else Origin(origin))
+    assert refused.value.response.status_code == 403
 
 
 def test_every_client_has_a_line_in_the_index() -> None:

@@ -159,7 +159,7 @@ async def ocr(request: Request) -> Response:
 
     def make() -> str:
         document = service.results.document(job)
-        return _answer(document, asked, num_bytes, embedding).model_dump_json(exclude_none=True)
+        return ocr_answer(document, asked, num_bytes, embedding).model_dump_json(exclude_none=True)
 
     text = await while_connected(request, service.results.made(job, make))
     return await sent(embedding.filled([text]))
@@ -217,7 +217,8 @@ def _own_file(request: Request, address: str) -> str | None:
 # --- the answer
 
 
-def _answer(document: ParsedDocument, asked: OcrBody, num_bytes: int, embedding: Embedding) -> OcrShape:
+def ocr_answer(document: ParsedDocument, asked: OcrBody, num_bytes: int, embedding: Embedding) -> OcrShape:
+    """Show a document as Mistral OCR does. Figures are signs of ``embedding``, where they were asked for."""
     joined = join_pages(document.pages, AnswerOptions(headers="keep", join_pages=False, page_marks="none"))
     left = asked.image_limit
     pages: list[OcrPageShape] = []

@@ -38,6 +38,8 @@ OPTIONS = (
     *("math", "headers", "join_pages", "page_marks"),
 )
 FOREVER_S = 10.0**9
+MAX_WEBSOCKET_BYTES = 4096
+"""What a client says on a websocket is a word; more is refused."""
 SWITCH_S = 0.001
 
 logger = logging.getLogger("rtprune.cli")
@@ -193,7 +195,8 @@ def _serve(settings: Settings) -> int:
         access_log=False,
         http=connection_class(settings),
         timeout_keep_alive=settings.keep_alive_s,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_WEBSOCKET_BYTES,
         proxy_headers=False,  # Proxies reads them, from those that are trusted
         lifespan="on",
         server_header=False,

@@ -20,10 +20,10 @@ from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
 from app.http.access import Access
 from app.http.front import Hosts, Proxies
-from app.http.middleware import OutermostMiddleware, answer_problem, routing_error
+from app.http.middleware import OutermostMiddleware, answer_problem, named_errors, routing_error
 from app.http.openapi import TAGS, Application
 from app.http.results import Results
-from app.http.routes import docs, health, images, page, parse
+from app.http.routes import docling, docs, health, images, mineru, mistral, openai, openwebui, page, parse
 from app.http.routes import jobs as job_routes
 from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
@@ -46,7 +46,10 @@ ANSWER_HEADERS = (
     *("Location", "Retry-After", "X-Request-Id"),
     *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
 )
-ROUTERS = (parse.router, job_routes.router, images.router, health.router, docs.router, page.router)
+ROUTERS = (
+    *(parse.router, job_routes.router, images.router, health.router, docs.router, page.router),
+    *(docling.router, mistral.router, openai.router, mineru.router, openwebui.router),
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -105,7 +108,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=REQUEST_HEADERS,
             expose_headers=ANSWER_HEADERS,
             max_age=CORS_MAX_AGE_S,
@@ -160,6 +163,5 @@ def _methods_at(request: Request) -> list[str]:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    errors = error.errors() if isinstance(error, RequestValidationError) else []
-    named = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors[:5])
-    return answer_problem(request, InvalidRequest(named or "the request is not valid"))
+    named = named_errors(error) if isinstance(error, RequestValidationError) else "the request is not valid"
+    return answer_problem(request, InvalidRequest(named))

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
-from app.ocr.engine.loops import BanCount, LoopRule
+from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
 from app.ocr.engine.settings import EngineSettings
@@ -192,6 +192,15 @@ class PageTask:
         self.feed.finish(result.text if isinstance(result, Reading) else None)
 
 
+def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
+    if options.ngram is None:
+        return settings.first_ngram(model)
+    rule, farthest = NgramRule(*options.ngram), settings.max_ban_distance(model)
+    if rule.max_distance > farthest:
+        raise BadOption(f"the n-gram rule reaches {rule.max_distance} tokens back, at most {farthest} here")
+    return rule
+
+
 def new_task(
     model: OcrModel,
     settings: EngineSettings,
@@ -209,7 +218,7 @@ def new_task(
     prompt = model.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = AttemptPlan(mode, options.prune, keep_ratio, settings.first_ngram(model))
+    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options))
     return PageTask(
         page=page,
         document_id=document_id,

@@ -18,8 +18,8 @@ MIN_SECRET_BYTES = 24
 MAX_SECRET_BYTES = 64
 
 PREFIX = "RTPRUNE_"
-NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
-"""Variables with our prefix that are read elsewhere: by a worker, by the compose files."""
+NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS", "RTPRUNE_SERVER", "RTPRUNE_KEY"})
+"""Variables with our prefix that are read elsewhere: by a worker, the compose files, ``rtprune parse``."""
 
 ORIGIN = re.compile(r"https?://[^/?#@\s,]+")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")

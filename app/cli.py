@@ -1,4 +1,4 @@
-"""The command ``rtprune``: ``serve``, ``worker``, ``parse``, ``keys`` and ``doctor``."""
+"""The command ``rtprune``: ``serve``, ``worker``, ``parse``, ``keys``, ``doctor`` and ``mcp``."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from app.commands import doctor, keys, parse, serve, worker
+from app.commands import doctor, keys, mcp, parse, serve, worker
 from app.commands.words import WRONG_USE, given
 from app.settings import Settings
 
@@ -29,12 +29,13 @@ COMMANDS: dict[str, Command] = {
     "worker": worker,
     "keys": keys,
     "doctor": doctor,
+    "mcp": mcp,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand. Give its exit status, 2 if the command line or a setting is wrong."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     try:
         settings = Settings(**given(asked, "host", "port"))
     except ValidationError as error:
@@ -43,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return COMMANDS[asked.command].run(asked, settings)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rtprune", description="Documents to Markdown.")
-    parser.add_argument("--version", action="version", version=f"rtprune {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """Describe the whole command line."""
+    program = argparse.ArgumentParser(prog="rtprune", description="Documents to Markdown.")
+    program.add_argument("--version", action="version", version=f"rtprune {_version()}")
+    commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS.values():
         command.add_to(commands)
-    return parser
+    return program
 
 
 def _version() -> str:

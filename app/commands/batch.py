@@ -86,15 +86,12 @@ class Batch:
         job = await self._client.submit(one.source, **self._wish.options)
         self._progress.accepted(job.pages.total)
         pages: list[Page] = []
-        try:
+        async with self._client.cancelling(job):
             async for page in self._client.pages(job):
                 self._progress.page()
                 pages.append(page)
             answer = await self._client.answer(job, self._wish.format)
             ended = await self._client.job(job)
-        except asyncio.CancelledError:
-            await self._client.cancel(job)
-            raise
         for page in sorted(pages, key=lambda page: page.index):
             said = [page.error.detail] if page.error else [warning.detail for warning in page.warnings]
             for sentence in said:

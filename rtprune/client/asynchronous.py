@@ -1,13 +1,15 @@
 """The client, for code with an event loop."""
 
+import contextlib
 import json
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, Unpack, cast
 
+import anyio
 import httpx
 
 from rtprune.client.answers import Document, Job, Options, Page, Readiness, decode
@@ -18,6 +20,7 @@ from rtprune.client.uploads import OnUpload, Upload, form
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 NUM_RETRIES = 6
+GIVE_UP_S = 5.0
 MEDIA_TYPES = {"json": "application/json", "markdown": "text/markdown", "text": "text/plain"}
 
 OnPage = Callable[[Page], None]
@@ -73,12 +76,9 @@ class AsyncClient:
         Wait for as long as it takes. When this is cancelled, the job is cancelled.
         """
         job = await self.submit(document, on_upload=on_upload, **options)
-        try:
+        async with self.cancelling(job):
             await self.wait(job, on_page=on_page)
             return await self.result(job)
-        except BaseException:
-            await self._give_up(job)
-            raise
 
     async def submit(
         self,
@@ -125,6 +125,17 @@ class AsyncClient:
         return decode(
             Job, _json(await self._exchange.body(lambda: self._http.build_request("DELETE", address)))
         )
+
+    @asynccontextmanager
+    async def cancelling(self, job: Job) -> AsyncIterator[None]:
+        """Stop a job, once, if the block under this does not end well: nobody waits for it any more."""
+        try:
+            yield
+        except BaseException:
+            # also when the block was cancelled: the service is told all the same
+            with anyio.move_on_after(GIVE_UP_S, shield=True), contextlib.suppress(httpx.HTTPError):
+                await self._http.delete(_address(job))
+            raise
 
     async def pages(self, job: Job | str, *, after: int = 0) -> AsyncGenerator[Page, None]:
         """Give pages as they are read, until the job has ended. ``after``: leave out the first so many.
@@ -194,13 +205,6 @@ class AsyncClient:
         return await self._exchange.body(
             lambda: self._http.build_request("GET", address, params=query, headers=headers)
         )
-
-    async def _give_up(self, job: Job) -> None:
-        """Tell the service, once, that nobody waits for a job any more."""
-        try:
-            await self._http.delete(_address(job))
-        except httpx.HTTPError:
-            return
 
 
 def _address(job: Job | str) -> str:

@@ -27,6 +27,8 @@ WarningCode = Literal[
     "dynamic_xfa",
     "attachments_not_read",
     "low_resolution",
+    "figure_scaled",
+    "figures_left_out",
 ]
 """Why an answer may say less than the page. The first four are finish reasons of a page not read to its end.
 
@@ -114,6 +116,9 @@ def _page_range(part: str) -> tuple[int, int | None]:
     return first, last
 
 
+Images = Literal["relative", "link", "embed", "none"]
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
     """How an answer is shown. Changes nothing about how pages are read."""
@@ -126,6 +131,8 @@ class AnswerOptions:
     """Whether a paragraph and a table that go on on the next page are joined."""
     page_marks: Literal["none", "comment", "rule"] = "comment"
     """What stands where a page was not read, or not to its end; ``rule``: also between pages."""
+    images: Images = "relative"
+    """How Markdown refers to figures: below the job's address, by address, as data, or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +193,31 @@ class Attempt:
     output_tokens: int
 
 
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in 0..999 of the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture region that was cut from the page. ``width``, ``height``: in pixels, as it is kept."""
+
+    name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An encoded image of a page: a figure, or with ``bbox`` ``None`` the whole page."""
+
+    name: str
+    media_type: str
+    data: bytes
+    width: int
+    height: int
+    bbox: Box | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
@@ -195,9 +227,11 @@ class Block:
     """
 
     type: str
-    bbox: tuple[int, int, int, int]
+    bbox: Box
     text: str
     markdown: str | None = None
+    figure: Figure | None = None
+    """What was cut from the page here; ``None`` for text, and for a picture that is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +297,8 @@ class PageResult:
     """Share of the page's ink outside everything that was read; ``None`` where it is not known."""
     text_layer_recall: float | None = None
     """Share of the words of the PDF's text layer that are in the text; ``None`` without a usable layer."""
+    pictures: tuple[Picture, ...] = ()
+    """Images of the page on their way to the store. A stored page has none: they are read one by one."""
 
     @property
     def shortfall(self) -> str | None:

@@ -23,7 +23,7 @@ from app.http.front import Hosts, Proxies
 from app.http.middleware import Edge, answer_problem, routing_error
 from app.http.openapi import TAGS, Application
 from app.http.results import Results
-from app.http.routes import docs, health, parse
+from app.http.routes import docs, health, images, parse
 from app.http.routes import jobs as job_routes
 from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
@@ -46,7 +46,7 @@ ANSWER_HEADERS = (
     *("Location", "Retry-After", "X-Request-Id"),
     *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
 )
-ROUTERS = (parse.router, job_routes.router, health.router, docs.router)
+ROUTERS = (parse.router, job_routes.router, images.router, health.router, docs.router)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -143,6 +143,13 @@ class Settings(BaseSettings):
     max_output_tokens: int = Field(8192, ge=1)
     """Highest ``max_output_tokens`` a client may ask for, and what a page has that does not say."""
 
+    keep_page_images: bool = True
+    """Whether a JPEG of each page, some 0.2 MB of an A4, is kept with the result, to be shown beside it."""
+    max_figures: int = Field(64, ge=0, le=1000)
+    """Most figures cut from a page; 0: none."""
+    max_figure_kib: int = Field(2048, ge=16)
+    """Most bytes of a figure, as PNG; larger ones are scaled down."""
+
     max_documents: int = Field(128, ge=1)
     """Requests with a document served at a time, from first byte to answer; more are refused with 503."""
     max_queued_pages: int = Field(10_000, ge=1)

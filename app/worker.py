@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from dbos import DBOSClient
 from pydantic import ValidationError
 
 from app.documents.raster.pool import Rasterizers
@@ -29,14 +28,14 @@ from app.jobs.blobs import Blobs
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine, storage_errors
 from app.jobs.leases import HEARTBEAT_S, Leases, WorkerState
 from app.jobs.notifications import Notifications, open_notifications
-from app.jobs.queues import APPLICATION, SERIALIZER
+from app.jobs.queues import WorkQueue
 from app.jobs.store import Store
 from app.jobs.worker.maintenance import Maintenance
 from app.jobs.worker.page_store import PageStore
 from app.jobs.worker.reading import BatchRunner
 from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.webhooks import Webhooks
-from app.jobs.worker.workflows import Hands, launch, register_queues
+from app.jobs.worker.workflows import Workflows
 from app.processes import exit_after, keep_files_private, when_orphaned
 from app.reader import PageReader
 from app.settings import Settings
@@ -204,22 +203,21 @@ async def _serve(
 ) -> None:
     store, blobs = parts.store, Blobs(settings)
     writer = ResultWriter(PageStore(store), state.id)
-    batches = BatchRunner(settings, parts.reader, parts.rasterizers, store, blobs, writer, parts.tmp_dir)
-    http = GuardedHttp(settings)
     engine = open_dbos_engine(settings)
-    client = DBOSClient(
-        system_database_engine=engine,
-        serializer=SERIALIZER,
-        application_name=APPLICATION,
-        retry_connection_errors=False,
+    queue = WorkQueue(engine)
+    batches = BatchRunner(
+        settings, parts.reader, parts.rasterizers, store, queue, blobs, writer, parts.tmp_dir
     )
+    http = GuardedHttp(settings)
     reader = parts.reader
     modes = tuple(reader.modes)
     ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
-    maintenance = Maintenance(settings, ready, store, blobs, batches, client, notifications)
-    hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), notifications)
+    maintenance = Maintenance(settings, ready, store, blobs, batches, queue, notifications)
+    webhooks = Webhooks(settings, store, http)
+    workflows = Workflows(settings, state.id, store, queue, batches, webhooks, notifications)
     await asyncio.to_thread(maintenance.resume_own)
-    launch(engine, state.id, await asyncio.to_thread(register_queues, hands), hands)
+    await asyncio.to_thread(workflows.register_queues)
+    workflows.launch(engine)
     care = asyncio.create_task(maintenance.run(), name="maintenance")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})
@@ -227,7 +225,7 @@ async def _serve(
         await asyncio.wait({care, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if care.done():
             care.result()  # it never ends by itself: a defect, which ends the worker
-        await batches.close(settings.shutdown_grace_s)
+        await workflows.close(settings.shutdown_grace_s)
     finally:
         for task in (stopping, care):
             task.cancel()
@@ -242,7 +240,7 @@ async def _carry(notifications: Notifications, parent: socket.socket | None, sto
         stop.set()
 
 
-async def _main(settings: Settings, worker_id: str, parent: socket.socket | None) -> None:
+async def _main(settings: Settings, worker_id: str, parent: socket.socket | None) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -252,12 +250,10 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
     loop.set_default_executor(ThreadPoolExecutor(num_fetches + SPARE_THREADS, "io"))
     notifications = open_notifications(settings)
     carrying = asyncio.create_task(_carry(notifications, parent, stop), name="parent")
-    status = await work(settings, worker_id, stop, notifications)
-    carrying.cancel()
-    logging.shutdown()
-    # Not by way of the interpreter: it would cancel workflows that were left to others, and DBOS would
-    # write down that they failed.
-    os._exit(status)
+    try:
+        return await work(settings, worker_id, stop, notifications)
+    finally:
+        carrying.cancel()
 
 
 def main() -> None:
@@ -276,7 +272,7 @@ def main() -> None:
     log_to_stderr(settings)
     sys.setswitchinterval(SWITCH_S)
     worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex
-    asyncio.run(_main(settings, worker_id, parent))
+    sys.exit(asyncio.run(_main(settings, worker_id, parent)))
 
 
 def _line(end: socket.socket) -> bytes:

@@ -113,7 +113,8 @@ def decode_ranges(text: str) -> tuple[range, ...]:
 
 def encode_page(page: PageResult) -> str:
     """Raise ``ValueError`` for numbers that JSON does not have."""
-    return json.dumps(_PAGE.dump_python(page, mode="json"), allow_nan=False)
+    # pictures are bytes, and have a table of their own
+    return json.dumps(_PAGE.dump_python(page, mode="json", exclude={"pictures"}), allow_nan=False)
 
 
 def decode_page(text: str) -> PageResult:

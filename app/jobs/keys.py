@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from app.errors import RateLimited
 from app.jobs.database import migrate_dbos, open_engine, storage_errors
+from app.jobs.quota import Quota
 from app.jobs.store import Store
 from app.jobs.tables import keys, now
 from app.settings import Settings
@@ -24,7 +24,6 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 KEY_PREFIX = "rtp_"
 KEY_BYTES = 32  # nobody guesses one, so a fast hash keeps it safe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-MINUTE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,11 @@ class Key:
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Key":
         return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def quota(self) -> Quota | None:
+        """Return what the key may have of pages; ``None``: as many as it likes."""
+        return None if self.pages_per_minute is None else Quota(self.name, self.pages_per_minute)
 
     def reaches(self, scope: Scope) -> bool:
         """Tell whether the key's scope includes this one."""
@@ -107,25 +111,6 @@ class Keys:
         with self._store.writing(durable=True) as c:
             valid = sa.update(keys).where(keys.c.name == name, keys.c.revoked_at.is_(None))
             return bool(c.execute(valid.values(revoked_at=now(c))).rowcount)
-
-
-def spend_pages(c: sa.Connection, key: Key, num_pages: int) -> None:
-    """Take pages from a key's minute, within the transaction that accepts them. Raise ``RateLimited``.
-
-    ``busy_until`` is when all pages so far are paid for at the key's rate. It may lie a minute ahead. A
-    document of more pages than a minute has is let in when nothing is owed, and then paid for.
-    """
-    if key.pages_per_minute is None:
-        return
-    busy_until = sa.select(keys.c.busy_until).where(keys.c.name == key.name).with_for_update()
-    at = now(c)
-    owed_s = max(0.0, float(c.execute(busy_until).scalar_one()) - at)
-    cost_s = num_pages * MINUTE_S / key.pages_per_minute
-    over_s = owed_s + cost_s - MINUTE_S
-    if over_s > 0 and owed_s > 0:
-        wait_s = int(min(over_s, owed_s)) + 1
-        raise RateLimited(f"this key may have {key.pages_per_minute} pages a minute", wait_s)
-    c.execute(sa.update(keys).where(keys.c.name == key.name).values(busy_until=at + owed_s + cost_s))
 
 
 @contextmanager

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
-from dbos import DBOSClient
 
 from app.jobs.api.outcome import Phase
 from app.jobs.job import OPEN, Job
+from app.jobs.queues import WorkQueue
 from app.jobs.store import Store
-from app.jobs.tables import attempts, jobs, now, pages, workers
+from app.jobs.tables import attempts, images, jobs, now, pages, workers
 
 LEASE_S = 6.0
 HEARTBEAT_S = 2.0
@@ -117,13 +117,14 @@ class Leases:
         with self._store.writing() as c:
             c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
 
-    def expire_results(self, lifetime_s: float, client: DBOSClient) -> None:
+    def expire_results(self, lifetime_s: float, queue: WorkQueue) -> None:
         """Remove pages of jobs whose results are over their lifetime, and the workflows that made them."""
         with self._store.writing() as c:
             at = now(c)
             over = sa.select(jobs.c.id).where(jobs.c.finished_at < at - lifetime_s, jobs.c.options != "")
             ids = list(c.execute(over.limit(EXPIRY_BATCH)).scalars())
             if ids:
+                c.execute(sa.delete(images).where(images.c.job_id.in_(ids)))
                 c.execute(sa.delete(pages).where(pages.c.job_id.in_(ids)))
                 c.execute(sa.delete(attempts).where(attempts.c.job_id.in_(ids)))
                 gone = {"options": "", "dedupe": None, "webhook": None}
@@ -131,5 +132,4 @@ class Leases:
             c.execute(sa.delete(jobs).where(jobs.c.finished_at < at - lifetime_s * TOMBSTONES))
         self._store.give_space_back()
         if ids:
-            names = client.list_workflows(workflow_id_prefix=ids, load_input=False, load_output=False)
-            client.delete_workflows([workflow.workflow_id for workflow in names])
+            queue.forget(ids)

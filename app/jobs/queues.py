@@ -1,19 +1,22 @@
-"""What the API and the workers agree on: names of queues and workflows, ids, priorities.
+"""Queue work with DBOS, and find what is queued. Both the API and the workers use it.
 
 A document is a tree of workflows, one for each batch of its pages: batch n queues the batches 2n + 1 and
 2n + 2 and then reads its own pages. So nobody queues a large document alone, a cancelled one stops growing,
 and later batches stand behind the first batches of everybody else.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from dbos import DBOSPortableJSONSerializer, EnqueueOptions
+import sqlalchemy as sa
+from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, Queue
 
 SERIALIZER = DBOSPortableJSONSerializer()
 """JSON. The default of DBOS is pickle, which executes what it reads."""
 APPLICATION = "rtprune"
 VERSION = "jobs-1"
-"""Of what workflows are given and do. Workers take the work of their own version alone."""
+"""Version of the workflows' names and arguments. Workers take work of their own version alone."""
 
 SINGLE_QUEUE = "rtprune-single"
 """Documents of one page, apart: a worker holds many of them, but few batches."""
@@ -28,54 +31,171 @@ MAX_PRIORITY = 9
 DEFAULT_PRIORITY = 5
 BATCHES_PER_PRIORITY = 100_000
 
+RUNNING = "PENDING"
+UNFINISHED = ["PENDING", "ENQUEUED", "DELAYED"]
+
+
+def queue_for(num_pages: int) -> str:
+    """Return the queue of documents with so many pages."""
+    return SINGLE_QUEUE if num_pages == 1 else BATCH_QUEUE
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A batch of pages, queued or running."""
+    """What a queue tells of a batch of pages."""
 
     job_id: str
     priority: int
 
     @classmethod
     def of(cls, workflow_id: str, queue_priority: int) -> "Work":
-        """From what ``batch_options`` gave the queue."""
+        """Read back what ``Batch`` gave the queue."""
         above = (queue_priority - 1) // BATCHES_PER_PRIORITY
         return cls(workflow_id.partition(".")[0], MAX_PRIORITY - above)
 
 
-def queue_for(num_pages: int) -> str:
-    """The queue of documents with so many pages."""
-    return SINGLE_QUEUE if num_pages == 1 else BATCH_QUEUE
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch of a job's pages, as one workflow reads it. The fields are the workflow's arguments.
+
+    ``generation`` counts the times that lost work of a job was queued anew.
+    """
+
+    job_id: str
+    number: int
+    num_batches: int
+    num_pages: int
+    priority: int
+    generation: int = 0
+
+    @classmethod
+    def first(
+        cls, job_id: str, num_pages: int, batch_pages: int, priority: int, generation: int = 0
+    ) -> "Batch":
+        return cls(job_id, 0, -(-num_pages // batch_pages), num_pages, priority, generation)
+
+    @property
+    def children(self) -> list["Batch"]:
+        """Batches that this one queues."""
+        numbers = (2 * self.number + 1, 2 * self.number + 2)
+        return [replace(self, number=number) for number in numbers if number < self.num_batches]
+
+    @property
+    def work(self) -> Work:
+        return Work(self.job_id, self.priority)
+
+    @property
+    def options(self) -> EnqueueOptions:
+        suffix = f".r{self.generation}" if self.generation else ""
+        return {
+            "workflow_name": READ_BATCH,
+            "queue_name": queue_for(self.num_pages),
+            "workflow_id": f"{self.job_id}.{self.number}{suffix}",
+            "app_version": VERSION,
+            "application_name": APPLICATION,
+            "priority": (MAX_PRIORITY - self.priority) * BATCHES_PER_PRIORITY + self.number + 1,
+        }
+
+    @property
+    def arguments(self) -> tuple[str, int, int, int, int, int]:
+        return (
+            self.job_id,
+            self.number,
+            self.num_batches,
+            self.num_pages,
+            self.priority,
+            self.generation,
+        )
 
 
-def batch_options(
-    job_id: str, number: int, num_pages: int, *, priority: int, generation: int = 0
-) -> EnqueueOptions:
-    """``generation`` counts the times that lost work of a job was queued anew."""
-    suffix = f".r{generation}" if generation else ""
-    return {
-        "workflow_name": READ_BATCH,
-        "queue_name": queue_for(num_pages),
-        "workflow_id": f"{job_id}.{number}{suffix}",
-        "app_version": VERSION,
-        "application_name": APPLICATION,
-        "priority": (MAX_PRIORITY - priority) * BATCHES_PER_PRIORITY + number + 1,
-    }
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A workflow that is not finished. ``worker_id``: who runs it, ``None`` while it waits."""
+
+    workflow_id: str
+    queue_name: str | None
+    worker_id: str | None
 
 
-def webhook_options(job_id: str) -> EnqueueOptions:
-    return {
-        "workflow_name": DELIVER_WEBHOOK,
-        "queue_name": WEBHOOK_QUEUE,
-        "workflow_id": f"{job_id}.webhook",
-        "app_version": VERSION,
-        "application_name": APPLICATION,
-    }
+class Enqueues(Protocol):
+    """What the store needs of ``WorkQueue``."""
+
+    def add(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
+        """Queue batches within the caller's transaction. One that is queued already stays as it is."""
 
 
-def batch_arguments(
-    job_id: str, num_pages: int, batch_pages: int, *, priority: int, generation: int = 0
-) -> tuple[str, int, int, int, int, int]:
-    """Arguments of a job's first batch."""
-    num_batches = -(-num_pages // batch_pages)
-    return (job_id, 0, num_batches, num_pages, priority, generation)
+class WorkQueue:
+    """The queues of DBOS, in the database of an engine. Methods are transactions, ``add`` excepted."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._client = DBOSClient(
+            system_database_engine=engine,
+            serializer=SERIALIZER,
+            application_name=APPLICATION,
+            retry_connection_errors=False,
+            lazy=True,
+        )
+
+    def close(self) -> None:
+        self._client.destroy()
+
+    def register(self, name: str, worker_concurrency: int, poll_s: float) -> Queue:
+        """Make a queue known, with what one worker holds of it and how often it is polled."""
+        return self._client.register_queue(
+            name,
+            worker_concurrency=worker_concurrency,
+            polling_interval_sec=poll_s,
+            application_name=APPLICATION,
+        )
+
+    def add(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
+        for batch in batches:
+            self._client.enqueue_in_transaction(connection, batch.options, *batch.arguments)
+
+    def add_batch(self, batch: Batch) -> None:
+        self._client.enqueue(batch.options, *batch.arguments)
+
+    def add_webhook(self, job_id: str) -> None:
+        options: EnqueueOptions = {
+            "workflow_name": DELIVER_WEBHOOK,
+            "queue_name": WEBHOOK_QUEUE,
+            "workflow_id": f"{job_id}.webhook",
+            "app_version": VERSION,
+            "application_name": APPLICATION,
+        }
+        self._client.enqueue(options, job_id)
+
+    def batches_of(self, job_id: str) -> list[Queued]:
+        """Return a job's unfinished batches that workers of this version can read."""
+        found = self._client.list_workflows(
+            workflow_id_prefix=f"{job_id}.",
+            status=UNFINISHED,
+            name=READ_BATCH,
+            app_version=VERSION,
+            load_input=False,
+            load_output=False,
+        )
+        return [
+            Queued(
+                one.workflow_id, one.queue_name, (one.executor_id or "") if one.status == RUNNING else None
+            )
+            for one in found
+        ]
+
+    def put_back(self, work: Queued) -> None:
+        """Queue a running workflow again. Who runs it may go on, but its outcome does not count any more."""
+        self._client.resume_workflow(work.workflow_id, queue_name=work.queue_name)
+
+    def put_back_all(self, worker_id: str) -> int:
+        """Queue again what a worker runs, or ran when it died. Return how many workflows that are."""
+        left = self._client.list_workflows(
+            status=RUNNING, executor_id=worker_id, load_input=False, load_output=False
+        )
+        for workflow in left:
+            self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        return len(left)
+
+    def forget(self, job_ids: list[str]) -> None:
+        """Remove what is recorded of these jobs' workflows."""
+        found = self._client.list_workflows(workflow_id_prefix=job_ids, load_input=False, load_output=False)
+        self._client.delete_workflows([workflow.workflow_id for workflow in found])

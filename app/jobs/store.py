@@ -23,8 +23,9 @@ from app.jobs.job import (
     encode_ranges,
 )
 from app.jobs.notifications import Topic
-from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, VERSION, Work, queue_for
-from app.jobs.tables import create_or_upgrade, dbos_workflows, jobs, now, pages
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Batch, Enqueues, queue_for
+from app.jobs.quota import Quota
+from app.jobs.tables import create_or_upgrade, jobs, now, pages
 
 ADMISSION_LOCK = 0x7274_7072_756E
 THROUGHPUT_WINDOW_S = 60.0
@@ -55,17 +56,17 @@ _RUN = (
     .values(status="running", started_at=sa.func.coalesce(jobs.c.started_at, _AT), touched_at=_AT)
 )
 
-Enqueue = Callable[[sa.Connection, NewJob], None]
 Tell = Callable[[Topic, Sequence[str]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of waiting work: pages over all clients, unfinished jobs of one client."""
+    """Limits of waiting work: pages over all clients, unfinished jobs of one client, pages of one key."""
 
     max_queued_pages: int
     max_jobs_per_client: int
     result_lifetime_s: float
+    quota: Quota | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,6 @@ class Store:
         self.tell = tell
         self._writes = for_writing(engine)
         self._reads = for_reading(engine)
-        workflows = dbos_workflows(engine.dialect.name)
-        self._next_up = (
-            sa.select(workflows.c.workflow_uuid, workflows.c.priority)
-            .where(
-                workflows.c.queue_name == sa.bindparam("queue_"),
-                workflows.c.status == "ENQUEUED",
-                workflows.c.application_version == VERSION,
-            )
-            .order_by(workflows.c.priority, workflows.c.created_at)
-            .limit(1)
-        )
         self.insert: Any = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
 
     def migrate(self) -> None:
@@ -111,6 +101,11 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    @property
+    def dialect(self) -> str:
+        """Return ``sqlite`` or ``postgresql``."""
+        return self._engine.dialect.name
 
     @contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sa.Connection]:
@@ -144,10 +139,10 @@ class Store:
 
     # --- acceptance
 
-    def accept(self, job: NewJob, limits: Limits, enqueue: Enqueue) -> str | None:
+    def accept(self, job: NewJob, limits: Limits, queue: Enqueues) -> str | None:
         """Write a job and queue its work, on disk when this returns; or give the id of the job it repeats.
 
-        Raise ``QueueFull``, ``TooManyJobs`` or ``IdempotencyConflict``.
+        Raise ``QueueFull``, ``TooManyJobs``, ``RateLimited`` or ``IdempotencyConflict``.
         """
         with self.writing(durable=True) as c:
             self._lock(c)
@@ -175,7 +170,9 @@ class Store:
                     touched_at=at,
                 )
             )
-            enqueue(c, job)
+            if limits.quota is not None:
+                limits.quota.spend(c, job.num_pages)
+            queue.add(c, [Batch.first(job.id, job.num_pages, job.batch_pages, job.priority)])
         self.tell("work", [queue_for(job.num_pages)])
         return None
 
@@ -317,12 +314,12 @@ class Store:
 
     # --- what workers say
 
-    def begin(self, job_id: str, enqueue: Callable[[sa.Connection], None] | None = None) -> Job | None:
-        """A worker has the job: it runs. ``None`` when there is nothing to do any more.
+    def begin(self, job_id: str, children: Sequence[Batch] = (), queue: Enqueues | None = None) -> Job | None:
+        """Record that a worker has the job. ``None`` when there is nothing to do any more.
 
-        ``enqueue`` queues more work for the job, in the transaction that says that it runs.
+        Queues ``children``, more batches of the job, in the transaction that says that it runs.
         """
-        if enqueue is None:  # most batches: nothing is to be written, unless it is the first of its job
+        if not children:  # most batches: nothing is to be written, unless it is the first of its job
             with self.reading() as c:
                 row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
             if row is None or row["status"] != "queued":
@@ -333,9 +330,9 @@ class Store:
                 c.execute(_RUN, {"id_": job_id, "at_": now(c)})
                 row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
             job = _if_open(row)
-            if job is not None and enqueue is not None:
-                enqueue(c)
-        if job is not None and enqueue is not None:
+            if job is not None and queue is not None and children:
+                queue.add(c, children)
+        if job is not None and children:
             self.tell("work", [queue_for(job.num_pages)])
         return job
 
@@ -345,12 +342,6 @@ class Store:
             return True
         with self.reading() as c:
             return c.execute(_UNFINISHED[queue]).first() is not None
-
-    def next_up(self, queue: str) -> Work | None:
-        """The batch of pages that is first in a queue."""
-        with self.reading() as c:
-            row = c.execute(self._next_up, {"queue_": queue}).first()
-        return None if row is None else Work.of(row.workflow_uuid, row.priority)
 
     def fail(self, job_id: str, failure: Failure) -> bool:
         """End an unfinished job as a whole. The same request then makes a new job."""

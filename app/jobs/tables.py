@@ -56,6 +56,20 @@ pages = sa.Table(
     sa.Index("rtprune_pages_by_time", "done_at"),
 )
 
+# figures and pictures of pages, written with the page's result: what a result names is there
+images = sa.Table(
+    "rtprune_images",
+    metadata,
+    sa.Column("job_id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("page", sa.Integer, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("width", sa.Integer, nullable=False),
+    sa.Column("height", sa.Integer, nullable=False),
+    sa.Column("bbox", sa.Text),
+    sa.Column("data", sa.LargeBinary, nullable=False),
+)
+
 # pages that are with a model, or were when their worker died; worker: who has it, none after a death
 attempts = sa.Table(
     "rtprune_tries",
@@ -107,13 +121,6 @@ ADDED_COLUMNS = (
     (workers, workers.c.phase),
 )
 """Since the first release of their tables; each has a default for the rows that are there."""
-
-
-def dbos_workflows(dialect: str) -> sa.TableClause:
-    """Describe DBOS's table of workflows. Only read: DBOS cannot tell what is first in a queue."""
-    names = ("workflow_uuid", "queue_name", "status", "priority", "created_at", "application_version")
-    schema = None if dialect == "sqlite" else "dbos"
-    return sa.table("workflow_status", *map(sa.column, names), schema=schema)
 
 
 def create_or_upgrade(connection: sa.Connection) -> None:

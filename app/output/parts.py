@@ -30,13 +30,12 @@ def parts_of(page: PageResult) -> list[Part]:
         body = block.text if block.markdown is None else block.markdown
         if not body:
             continue
-        start = _find(markdown, body, at)
-        if start is None:
+        found = place(markdown, body, at)
+        if found is None:
             return list(_paragraphs(markdown))  # blocks and Markdown are not of one reading
-        parts += _paragraphs(markdown[at:start])
+        parts += _paragraphs(markdown[at : found.start])
         parts.append(_part(block, body, number))
-        whole = closed(body)
-        at = start + len(whole if markdown.startswith(whole, start) else body)
+        at = found.stop
     parts += _paragraphs(markdown[at:])
     return parts
 
@@ -45,13 +44,14 @@ def _part(block: Block, markdown: str, number: int) -> Part:
     return Part(markdown, block.type, block.bbox, number)
 
 
-def _find(markdown: str, body: str, at: int) -> int | None:
-    """Find where a block's Markdown stands as paragraphs of its own."""
+def place(markdown: str, body: str, at: int) -> range | None:
+    """Find where a block's Markdown stands as paragraphs of its own, from ``at`` on."""
     start = markdown.find(body, at)
     while start >= 0:
         end = start + len(body)
         if markdown[max(start - 1, 0) : start] in ("", "\n") and markdown[end : end + 1] in ("", "\n"):
-            return start
+            whole = closed(body)
+            return range(start, start + len(whole) if markdown.startswith(whole, start) else end)
         start = markdown.find(body, end)
     return None
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from jobs_bench import NoQueue
 from jobs_client import Client, api
 from service_client import A4, eventually, image_bytes, pdf_bytes
 from web_site import Site
@@ -192,5 +193,5 @@ def accept(store: Store, num_pages: int) -> str:
         webhook=None,
         batch_pages=8,
     )
-    store.accept(job, Limits(100, 100, 100.0), lambda *_: None)
+    store.accept(job, Limits(100, 100, 100.0), NoQueue())
     return job.id

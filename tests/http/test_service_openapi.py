@@ -130,7 +130,10 @@ def generated(
     """What ``openapi-python-client`` makes of it. A part that it cannot make is a failure."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "openapi.json").write_text(json.dumps(document))
-    (folder / "config.json").write_text(json.dumps({"post_hooks": []}))
+    # it knows no images, but files
+    files = dict.fromkeys(("image/png", "image/jpeg"), "application/octet-stream")
+    config = {"post_hooks": [], "content_type_overrides": files}
+    (folder / "config.json").write_text(json.dumps(config))
     command = [
         sys.executable,
         "-m",

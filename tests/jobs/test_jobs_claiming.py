@@ -5,14 +5,13 @@ import threading
 import time
 from pathlib import Path
 
-from dbos import DBOSClient
 from jobs_bench import Bench, done
 from jobs_client import api, workers
 from service_client import A4, PATIENCE_S, eventually, image_bytes, pdf_bytes
 
 from app.jobs.database import open_dbos_engine
 from app.jobs.notifications import Notifications
-from app.jobs.queues import APPLICATION, BATCH_QUEUE, SERIALIZER, SINGLE_QUEUE, Work
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Work, WorkQueue
 from app.jobs.worker.claiming import Claiming, Room
 
 
@@ -37,14 +36,8 @@ class Looks:
 
 def claiming_of(bench: Bench, name: str, max_running: int) -> Claiming:
     """Must be called on a running event loop."""
-    client = DBOSClient(
-        system_database_engine=open_dbos_engine(bench.settings),
-        serializer=SERIALIZER,
-        application_name=APPLICATION,
-    )
-    queue = client.register_queue(name, worker_concurrency=max_running, application_name=APPLICATION)
-    queue.database_backed_queue = False
-    return Claiming(queue, Room(max_running), Notifications(), bench.store.has_work, bench.store.next_up)
+    queue = WorkQueue(open_dbos_engine(bench.settings))
+    return Claiming(name, Room(max_running), 0.01, queue, bench.store, Notifications())
 
 
 def test_nobody_looks_without_work_or_without_room(tmp_path: Path) -> None:

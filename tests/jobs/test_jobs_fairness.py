@@ -12,8 +12,8 @@ from service_client import A4, eventually, image_bytes, pdf_bytes
 from test_jobs_durability import open_pages
 
 from app.document import Page, ReadOptions
-from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Work, batch_options
-from app.jobs.worker.claiming import Room
+from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Batch, Work
+from app.jobs.worker.claiming import Room, next_up
 from app.settings import Settings
 from app.worker import FAKE_PAGES_IN_FLIGHT, pages_in_flight
 
@@ -43,7 +43,7 @@ def test_what_a_full_worker_claims_all_the_same(held: list[Work], work: Work | N
 
 @pytest.mark.parametrize(("priority", "number"), [(0, 0), (5, 0), (5, 1249), (9, 3)])
 def test_queued_work_is_told_by_what_the_queue_knows(priority: int, number: int) -> None:
-    options = batch_options("id", number, 10_000, priority=priority, generation=1)
+    options = Batch("id", number, 1250, 10_000, priority, generation=1).options
     assert Work.of(options["workflow_id"], options["priority"]) == Work("id", priority)
 
 
@@ -140,10 +140,10 @@ def test_a_job_that_is_cancelled_gives_its_places_back(client: Client) -> None:
 def test_who_is_next_in_a_queue_is_known(tmp_path: Path) -> None:
     with api(tmp_path) as client:
         store = Bench(tmp_path).store
-        assert store.next_up(BATCH_QUEUE) is None
+        assert next_up(store, BATCH_QUEUE) is None
         jobs = [
             client.accepted(pdf_bytes(A4, A4), dpi=36 + number, priority=5 + number) for number in range(2)
         ]
-        assert store.next_up(BATCH_QUEUE) == Work(jobs[1], 6)
-        assert store.next_up(SINGLE_QUEUE) is None
+        assert next_up(store, BATCH_QUEUE) == Work(jobs[1], 6)
+        assert next_up(store, SINGLE_QUEUE) is None
         store.close()

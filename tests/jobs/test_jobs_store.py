@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from dbos import DBOSClient
 from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
 from app.document import Failure
@@ -19,7 +18,7 @@ from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooMan
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine
 from app.jobs.leases import Leases, WorkerState
-from app.jobs.queues import APPLICATION, SERIALIZER
+from app.jobs.queues import WorkQueue
 from app.jobs.store import Queue, Store
 from app.jobs.tables import jobs, pages, workers
 from app.jobs.worker.page_store import FIRST_ATTEMPT, Attempt, Done, Interrupted, PageStore, Started
@@ -263,7 +262,7 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
     engine = open_engine(settings)
     store = Store(engine)
     store.migrate()
-    client = DBOSClient(system_database_engine=engine, serializer=SERIALIZER, application_name=APPLICATION)
+    queue = WorkQueue(engine)
     file = tmp_path / "jobs.sqlite"
     text = "a sentence that nobody is to find again"
     job_ids = [accept(store, new_job(40)) for _ in range(3)]
@@ -278,11 +277,11 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
 
     before = checkpointed()
     assert text.encode() in before
-    Leases(store).expire_results(-1.0, client)
+    Leases(store).expire_results(-1.0, queue)
     after = checkpointed()
     assert text.encode() not in after
     assert len(after) < len(before) / 2
-    client.destroy()
+    queue.close()
 
 
 @pytest.mark.parametrize("open_one", [open_engine, open_dbos_engine])

@@ -2,10 +2,11 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from PIL import Image
 
 from app.document import Page, PageResult, ParseOptions, Reading, ReadOptions
@@ -14,6 +15,7 @@ from app.fake import FakeReader
 from app.jobs.blobs import Blobs
 from app.jobs.database import migrate_dbos, open_engine
 from app.jobs.job import NewJob, encode_page
+from app.jobs.queues import Batch
 from app.jobs.store import Limits, Store
 from app.jobs.worker.page_store import Done, PageStore, Started
 from app.jobs.worker.reading import BatchRunner
@@ -100,6 +102,13 @@ def open_store(settings: Settings) -> Store:
     return store
 
 
+class NoQueue:
+    """Queues nothing."""
+
+    def add(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
+        pass
+
+
 def new_job(num_pages: int = 1, **changes: Any) -> NewJob:
     fields: dict[str, Any] = {
         "id": uuid.uuid4().hex,
@@ -119,7 +128,7 @@ def new_job(num_pages: int = 1, **changes: Any) -> NewJob:
 
 def accept(store: Store, job: NewJob, limits: Limits = LIMITS) -> str:
     """The job's id, or that of the job it repeats. No work is queued for it."""
-    return store.accept(job, limits, lambda *_: None) or job.id
+    return store.accept(job, limits, NoQueue()) or job.id
 
 
 def done(job_id: str, page: int, text: str = "text") -> Done:
@@ -150,6 +159,7 @@ class Bench:
             reader or self.reader,
             FakeRasterizers(),
             self.store,
+            NoQueue(),
             self.blobs,
             writer or ResultWriter(self.log, name),
             self.folder,

@@ -10,6 +10,7 @@ from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
     FinishReason,
+    Images,
     PageResult,
     PageSelection,
     ParsedDocument,
@@ -51,6 +52,12 @@ class AnswerFields(BaseModel):
         None,
         description="What stands where a page was not read to its end: nothing, or a comment; "
         "rule: also a rule between pages. Not given: comment.",
+    )
+
+    images: Images | None = Field(
+        None,
+        description="How Markdown refers to figures: relative (images/p3-1.png, below the job's address), "
+        "link (the address here), embed (as data) or none. Not given: relative.",
     )
 
     def over(self, stored: AnswerOptions) -> AnswerOptions:
@@ -197,12 +204,23 @@ class TokensShape(BaseModel):
     output: int
 
 
+class FigureShape(BaseModel):
+    """A picture that was cut from the page, at the job's address below ``images/``."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    width: int = Field(description="Pixels.")
+    height: int
+
+
 class BlockShape(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     type: str
     bbox: tuple[int, int, int, int] = Field(description="x1, y1, x2, y2 in 0..999 of the page.")
     text: str
+    figure: FigureShape | None = Field(None, exclude_if=lambda figure: figure is None)
 
 
 class WarningShape(BaseModel):

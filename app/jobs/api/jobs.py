@@ -1,4 +1,4 @@
-"""Jobs, as the API sees them: accept, show, cancel; ``following`` waits for them.
+"""Accept, show and cancel jobs; ``watcher`` waits for them.
 
 Work and results go through the database. Nothing here imports torch. Every call that reaches the database
 raises ``StorageUnavailable`` or ``StorageFull`` while it does not answer, and works again as soon as it does.
@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-import sqlalchemy as sa
-from dbos import DBOSClient
 from sqlalchemy.exc import DBAPIError
 
 from app.document import ParsedDocument, ParseOptions, Status
@@ -38,11 +36,12 @@ from app.jobs.api.submission import Submission
 from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
+from app.jobs.images import Images
 from app.jobs.job import Job, NewJob
-from app.jobs.keys import Key, Keys, spend_pages
+from app.jobs.keys import Key, Keys
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.notifications import open_notifications
-from app.jobs.queues import APPLICATION, SERIALIZER, batch_arguments, batch_options
+from app.jobs.queues import WorkQueue
 from app.jobs.store import Limits, Queue, Store
 from app.settings import Settings
 
@@ -67,10 +66,11 @@ class Jobs:
         self._engine = open_engine(settings)
         self.store = Store(self._engine, self.notifications.tell)
         self.leases = Leases(self.store)
+        self.images = Images(self.store)
         self._blobs = Blobs(settings)
         counting = settings.model_copy(update={"num_rasterizers": NUM_COUNTERS})
         self._rasterizers = Rasterizers(counting, tmp_dir)
-        self._client: DBOSClient | None = None
+        self._queue: WorkQueue | None = None
         self._limits = Limits(
             settings.max_queued_pages, settings.max_jobs_per_client, settings.result_lifetime_s
         )
@@ -106,8 +106,8 @@ class Jobs:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._rasterizers.close()
-        if self._client is not None:
-            self._client.destroy()
+        if self._queue is not None:
+            self._queue.close()
         self.store.close()
 
     @property
@@ -164,7 +164,7 @@ class Jobs:
     def _accept(
         self, source: Source, options: ParseOptions, pages: tuple[range, ...], submission: Submission
     ) -> tuple[Job, bool]:
-        client = self._connected()
+        queue = self._connected()
         request_hash = submission.request_hash(content_hash(source.path), options)
         blob = self._blobs.put(source.path)
         job = NewJob(
@@ -184,17 +184,12 @@ class Jobs:
         limits = self._limits
         if submission.key is not None and submission.key.max_jobs is not None:
             limits = replace(limits, max_jobs_per_client=submission.key.max_jobs)
-
-        def enqueue(connection: sa.Connection, new: NewJob) -> None:
-            if submission.key is not None:
-                spend_pages(connection, submission.key, new.num_pages)
-            options = batch_options(new.id, 0, new.num_pages, priority=new.priority)
-            arguments = batch_arguments(new.id, new.num_pages, new.batch_pages, priority=new.priority)
-            client.enqueue_in_transaction(connection, options, *arguments)
+        if submission.key is not None:
+            limits = replace(limits, quota=submission.key.quota)
 
         known: str | None = None
         try:
-            known = self.store.accept(job, limits, enqueue)
+            known = self.store.accept(job, limits, queue)
         except BaseException:
             self._discard(blob)
             raise
@@ -208,10 +203,10 @@ class Jobs:
         except ParseError:
             logger.warning("a document that is not needed cannot be removed", extra={"blob": blob})
 
-    def _connected(self) -> DBOSClient:
-        if self._client is None:
+    def _connected(self) -> WorkQueue:
+        if self._queue is None:
             raise StorageUnavailable("the database of jobs does not answer")
-        return self._client
+        return self._queue
 
     # --- what clients ask
 
@@ -290,8 +285,7 @@ class Jobs:
                 await asyncio.sleep(STORAGE_RETRY_S)
 
     async def _look(self) -> None:
-        if self._client is None:
-            raise StorageUnavailable("the database of jobs does not answer")
+        self._connected()
         await self.watcher.look()
         if self._is_stale or time.monotonic() - self._heard_at >= self._every_s:
             await self._look_at_workers()
@@ -323,10 +317,10 @@ class Jobs:
         return Readiness("starting", "the worker is being started", before.model, before.modes)
 
     async def _connect(self) -> None:
-        """Tables and client, as soon as the database answers: the API starts without it."""
+        """Open tables and queue as soon as the database answers. The API starts without it."""
         while True:
             try:
-                self._client = await asyncio.to_thread(self._open_client)
+                self._queue = await asyncio.to_thread(self._open_queue)
             except (StorageUnavailable, StorageFull) as error:
                 logger.warning("waiting for the database", extra={"reason": str(error)})
                 await asyncio.sleep(MIGRATION_RETRY_S)
@@ -334,17 +328,11 @@ class Jobs:
                 self._changed.set()
                 return
 
-    def _open_client(self) -> DBOSClient:
+    def _open_queue(self) -> WorkQueue:
         with storage_errors():
             migrate_dbos(self._settings)
             self.store.migrate()
-            return DBOSClient(
-                system_database_engine=self._engine,
-                serializer=SERIALIZER,
-                application_name=APPLICATION,
-                retry_connection_errors=False,
-                lazy=True,
-            )
+            return WorkQueue(self._engine)
 
 
 def _log_if_failed(task: asyncio.Task[None]) -> None:

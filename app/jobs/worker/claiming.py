@@ -1,22 +1,27 @@
 """Decide when a worker polls for work, and how much it may claim.
 
-DBOS then chooses and claims it in one transaction. This file has the only private uses of DBOS beside
-``workflows.py``: its loop over one queue, and the concurrency of a queue object, because a public queue can
-be told neither that work arrived nor that room changed.
+DBOS then chooses and claims it in one transaction. This file has the only private uses of DBOS: its loop over
+one queue, the concurrency of a queue object, and its table of workflows, which is read. Public queues cannot
+hold two promises. They poll at fixed intervals, and a poll takes 3 ms of a core: every 50 ms is 7 % of an
+idle one, every 200 ms delays each document by 100 ms. And their concurrency is one number for all workers, so
+a worker that is full with one document could not claim the next one of another.
 """
 
+import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from dbos import DBOS, Queue
+import sqlalchemy as sa
+from dbos import DBOS
 from dbos._queue import queue_worker_thread
 
 from app.errors import StorageFull, StorageUnavailable
 from app.jobs.notifications import Notifications
-from app.jobs.queues import Work
+from app.jobs.queues import VERSION, Work, WorkQueue
+from app.jobs.store import Store
 
 logger = logging.getLogger("rtprune.claiming")
 
@@ -25,12 +30,6 @@ LOOK_GAP_S = 0.02
 """While anything runs. What ends or arrives meanwhile is claimed together."""
 BUSY_LOOK_GAP_S = 0.5
 """The same while no more than a quarter of the room is free."""
-HasWork = Callable[[str], bool]
-"""Whether there can be any in this queue; raises ``StorageUnavailable`` or ``StorageFull``."""
-
-
-NextUp = Callable[[str], Work | None]
-"""What is first in this queue; raises as ``HasWork``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,25 +66,39 @@ class Claiming(threading.Event):
     """
 
     def __init__(
-        self, queue: Queue, room: Room, notifications: Notifications, has_work: HasWork, next_up: NextUp
+        self,
+        name: str,
+        room: Room,
+        poll_s: float,
+        queue: WorkQueue,
+        store: Store,
+        notifications: Notifications,
     ) -> None:
         super().__init__()
-        self._queue = queue
+        self.queue_name = name
+        self._queue = queue.register(name, room.num, poll_s)
+        # or it would be read again before each poll, and be that of the worker that started last
+        self._queue.database_backed_queue = False
         self._room = room
         self._held: list[Work] = []
         self._notifications = notifications
-        self._has_work, self._next_up = has_work, next_up
+        self._store = store
         self._woken = threading.Event()
+        self._thread: threading.Thread | None = None
         self._looked_at = 0.0
         notifications.on("work", self._wake)
 
-    @property
-    def queue_name(self) -> str:
-        return self._queue.name
-
     def start(self, dbos: DBOS) -> None:
-        name = f"claiming {self._queue.name}"
-        threading.Thread(target=self._claim, args=(dbos,), name=name, daemon=True).start()
+        name = f"claiming {self.queue_name}"
+        self._thread = threading.Thread(target=self._claim, args=(dbos,), name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Claim nothing any more once this returns."""
+        self.set()
+        self._woken.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def begun(self, work: Work) -> None:
         """A workflow of this queue runs. On the event loop, as ``ended``."""
@@ -121,10 +134,10 @@ class Claiming(threading.Event):
         most = max(self._room.num, len(held) + 1)
         try:
             if not held:
-                may = self._has_work(self._queue.name)
+                may = self._store.has_work(self.queue_name)
             else:
                 is_full = len(held) >= self._room.num
-                may = self._room.is_for(self._next_up(self._queue.name) if is_full else None, held)
+                may = self._room.is_for(next_up(self._store, self.queue_name) if is_full else None, held)
         except (StorageUnavailable, StorageFull):
             may, most = True, self._room.num  # DBOS says what is wrong, and slows down
         # its own, not that in the database: the only thread that reads it is the one that calls this
@@ -136,8 +149,33 @@ class Claiming(threading.Event):
             try:
                 queue_worker_thread(self, dbos, self._queue)
             except Exception:  # a worker that takes no work any more would be of no use, and not be noticed
-                logger.exception("claiming begins anew", extra={"queue": self._queue.name})
+                logger.exception("claiming begins anew", extra={"queue": self.queue_name})
 
     def _wake(self, queues: Collection[str] = ()) -> None:
-        if not queues or self._queue.name in queues:
+        if not queues or self.queue_name in queues:
             self._woken.set()
+
+
+def next_up(store: Store, queue_name: str) -> Work | None:
+    """Return what is first in a queue. Raise ``StorageUnavailable`` or ``StorageFull``."""
+    with store.reading() as c:
+        row = c.execute(_next_up(store.dialect), {"queue_": queue_name}).first()
+    return None if row is None else Work.of(row.workflow_uuid, row.priority)
+
+
+@functools.cache
+def _next_up(dialect: str) -> sa.Select[tuple[str, int]]:
+    """Ask DBOS's table of workflows, because DBOS itself does not tell."""
+    names = ("workflow_uuid", "queue_name", "status", "priority", "created_at", "application_version")
+    schema = None if dialect == "sqlite" else "dbos"
+    workflows = sa.table("workflow_status", *map(sa.column, names), schema=schema)
+    return (
+        sa.select(workflows.c.workflow_uuid, workflows.c.priority)
+        .where(
+            workflows.c.queue_name == sa.bindparam("queue_"),
+            workflows.c.status == "ENQUEUED",
+            workflows.c.application_version == VERSION,
+        )
+        .order_by(workflows.c.priority, workflows.c.created_at)
+        .limit(1)
+    )

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Collection
 
-from dbos import DBOSClient
 from dbos import error as dbos_error
 
 from app.document import Failure
@@ -18,7 +17,7 @@ from app.jobs.database import storage_errors
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.jobs.notifications import Notifications
-from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, batch_arguments, batch_options, webhook_options
+from app.jobs.queues import QUEUES, WEBHOOK_QUEUE, Batch, WorkQueue
 from app.jobs.store import Store
 from app.jobs.worker.page_store import PageStore
 from app.jobs.worker.reading import BatchRunner
@@ -31,8 +30,6 @@ STRANDED_S = 30.0
 """Silence of an unfinished job after which it is looked at whether any work for it is queued."""
 MAX_REQUEUES = 3
 EXPIRY_EVERY_S = 60.0
-PENDING = "PENDING"
-ALIVE = ["PENDING", "ENQUEUED", "DELAYED"]
 
 
 class Maintenance:
@@ -45,7 +42,7 @@ class Maintenance:
         store: Store,
         blobs: Blobs,
         batches: BatchRunner,
-        client: DBOSClient,
+        queue: WorkQueue,
         notifications: Notifications,
     ) -> None:
         self._settings = settings
@@ -55,7 +52,7 @@ class Maintenance:
         self._log = PageStore(store)
         self._blobs = blobs
         self._batches = batches
-        self._client = client
+        self._queue = queue
         self._notifications = notifications
         self._look = asyncio.Event()
         self._expired_at = -EXPIRY_EVERY_S
@@ -144,46 +141,35 @@ class Maintenance:
             for job in self._leases.stranded(STRANDED_S):
                 self._rescue(job)
         for job in self._store.unannounced():
-            self._client.enqueue(webhook_options(job.id), job.id)
+            self._queue.add_webhook(job.id)
             self._store.announced(job.id)
             self._notifications.tell("work", [WEBHOOK_QUEUE])
         self._sweep()
         now = time.monotonic()
         if now - self._expired_at > EXPIRY_EVERY_S:
             self._expired_at = now
-            self._leases.expire_results(self._settings.result_lifetime_s, self._client)
+            self._leases.expire_results(self._settings.result_lifetime_s, self._queue)
 
     def resume_own(self) -> None:
         """Before the first work: take up what a worker of the same name left when it died."""
         with storage_errors():
-            self._resume(self._worker.id)
+            self._queue.put_back_all(self._worker.id)
 
     def _adopt(self, worker_id: str) -> None:
         self._log.mark_worker_dead(worker_id)
-        num_batches = self._resume(worker_id)
+        num_batches = self._queue.put_back_all(worker_id)
         self._notifications.tell("work", QUEUES)
         self._leases.forget(worker_id)
         logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": num_batches})
 
-    def _resume(self, worker_id: str) -> int:
-        left = self._client.list_workflows(
-            status=PENDING, executor_id=worker_id, load_input=False, load_output=False
-        )
-        for workflow in left:
-            self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
-        return len(left)
-
     def _rescue(self, job: Job) -> None:
         """Queue a job anew of which no work is left anywhere, and take over what nobody leases."""
-        found = self._client.list_workflows(
-            workflow_id_prefix=f"{job.id}.", status=ALIVE, load_input=False, load_output=False
-        )
-        batches = [workflow for workflow in found if not workflow.workflow_id.endswith(".webhook")]
+        batches = self._queue.batches_of(job.id)
         leased = {worker.id for worker in self._leases.alive()}
-        for workflow in batches:
-            if workflow.status == PENDING and workflow.executor_id not in leased:
-                self._log.mark_worker_dead(workflow.executor_id or "")
-                self._client.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+        for batch in batches:
+            if batch.worker_id is not None and batch.worker_id not in leased:
+                self._log.mark_worker_dead(batch.worker_id)
+                self._queue.put_back(batch)
         if batches:
             self._notifications.tell("work", QUEUES)
             self._leases.touched([job.id])
@@ -193,11 +179,7 @@ class Maintenance:
             self._store.fail(job.id, Failure.of(error))
             return
         generation = job.num_requeues + 1
-        options = batch_options(job.id, 0, job.num_pages, priority=job.priority, generation=generation)
-        arguments = batch_arguments(
-            job.id, job.num_pages, job.batch_pages, priority=job.priority, generation=generation
-        )
-        self._client.enqueue(options, *arguments)
+        self._queue.add_batch(Batch.first(job.id, job.num_pages, job.batch_pages, job.priority, generation))
         self._notifications.tell("work", QUEUES)
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})

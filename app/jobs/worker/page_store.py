@@ -11,11 +11,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from app.document import TokenCounts
+from app.document import Picture, TokenCounts
 from app.jobs.ending import ENDED, log_end
+from app.jobs.images import image_rows
 from app.jobs.job import OPEN
 from app.jobs.store import Store
-from app.jobs.tables import attempts, jobs, now, pages
+from app.jobs.tables import attempts, images, jobs, now, pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,7 @@ class Done:
     """Read, but not to its end."""
     tokens: TokenCounts | None = None
     """``None``: nothing was read."""
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class PageStore:
         changes = {name: insert.excluded[name] for name in ("worker", "width", "height")}
         self._start = insert.on_conflict_do_update(index_elements=["job_id", "page"], set_=changes)
         self._insert = store.insert(pages).on_conflict_do_nothing(index_elements=["job_id", "page"])
+        self._insert_image = store.insert(images).on_conflict_do_nothing(index_elements=["job_id", "name"])
 
     def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
         """Which of these pages are not finished, in that order, and what became of them so far."""
@@ -211,6 +214,7 @@ class PageStore:
         counted = {row["id"]: row for row in c.execute(_LOCK, {"ids_": ids}).mappings()}
         at = now(c)
         rows: list[dict[str, Any]] = []
+        pictures: list[dict[str, Any]] = []
         changed: list[dict[str, Any]] = []
         for job_id, job in counted.items():
             by_page = {entry.page: entry for entry in entries if entry.job_id == job_id}
@@ -219,11 +223,15 @@ class PageStore:
                 there.update(c.execute(_THERE, {"id_": job_id, "pages_": list(by_page)}).scalars())
             if new := [entry for page, entry in by_page.items() if page not in there]:
                 rows += _page_rows(new, job["num_done"], worker_id, at)
+                for entry in new:
+                    pictures += image_rows(job_id, entry.page, entry.pictures)
                 changed.append(_counted(job, new, at))
         if rows:
             inserted = c.execute(self._insert, rows, execution_options={"preserve_rowcount": True})
             if is_new and inserted.rowcount != len(rows):
                 raise _WrittenBefore
+            for row in pictures:  # one by one: together they may be more than a statement can be
+                c.execute(self._insert_image, row)
             models = {entry.job_id: entry.model for entry in entries}
             c.execute(
                 _COUNT,

@@ -10,11 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
-
-import sqlalchemy as sa
 
 from app.document import Failure, Page, PageResult, Reading
 from app.errors import (
@@ -29,11 +27,13 @@ from app.errors import (
 )
 from app.jobs.blobs import Blobs
 from app.jobs.job import Job, encode_page
+from app.jobs.queues import Batch, Enqueues
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
 from app.output.checks import check_page
-from app.output.markdown import render
+from app.output.cutting import Pictured, take_pictures
+from app.output.markdown import Rendered, render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings
@@ -49,8 +49,6 @@ HIGHER_SHARE = 8
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
-
-Enqueue = Callable[[sa.Connection], None]
 
 
 class PageSource(Protocol):
@@ -79,6 +77,7 @@ class BatchRunner:
         reader: PageReader,
         rasterizers: PageSource,
         store: Store,
+        queue: Enqueues,
         blobs: Blobs,
         writer: ResultWriter,
         tmp_dir: Path,
@@ -87,6 +86,7 @@ class BatchRunner:
         self._reader = reader
         self._rasterizers = rasterizers
         self._store = store
+        self._queue = queue
         self._log = PageStore(store)
         self._blobs = blobs
         self._writer = writer
@@ -114,8 +114,7 @@ class BatchRunner:
     async def close(self, grace_s: float) -> None:
         """Begin no page any more, give those that are read their grace, then take them from the model.
 
-        Batches do not return after this: DBOS would take what is unread for done. They end with the process,
-        and another worker resumes them.
+        Batches that have not ended by then are cancelled, for another worker to read.
         """
         self._closing = True
         running = set(self._reading_now)
@@ -126,12 +125,12 @@ class BatchRunner:
         if self._reading_now:
             await asyncio.wait(set(self._reading_now), timeout=INTERRUPT_S)
 
-    async def read(self, job_id: str, number: int, enqueue: Enqueue | None = None) -> None:
-        """Read what is left of a batch. Returns early when the job is cancelled.
+    async def read(self, job_id: str, number: int, children: Sequence[Batch] = ()) -> None:
+        """Queue the batch's children, then read what is left of it. Return early when the job is cancelled.
 
-        ``enqueue`` queues what follows, first, in a transaction; it may be called again.
+        Raise ``CancelledError`` when it was interrupted by ``close``.
         """
-        reading = self._read_batch(job_id, number, enqueue)
+        reading = self._read_batch(job_id, number, children)
         task = asyncio.create_task(reading, name=f"batch {job_id}.{number}")
         self._batches.setdefault(job_id, set()).add(task)
         try:
@@ -142,16 +141,16 @@ class BatchRunner:
             if not self._batches[job_id]:
                 del self._batches[job_id]
         if self._closing:
-            await asyncio.Event().wait()
+            raise asyncio.CancelledError  # a return would mean that the batch is done
         if not task.cancelled():
             task.result()
 
-    async def _read_batch(self, job_id: str, number: int, enqueue: Enqueue | None) -> None:
-        """A database or a blob store that is away is no fault of the document: it is waited for."""
+    async def _read_batch(self, job_id: str, number: int, children: Sequence[Batch]) -> None:
+        """Wait for a database or a blob store that is away: that is no fault of the document."""
         delay_s = FIRST_RETRY_S
         while True:
             try:
-                await self._try_batch(job_id, number, enqueue)
+                await self._try_batch(job_id, number, children)
             except (StorageUnavailable, StorageFull) as error:
                 logger.warning("a batch waits", extra={"document": job_id, "reason": str(error)})
             else:
@@ -159,8 +158,8 @@ class BatchRunner:
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, MAX_RETRY_S)
 
-    async def _try_batch(self, job_id: str, number: int, enqueue: Enqueue | None) -> None:
-        job, left = await asyncio.to_thread(self._begin, job_id, number, enqueue)
+    async def _try_batch(self, job_id: str, number: int, children: Sequence[Batch]) -> None:
+        job, left = await asyncio.to_thread(self._begin, job_id, number, children)
         if job is None or not left:
             return
         try:
@@ -171,10 +170,10 @@ class BatchRunner:
             await self._fail(job, Failure.of(error))
 
     def _begin(
-        self, job_id: str, number: int, enqueue: Enqueue | None
+        self, job_id: str, number: int, children: Sequence[Batch]
     ) -> tuple[Job | None, dict[int, Attempt]]:
-        """In a thread. The job, unless it is not wanted any more, and what is left of the batch."""
-        job = self._store.begin(job_id, enqueue)
+        """Return the job, unless it is not wanted any more, and what is left of the batch. In a thread."""
+        job = self._store.begin(job_id, children, self._queue)
         return job, self._log.unread(job.id, job.batch(number)) if job else {}
 
     async def _read_pages(self, job: Job, left: dict[int, Attempt]) -> None:
@@ -203,113 +202,124 @@ class BatchRunner:
                 task.cancel()
 
     async def _page(self, job: Job, path: Path, index: int, before: Attempt) -> None:
-        """One page from file to result. Raises ``BadOption`` alone: that is no page's fault."""
-        if before.strikes >= MAX_STRIKES:
-            error = WorkerLost("the process that read the page died, twice")
-            await self._finish(job, _failed(index, error, before.width, before.height))
-            return
-        suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
-        claim = Claim(job.id, job.priority, suspects, job.client)
+        """Read one page: rasterize, read, render, check, store.
+
+        What is wrong with the page becomes its result. Raise ``BadOption``, which is wrong with all of them.
+        """
         # until the result is written: only then is the page no longer open in the database
-        async with self._turnstile.place(claim), self._running():
-            await self._finish(job, await self._timely(job, path, index, before))
+        async with self._turn(job, before):
+            started = time.perf_counter()
+            width, height = before.width, before.height
+            try:
+                if before.strikes >= MAX_STRIKES:
+                    raise WorkerLost("the process that read the page died, twice")
+                async with self._document_deadline(job):
+                    page = await self._rasterized(job, path, index)
+                    width, height = page.image.size
+                    async with self._with_model(job, page, before):
+                        reading = await self._read_page(job, page)
+                    rendered = render(reading)
+                    checks = await asyncio.to_thread(
+                        check_page, page, reading, rendered.markdown, rendered.blocks
+                    )
+                    pictured = await asyncio.to_thread(self._pictured, page, rendered)
+                total_ms = (time.perf_counter() - started) * 1000
+                result = PageResult(
+                    index,
+                    width,
+                    height,
+                    pictured.rendered.markdown,
+                    pictured.rendered.blocks,
+                    reading,
+                    timing_ms={"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms},
+                    warnings=(*checks.warnings, *pictured.warnings),
+                    dpi=page.dpi,
+                    unread_ink=checks.unread_ink,
+                    text_layer_recall=checks.text_layer_recall,
+                    pictures=pictured.pictures,
+                )
+            except BadOption:
+                raise
+            except ParseError as error:
+                result = _failed(index, error, width, height)
+            await self._store_result(job, result)
 
     @contextlib.asynccontextmanager
-    async def _running(self) -> AsyncIterator[None]:
-        if self._closing:
-            await asyncio.Event().wait()
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("pages are read in tasks")
-        self._reading_now.add(task)
-        try:
-            yield
-        finally:
-            self._reading_now.discard(task)
+    async def _turn(self, job: Job, before: Attempt) -> AsyncIterator[None]:
+        """Wait for a place among the pages that are read. A suspect shares its turn with few others."""
+        suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
+        async with self._turnstile.place(Claim(job.id, job.priority, suspects, job.client)):
+            if self._closing:
+                raise asyncio.CancelledError
+            task = asyncio.current_task()
+            if task is None:
+                raise RuntimeError("pages are read in tasks")
+            self._reading_now.add(task)
+            try:
+                yield
+            finally:
+                self._reading_now.discard(task)
 
-    async def _timely(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
+    @contextlib.asynccontextmanager
+    async def _document_deadline(self, job: Job) -> AsyncIterator[None]:
+        """Raise ``DocumentDeadline`` when the document's time is over."""
         # time in which nobody could read is not held against the document
         begun_at = max(job.started_at or 0.0, self._began_at)
-        left_s = self._settings.document_deadline_s - (time.time() - begun_at)
-        late = DocumentDeadline(f"not read within {self._settings.document_deadline_s:g} s")
-        if left_s <= 0:
-            return _failed(index, late)
-        try:
-            async with asyncio.timeout(left_s):
-                return await self._result(job, path, index, before)
-        except TimeoutError:
-            return _failed(index, late)
-
-    async def _result(self, job: Job, path: Path, index: int, before: Attempt) -> PageResult:
-        started = time.perf_counter()
-        try:
-            page = await self._rasterizers.page(
-                path,
-                job.format,
-                index,
-                job.options.dpi,
-                is_first=index == job.pages[0].start,
-                claim=Claim(job.id, job.priority, client=job.client),
-            )
-        except ParseError as error:
-            return _failed(index, error)
-        return await self._read(job, page, before, started)
-
-    async def _read(self, job: Job, page: Page, before: Attempt, started: float) -> PageResult:
-        width, height = page.image.size
-        try:
-            async with self._counted(job, page, before):
-                reading = await self._reading(job, page)
-        except BadOption:
-            raise
-        except ParseError as error:
-            return _failed(page.index, error, width, height)
-        except Exception:  # a defect of the reader ends one page, and is logged as one
-            logger.exception("page failed", extra={"document": job.id, "index": page.index})
-            return _failed(page.index, PageFailed("the model failed on this page"), width, height)
-        rendered = render(reading)
-        checks = await asyncio.to_thread(check_page, page, reading, rendered.markdown, rendered.blocks)
-        total_ms = (time.perf_counter() - started) * 1000
-        return PageResult(
-            page.index,
-            width,
-            height,
-            rendered.markdown,
-            rendered.blocks,
-            reading,
-            timing_ms={"rasterize": page.rasterize_ms, **reading.timing_ms, "total": total_ms},
-            warnings=checks.warnings,
-            dpi=page.dpi,
-            unread_ink=checks.unread_ink,
-            text_layer_recall=checks.text_layer_recall,
-        )
+        limit_s = self._settings.document_deadline_s
+        left_s = limit_s - (time.time() - begun_at)
+        async with _within(left_s, DocumentDeadline(f"not read within {limit_s:g} s")):
+            yield
 
     @contextlib.asynccontextmanager
-    async def _counted(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
+    async def _with_model(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
         """Record that the model has this page; undo the record if no result follows.
 
-        Also when cancelled before the record was written, since the writer will still write it. Otherwise the
-        page would stay a suspect and share the blame for every death of its worker.
+        A defect of the reader is logged, and becomes ``PageFailed``.
         """
         try:
             again = before.together > 0
             await self._writer.write(Started(job.id, page.index, *page.image.size, again=again))
             yield
         except (asyncio.CancelledError, BadOption):
+            # Also when cancelled before the record was written, since the writer will still write it.
+            # Otherwise the page would stay a suspect and share the blame for every death of its worker.
             await self._writer.write(Interrupted(job.id, page.index))
             raise
+        except ParseError:
+            raise
+        except Exception as error:
+            logger.exception("page failed", extra={"document": job.id, "index": page.index})
+            raise PageFailed("the model failed on this page") from error
 
-    async def _reading(self, job: Job, page: Page) -> Reading:
+    async def _rasterized(self, job: Job, path: Path, index: int) -> Page:
+        return await self._rasterizers.page(
+            path,
+            job.format,
+            index,
+            job.options.dpi,
+            is_first=index == job.pages[0].start,
+            claim=Claim(job.id, job.priority, client=job.client),
+        )
+
+    async def _read_page(self, job: Job, page: Page) -> Reading:
+        limit_s = self._settings.page_deadline_s
         stream = self._reader.submit(page, job.options.read, document_id=job.id, priority=job.priority)
         try:
-            async with asyncio.timeout(self._settings.page_deadline_s):
+            async with _within(limit_s, PageDeadline(f"not read within {limit_s:g} s")):
                 return await stream.result()
-        except TimeoutError as error:
-            raise PageDeadline(f"not read within {self._settings.page_deadline_s:g} s") from error
         finally:
             stream.cancel()
 
-    async def _finish(self, job: Job, page: PageResult) -> None:
+    def _pictured(self, page: Page, rendered: Rendered) -> Pictured:
+        return take_pictures(
+            page,
+            rendered,
+            max_figures=self._settings.max_figures,
+            max_bytes=self._settings.max_figure_kib * 1024,
+            keep_page=self._settings.keep_page_images,
+        )
+
+    async def _store_result(self, job: Job, page: PageResult) -> None:
         try:
             text = encode_page(page)
         except ValueError:
@@ -325,10 +335,25 @@ class BatchRunner:
             self._reader.model_name,
             incomplete=page.failure is None and page.shortfall is not None,
             tokens=page.reading.tokens if page.reading else None,
+            pictures=page.pictures,
         )
         await self._writer.write(done)
         outcome = page.shortfall or "read"
         logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
+
+
+@contextlib.asynccontextmanager
+async def _within(limit_s: float, late: ParseError) -> AsyncIterator[None]:
+    """Raise ``late`` if the body is not done within so many seconds."""
+    if limit_s <= 0:
+        raise late
+    try:
+        async with asyncio.timeout(limit_s) as timer:
+            yield
+    except TimeoutError as error:
+        if not timer.expired():
+            raise
+        raise late from error
 
 
 def _failed(index: int, error: ParseError, width: int = 0, height: int = 0) -> PageResult:

@@ -66,6 +66,7 @@ def _own(settings: Settings, folder: Path) -> Settings:
             "result_lifetime_s": FOREVER_S,
             "upload_deadline_s": FOREVER_S,
             "shutdown_grace_s": 0.0,
+            "worker_metrics_port": 0,
         }
     )
 

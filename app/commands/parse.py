@@ -27,7 +27,7 @@ from app.telemetry import log_to_stderr
 
 OPTIONS = (
     *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens"),
-    *("math", "headers", "join_pages", "page_marks"),
+    *("math", "headers", "join_pages", "page_marks", "images"),
 )
 SUFFIXES = {"markdown": ".md", "text": ".txt", "json": ".json"}
 DEFAULT_JOBS = 8

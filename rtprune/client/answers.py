@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     headers: Literal["drop", "keep"]
     join_pages: bool
     page_marks: Literal["none", "comment", "rule"]
+    images: Literal["relative", "link", "embed", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,22 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture that was cut from the page, at the job's address below ``images/``."""
+
+    name: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """A region of a page. ``bbox``: x1, y1, x2, y2 in 0..999 of the page."""
 
     type: str
     bbox: tuple[int, ...]
     text: str
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.api.supervisor import Supervisor
+from app.metrics import Metrics
 from app.settings import Settings, listed
-from app.telemetry import Metrics
 
 SPARE_THREADS = 16
 CORS_MAX_AGE_S = 600

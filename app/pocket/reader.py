@@ -23,6 +23,7 @@ from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
 from app.pocket.patches import page_patches
 from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
+from app.reader import ReaderLoad
 
 GROUNDING = "<|grounding|>"
 MAX_VIEW_TOKENS = 160
@@ -68,6 +69,11 @@ class PocketReader:
     @property
     def failure(self) -> str | None:
         return self._engine.failure
+
+    @property
+    def load(self) -> ReaderLoad:
+        """Views, of which a page has several."""
+        return self._engine.load
 
     def submit(
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0

@@ -13,9 +13,9 @@ from service_client import Server, eventually, image_bytes, serving
 
 from app.jobs.api.supervisor import Supervisor
 from app.jobs.leases import Leases, WorkerState
+from app.metrics import Metrics
 from app.ocr.models.config import read_config
 from app.settings import Settings
-from app.telemetry import Metrics
 
 
 @pytest.fixture(scope="module")

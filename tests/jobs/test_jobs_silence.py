@@ -11,8 +11,8 @@ import pytest
 from app.jobs.api import supervisor
 from app.jobs.api.supervisor import Supervisor
 from app.jobs.notifications import Notifications
+from app.metrics import Metrics
 from app.settings import Settings
-from app.telemetry import Metrics
 
 
 def test_a_worker_is_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from app.http.access import needs
 from app.http.openapi import REFUSALS, problems
 from app.http.schemas.mineru import PROTOCOL_VERSION, VERSION
 from app.http.service import service_of
+from app.jobs.database import promptly
 
 router = APIRouter(tags=["service"])
 
@@ -101,5 +102,8 @@ async def metrics(request: Request) -> Response:
         service.metrics.queued_jobs.set(queue.jobs)
         service.metrics.queued_pages.set(queue.pages)
         service.metrics.pages_per_second.set(queue.pages_per_s)
-        await service.count_pages()
+        oldest_s, num_running = await promptly(service.jobs.store.backlog)
+        service.metrics.oldest_job_seconds.set(oldest_s)
+        service.metrics.running_pages.set(num_running)
+        await service.count_ends()
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

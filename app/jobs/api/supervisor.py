@@ -14,9 +14,9 @@ from app.errors import StorageFull, StorageUnavailable
 from app.jobs.api.outcome import Phase
 from app.jobs.leases import Leases
 from app.jobs.notifications import Notifications
+from app.metrics import Metrics
 from app.processes import child_environment, kill_group, memory_mib, own_mib, python_module
 from app.settings import Settings
-from app.telemetry import Metrics
 
 logger = logging.getLogger("rtprune.workers")
 

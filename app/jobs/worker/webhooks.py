@@ -12,6 +12,7 @@ from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, UrlRefused
 from app.jobs.job import Job
 from app.jobs.store import Store
+from app.metrics import WEBHOOK_TRIES
 from app.settings import Settings, webhook_keys
 
 logger = logging.getLogger("rtprune.webhooks")
@@ -43,6 +44,7 @@ class Webhooks:
             return True
         async with self._posting:
             outcome = await self._post(job, job.webhook)
+        WEBHOOK_TRIES.labels(outcome).inc()
         await asyncio.to_thread(self._store.webhook_tried, job_id, outcome)
         return outcome != "retrying"
 

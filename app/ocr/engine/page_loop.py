@@ -26,6 +26,7 @@ from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.task import ConfidenceWindow, PageTask
 from app.ocr.engine.vision import Encoded, failure_of
 from app.ocr.models.model import OcrModel
+from app.reader import ReaderLoad
 
 logger = logging.getLogger(__name__)
 PrefillBatch = list[tuple[PageTask, Encoded]]
@@ -33,7 +34,10 @@ PrefillBatch = list[tuple[PageTask, Encoded]]
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Counts of one moment: pages in each stage, KV bytes and decode steps so far."""
+    """Counts of one moment: pages in each stage, room of the KV cache, and what was decoded so far.
+
+    ``num_tokens`` counts a token for each page and step.
+    """
 
     queued: int
     preparing: int
@@ -41,7 +45,23 @@ class EngineLoad:
     running: int
     slots: int
     kv_bytes: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
     steps: int
+    num_tokens: int
+
+    @property
+    def reported(self) -> ReaderLoad:
+        """The same, as whoever watches the reader is told."""
+        return ReaderLoad(
+            waiting=self.queued + self.preparing + self.encoding,
+            running=self.running,
+            slots=self.slots,
+            kv_tokens_used=self.kv_tokens_used,
+            kv_tokens_capacity=self.kv_tokens_capacity,
+            steps=self.steps,
+            tokens=self.num_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +109,7 @@ class PageLoop:
         self._decode_clock_ms = 0.0
         self._clock_s = 0.0
         self._steps = 0
+        self._num_tokens = 0
 
     # any thread
 
@@ -114,7 +135,10 @@ class PageLoop:
             running=len(self._running),
             slots=self.decoder.cache.plan.num_slots,
             kv_bytes=self.decoder.cache.num_bytes,
+            kv_tokens_used=self.kv_budget.taken,
+            kv_tokens_capacity=self.decoder.cache.plan.num_tokens,
             steps=self._steps,
+            num_tokens=self._num_tokens,
         )
 
     # the loop's thread
@@ -277,6 +301,7 @@ class PageLoop:
             self._step_out_of_memory()
             return
         self._steps += 1
+        self._num_tokens += len(owners)
         self._row_limit.succeeded()
         self._pending.append(_Pass("decode", owners, choices))
 

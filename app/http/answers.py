@@ -1,9 +1,7 @@
 """Answers that several routes give: a document, and a job that was accepted or is shown."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
 from itertools import chain
 from typing import Any
 
@@ -42,25 +40,21 @@ async def answered(request: Request, result: Result, media_type: str) -> Respons
     """Answer with a document, in the negotiated media type: at once if it is small, else in pieces."""
     content_type = JSON if media_type == JSON else f"{media_type}; charset=utf-8"
     headers = {**result.headers, "Vary": "Accept, Accept-Encoding"}
-    parts = chunks(result.pieces(service_of(request).results.store))
-    first, second = await asyncio.to_thread(lambda: (next(parts), next(parts, b"")))
+    results = service_of(request).results
+    parts = chunks(result.pieces(results.store))
+    taken = results.parts(result, parts)
+    first, second = await anext(taken, b""), await anext(taken, b"")
     if accepts_gzip(request.headers.get("accept-encoding")) and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
-        parts = compressed(chain((first, second), parts))
+        taken = results.parts(result, compressed(chain((first, second), parts)))
         if not second:
-            first = await asyncio.to_thread(b"".join, parts)
+            first = b"".join([part async for part in taken])
     elif second:
-        parts = chain((first, second), parts)
+        taken = results.parts(result, chain((first, second), parts))
     if not second:
         return Response(first, headers=headers, media_type=content_type)
-    body = () if "head" in request.scope else parts
-    return StreamingResponse(iterated(iter(body)), headers=headers, media_type=content_type)
-
-
-async def iterated(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Take each part in a thread, when the one before it is sent."""
-    while part := await asyncio.to_thread(next, parts, b""):
-        yield part
+    body = iter(()) if "head" in request.scope else taken  # a body of no bytes would have a length
+    return StreamingResponse(body, headers=headers, media_type=content_type)
 
 
 async def accepted(request: Request, service: Service, job: Job) -> Response:

@@ -2,12 +2,18 @@
 
 A document is put together once, for its text, and then read again from the database a few pages at a time,
 while they are sent. So a client that is slow, or many of them, hold no documents in memory.
+
+Whatever takes the interpreter's lock for long keeps the event loop from answering anybody. So large results
+have few threads, which they share piece by piece, and nothing large is serialised by one call.
 """
 
 import asyncio
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+
+from pydantic_core import to_json
 
 from app.document import AnswerOptions, PageResult, Status
 from app.errors import Expired, Overloaded
@@ -19,6 +25,7 @@ from app.jobs.api.outcome import raise_if_unread
 from app.jobs.job import Job
 from app.jobs.store import Store
 from app.output.pages import Joined, join_pages
+from app.processes import give_back_freed_memory
 
 CHUNK_CHARS = 2**17
 """What is sent, and compressed, at a time."""
@@ -28,8 +35,11 @@ BATCH_PAGES = 8
 """Pages read from the database at a time."""
 FEW_PAGES = 16
 """Documents of so many pages are put together in milliseconds, and do not wait for large ones."""
-NUM_LARGE = 2
+NUM_LARGE = 1
 NUM_SMALL = 8
+NUM_SENDING = 2
+"""Threads that prepare pieces of large results: each one more makes everybody's answers later."""
+TIDY_AFTER_S = 1.0
 MAX_WAITING = 256
 """Results that wait to be put together; more are refused."""
 
@@ -41,26 +51,38 @@ class Result:
     status: Status
     job: Job
     headers: Mapping[str, str]
-    head: str
-    """What goes before the pages; the whole answer if it is text."""
-    tail: str = ""
+    text: str
+    """The pages as one text."""
+    frame: tuple[str, str, str] | None = None
+    """JSON before the text, between it and the pages, and after those; ``None``: the text is the answer."""
     num_pages: int = 0
     types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Types of the blocks of pages with running heads and feet, by the page's index."""
     dollars: bool = False
 
+    @property
+    def is_large(self) -> bool:
+        return self.job.num_pages > FEW_PAGES
+
     def pieces(self, store: Store) -> Iterator[str]:
         """Give the answer's text, in a thread. Raise ``Expired`` when pages are gone meanwhile."""
-        yield from (self.head[at : at + CHUNK_CHARS] for at in range(0, len(self.head), CHUNK_CHARS))
+        parts = (self.text[at : at + CHUNK_CHARS] for at in range(0, len(self.text), CHUNK_CHARS))
+        if self.frame is None:
+            yield from parts
+            return
+        before, between, after = self.frame
+        yield before
+        for part in parts:
+            yield to_json(part).decode()[1:-1]  # without its quotes
+        yield between
         num_pages = 0
-        if self.num_pages:
-            for page in self._pages(store):
-                shape = PageShape.of(page, dollars=self.dollars)
-                yield ("," if num_pages else "") + shape.model_dump_json()
-                num_pages += 1
+        for page in self._pages(store):
+            shape = PageShape.of(page, dollars=self.dollars)
+            yield ("," if num_pages else "") + shape.model_dump_json()
+            num_pages += 1
         if num_pages != self.num_pages:
             raise Expired("the job ended longer ago than results are kept")
-        yield self.tail
+        yield after
 
     def _pages(self, store: Store) -> Iterator[PageResult]:
         last = -1
@@ -77,13 +99,16 @@ class Result:
 
 
 class Results:
-    """Puts answers together, few at a time."""
+    """Puts answers together, and gives their parts, few at a time."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
+        self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
         self._large = asyncio.Semaphore(NUM_LARGE)
         self._small = asyncio.Semaphore(NUM_SMALL)
         self._num_waiting = 0
+        self._num_large = 0
+        self._is_closed = False
 
     @property
     def store(self) -> Store:
@@ -109,19 +134,40 @@ class Results:
         if media_type != JSON:
             text = joined.plain() if media_type == PLAIN else joined.markdown(dollars=options.math != "latex")
             return Result(document.status, job, headers, text + "\n")
-        frame = DocumentShape.frame(document, joined, options).model_dump_json()
         # inside a string, a quote would have a backslash before it
-        head, pages, tail = frame.partition(',"pages":[]')
+        before, empty, after = DocumentShape.frame(document).model_dump_json().partition('"","pages":[]')
         return Result(
             document.status,
             job,
             headers,
-            head + pages[:-1],
-            "]" + tail,
+            joined.markdown(dollars=options.math == "dollar"),
+            (before + empty[0], empty[1:-1], "]" + after),
             len(document.pages),
             _types(document.pages, joined),
             options.math == "dollar",
         )
+
+    async def parts(self, result: Result, parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """Take each part in a thread, when the one before it is sent. Those of large results take turns."""
+        threads = self._sending if result.is_large else None
+        loop = asyncio.get_running_loop()
+        self._num_large += result.is_large
+        try:
+            while part := await loop.run_in_executor(threads, next, parts, b""):
+                yield part
+        finally:
+            if result.is_large:
+                self._num_large -= 1
+                loop.call_later(TIDY_AFTER_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """Give memory back when no large result is sent any more."""
+        if not self._num_large and not self._is_closed:
+            self._sending.submit(give_back_freed_memory)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._sending.shutdown(wait=False, cancel_futures=True)
 
 
 def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, ...]]:

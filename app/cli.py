@@ -30,7 +30,7 @@ from app.jobs.api.submission import Submission
 from app.jobs.keys import SCOPES, Keys, open_keys
 from app.main import create_app, embedded, let_go
 from app.output.pages import join_pages
-from app.processes import keep_files_private
+from app.processes import keep_private
 from app.settings import Settings, is_loopback
 from app.telemetry import Metrics, log_to_stderr
 
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "doctor":
         return _doctor(settings)
     settings = settings.model_copy(update={"log_level": "WARNING"})  # of the worker, too
+    keep_private()
     if asked.command == "keys":
         return _keys(asked, settings)
     log_to_stderr(settings)
@@ -113,7 +114,6 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 
 def _keys(asked: argparse.Namespace, settings: Settings) -> int:
-    keep_files_private()
     log_to_stderr(settings)
     try:
         with open_keys(settings) as keys:
@@ -174,7 +174,7 @@ class _Server(uvicorn.Server):
 
 
 def _serve(settings: Settings) -> int:
-    keep_files_private()
+    keep_private()
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.data_dir):

@@ -37,7 +37,7 @@ from app.jobs.worker.reading import BatchRunner
 from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.webhooks import Webhooks
 from app.jobs.worker.workflows import Hands, launch, register_queues
-from app.processes import exit_after, keep_files_private, when_orphaned
+from app.processes import exit_after, keep_private, when_orphaned
 from app.reader import PageReader
 from app.settings import Settings
 from app.telemetry import log_to_stderr
@@ -215,7 +215,10 @@ async def _serve(
     )
     reader = parts.reader
     modes = tuple(reader.modes)
-    ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
+    sandbox = await parts.rasterizers.greeted()
+    ready = replace(
+        state, phase="ready", detail="ready", model=reader.model_name, modes=modes, sandbox=sandbox
+    )
     maintenance = Maintenance(settings, ready, store, blobs, batches, client, notifications)
     hands = Hands(settings, store, client, batches, Webhooks(settings, store, http), notifications)
     await asyncio.to_thread(maintenance.resume_own)
@@ -261,7 +264,7 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
 
 
 def main() -> None:
-    keep_files_private()
+    keep_private()
     embedded = "--embedded" in sys.argv[1:]
     parent = socket.socket(fileno=os.dup(0)) if embedded else None
     if parent is not None:

@@ -140,7 +140,7 @@ class Service:
             round(resident_mib(api) or 0, 1),
             round(resident_mib(worker) or 0, 1),
             round(sum(resident_mib(pid) or 0 for pid in rasterizers), 1),
-            sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids),
+            sum(map(_num_descriptors, pids)),
             sum(path.is_file() for path in self.folder.glob("spool/*/*")),
         )
 
@@ -217,6 +217,14 @@ def _parents() -> dict[int, int]:
         with contextlib.suppress(OSError):  # it ended while we looked
             found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     return found
+
+
+def _num_descriptors(pid: int) -> int:
+    """Count open files and sockets; 0 where one has to be root to see them."""
+    try:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except PermissionError:
+        return 0
 
 
 def _command(pid: int) -> bytes:

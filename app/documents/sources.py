@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,16 +100,16 @@ async def receive(
     max_form_bytes = settings.max_form_kib * 1024
     several: tuple[SpooledFile, ...] = ()
     if kind == b"multipart/form-data":
-        body = _Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
-        form = _Multipart(parameters.get(b"boundary", b""), max_form_bytes, path, settings, place_more)
+        body = Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
+        form = Multipart(parameters.get(b"boundary", b""), max_form_bytes, path, settings, place_more)
         await body.spool(path, form.feed)
         fields, has_file, several = form.finish(), form.has_file, form.several
     elif kind == b"application/json":
         max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + max_form_bytes
-        await _Body(chunks, settings, max_bytes, content_length).spool(path)
+        await Body(chunks, settings, max_bytes, content_length).spool(path)
         fields, has_file = await asyncio.to_thread(_read_json, path, settings)
     elif RAW_TYPE.fullmatch(kind) is not None:
-        await _Body(chunks, settings, settings.max_upload_bytes, content_length).spool(path)
+        await Body(chunks, settings, settings.max_upload_bytes, content_length).spool(path)
         fields, has_file = {}, True
     else:
         raise UnsupportedMediaType(
@@ -134,7 +134,7 @@ Feed = Callable[[bytes], list[tuple[Path, bytes | bytearray]]]
 """What to write of a chunk, and where: to files one after the other."""
 
 
-class _Body:
+class Body:
     """A request's body on its way to a file, or to several."""
 
     def __init__(
@@ -208,7 +208,7 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
         yield chunk
 
 
-class _Multipart:
+class Multipart:
     """A form: its files go to disk, the other parts are small and kept."""
 
     def __init__(
@@ -342,10 +342,11 @@ class _Multipart:
         self._ended = True
 
 
-def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Parse the JSON body at ``path`` and put its file in the body's place, in a thread.
+@contextlib.contextmanager
+def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Parse the JSON object at ``path``, in a thread, and remove the file.
 
-    Return the other fields, and whether there is a file. A large body is a few times in memory meanwhile.
+    A large body is a few times in memory meanwhile: two of them are parsed at a time.
     """
     with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
         body = path.read_bytes()
@@ -360,10 +361,16 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         del body
         if not isinstance(fields, dict):
             raise BadRequest(NO_JSON_FILE)
+        yield fields
+
+
+def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Put the file of a JSON body in its place. Return the other fields, and whether there is a file."""
+    with json_body(path, settings) as fields:
         in_address = FILE_FIELD not in fields and str(fields.get(URL_FIELD)).startswith(DATA)
         has_file = FILE_FIELD in fields or in_address
         text = fields.pop(URL_FIELD if in_address else FILE_FIELD, None)
-        _check_rest(fields, settings)
+        check_rest(fields, settings)
         if has_file:
             if not isinstance(text, str):
                 raise BadRequest(NO_JSON_FILE)
@@ -371,7 +378,7 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         return fields, has_file
 
 
-def _check_rest(fields: dict[str, Any], settings: Settings) -> None:
+def check_rest(fields: dict[str, Any], settings: Settings) -> None:
     try:
         depth = _depth(fields)
     except RecursionError:

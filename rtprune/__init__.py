@@ -10,17 +10,23 @@
 """
 
 from rtprune.baselines import METHODS
+from rtprune.evidence import Evidence, MissingEvidenceError
+from rtprune.merges import MERGES, merge_pruned
 from rtprune.prune import RTPruneConfig, prune_batch, prune_tokens
 from rtprune.ratio import text_densities, text_density
 from rtprune.tokens import InvalidPagesError, PrunedTokens, VisualTokens
 from rtprune.transport import transport_plan
 
 __all__ = [
+    "MERGES",
     "METHODS",
+    "Evidence",
     "InvalidPagesError",
+    "MissingEvidenceError",
     "PrunedTokens",
     "RTPruneConfig",
     "VisualTokens",
+    "merge_pruned",
     "prune_batch",
     "prune_tokens",
     "text_densities",

@@ -254,6 +254,7 @@ def test_a_file_that_is_refused_says_why(page: Page) -> None:
 def test_a_job_is_cancelled(page: Page, service: Server) -> None:
     job_id = submitted(service, pdf_bytes(A4), delay_s=60)
     opened(page, service, job_id)
+    expect(page.locator(".status")).to_have_text("Reading, 0 of 1 page")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".status")).to_have_text("Cancelled")
     assert service.http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"

@@ -72,12 +72,16 @@ class ReadOptions:
     max_output_tokens: int | None = None
     tokens: TokenReport = "counts"
     """Whether a reading also tells of each patch token what became of it."""
+    ngram: tuple[int, int] | None = None
+    """n and window, in tokens, of the rule that nothing repeats itself, for a page's first attempt."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if self.max_output_tokens is not None and self.max_output_tokens < 1:
             raise ValueError(f"max_output_tokens must be at least 1, got {self.max_output_tokens}")
+        if self.ngram is not None and not 2 <= self.ngram[0] <= self.ngram[1]:
+            raise ValueError(f"ngram must be n from 2 and a window that holds it, got {self.ngram}")
 
 
 PAGE_RANGE = re.compile(r"([0-9]{1,9})(-([0-9]{1,9})?)?")
@@ -89,6 +93,8 @@ class PageSelection:
     """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end"; never expanded."""
 
     ranges: tuple[tuple[int, int | None], ...] = ((1, None),)
+    is_clamped: bool = False
+    """Whether pages after the last are left out, of a range that begins before it."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -104,7 +110,7 @@ class PageSelection:
         """
         merged: list[range] = []
         for first, last in sorted(
-            (first, num_pages if last is None else last) for first, last in self.ranges
+            (first, num_pages if last is None else self._end(last, num_pages)) for first, last in self.ranges
         ):
             if max(first, last) > num_pages:
                 raise PageNotFound(f"page {max(first, last)} was asked for, the document has {num_pages}")
@@ -113,6 +119,9 @@ class PageSelection:
             else:
                 merged.append(range(first - 1, last))
         return tuple(merged)
+
+    def _end(self, last: int, num_pages: int) -> int:
+        return min(last, num_pages) if self.is_clamped else last
 
 
 def _page_range(part: str) -> tuple[int, int | None]:
@@ -216,7 +225,7 @@ class ViewPatches:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at reading a page: the retry ladder's rungs, in order."""
+    """One attempt at reading a page. An answer lists them in order."""
 
     mode: str
     prune: Pruning

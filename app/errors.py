@@ -31,6 +31,7 @@ ParseError
 ├── UrlFailed               422  the document could not be fetched from its address
 ├── QueueFull               429  more pages wait than the limit
 ├── TooManyJobs             429  the client has too many unfinished jobs
+├── TooManyFiles             429  the client keeps as many files as it may
 ├── RateLimited             429  the API key has used up its pages of this minute
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
@@ -180,6 +181,10 @@ class QueueFull(ParseError):
 
 class TooManyJobs(ParseError):
     code, status, retryable, title = "too_many_jobs", 429, True, "The client has too many unfinished jobs"
+
+
+class TooManyFiles(ParseError):
+    code, status, title = "too_many_files", 429, "The client keeps too many files"
 
 
 class RateLimited(ParseError):

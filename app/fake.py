@@ -1,7 +1,7 @@
 """A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
 
-It answers a line per page, a token for each word. A prompt that is a JSON object directs it, so that a
-client's handling of slow, failing and fatal pages can be tried:
+It answers a line per page, a token for each word, and a picture where the page has colour. A prompt that is a
+JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
 ``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
 """
 
@@ -11,6 +11,8 @@ import os
 import signal
 from collections.abc import AsyncIterator, Collection
 from typing import Any
+
+from PIL import Image, ImageChops
 
 from app.document import (
     FARTHEST,
@@ -25,6 +27,8 @@ from app.document import (
 from app.errors import BadOption, PageFailed
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
+COLOURED = 64
+"""Difference of colour channels from which on a pixel is no gray."""
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 
 
@@ -33,6 +37,7 @@ class FakeStream:
 
     def __init__(self, page: Page, options: ReadOptions, directions: dict[str, Any]) -> None:
         self._page = (page.index, page.image.width, page.image.height)
+        self._picture = _coloured(page.image)
         self._options = options
         self._directions = directions
         self._cancelled = asyncio.Event()
@@ -62,7 +67,8 @@ class FakeStream:
         mode = self._options.mode or "base"
         patches, rows = MODES[mode]
         kept = patches if self._options.prune == "none" else int(patches * (self._options.keep_ratio or 0.8))
-        text = self._directions.get("text", f"# Page {index + 1}\n\n{width} x {height} pixels")
+        own = f"# Page {index + 1}\n\n{width} x {height} pixels{self._picture}"
+        text = self._directions.get("text", own)
         words = text.split(" ")
         most = self._options.max_output_tokens or len(words)
         output = min(len(words), most)
@@ -123,6 +129,18 @@ class FakeReader:
 
     async def close(self) -> None:
         self._ballast.clear()
+
+
+def _coloured(image: Image.Image) -> str:
+    """Ground a picture region around everything that has a colour."""
+    red, green, blue = image.convert("RGB").split()
+    colour = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    box = colour.point([0] * COLOURED + [255] * (256 - COLOURED)).getbbox()
+    if box is None:
+        return ""
+    sides = (image.width, image.height, image.width, image.height)
+    corners = [min(999, value * 1000 // side) for value, side in zip(box, sides, strict=True)]
+    return f"\n\n<|ref|>image<|/ref|><|det|>[{corners}]<|/det|>\n\n"
 
 
 def _directions(prompt: str | None) -> dict[str, Any]:

@@ -171,6 +171,11 @@ class Connection(H11Protocol):
             self._head_began = False
             self._stop_head_timer()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over: its head is complete, and what follows is no concern of this."""
+        self._stop_head_timer()
+        super().handle_websocket_upgrade(event)
+
     def _hold(self) -> None:
         if not self.flow.is_held:
             self.flow.pause_reading()

@@ -7,12 +7,12 @@ while they are sent. So a client that is slow, or many of them, hold no document
 import asyncio
 import tempfile
 import zlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from app.document import AnswerOptions, PageResult, Picture, Status
+from app.document import AnswerOptions, PageResult, ParsedDocument, Picture, Status
 from app.errors import Expired, NotFound, Overloaded
 from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.status_headers import status_headers
@@ -39,6 +39,8 @@ NUM_LARGE = 2
 NUM_SMALL = 8
 MAX_WAITING = 256
 """Results that wait to be put together; more are refused."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +139,39 @@ class Results:
         ``root``: the path before every address of this service, for links to figures. ``pages_so_far``: also
         of a job that has not ended.
         """
+        return await self.made(
+            job,
+            lambda: self._make(job, form, options, root),
+            is_heavy=form.is_heavy,
+            pages_so_far=pages_so_far,
+        )
+
+    async def made(
+        self, job: Job, make: Callable[[], T], *, is_heavy: bool = False, pages_so_far: bool = False
+    ) -> T:
+        """Make something of a job, in a thread. Raise the job's own error, or ``NotFinished``."""
         if not (pages_so_far and job.is_open):
             await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
-        is_small = job.num_pages <= FEW_PAGES and not form.is_heavy
+        is_small = job.num_pages <= FEW_PAGES and not is_heavy
         self._num_waiting += 1
         try:
             async with self._small if is_small else self._large:
-                return await asyncio.to_thread(self._make, job, form, options, root)
+                return await asyncio.to_thread(make)
         finally:
             self._num_waiting -= 1
 
-    def _make(self, job: Job, form: Format, options: AnswerOptions, root: str) -> Result | Made:
+    def document(self, job: Job) -> ParsedDocument:
+        """Read an ended job's document, in a thread. Raise its error if no page of it was read."""
         document = self._jobs.read_document(job)
         raise_if_unread(document)
+        return document
+
+    def _make(self, job: Job, form: Format, options: AnswerOptions, root: str) -> Result | Made:
+        document = self.document(job)
         headers = status_headers(document)
-        embedding = Embedding(lambda name: self._picture(job, name))
+        embedding = Embedding(lambda name: self.picture(job, name))
         address = _address(form, options, f"{root}/v1/jobs/{job.id}/", embedding)
         shown = [readdressed(page, address) for page in document.pages]
         joined = join_pages(shown, options)
@@ -193,7 +211,8 @@ class Results:
     def _scratch(self) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=self._tmp_dir)
 
-    def _picture(self, job: Job, name: str) -> Picture:
+    def picture(self, job: Job, name: str) -> Picture:
+        """Read a figure of a job, in a thread. Raise ``Expired`` when it is gone."""
         try:
             return self._images.picture(job.id, name)
         except NotFound as error:

@@ -97,6 +97,22 @@ workers = sa.Table(
 )
 
 
+# uploaded to be named later, each by its client
+files = sa.Table(
+    "rtprune_files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("blob", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Index("rtprune_files_by_client", "client", "created_at"),
+    sa.Index("rtprune_files_by_time", "created_at"),
+)
+
 # Who may ask. A revoked key keeps its row: a service that once had keys does not open when the last one goes
 keys = sa.Table(
     "rtprune_keys",

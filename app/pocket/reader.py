@@ -23,6 +23,7 @@ from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
 from app.pocket.patches import page_patches
 from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
+from app.reader import ReaderLoad
 
 GROUNDING = "<|grounding|>"
 MAX_VIEW_TOKENS = 160
@@ -55,7 +56,7 @@ class PocketReader:
 
     def __init__(self, engine: Engine, model: OcrModel) -> None:
         self._engine, self._model = engine, model
-        self._cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
+        self.cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
 
     @property
     def model_name(self) -> str:
@@ -68,6 +69,11 @@ class PocketReader:
     @property
     def failure(self) -> str | None:
         return self._engine.failure
+
+    @property
+    def load(self) -> ReaderLoad:
+        """Views, of which a page has several."""
+        return self._engine.load
 
     def submit(
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
@@ -96,11 +102,11 @@ class PocketReader:
         def cut() -> CutPage:
             return cut_page(image) if is_wanted() else CutPage(None, (), ())
 
-        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut)
+        return await asyncio.get_running_loop().run_in_executor(self.cutting, cut)
 
     async def close(self) -> None:
         await self._engine.close()
-        self._cutting.shutdown(wait=True, cancel_futures=True)
+        self.cutting.shutdown(wait=True, cancel_futures=True)
 
 
 class PocketStream:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -165,13 +166,22 @@ def test_the_doctor_says_what_there_is(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line[5:].split(": ", 1) for line in done.stdout.splitlines())
     parts = {f"sandbox, {part}" for part in ("files", "network", "privileges")}
-    assert set(said) == {"versions", "poppler", "fonts", "memory", "descriptors"} | parts
+    machine = {"versions", "poppler", "fonts", "memory", "descriptors", "data folder", "temporary folder"}
+    assert set(said) - {"cuda"} == machine | parts | {"packages", "gpu", "checkpoint"}
+    assert "all files whole" in said["checkpoint"]
     assert "SQLite 3." in said["versions"]
     assert "rasterizers" in said["memory"]
 
 
 def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
-    done = doctor(tmp_path, PATH=str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    done = doctor(
+        tmp_path, PATH=str(tmp_path), RTPRUNE_MODEL=str(tmp_path), RTPRUNE_DEVICE="cuda", RTPRUNE_MODLE="x"
+    )
     assert done.returncode == 1
     assert "fail poppler: pdfinfo, pdftoppm" in done.stdout
+    assert "[mend: apt-get install poppler-utils poppler-data]" in done.stdout
+    assert "warn settings: RTPRUNE_MODLE is no setting" in done.stdout
+    assert "fail gpu: " in done.stdout
+    assert re.search(r"fail checkpoint: .*safetensors", done.stdout)
     assert "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from app.documents.raster.poppler import PROGRAMS
 from app.documents.raster.sandbox import Sandbox, decoder_environment
 from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS
 from app.errors import NotReady, Overloaded, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.metrics import RASTERIZER_DEATHS
 from app.places import Claim, Places, Turnstile
 from app.processes import child_environment, kill_group, memory_mib, python_module
 from app.settings import Settings
@@ -268,6 +269,7 @@ class Rasterizers:
             except _ChildDied as error:
                 child.kill()
                 returncode = await child.process.wait()
+                RASTERIZER_DEATHS.inc()
                 logger.warning("rasterizer died", extra={"returncode": returncode})
                 if returncode == -signal.SIGXCPU:
                     raise request.late from error

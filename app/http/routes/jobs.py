@@ -20,6 +20,7 @@ from app.http.openapi import JSON, TEXT, Responses, example, problems, request_b
 from app.http.receive import fetched, receive_document, submit
 from app.http.schemas.examples import job_example
 from app.http.schemas.jobs import (
+    FileJobsShape,
     JobFields,
     JobFormBody,
     JobJsonBody,
@@ -31,6 +32,7 @@ from app.http.schemas.jobs import (
 )
 from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.service import Service, root_of, service_of
+from app.http.several import accept_several
 from app.jobs.api.jobs import JOB_ID
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
@@ -65,6 +67,11 @@ LAST_EVENT_ID = {
     response_model=JobShape,
     responses={
         202: {"description": "The document and its job are on disk.", "content": example(job_example())},
+        207: {
+            "description": "Of several files (files in place of file): a job each, or why there is none.",
+            "model": FileJobsShape,
+            "content": example({"files": [{"filename": "report.pdf", "job": job_example()}]}),
+        },
         **problems(),
     },
     openapi_extra={
@@ -73,18 +80,29 @@ LAST_EVENT_ID = {
     },
 )
 async def create(request: Request) -> Response:
-    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile."""
+    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile.
+
+    The document is a part of a form, base64 in JSON, an address, or the body itself, of type application/pdf
+    or image/..., with the options in the address. Several parts called files are a job each.
+    """
     service = service_of(request)
-    with service.admitted(), service.spool.file() as path:
-        upload, fields = await receive_document(request, service, JobFields, path, may_name_url=True)
+    with service.admitted(), service.spool.files() as place:
+        path = place()
+        upload, fields = await receive_document(
+            request, service, JobFields, path, may_name_url=True, place_more=place
+        )
+        if upload.several and fields.url is not None:
+            raise BadOption("give files or url, not both")
         if upload.source is not None and fields.url is not None:
             raise BadOption("give file or url, not both")
         if fields.webhook is not None:
             await _check_webhook(service, fields.webhook)
-        source = upload.source or await fetched(service, str(fields.url), path)
         # without keys, clients behind one address cannot be told apart: each has a job of its own
         is_known = caller_of(request).key is not None
         submission = Submission("", fields.priority, fields.webhook, repeatable=is_known)
+        if upload.several:
+            return await accept_several(request, service, upload.several, fields, submission)
+        source = upload.source or await fetched(service, str(fields.url), path)
         job, _ = await submit(request, service, source, fields, submission)
     return await accepted(request, service, job)
 

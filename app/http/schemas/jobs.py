@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.documents.safe_http import MAX_URL_CHARS
-from app.http.schemas.parse import AnswerFields, FailureShape, OptionFields
+from app.http.schemas.parse import AnswerFields, DocumentShape, FailureShape, OptionFields
 from app.jobs.job import Job, JobStatus
 from app.jobs.queues import DEFAULT_PRIORITY, MAX_PRIORITY
 
@@ -163,6 +163,35 @@ class JobShape(BaseModel):
 class JobListShape(BaseModel):
     jobs: list[JobShape]
     next: str | None = Field(None, description="Address of the next page; absent on the last.")
+
+
+class FileJobShape(BaseModel):
+    """One of several files: its job, or why there is none."""
+
+    filename: str = Field(description="As the client calls it.")
+    job: JobShape | None = None
+    error: FailureShape | None = None
+
+
+class FileJobsShape(BaseModel):
+    """The jobs of several files, in their order."""
+
+    files: list[FileJobShape]
+
+
+class FileDocumentShape(BaseModel):
+    """One of several files: its document, or its job if that goes on, or why there is neither."""
+
+    filename: str = Field(description="As the client calls it.")
+    document: DocumentShape | None = None
+    job: JobShape | None = None
+    error: FailureShape | None = None
+
+
+class FileDocumentsShape(BaseModel):
+    """The documents of several files, in their order."""
+
+    files: list[FileDocumentShape]
 
 
 def _time(seconds: float) -> datetime:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    Failure,
     FinishReason,
     FormatName,
     Images,
@@ -22,7 +23,7 @@ from app.document import (
     TokenReport,
     WarningCode,
 )
-from app.errors import BadOption
+from app.errors import BadOption, ParseError
 from app.output.math import with_dollars
 from app.output.pages import Joined, join_pages
 from app.settings import Settings
@@ -192,6 +193,10 @@ class FailureShape(BaseModel):
     code: str
     detail: str
     retryable: bool
+
+    @classmethod
+    def of_error(cls, error: ParseError) -> Self:
+        return cls.model_validate(Failure.of(error))
 
 
 class AttemptShape(BaseModel):

@@ -36,6 +36,7 @@ from app.jobs.api.submission import Submission
 from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
+from app.jobs.files import Files
 from app.jobs.images import Images
 from app.jobs.job import Job, NewJob
 from app.jobs.keys import Key, Keys
@@ -68,6 +69,7 @@ class Jobs:
         self.leases = Leases(self.store)
         self.images = Images(self.store)
         self._blobs = Blobs(settings)
+        self.files = Files(self.store, self._blobs)
         counting = settings.model_copy(update={"num_rasterizers": NUM_COUNTERS})
         self._rasterizers = Rasterizers(counting, tmp_dir)
         self._queue: WorkQueue | None = None

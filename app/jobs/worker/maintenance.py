@@ -14,6 +14,7 @@ from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
 from app.jobs.blobs import Blobs
 from app.jobs.database import storage_errors
+from app.jobs.files import Files
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.jobs.notifications import Notifications
@@ -51,6 +52,7 @@ class Maintenance:
         self._leases = Leases(store)
         self._log = PageStore(store)
         self._blobs = blobs
+        self._files = Files(store, blobs)
         self._batches = batches
         self._queue = queue
         self._notifications = notifications
@@ -149,6 +151,7 @@ class Maintenance:
         if now - self._expired_at > EXPIRY_EVERY_S:
             self._expired_at = now
             self._leases.expire_results(self._settings.result_lifetime_s, self._queue)
+            self._files.expire(self._settings.result_lifetime_s)
 
     def resume_own(self) -> None:
         """Before the first work: take up what a worker of the same name left when it died."""

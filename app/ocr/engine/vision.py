@@ -17,7 +17,7 @@ from app.errors import PageFailed, ParseError
 from app.ocr.engine.decoder import Prompt
 from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
 from app.ocr.engine.patches import PATCH_PX, Grid, grids_of, view_patches
-from app.ocr.engine.retries import Rung
+from app.ocr.engine.retries import AttemptPlan
 from app.ocr.engine.scheduler import BatchLimit, chunks_within
 from app.ocr.models.model import OcrModel, PageViews
 from rtprune import Folds, RTPruneConfig, VisualTokens, prune_batch, text_density
@@ -37,7 +37,7 @@ class Prepared:
     views: PageViews
     density: float
     prompt_ids: list[int]
-    rung: Rung
+    attempt_plan: AttemptPlan
     started_s: float
     """When the host began, by ``time.monotonic``."""
     preprocess_ms: float
@@ -90,15 +90,20 @@ NOT_PRUNED = PageFailed("the page was not pruned")
 
 
 def prepare(
-    model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int], *, trace: bool = False
+    model: OcrModel,
+    image: Image.Image,
+    attempt_plan: AttemptPlan,
+    prompt_ids: list[int],
+    *,
+    trace: bool = False,
 ) -> Prepared:
     """Runs in a thread of its own, beside decoding. ``trace``: its patch tokens are followed."""
     start = time.monotonic()
-    views = model.preprocess(image, rung.mode)
+    views = model.preprocess(image, attempt_plan.mode)
     side = views.view.shape[-1] // PATCH_PX
     density = text_density(views.view, side, side)
     grids = grids_of(views, image.size) if trace else None
-    return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3, grids)
+    return Prepared(views, density, prompt_ids, attempt_plan, start, (time.monotonic() - start) * 1e3, grids)
 
 
 class Vision:
@@ -127,10 +132,13 @@ class Vision:
         ]
 
     @torch.inference_mode()
-    def again(self, encoded: Encoded, rung: Rung) -> Encoded:
-        """The same page for another rung of the same mode, from what was encoded."""
-        page = replace(encoded.page, rung=rung)
-        same = (encoded.page.rung.prune, encoded.page.rung.keep_ratio) == (rung.prune, rung.keep_ratio)
+    def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
+        """The same page for another attempt_plan of the same mode, from what was encoded."""
+        page = replace(encoded.page, attempt_plan=attempt_plan)
+        same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
+            attempt_plan.prune,
+            attempt_plan.keep_ratio,
+        )
         if same:
             return replace(encoded, page=page)
         adopt(encoded.tokens.embeds)
@@ -174,8 +182,8 @@ class Vision:
         for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
             if isinstance(one, ParseError):
                 results[i] = one
-            elif page.rung.prune == "rtprune":
-                by_way.setdefault((page.rung.keep_ratio, page.grids is not None), []).append(i)
+            elif page.attempt_plan.prune == "rtprune":
+                by_way.setdefault((page.attempt_plan.keep_ratio, page.grids is not None), []).append(i)
             else:
                 results[i] = keep_all(one, page)
         for (ratio, trace), members in by_way.items():

@@ -85,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await supervisor.close()
             await jobs.close()
+            app.state.service.results.close()
             await http.close()
             spool.close()
 

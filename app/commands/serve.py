@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -17,7 +18,7 @@ from app.errors import StorageFull, StorageUnavailable
 from app.http.connections import connection_class
 from app.jobs.keys import open_keys
 from app.main import create_app, let_go
-from app.processes import keep_files_private
+from app.processes import keep_private
 from app.settings import Settings, is_loopback
 from app.telemetry import log_to_stderr
 
@@ -35,7 +36,7 @@ def add_to(commands: Parsers) -> None:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - they are among the settings
-    keep_files_private()
+    keep_private()
     problem = _unwritable(settings) or _taken(settings)
     if problem:
         print(f"rtprune: {problem}", file=sys.stderr)
@@ -61,6 +62,9 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 -
     )
     # a thread that puts a large result together keeps the event loop waiting for so long, again and again
     sys.setswitchinterval(SWITCH_S)
+    # What is there now stays. A collection that looks at all of it holds everything up for 100 ms.
+    gc.collect()
+    gc.freeze()
     server = _Server(config, lambda: let_go(app))
     server.run()
     return DONE if server.started else NOT_ALL_READ

@@ -8,10 +8,9 @@ import asyncio
 import binascii
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from app.documents.formats import Source, sniff_file
 from app.documents.forms import MAX_FILES, Form, receive_form
@@ -27,7 +26,6 @@ from app.documents.nested import Nested, Take, receive_json
 from app.documents.sources import Body
 from app.errors import DocumentDeadline, InvalidRequest, NotFound, NotReady, ParseError, UnsupportedMediaType
 from app.http.access import caller_of
-from app.http.answers import iterated
 from app.http.connected import while_connected
 from app.http.middleware import error_headers, named_errors
 from app.http.receive import fetched, submit
@@ -286,23 +284,3 @@ async def jobs_of(request: Request, service: Service, ticket: Ticket, wait_s: fl
         waiting = asyncio.gather(*(service.jobs.watcher.wait(job.id, wait_s) for job in jobs))
         return await while_connected(request, _result(waiting))
     return jobs
-
-
-async def sent(
-    pieces: Iterable[str | bytes],
-    media_type: str = "application/json",
-    headers: Mapping[str, str] | None = None,
-) -> Response:
-    """Answer with pieces that are made in threads, while they are sent: few are in memory at a time."""
-    parts = iter(_encoded(pieces))
-    first, second = await asyncio.to_thread(lambda: (next(parts, b""), next(parts, b"")))
-    if not second:
-        return Response(first, headers=dict(headers or {}), media_type=media_type)
-    body = iterated(chain((first, second), parts))
-    return StreamingResponse(body, headers=dict(headers or {}), media_type=media_type)
-
-
-def _encoded(pieces: Iterable[str | bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        data = piece.encode() if isinstance(piece, str) else piece
-        yield from (data[at : at + SENT_BYTES] for at in range(0, len(data), SENT_BYTES))

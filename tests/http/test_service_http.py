@@ -241,14 +241,19 @@ def test_head_is_get_without_a_body(server: Server) -> None:
 
 def test_the_api_process_has_no_model_code(server: Server) -> None:
     server.parse(image_bytes())
-    maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    try:
+        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+    except PermissionError:
+        pytest.skip("only root may look into a process that keeps its secrets")
     assert "pydantic_core" in maps
     assert "torch" not in maps
 
 
 def test_a_mode_that_the_model_does_not_have_is_refused_at_once(server: Server) -> None:
     ready = server.http.get("/readyz").json()
-    assert set(ready.pop("sandbox")) == {"files", "network", "privileges"}
+    sandbox = ready.pop("sandbox")
+    assert set(sandbox) == {"files", "network", "privileges"}
+    assert ready.pop("worker_sandbox") == sandbox, "on one machine it is the same"
     assert ready == {
         "status": "ready",
         "phase": "ready",

@@ -14,6 +14,7 @@ from app.document import ParsedDocument, Picture
 from app.documents.nested import Named
 from app.errors import BadOption, InvalidRequest, NotFinished, NotFound, ParseError
 from app.http.access import needs
+from app.http.answers import sent
 from app.http.connected import while_connected
 from app.http.contents import Shown, docling_json, document_markdown, formatted
 from app.http.dialects import (
@@ -25,11 +26,10 @@ from app.http.dialects import (
     opened,
     received_form,
     received_json,
-    sent,
     spooling,
     submitted,
 )
-from app.http.openapi import dialect_errors, example, form_schema, json_schema
+from app.http.openapi import JSON, dialect_errors, example, form_schema, json_schema
 from app.http.schemas.dialects import DetailShape
 from app.http.schemas.docling import (
     NO_TASK,
@@ -378,7 +378,7 @@ async def _result(request: Request, service: Service, jobs: Sequence[Job], ticke
 
     is_heavy = not {"json", "doctags"}.isdisjoint(asked.to_formats)
     text = await while_connected(request, service.results.made(job, make, is_heavy=is_heavy))
-    return await sent(embedding.filled([text]))
+    return await sent(request, embedding.filled([text]), {}, JSON)
 
 
 def _contents(

@@ -31,6 +31,8 @@ class ReadyShape(BaseModel):
     modes: list[str]
     sandbox: Sandbox | None = None
     """What confines the decoders of this process; in it, ``null`` for what the kernel does not give."""
+    worker_sandbox: Sandbox | None = None
+    """What confines those of the workers: what holds in all of them."""
 
 
 @router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
@@ -49,7 +51,12 @@ async def readyz(request: Request) -> ReadyShape:
     readiness = jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail, phase=readiness.phase)
-    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes), sandbox=jobs.sandbox)
+    return ReadyShape(
+        model=readiness.model,
+        modes=sorted(readiness.modes),
+        sandbox=jobs.sandbox,
+        worker_sandbox=readiness.sandbox,
+    )
 
 
 class HealthShape(BaseModel):

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from app.document import ParsedDocument
 from app.errors import InvalidRequest, NotFound, ParseError
 from app.http.access import needs
+from app.http.answers import sent
 from app.http.connected import while_connected
 from app.http.contents import document_markdown
 from app.http.dialects import (
@@ -22,11 +23,10 @@ from app.http.dialects import (
     dialect_router,
     jobs_of,
     received_form,
-    sent,
     spooling,
     submitted,
 )
-from app.http.openapi import dialect_errors, example, form_schema
+from app.http.openapi import JSON, dialect_errors, example, form_schema
 from app.http.routes.health import health
 from app.http.schemas.dialects import DetailShape
 from app.http.schemas.mineru import (
@@ -220,7 +220,7 @@ async def _result(
         return JSONResponse(task.model_dump(), 409)
     if asked.response_format_zip:
         file = await while_connected(request, _zipped(service, jobs, names, asked))
-        return await sent(_pieces(file), "application/zip")
+        return await sent(request, _pieces(file), {}, "application/zip", may_pack=False)
     results: dict[str, DocumentResult] = {}
     embeddings: list[Embedding] = []
     for job, name in zip(jobs, names, strict=True):
@@ -236,7 +236,7 @@ async def _result(
     pieces: Iterator[str | bytes] = iter([shape.model_dump_json(exclude_none=True)])
     for embedding in embeddings:
         pieces = embedding.filled(pieces)
-    return await sent(pieces)
+    return await sent(request, pieces, {}, JSON)
 
 
 async def _made(service: Service, job: Job, asked: Asked, embedding: Embedding) -> DocumentResult:

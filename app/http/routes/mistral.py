@@ -17,6 +17,7 @@ from app.documents.formats import sniff_file
 from app.documents.nested import Named, Nested
 from app.errors import BadOption, InvalidRequest, NotFound
 from app.http.access import caller_of, needs
+from app.http.answers import sent
 from app.http.connected import while_connected
 from app.http.dialects import (
     Document,
@@ -25,11 +26,10 @@ from app.http.dialects import (
     opened,
     received_form,
     received_json,
-    sent,
     spooling,
     submitted,
 )
-from app.http.openapi import dialect_errors, example, form_schema, json_schema
+from app.http.openapi import JSON, dialect_errors, example, form_schema, json_schema
 from app.http.schemas.mistral import (
     FOOTER_TYPES,
     HEADER_TYPES,
@@ -162,7 +162,7 @@ async def ocr(request: Request) -> Response:
         return ocr_answer(document, asked, num_bytes, embedding).model_dump_json(exclude_none=True)
 
     text = await while_connected(request, service.results.made(job, make))
-    return await sent(embedding.filled([text]))
+    return await sent(request, embedding.filled([text]), {}, JSON)
 
 
 def _take(body: dict[str, Any]) -> list[Named]:
@@ -440,7 +440,7 @@ async def content(request: Request, file_id: FileId) -> Response:
                 yield piece
 
     headers = {"Content-Disposition": "attachment", "Content-Security-Policy": "default-src 'none'; sandbox"}
-    return await sent(pieces(), "application/octet-stream", headers)
+    return await sent(request, pieces(), headers, "application/octet-stream", may_pack=False)
 
 
 @router.delete(

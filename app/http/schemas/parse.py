@@ -25,7 +25,7 @@ from app.document import (
 )
 from app.errors import BadOption, ParseError
 from app.output.math import with_dollars
-from app.output.pages import Joined, join_pages
+from app.output.pages import join_pages
 from app.settings import Settings
 
 MIN_DPI = 36
@@ -364,17 +364,18 @@ class DocumentShape(BaseModel):
         joined = join_pages(document.pages, options)
         dollars = options.math == "dollar"
         pages = [PageShape.of(page, dollars=dollars) for page in joined.pages]
-        return cls.frame(document, joined, options).model_copy(update={"pages": pages})
+        markdown = joined.markdown(dollars=dollars)
+        return cls.frame(document).model_copy(update={"markdown": markdown, "pages": pages})
 
     @classmethod
-    def frame(cls, document: ParsedDocument, joined: Joined, options: AnswerOptions) -> Self:
-        """Give everything but the pages, whose list is empty."""
+    def frame(cls, document: ParsedDocument) -> Self:
+        """Give everything but the text and the pages, which are empty."""
         tokens = [page.reading.tokens for page in document.pages if page.reading is not None]
         return cls(
             id=document.id,
             model=document.model,
             status=document.status,
-            markdown=joined.markdown(dollars=options.math == "dollar"),
+            markdown="",
             pages=[],
             usage=UsageShape(
                 pages=len(document.pages),

@@ -1,6 +1,7 @@
 """RTPrune and its rivals at RTPrune's own count of every page, through the engine, on the same weights.
 
     python -m benchmarks.pruners --out benchmarks/results/pruners.json
+    python -m benchmarks.pruners.report benchmarks/results/pruners.json     the tables in docs/pruning.md
     python -m benchmarks.pruners --checkpoint BEFORE pocket     weights before and after training with pruning
 
 A row a method: error, retention, loops a page, prune and prefill ms, KV bytes; `none` first, then the ways to
@@ -12,7 +13,7 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -31,6 +32,7 @@ from benchmarks.accuracy.pages import CLEAN, DOCUMENTS, Kind, RenderedPages, doc
 from benchmarks.accuracy.reading import Figures, read_all
 from benchmarks.accuracy.scores import character_scores, page_errors
 from benchmarks.pruners.evidence import EvidenceBook, rank_correlation
+from benchmarks.pruners.report import table
 from benchmarks.report import publish
 from rtprune import MERGES, METHODS, Evidence, PrunedTokens, RTPruneConfig, VisualTokens, merge_pruned
 from training.settings import load_settings
@@ -147,28 +149,6 @@ async def measure(checkpoint: str, device: str, kind: Kind, names: Sequence[str]
     finally:
         await reader.close()
     return {"checkpoint": checkpoint, "rows": rows, "rank_correlation": correlations(book)}
-
-
-COLUMNS = {
-    "character_error_rate": ".3f",
-    "retention": ".3f",
-    "loops_a_page": ".2f",
-    "prune_ms": ".1f",
-    "prefill_ms": ".0f",
-}
-
-
-def table(measured: Mapping[str, Any]) -> str:
-    """One checkpoint's rows as Markdown."""
-    lines = [
-        "| method | error | retention | loops a page | prune ms | prefill ms | KV KiB |",
-        "| --- |" + " ---: |" * 6,
-    ]
-    for one in measured["rows"]:
-        cells = ["" if one[name] is None else format(one[name], form) for name, form in COLUMNS.items()]
-        size = "" if one["kv_bytes"] is None else f"{one['kv_bytes'] / 1024:.0f}"
-        lines.append(f"| {' | '.join([one['method'], *cells, size])} |")
-    return "\n".join(lines)
 
 
 def _pages(asked: argparse.Namespace) -> Kind:

@@ -1,6 +1,8 @@
 """The comparison of pruners, on a small page: what it reports, and what its evidence is."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ from PIL import Image, ImageDraw
 from app.ocr.models.deepseek import DeepSeekOcr
 from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
-from benchmarks.pruners.__main__ import NONE, ROWS, correlations, main, table
+from benchmarks.pruners.__main__ import NONE, ROWS, correlations, main
 from benchmarks.pruners.evidence import EvidenceBook, evidence_of, rank_correlation
+from benchmarks.pruners.report import DOCS, table
+from benchmarks.pruners.report import main as write_docs
 from benchmarks.pruners.watched import decode_attention
 from rtprune import METHODS, Evidence, RTPruneConfig
 from training.vocabulary import PLAIN_PROMPT
@@ -59,12 +63,19 @@ def test_every_method_has_a_row_at_rtprunes_own_count(run: dict[str, Any]) -> No
     assert all(row["read_again"] == 0 for row in rows.values())
     assert rows[NONE]["prune_ms"] == 0 < rows["rtprune"]["prune_ms"]
     assert set(checkpoint["rank_correlation"]) == {"norm", "class_attention", "ink"}
-    lines = table(checkpoint).splitlines()
-    assert len(lines) == 2 + len(rows)
-    assert len({line.count("|") for line in lines}) == 1
     assert set(METHODS) < set(ROWS)
     assert "hardware" in run
     assert "commit" in run
+
+
+def test_figures_become_tables_in_the_documentation(run: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copy(DOCS / "pruning.md", tmp_path)
+    (tmp_path / "pruners.json").write_text(json.dumps(run))
+    write_docs([str(tmp_path / "pruners.json"), "--docs", str(tmp_path)])
+    written = (tmp_path / "pruning.md").read_text()
+    assert all(f"| {name} | " in written for name in (NONE, *METHODS_TRIED))
+    assert len({line.count("|") for line in table(run["checkpoints"][0]).splitlines()}) == 1
+    assert "Rank correlation with what the decoder looks at" in written
 
 
 def test_evidence_fits_every_method(model: DeepSeekOcr) -> None:

@@ -1,6 +1,6 @@
 """Methods to compare with: one signature, a name in ``METHODS``, one contract test for all.
 
-A new one needs a ranking in ``rtprune/rivals.py`` and its row in the table.
+A new one needs a function in ``rtprune/rivals.py`` and its row in the table.
 """
 
 from collections.abc import Callable, Mapping

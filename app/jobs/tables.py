@@ -38,6 +38,7 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("touched_at", sa.Double, nullable=False),
     sa.Column("finished_at", sa.Double),
+    sa.Column("trace", sa.Text, nullable=False, default="", server_default=""),
     sa.Index("rtprune_jobs_by_status", "status", "created_at"),
     sa.Index("rtprune_jobs_by_client", "client", "created_at"),
     sa.Index("rtprune_jobs_by_end", "finished_at"),
@@ -117,6 +118,7 @@ ADDED_COLUMNS = (
     (jobs, jobs.c.visual_tokens),
     (jobs, jobs.c.kept_tokens),
     (jobs, jobs.c.output_tokens),
+    (jobs, jobs.c.trace),
     (workers, workers.c.modes),
     (workers, workers.c.phase),
 )

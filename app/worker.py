@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from app import tracing
 from app.documents.raster.pool import Rasterizers
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.jobs.api.supervisor import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.blobs import Blobs
@@ -38,7 +38,7 @@ from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.webhooks import Webhooks
 from app.jobs.worker.workflows import Workflows
 from app.metrics import WorkerMetrics
-from app.processes import exit_after, keep_files_private, when_orphaned
+from app.processes import exit_after, keep_private, when_orphaned
 from app.reader import PageReader
 from app.settings import Settings
 from app.telemetry import log_to_stderr
@@ -211,10 +211,13 @@ async def _serve(
     batches = BatchRunner(
         settings, parts.reader, parts.rasterizers, store, queue, blobs, writer, parts.tmp_dir
     )
-    http = GuardedHttp(settings)
+    http = SafeHttp(settings)
     reader = parts.reader
     modes = tuple(reader.modes)
-    ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
+    sandbox = await parts.rasterizers.greeted()
+    ready = replace(
+        state, phase="ready", detail="ready", model=reader.model_name, modes=modes, sandbox=sandbox
+    )
     maintenance = Maintenance(settings, ready, store, blobs, batches, queue, notifications)
     webhooks = Webhooks(settings, store, http)
     workflows = Workflows(settings, state.id, store, queue, batches, webhooks, notifications)
@@ -265,7 +268,7 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
 
 
 def main() -> None:
-    keep_files_private()
+    keep_private()
     embedded = "--embedded" in sys.argv[1:]
     parent = socket.socket(fileno=os.dup(0)) if embedded else None
     if parent is not None:

@@ -13,7 +13,7 @@ import uvicorn
 
 from app.http.connections import connection_class
 from app.main import create_app, let_go
-from app.processes import keep_files_private
+from app.processes import keep_private
 from app.settings import Settings
 from rtprune.client import AsyncClient, Readiness
 
@@ -36,7 +36,7 @@ async def connected(asked: argparse.Namespace, settings: Settings) -> AsyncItera
         async with AsyncClient(asked.server, key=asked.key, num_retries=NUM_RETRIES) as client:
             yield client
         return
-    keep_files_private()
+    keep_private()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rtprune-")))
         path = folder / "socket"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from app.commands.words import DONE, NOT_ALL_READ, WRONG_USE, Parsers, given
 from app.errors import StorageFull, StorageUnavailable
 from app.jobs.keys import SCOPES, Keys, open_keys
-from app.processes import keep_files_private
+from app.processes import keep_private
 from app.settings import Settings
 from app.telemetry import log_to_stderr
 
@@ -33,7 +33,7 @@ def add_to(commands: Parsers) -> None:
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     settings = settings.model_copy(update={"log_level": "WARNING"})
-    keep_files_private()
+    keep_private()
     log_to_stderr(settings)
     try:
         with open_keys(settings) as keys:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -17,10 +18,12 @@ from app.errors import StorageFull, StorageUnavailable
 from app.http.connections import connection_class
 from app.jobs.keys import open_keys
 from app.main import create_app, let_go
-from app.processes import keep_files_private
+from app.processes import keep_private
 from app.settings import Settings, is_loopback
 from app.telemetry import log_to_stderr
 
+MAX_WEBSOCKET_BYTES = 4096
+"""What a client says on a websocket is a word; more is refused."""
 SWITCH_S = 0.001
 
 logger = logging.getLogger("rtprune.cli")
@@ -33,7 +36,7 @@ def add_to(commands: Parsers) -> None:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - they are among the settings
-    keep_files_private()
+    keep_private()
     problem = _unwritable(settings) or _taken(settings)
     if problem:
         print(f"rtprune: {problem}", file=sys.stderr)
@@ -50,7 +53,8 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 -
         access_log=False,
         http=connection_class(settings),
         timeout_keep_alive=settings.keep_alive_s,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MAX_WEBSOCKET_BYTES,
         proxy_headers=False,  # Proxies reads them, from those that are trusted
         lifespan="on",
         server_header=False,
@@ -58,6 +62,9 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 -
     )
     # a thread that puts a large result together keeps the event loop waiting for so long, again and again
     sys.setswitchinterval(SWITCH_S)
+    # What is there now stays. A collection that looks at all of it holds everything up for 100 ms.
+    gc.collect()
+    gc.freeze()
     server = _Server(config, lambda: let_go(app))
     server.run()
     return DONE if server.started else NOT_ALL_READ

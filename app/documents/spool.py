@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -42,6 +42,12 @@ class Spool:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[Callable[[], Path]]:
+        """Give paths for any number of uploads, one at each call."""
+        with contextlib.ExitStack() as stack:
+            yield lambda: stack.enter_context(self.file())
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

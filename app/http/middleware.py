@@ -6,6 +6,7 @@ import re
 import time
 import uuid
 
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -29,12 +30,24 @@ LINGER_S = 1.0
 LINGER_BYTES = 2**20
 
 
-def problem_response(error: ParseError, retry_after_s: int) -> Response:
-    problem = Problem.of(error, request_id.get() or "unknown")
+def error_headers(error: ParseError, retry_after_s: int) -> dict[str, str]:
+    """Return the headers of an error's answer, in whatever shape its body is."""
     wait_s = error.retry_after_s or (retry_after_s if error.status in {429, 503} else None)
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def named_errors(error: RequestValidationError) -> str:
+    """Say in one line what the framework found wrong with a request."""
+    named = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return named or "the request is not valid"
+
+
+def problem_response(error: ParseError, retry_after_s: int) -> Response:
+    problem = Problem.of(error, request_id.get() or "unknown")
+    headers = error_headers(error, retry_after_s)
     return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
 
 
@@ -47,7 +60,7 @@ def routing_error(status: int) -> ParseError:
     return InternalError(f"the request ended with status {status}")
 
 
-class Edge:
+class OutermostMiddleware:
     """Outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:
@@ -57,7 +70,7 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._other(scope, receive, send)
             return
         # HEAD is GET without a body, which the server leaves out by its own, unchanged scope
         scope = {**scope, "method": "GET", "head": True} if scope["method"] == "HEAD" else scope
@@ -104,6 +117,19 @@ class Edge:
                 await response(scope, exchange.receive, exchange.send)
         finally:
             self._record(scope, exchange)
+            request_id.reset(token)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a websocket where a request would get a problem: a handshake has no body for one."""
+        token = request_id.set(uuid.uuid4().hex)
+        try:
+            await self._app(scope, receive, send)
+        except ParseError as error:
+            if scope["type"] != "websocket":
+                raise
+            logger.info("a websocket was refused", extra={"reason": str(error)})
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+        finally:
             request_id.reset(token)
 
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import NotReady, Overloaded
 from app.http.access import Access
@@ -26,7 +26,7 @@ class Service:
     metrics: Metrics
     jobs: Jobs
     spool: Spool
-    http: GuardedHttp
+    http: SafeHttp
     access: Access
     meter: MetricsFeed
     results: Results

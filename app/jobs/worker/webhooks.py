@@ -8,7 +8,7 @@ import json
 import logging
 import time
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, UrlRefused
 from app.jobs.job import Job
 from app.jobs.store import Store
@@ -30,7 +30,7 @@ def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
 class Webhooks:
     """Delivers; whether and when it is tried again is the workflow's part."""
 
-    def __init__(self, settings: Settings, store: Store, http: GuardedHttp) -> None:
+    def __init__(self, settings: Settings, store: Store, http: SafeHttp) -> None:
         self._keys = webhook_keys(settings.webhook_secret)
         self._root_path = settings.root_path
         self._store = store

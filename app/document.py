@@ -11,7 +11,8 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
-Status = Literal["succeeded", "partial", "failed"]
+Status = Literal["succeeded", "partial", "failed", "running"]
+"""Of a document as a whole. ``running``: these are the pages so far of a job that has not ended."""
 
 WarningCode = Literal[
     "length",

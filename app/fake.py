@@ -2,7 +2,7 @@
 
 It answers a line per page, a token for each word, and a picture where the page has colour. A prompt that is a
 JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
-``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
+``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
 """
 
 import asyncio
@@ -39,8 +39,9 @@ class FakeStream:
     async def result(self) -> Reading:
         if self._page[0] in self._directions.get("die_on", []):
             os.kill(os.getpid(), signal.SIGKILL)
+        is_slow = self._page[0] in self._directions.get("delay_on", [self._page[0]])
         try:
-            async with asyncio.timeout(float(self._directions.get("delay_s", 0))):
+            async with asyncio.timeout(float(self._directions.get("delay_s", 0)) * is_slow):
                 await self._cancelled.wait()
             raise PageFailed("the page was cancelled")
         except TimeoutError:

@@ -130,6 +130,8 @@ class Settings(BaseSettings):
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""
+    max_files: int = Field(32, ge=1, le=1000)
+    """Most files of one request, each a job; together they may be as large as one."""
     max_form_kib: int = Field(64, ge=1, le=1024)
     """Largest request body besides the file: option fields, part headers, JSON around the file."""
     max_pages: int = Field(2000, ge=1, le=10_000)

@@ -20,6 +20,7 @@ from app.http.schemas.examples import document_example
 from app.http.schemas.jobs import JobShape
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.answer import Piece
 from app.output.formats import BY_MEDIA_TYPE, FORMATS, Format
 
 MIN_GZIP_BYTES = 4096
@@ -73,10 +74,24 @@ async def answered(request: Request, result: Result | Made, form: Format) -> Res
         headers["Content-Security-Policy"] = FILE_POLICY
     if form.is_file:
         headers["Content-Disposition"] = f'attachment; filename="{result.job.id}.{form.suffix}"'
-    parts = chunks(result.pieces(service_of(request).results.store))
+    pieces = result.pieces(service_of(request).results.store)
+    return await sent(request, pieces, headers, content_type, may_pack=not form.is_file)
+
+
+async def sent(
+    request: Request,
+    pieces: Iterator[Piece],
+    headers: dict[str, str],
+    content_type: str,
+    status: int = 200,
+    *,
+    may_pack: bool = True,
+) -> Response:
+    """Answer with pieces that are made in threads. ``may_pack``: whether gzip makes them smaller."""
+    parts = chunks(pieces)
     first, second = await asyncio.to_thread(lambda: (next(parts, b""), next(parts, b"")))
-    may_pack = not form.is_file and accepts_gzip(request.headers.get("accept-encoding"))
-    if may_pack and (second or len(first) > MIN_GZIP_BYTES):
+    is_packed = may_pack and accepts_gzip(request.headers.get("accept-encoding"))
+    if is_packed and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
         parts = compressed(chain((first, second), parts))
         if not second:
@@ -84,9 +99,9 @@ async def answered(request: Request, result: Result | Made, form: Format) -> Res
     elif second:
         parts = chain((first, second), parts)
     if not second:
-        return Response(first, headers=headers, media_type=content_type)
+        return Response(first, status, headers, content_type)
     body = () if "head" in request.scope else parts
-    return StreamingResponse(iterated(iter(body)), headers=headers, media_type=content_type)
+    return StreamingResponse(iterated(iter(body)), status, headers, content_type)
 
 
 async def iterated(parts: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -27,6 +27,7 @@ from app.http.schemas.problem import Problem
 JSON = "application/json"
 MARKDOWN = "text/markdown"
 PLAIN = "text/plain"
+OCTETS = "application/octet-stream"
 PROBLEM = "application/problem+json"
 FORM_DATA = "multipart/form-data"
 TEXT = {"schema": {"type": "string"}}
@@ -147,7 +148,7 @@ def text_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name_url: bool) -> dict[str, Any]:
-    """A document and its options, as a form or as JSON."""
+    """A document and its options, as a form or as JSON; or the document alone, options in the address."""
     in_json = {"document": {"summary": "A document, as base64", "value": JSON_BODY}}
     if may_name_url:
         in_json["address"] = {"summary": "The address of a document", "value": URL_BODY}
@@ -156,6 +157,7 @@ def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name
         "content": {
             FORM_DATA: {"schema": form_schema(form), "example": FORM},
             JSON: {"schema": _untitled(body.model_json_schema()), "examples": in_json},
+            OCTETS: {"schema": {"type": "string", "format": "binary"}, "example": "(the document)"},
         },
     }
 

@@ -7,7 +7,7 @@ while they are sent. So a client that is slow, or many of them, hold no document
 import asyncio
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypeVar
@@ -59,6 +59,8 @@ class Result:
     dollars: bool = False
     address: Address | None = relative
     """Where Markdown refers to figures; ``None``: not at all."""
+    only: Container[int] | None = None
+    """Pages of a job that goes on, by their index: later ones are not in the text. ``None``: all."""
     embedding: Embedding | None = None
 
     def pieces(self, store: Store) -> Iterator[Piece]:
@@ -82,7 +84,8 @@ class Result:
         last = -1
         while batch := store.results(self.job.id, after=last, limit=BATCH_PAGES):
             for page in batch:
-                yield self._with_types(page)
+                if self.only is None or page.index in self.only:
+                    yield self._with_types(page)
             last = batch[-1].index
 
     def _with_types(self, page: PageResult) -> PageResult:
@@ -122,16 +125,33 @@ class Results:
     def store(self) -> Store:
         return self._jobs.store
 
-    async def of(self, job: Job, form: Format, options: AnswerOptions, root: str = "") -> Result | Made:
+    async def of(
+        self,
+        job: Job,
+        form: Format,
+        options: AnswerOptions,
+        root: str = "",
+        *,
+        pages_so_far: bool = False,
+    ) -> Result | Made:
         """Put the answer of an ended job together. Raise its own error, or ``NotFinished``.
 
-        ``root``: the path before every address of this service, for links to figures.
+        ``root``: the path before every address of this service, for links to figures. ``pages_so_far``: also
+        of a job that has not ended.
         """
-        return await self.made(job, lambda: self._make(job, form, options, root), is_heavy=form.is_heavy)
+        return await self.made(
+            job,
+            lambda: self._make(job, form, options, root),
+            is_heavy=form.is_heavy,
+            pages_so_far=pages_so_far,
+        )
 
-    async def made(self, job: Job, make: Callable[[], T], *, is_heavy: bool = False) -> T:
+    async def made(
+        self, job: Job, make: Callable[[], T], *, is_heavy: bool = False, pages_so_far: bool = False
+    ) -> T:
         """Make something of an ended job, in a thread. Raise the job's own error, or ``NotFinished``."""
-        await self._jobs.raise_if_no_document(job)
+        if not (pages_so_far and job.is_open):
+            await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
         is_small = job.num_pages <= FEW_PAGES and not is_heavy
@@ -171,6 +191,7 @@ class Results:
                 _types(shown, joined),
                 options.math == "dollar",
                 address,
+                frozenset(page.index for page in document.pages) if job.is_open else None,
                 used,
             )
 

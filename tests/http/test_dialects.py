@@ -84,7 +84,7 @@ def slow_job(client: httpx.Client) -> str:
 # --- tickets
 
 
-@given(st.lists(st.uuids(), min_size=1, max_size=16), st.dictionaries(st.text(), st.text(), max_size=3))
+@given(st.lists(st.uuids(), min_size=1, max_size=32), st.dictionaries(st.text(), st.text(), max_size=3))
 def test_a_ticket_says_what_it_was_made_of(ids: list[Any], answer: dict[str, str]) -> None:
     ticket = Ticket(tuple(one.hex for one in ids), answer)
     assert Ticket.read(str(ticket)) == ticket

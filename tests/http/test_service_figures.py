@@ -9,7 +9,7 @@ import httpx
 import pytest
 from jobs_client import Client
 from PIL import Image, ImageDraw
-from service_client import Server, serving
+from service_client import A4, Server, pdf_bytes, serving
 
 from app.output.formats import FORMATS, Format
 
@@ -137,3 +137,38 @@ def test_html_may_do_nothing_in_a_browser(server: Server, job_id: str) -> None:
     assert "data:image/png;base64," in html.text
     zipped = server.http.get(f"/v1/jobs/{job_id}/result", params={"format": "zip"})
     assert zipped.headers["content-disposition"].startswith("attachment")
+
+
+def test_who_waits_for_a_job_is_told_of_its_pages_and_its_end(server: Server) -> None:
+    client = Client(server)
+    job_id = client.accepted(pdf_bytes(A4, A4, A4), dpi=36, prompt={"delay_s": 0.2, "text": TEXT})
+    known, seen = 0, []
+    while True:
+        job = server.http.get(f"/v1/jobs/{job_id}", params={"wait": 60, "done": known}).json()
+        seen.append(job["pages"]["done"])
+        if job["status"] == "succeeded":
+            break
+        assert job["pages"]["done"] > known
+        known = job["pages"]["done"]
+    assert seen == sorted(seen)
+    assert seen[-1] == 3
+    assert server.http.get(f"/v1/jobs/{job_id}", params={"wait": 60}).json()["status"] == "succeeded"
+    refused = server.http.get(f"/v1/jobs/{job_id}", params={"wait": 3601})
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+
+
+def test_the_pages_so_far_of_a_running_job_are_given_and_said_to_be(server: Server) -> None:
+    client = Client(server)
+    prompt = {"delay_s": 60, "delay_on": [1], "text": TEXT}
+    job_id = client.accepted(pdf_bytes(A4, A4), dpi=36, prompt=prompt)
+    address = f"/v1/jobs/{job_id}/result"
+    assert server.http.get(address).json()["code"] == "not_finished"
+    assert server.http.get(f"/v1/jobs/{job_id}", params={"wait": 60, "done": 0}).json()["pages"]["done"] == 1
+    for form in FORMATS:
+        so_far = server.http.get(address, params={"partial": True, "format": form})
+        assert (so_far.status_code, so_far.headers["rtprune-status"]) == (200, "running"), so_far.text
+    in_json = server.http.get(address, params={"partial": "true"}).json()
+    assert (in_json["status"], [page["index"] for page in in_json["pages"]]) == ("running", [0])
+    assert in_json["markdown"].startswith("Above")
+    server.http.delete(f"/v1/jobs/{job_id}")
+    assert server.http.get(address, params={"partial": True}).json()["code"] == "job_cancelled"

@@ -25,8 +25,7 @@ from app.http.dialects import (
     opened,
     received_form,
     received_json,
-    sent,
-    spooling,
+    sent_json,
     submitted,
 )
 from app.http.openapi import dialect_errors, example, form_schema, json_schema
@@ -293,18 +292,18 @@ def _message(kind: Any, task: DoclingTask | None = None, error: str | None = Non
 
 
 async def _accept(request: Request, service: Service, *, is_form: bool) -> tuple[list[Job], Ticket]:
-    with spooling(service) as new_path:
+    with service.spool.files() as place:
         if is_form:
-            documents, fields = await received_form(request, service, new_path, FILES)
+            documents, fields = await received_form(request, service, place, FILES)
             if not documents:
                 raise InvalidRequest("files: Field required")
             asked = Asked.of_form(fields)
             is_zip = check_target(fields.get("target_type", ("inbody",))[-1])
         else:
-            nested, body = await received_json(request, service, new_path, _take)
+            nested, body = await received_json(request, service, place, _take)
             asked = Asked.checked(body.get("options") or {})
             is_zip = check_target(_kind(body.get("target")))
-            documents = [await opened(service, one, new_path) for one in nested]
+            documents = [await opened(service, one, place) for one in nested]
         if is_zip or len(documents) > 1:
             raise BadOption("zip archives are not made here: send one document, with the target inbody")
         jobs = await submitted(request, service, documents, asked.fields())
@@ -378,7 +377,7 @@ async def _result(request: Request, service: Service, jobs: Sequence[Job], ticke
 
     is_heavy = not {"json", "doctags"}.isdisjoint(asked.to_formats)
     text = await while_connected(request, service.results.made(job, make, is_heavy=is_heavy))
-    return await sent(embedding.filled([text]))
+    return await sent_json(request, embedding.filled([text]))
 
 
 def _contents(

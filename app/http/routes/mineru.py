@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from app.document import ParsedDocument
 from app.errors import InvalidRequest, NotFound, ParseError
 from app.http.access import needs
+from app.http.answers import sent
 from app.http.connected import while_connected
 from app.http.contents import document_markdown
 from app.http.dialects import (
@@ -22,8 +23,7 @@ from app.http.dialects import (
     dialect_router,
     jobs_of,
     received_form,
-    sent,
-    spooling,
+    sent_json,
     submitted,
 )
 from app.http.openapi import dialect_errors, example, form_schema
@@ -44,6 +44,7 @@ from app.http.schemas.mineru import (
 )
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.answer import pieces_of
 from app.output.embedding import Embedding
 
 router = dialect_router("mineru", error_body)
@@ -55,7 +56,6 @@ router.add_api_route(
 )
 
 FILES = frozenset({"files"})
-PIECE_BYTES = 2**18
 TaskId = Annotated[str, Path(max_length=MAX_TICKET_CHARS)]
 ERRORS = dialect_errors(DetailShape, error_body)
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}, "example": "..."}}
@@ -176,8 +176,8 @@ async def result(request: Request, task_id: TaskId) -> Response:
 
 
 async def _accept(request: Request, service: Service) -> tuple[list[Job], Ticket]:
-    with spooling(service) as new_path:
-        documents, fields = await received_form(request, service, new_path, FILES)
+    with service.spool.files() as place:
+        documents, fields = await received_form(request, service, place, FILES)
         if not documents:
             raise InvalidRequest("files: Field required")
         asked = Asked.of_form(fields)
@@ -220,7 +220,7 @@ async def _result(
         return JSONResponse(task.model_dump(), 409)
     if asked.response_format_zip:
         file = await while_connected(request, _zipped(service, jobs, names, asked))
-        return await sent(_pieces(file), "application/zip")
+        return await sent(request, pieces_of(file), {}, "application/zip", may_pack=False)
     results: dict[str, DocumentResult] = {}
     embeddings: list[Embedding] = []
     for job, name in zip(jobs, names, strict=True):
@@ -236,7 +236,7 @@ async def _result(
     pieces: Iterator[str | bytes] = iter([shape.model_dump_json(exclude_none=True)])
     for embedding in embeddings:
         pieces = embedding.filled(pieces)
-    return await sent(pieces)
+    return await sent_json(request, pieces)
 
 
 async def _made(service: Service, job: Job, asked: Asked, embedding: Embedding) -> DocumentResult:
@@ -307,10 +307,3 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
             raise
         detail = str(error) or error.title
         await asyncio.to_thread(archive.writestr, f"{folder}/error.txt", detail)
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
-        file.seek(0)
-        while piece := file.read(PIECE_BYTES):
-            yield piece

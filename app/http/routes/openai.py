@@ -26,7 +26,6 @@ from app.http.dialects import (
     dialect_router,
     opened,
     received_json,
-    spooling,
     submitted,
 )
 from app.http.openapi import dialect_errors, example, json_schema
@@ -116,12 +115,12 @@ async def complete(request: Request) -> Response:
     service = service_of(request)
     with service.admitted():
         service.check_ready()
-        with spooling(service) as new_path:
-            nested, fields = await received_json(request, service, new_path, _take)
+        with service.spool.files() as place:
+            nested, fields = await received_json(request, service, place, _take)
             asked = ChatBody.checked(fields)
             if not nested:
                 raise InvalidRequest("messages: an image_url is needed, of a page to read")
-            documents = [await opened(service, one, new_path) for one in nested]
+            documents = [await opened(service, one, place) for one in nested]
             jobs = await submitted(request, service, documents, asked.fields(service.settings))
         if asked.stream:
             return _streamed(request, service, asked, jobs)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    Failure,
     FinishReason,
     FormatName,
     Images,
@@ -18,9 +19,10 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    Status,
     WarningCode,
 )
-from app.errors import BadOption
+from app.errors import BadOption, ParseError
 from app.output.math import with_dollars
 from app.output.pages import Joined, join_pages
 from app.settings import Settings
@@ -184,6 +186,10 @@ class FailureShape(BaseModel):
     detail: str
     retryable: bool
 
+    @classmethod
+    def of_error(cls, error: ParseError) -> Self:
+        return cls.model_validate(Failure.of(error))
+
 
 class AttemptShape(BaseModel):
     model_config = ConfigDict(from_attributes=True)
@@ -311,7 +317,7 @@ class DocumentShape(BaseModel):
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Status = Field(description="running: the pages so far of a job that has not ended.")
     markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape

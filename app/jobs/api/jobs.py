@@ -263,9 +263,12 @@ class Jobs:
             raise job.failure.error()
 
     def read_document(self, job: Job) -> ParsedDocument:
-        """Read all pages of an ended job, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        """Read all pages of a job that are there, in a thread.
+
+        Raise ``StorageUnavailable`` or ``StorageFull``.
+        """
         pages = self.store.results(job.id)
-        total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
+        total_ms = ((job.finished_at or time.time()) - job.created_at) * 1000
         return ParsedDocument(job.id, job.model, _status(job), pages, {"total": total_ms})
 
     # --- readiness
@@ -343,6 +346,8 @@ def _log_if_failed(task: asyncio.Task[None]) -> None:
 
 
 def _status(job: Job) -> Status:
+    if job.is_open:
+        return "running"
     if job.status == "succeeded":
         return "succeeded"
     return "partial" if job.status == "partial" else "failed"

@@ -15,7 +15,7 @@ from app.errors import InvalidRequest, NotFound, ParseError
 from app.http.access import needs
 from app.http.answers import sent
 from app.http.connected import while_connected
-from app.http.contents import document_markdown
+from app.http.contents import document_markdown, figure_names, stems
 from app.http.dialects import (
     MAX_TICKET_CHARS,
     Ticket,
@@ -40,7 +40,6 @@ from app.http.schemas.mineru import (
     content_list,
     error_body,
     model_output,
-    stems,
 )
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
@@ -255,7 +254,7 @@ def _contents(document: ParsedDocument, asked: Asked, embedding: Embedding) -> D
         md_content=_markdown(document) if asked.return_md else None,
         content_list=content_list(document.pages) if asked.return_content_list else None,
         model_output=model_output(document.pages) if asked.return_model_output else None,
-        images={name: embedding.address(name) for name in _figures(document)}
+        images={name: embedding.address(name) for name in figure_names(document)}
         if asked.return_images
         else None,
     )
@@ -263,11 +262,6 @@ def _contents(document: ParsedDocument, asked: Asked, embedding: Embedding) -> D
 
 def _markdown(document: ParsedDocument) -> str:
     return document_markdown(document, lambda name, alt: f"![{alt}](images/{name})")
-
-
-def _figures(document: ParsedDocument) -> list[str]:
-    blocks = (block for page in document.pages for block in page.blocks)
-    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))
 
 
 async def _zipped(service: Service, jobs: Sequence[Job], names: Sequence[str], asked: Asked) -> IO[bytes]:
@@ -296,7 +290,7 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
         for path, text in texts.items():
             if text is not None:
                 archive.writestr(f"{folder}/{path}", text)
-        for image in _figures(document) if asked.return_images else ():
+        for image in figure_names(document) if asked.return_images else ():
             packed = zipfile.ZipInfo(f"{folder}/images/{image}")  # which deflates nothing: PNG is compressed
             archive.writestr(packed, service.results.picture(job, image).data)
 

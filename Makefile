@@ -32,7 +32,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check clients
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 quick: setup
 	$(BIN)/pytest tests/rtprune tests/output tests/models tests/engine tests/pocket --ignore tests/pocket/test_pocket.py

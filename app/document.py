@@ -11,6 +11,7 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
+TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]
 """Of a document as a whole. ``running``: these are the pages so far of a job that has not ended."""
 
@@ -34,6 +35,12 @@ WarningCode = Literal[
 """Why an answer may say less than the page. The first four are finish reasons of a page not read to its end.
 
 ``docs/api.md`` explains each; a test compares."""
+
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in thousandths of the page."""
+FARTHEST = 999
+"""The right and the lower edge of a page in boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,8 @@ class ReadOptions:
     """Share of patch tokens to keep, in (0, 1]; ``None``: chosen from the page (dynamic)."""
     prompt: str | None = None
     max_output_tokens: int | None = None
+    tokens: TokenReport = "counts"
+    """Whether a reading also tells of each patch token what became of it."""
     ngram: tuple[int, int] | None = None
     """n and window, in tokens, of the rule that nothing repeats itself, for a page's first attempt."""
 
@@ -198,18 +207,31 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewPatches:
+    """What became of the patch tokens of one grid, numbered row by row from 0. Others were dropped.
+
+    ``bbox``: the part of the page under the grid, beyond 0..999 where the view is padded. ``shown``: the part
+    of the page that the grid shows; ``None``, as ``bbox``, of a grid that shows nothing of it.
+    """
+
+    bbox: Box | None
+    shown: Box | None
+    columns: int
+    rows: int
+    kept: tuple[int, ...]
+    folded: tuple[tuple[int, int, int], ...] = ()
+    """(patch, view, into): a pruned token, and the view and patch that took most of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at reading a page: the retry ladder's rungs, in order."""
+    """One attempt at reading a page. An answer lists them in order."""
 
     mode: str
     prune: Pruning
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
-
-
-Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in 0..999 of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +298,8 @@ class Reading:
     blocks: tuple[Block, ...] | None = None
     """All of the text, from a reader that knows what stands where; ``None``: what there is to know is in the
     text, as the model wrote it."""
+    views: tuple[ViewPatches, ...] = ()
+    """With ``tokens="detail"``, of the attempt that the text is of."""
 
 
 @dataclass(frozen=True, slots=True)

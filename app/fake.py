@@ -14,7 +14,16 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
-from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.document import (
+    FARTHEST,
+    Attempt,
+    FinishReason,
+    Page,
+    Reading,
+    ReadOptions,
+    TokenCounts,
+    ViewPatches,
+)
 from app.errors import BadOption, PageFailed
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
@@ -82,7 +91,16 @@ class FakeStream:
             ),
             timing_ms=dict.fromkeys(STAGES, 0.0),
             attempts=(Attempt(mode, self._options.prune, 90, finish_reason, output),),
+            views=_views(patches, kept) if self._options.tokens == "detail" else (),
         )
+
+
+def _views(patches: int, kept: int) -> tuple[ViewPatches, ...]:
+    """One view of the whole page, of which the first patches stay and the others go into the first."""
+    side = round(patches**0.5)
+    whole = (0, 0, FARTHEST, FARTHEST)
+    folded = tuple((patch, 0, 0) for patch in range(kept, patches))
+    return (ViewPatches(whole, whole, side, side, tuple(range(kept)), folded),)
 
 
 class FakeReader:

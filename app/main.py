@@ -15,22 +15,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
 from app.http.access import Access
 from app.http.front import Hosts, Proxies
-from app.http.middleware import Edge, answer_problem, named_errors, routing_error
+from app.http.middleware import OutermostMiddleware, answer_problem, named_errors, routing_error
 from app.http.openapi import TAGS, Application
 from app.http.results import Results
-from app.http.routes import docling, docs, health, images, mineru, mistral, openai, openwebui, parse
+from app.http.routes import docling, docs, health, images, mineru, mistral, openai, openwebui, page, parse
 from app.http.routes import jobs as job_routes
 from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.api.supervisor import Supervisor
+from app.metrics import Metrics
 from app.settings import Settings, listed
-from app.telemetry import Metrics
 
 SPARE_THREADS = 16
 CORS_MAX_AGE_S = 600
@@ -47,7 +47,7 @@ ANSWER_HEADERS = (
     *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
 )
 ROUTERS = (
-    *(parse.router, job_routes.router, images.router, health.router, docs.router),
+    *(parse.router, job_routes.router, images.router, health.router, docs.router, page.router),
     *(docling.router, mistral.router, openai.router, mineru.router, openwebui.router),
 )
 
@@ -64,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         asyncio.get_running_loop().set_default_executor(threads)
         spool = Spool.open(settings.data_dir)
         jobs = Jobs(settings, spool.tmp_dir)
-        http = GuardedHttp(settings)
+        http = SafeHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
         access = Access(settings, jobs.keys)
         app.state.service = Service(
@@ -85,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await supervisor.close()
             await jobs.close()
+            app.state.service.results.close()
             await http.close()
             spool.close()
 
@@ -115,7 +116,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     app.add_middleware(Hosts, settings=settings)
     app.add_middleware(Proxies, settings=settings)
-    app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
+    app.add_middleware(OutermostMiddleware, metrics=metrics, retry_after_s=settings.retry_after_s)
     return app
 
 

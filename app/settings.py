@@ -18,8 +18,8 @@ MIN_SECRET_BYTES = 24
 MAX_SECRET_BYTES = 64
 
 PREFIX = "RTPRUNE_"
-NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
-"""Variables with our prefix that are read elsewhere: by a worker, by the compose files."""
+NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS", "RTPRUNE_SERVER", "RTPRUNE_KEY"})
+"""Variables with our prefix that are read elsewhere: by a worker, the compose files, ``rtprune parse``."""
 
 ORIGIN = re.compile(r"https?://[^/?#@\s,]+")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     """Whether the API starts and supervises a worker. ``false``: workers run elsewhere."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity that is logged."""
+    log_format: Literal["json", "text"] = "json"
+    """``json``: one object a line, for programs. ``text``: the same for people."""
+    worker_metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of a worker's own ``/metrics``, without keys; 0: none."""
+    worker_metrics_host: str = "127.0.0.1"
+    """Address to which that port belongs."""
 
     reader: Literal["model", "fake"] = "model"
     """``fake`` reads nothing and answers at once: for trying clients without a model."""

@@ -1,9 +1,8 @@
 """Answers that several routes give: a document, and a job that was accepted or is shown."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -15,7 +14,7 @@ from app.errors import StorageFull, StorageUnavailable
 from app.http.negotiation import accepts_gzip, negotiate
 from app.http.openapi import JSON, MARKDOWN, PLAIN, example, text_of
 from app.http.receive import MAX_IDEMPOTENCY_KEY_CHARS
-from app.http.results import Made, Result, chunks, compressed
+from app.http.results import FEW_PAGES, Made, Result, chunks, compressed
 from app.http.schemas.examples import document_example
 from app.http.schemas.jobs import JobShape
 from app.http.service import Service, root_of, service_of
@@ -75,7 +74,8 @@ async def answered(request: Request, result: Result | Made, form: Format) -> Res
     if form.is_file:
         headers["Content-Disposition"] = f'attachment; filename="{result.job.id}.{form.suffix}"'
     pieces = result.pieces(service_of(request).results.store)
-    return await sent(request, pieces, headers, content_type, may_pack=not form.is_file)
+    is_large = result.job.num_pages > FEW_PAGES
+    return await sent(request, pieces, headers, content_type, may_pack=not form.is_file, is_large=is_large)
 
 
 async def sent(
@@ -86,28 +86,25 @@ async def sent(
     status: int = 200,
     *,
     may_pack: bool = True,
+    is_large: bool = True,
 ) -> Response:
     """Answer with pieces that are made in threads. ``may_pack``: whether gzip makes them smaller."""
+    results = service_of(request).results
     parts = chunks(pieces)
-    first, second = await asyncio.to_thread(lambda: (next(parts, b""), next(parts, b"")))
+    taken = results.parts(parts, is_large=is_large)
+    first, second = await anext(taken, b""), await anext(taken, b"")
     is_packed = may_pack and accepts_gzip(request.headers.get("accept-encoding"))
     if is_packed and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
-        parts = compressed(chain((first, second), parts))
+        taken = results.parts(compressed(chain((first, second), parts)), is_large=is_large)
         if not second:
-            first = await asyncio.to_thread(b"".join, parts)
+            first = b"".join([part async for part in taken])
     elif second:
-        parts = chain((first, second), parts)
+        taken = results.parts(chain((first, second), parts), is_large=is_large)
     if not second:
         return Response(first, status, headers, content_type)
-    body = () if "head" in request.scope else parts
-    return StreamingResponse(iterated(iter(body)), status, headers, content_type)
-
-
-async def iterated(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Take each part in a thread, when the one before it is sent."""
-    while part := await asyncio.to_thread(next, parts, b""):
-        yield part
+    body = iter(()) if "head" in request.scope else taken  # a body of no bytes would have a length
+    return StreamingResponse(body, status, headers, content_type)
 
 
 async def accepted(request: Request, service: Service, job: Job) -> Response:

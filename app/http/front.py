@@ -37,7 +37,9 @@ class Proxies:
             if prefix:
                 scope["root_path"] = prefix
                 # some proxies take the prefix away and some leave it; the router expects it
-                if scope["path"] != prefix and not scope["path"].startswith(f"{prefix}/"):
+                if scope["path"] == prefix:
+                    scope["path"] = f"{prefix}/"
+                elif not scope["path"].startswith(f"{prefix}/"):
                     scope["path"] = prefix + scope["path"]
         await self._app(scope, receive, send)
 

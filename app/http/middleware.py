@@ -16,7 +16,8 @@ from app.errors import InternalError, MethodNotAllowed, NotFound, NotReady, Pars
 from app.http.schemas.problem import Problem
 from app.http.service import ENDING
 from app.jobs.api.jobs import JOB_ID
-from app.telemetry import Metrics, request_id
+from app.metrics import Metrics
+from app.telemetry import request_id
 
 logger = logging.getLogger("rtprune.http")
 
@@ -56,7 +57,7 @@ def routing_error(status: int) -> ParseError:
     return InternalError(f"the request ended with status {status}")
 
 
-class Edge:
+class OutermostMiddleware:
     """Outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:
@@ -119,7 +120,9 @@ class Edge:
         path = getattr(route, "path", "other")
         method = "HEAD" if "head" in scope else scope["method"]
         method = method if method in METHODS else "other"
+        seconds = time.perf_counter() - exchange.started
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
+        self._metrics.request_seconds.labels(path, method).observe(seconds)
         job_id = scope.get("job_id") or scope.get("path_params", {}).get("job_id", "")
         job = {"job": job_id} if JOB_ID.fullmatch(job_id) else {}  # an address may have any text in its place
         logger.info(
@@ -129,7 +132,7 @@ class Edge:
                 "method": method,
                 "route": path,
                 "status": exchange.status,
-                "ms": round((time.perf_counter() - exchange.started) * 1000, 1),
+                "ms": round(seconds * 1000, 1),
             },
         )
 

@@ -2,15 +2,21 @@
 
 A document is put together once, for its text, and then read again from the database a few pages at a time,
 while they are sent. So a client that is slow, or many of them, hold no documents in memory.
+
+Whatever takes the interpreter's lock for long keeps the event loop from answering anybody. So large results
+have few threads, which they share piece by piece, and nothing large is serialised by one call.
 """
 
 import asyncio
 import tempfile
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypeVar
+
+from pydantic_core import to_json
 
 from app.document import AnswerOptions, PageResult, ParsedDocument, Picture, Status
 from app.errors import Expired, NotFound, Overloaded
@@ -26,6 +32,7 @@ from app.output.embedding import Embedding
 from app.output.figures import Address, readdressed, relative
 from app.output.formats import Format
 from app.output.pages import Joined, join_pages
+from app.processes import give_back_freed_memory
 
 CHUNK_CHARS = 2**17
 """What is sent, and compressed, at a time."""
@@ -35,8 +42,11 @@ BATCH_PAGES = 8
 """Pages read from the database at a time."""
 FEW_PAGES = 16
 """Documents of so many pages are put together in milliseconds, and do not wait for large ones."""
-NUM_LARGE = 2
+NUM_LARGE = 1
 NUM_SMALL = 8
+NUM_SENDING = 2
+"""Threads that prepare pieces of large results: each one more makes everybody's answers later."""
+TIDY_AFTER_S = 1.0
 MAX_WAITING = 256
 """Results that wait to be put together; more are refused."""
 
@@ -50,9 +60,10 @@ class Result:
     status: Status
     job: Job
     headers: Mapping[str, str]
-    head: str
-    """What goes before the pages."""
-    tail: str = ""
+    text: str
+    """The pages as one text."""
+    frame: tuple[str, str, str]
+    """JSON before the text, between it and the pages, and after those."""
     num_pages: int = 0
     types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Types of the blocks of pages with running heads and feet, by the page's index."""
@@ -69,16 +80,19 @@ class Result:
         yield from pieces if self.embedding is None else self.embedding.filled(pieces)
 
     def _pieces(self, store: Store) -> Iterator[str]:
-        yield self.head
+        before, between, after = self.frame
+        yield before
+        for part in _slices(self.text):
+            yield to_json(part).decode()[1:-1]  # without its quotes
+        yield between
         num_pages = 0
-        if self.num_pages:
-            for page in self._pages(store):
-                shape = PageShape.of(readdressed(page, self.address), dollars=self.dollars)
-                yield ("," if num_pages else "") + shape.model_dump_json()
-                num_pages += 1
+        for page in self._pages(store):
+            shape = PageShape.of(readdressed(page, self.address), dollars=self.dollars)
+            yield ("," if num_pages else "") + shape.model_dump_json()
+            num_pages += 1
         if num_pages != self.num_pages:
             raise Expired("the job ended longer ago than results are kept")
-        yield self.tail
+        yield after
 
     def _pages(self, store: Store) -> Iterator[PageResult]:
         last = -1
@@ -111,15 +125,18 @@ class Made:
 
 
 class Results:
-    """Puts answers together, few at a time."""
+    """Puts answers together, and gives their parts, few at a time."""
 
     def __init__(self, jobs: Jobs, tmp_dir: Path) -> None:
         self._jobs = jobs
         self._images = Images(jobs.store)
         self._tmp_dir = tmp_dir
+        self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
         self._large = asyncio.Semaphore(NUM_LARGE)
         self._small = asyncio.Semaphore(NUM_SMALL)
         self._num_waiting = 0
+        self._num_large = 0
+        self._is_closed = False
 
     @property
     def store(self) -> Store:
@@ -149,7 +166,7 @@ class Results:
     async def made(
         self, job: Job, make: Callable[[], T], *, is_heavy: bool = False, pages_so_far: bool = False
     ) -> T:
-        """Make something of an ended job, in a thread. Raise the job's own error, or ``NotFinished``."""
+        """Make something of a job, in a thread. Raise the job's own error, or ``NotFinished``."""
         if not (pages_so_far and job.is_open):
             await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
@@ -178,15 +195,14 @@ class Results:
         used = embedding if address == embedding.address else None
 
         def in_json() -> Result:
-            frame = DocumentShape.frame(document, joined, options).model_dump_json()
             # inside a string, a quote would have a backslash before it
-            head, pages, tail = frame.partition(',"pages":[]')
+            before, empty, after = DocumentShape.frame(document).model_dump_json().partition('"","pages":[]')
             return Result(
                 document.status,
                 job,
                 headers,
-                head + pages[:-1],
-                "]" + tail,
+                joined.markdown(dollars=options.math == "dollar"),
+                (before + empty[0], empty[1:-1], "]" + after),
                 len(document.pages),
                 _types(shown, joined),
                 options.math == "dollar",
@@ -218,6 +234,28 @@ class Results:
         except NotFound as error:
             raise Expired("the job ended longer ago than results are kept") from error
 
+    async def parts(self, parts: Iterator[bytes], *, is_large: bool = True) -> AsyncIterator[bytes]:
+        """Take each part in a thread, when the one before it is sent. Those of large results take turns."""
+        threads = self._sending if is_large else None
+        loop = asyncio.get_running_loop()
+        self._num_large += is_large
+        try:
+            while part := await loop.run_in_executor(threads, next, parts, b""):
+                yield part
+        finally:
+            if is_large:
+                self._num_large -= 1
+                loop.call_later(TIDY_AFTER_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """Give memory back when no large result is sent any more."""
+        if not self._num_large and not self._is_closed:
+            self._sending.submit(give_back_freed_memory)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._sending.shutdown(wait=False, cancel_futures=True)
+
 
 def _address(form: Format, options: AnswerOptions, base: str, embedding: Embedding) -> Address | None:
     """Return where an answer refers to its figures. Files that contain them have their own way."""
@@ -232,6 +270,15 @@ def _address(form: Format, options: AnswerOptions, base: str, embedding: Embeddi
         case "embed":
             return embedding.address
     return relative
+
+
+def _slices(text: str) -> Iterator[str]:
+    """Cut a text after line ends, so that signs of figures stay whole."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + CHUNK_CHARS) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, ...]]:

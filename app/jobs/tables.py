@@ -93,6 +93,7 @@ workers = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("modes", sa.Text, nullable=False, default="[]", server_default="[]"),
     sa.Column("phase", sa.Text, nullable=False, default="starting", server_default="starting"),
+    sa.Column("sandbox", sa.Text, nullable=False, default="null", server_default="null"),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
 
@@ -135,6 +136,7 @@ ADDED_COLUMNS = (
     (jobs, jobs.c.output_tokens),
     (workers, workers.c.modes),
     (workers, workers.c.phase),
+    (workers, workers.c.sandbox),
 )
 """Since the first release of their tables; each has a default for the rows that are there."""
 

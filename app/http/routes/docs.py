@@ -17,7 +17,7 @@ router = APIRouter()
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>
 <h1>{title}</h1>
-<p>{text}</p>
+<p>{text} <a href="{root}/">The page</a> shows what was read beside what was printed.</p>
 <h2>Try it</h2>
 <form method="post" action="{root}{path}" enctype="multipart/form-data">
 {fields}

@@ -15,6 +15,7 @@ from app.http.access import needs
 from app.http.openapi import REFUSALS, problems
 from app.http.schemas.mineru import PROTOCOL_VERSION, VERSION
 from app.http.service import service_of
+from app.jobs.database import promptly
 
 router = APIRouter(tags=["service"])
 
@@ -30,6 +31,8 @@ class ReadyShape(BaseModel):
     modes: list[str]
     sandbox: Sandbox | None = None
     """What confines the decoders of this process; in it, ``null`` for what the kernel does not give."""
+    worker_sandbox: Sandbox | None = None
+    """What confines those of the workers: what holds in all of them."""
 
 
 @router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
@@ -48,7 +51,12 @@ async def readyz(request: Request) -> ReadyShape:
     readiness = jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail, phase=readiness.phase)
-    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes), sandbox=jobs.sandbox)
+    return ReadyShape(
+        model=readiness.model,
+        modes=sorted(readiness.modes),
+        sandbox=jobs.sandbox,
+        worker_sandbox=readiness.sandbox,
+    )
 
 
 class HealthShape(BaseModel):
@@ -101,5 +109,8 @@ async def metrics(request: Request) -> Response:
         service.metrics.queued_jobs.set(queue.jobs)
         service.metrics.queued_pages.set(queue.pages)
         service.metrics.pages_per_second.set(queue.pages_per_s)
-        await service.count_pages()
+        oldest_s, num_running = await promptly(service.jobs.store.backlog)
+        service.metrics.oldest_job_seconds.set(oldest_s)
+        service.metrics.running_pages.set(num_running)
+        await service.count_ends()
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

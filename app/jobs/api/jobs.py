@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from app.document import ParsedDocument, ParseOptions, Status
 from app.documents.formats import Source
 from app.documents.raster.pool import Rasterizers
-from app.documents.raster.sandbox import Sandbox
+from app.documents.raster.sandbox import Sandbox, weakest
 from app.errors import (
     BadOption,
     Expired,
@@ -312,7 +312,7 @@ class Jobs:
         ready = [worker for worker in workers if worker.ready]
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)
-            return Readiness("ready", "ready", ready[0].model, modes)
+            return Readiness("ready", "ready", ready[0].model, modes, weakest(w.sandbox for w in ready))
         before = self._readiness
         for phase in ("failed", "loading", "downloading"):
             for worker in workers:

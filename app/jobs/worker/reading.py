@@ -31,6 +31,7 @@ from app.jobs.queues import Batch, Enqueues
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
+from app.metrics import WORKER_PAGES
 from app.output.checks import check_page
 from app.output.cutting import Pictured, take_pictures
 from app.output.markdown import Rendered, render
@@ -339,6 +340,7 @@ class BatchRunner:
         )
         await self._writer.write(done)
         outcome = page.shortfall or "read"
+        WORKER_PAGES.labels(outcome).inc()
         logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
 
 

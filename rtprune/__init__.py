@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rtprune.baselines import METHODS
+    from rtprune.evidence import Evidence, MissingEvidenceError
+    from rtprune.merges import MERGES, merge_pruned
     from rtprune.prune import RTPruneConfig, prune_batch, prune_tokens
     from rtprune.ratio import text_densities, text_density
     from rtprune.tokens import Folds, InvalidPagesError, PrunedTokens, VisualTokens
@@ -23,12 +25,16 @@ else:
     from importlib import import_module
 
     _MODULES = {
+        "MERGES": "merges",
         "METHODS": "baselines",
+        "Evidence": "evidence",
         "Folds": "tokens",
         "InvalidPagesError": "tokens",
+        "MissingEvidenceError": "evidence",
         "PrunedTokens": "tokens",
         "RTPruneConfig": "prune",
         "VisualTokens": "tokens",
+        "merge_pruned": "merges",
         "prune_batch": "prune",
         "prune_tokens": "prune",
         "text_densities": "ratio",
@@ -48,12 +54,16 @@ else:
 
 
 __all__ = [
+    "MERGES",
     "METHODS",
+    "Evidence",
     "Folds",
     "InvalidPagesError",
+    "MissingEvidenceError",
     "PrunedTokens",
     "RTPruneConfig",
     "VisualTokens",
+    "merge_pruned",
     "prune_batch",
     "prune_tokens",
     "text_densities",

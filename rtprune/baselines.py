@@ -1,30 +1,64 @@
-"""Methods to compare with: the signature of ``prune_tokens``, a name in ``METHODS``, one test for all.
+"""Methods to compare with: one signature, a name in ``METHODS``, one contract test for all.
 
-A new one needs a ranking (pages -> scores, the highest are kept) and its row in the table.
+A new one needs a ranking in ``rtprune/rivals.py`` and its row in the table.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rtprune import rivals
+from rtprune.evidence import NO_EVIDENCE, Evidence, Patches
 from rtprune.prune import DYNAMIC, RTPruneConfig, prune_page, prune_tokens, token_norms
 from rtprune.tokens import PrunedTokens, TokenBatch, VisualTokens
 
-Method = Callable[[VisualTokens, float, RTPruneConfig], PrunedTokens]
+
+class Method(Protocol):
+    """Prune one page."""
+
+    def __call__(
+        self,
+        tokens: VisualTokens,
+        density: float,
+        config: RTPruneConfig = DYNAMIC,
+        evidence: Evidence = NO_EVIDENCE,
+    ) -> PrunedTokens:
+        """Keep as many patch tokens as ``prune_tokens`` would of the same page.
+
+        Raises what ``prune_tokens`` raises, and ``MissingEvidenceError``.
+        """
 
 
-def select_by_norm(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
+Choice = Callable[[Patches, Evidence], Tensor]
+"""One page's patches -> (N,) scores; the highest are kept."""
+Rewriting = Callable[[Patches, Evidence, Tensor], Tensor]
+"""Patches and the (k,) kept positions among them -> (k, D) what stands there instead."""
+
+
+def select_by_norm(
+    tokens: VisualTokens,
+    density: float,
+    config: RTPruneConfig = DYNAMIC,
+    evidence: Evidence = NO_EVIDENCE,  # noqa: ARG001 - the signature of all
+) -> PrunedTokens:
     """RTPrune's first reading alone: the tokens of largest norm, nothing folded in (the paper's ablation)."""
     return prune_page(tokens, density, config, rank=token_norms, fold=False)
 
 
 def select_at_random(
-    tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC, *, seed: int = 0
+    tokens: VisualTokens,
+    density: float,
+    config: RTPruneConfig = DYNAMIC,
+    evidence: Evidence = NO_EVIDENCE,  # noqa: ARG001 - the signature of all
+    *,
+    seed: int = 0,
 ) -> PrunedTokens:
     """A uniform choice, the same for the same ``seed`` and length on every device."""
 
-    def rank(batch: TokenBatch) -> Tensor:
+    def rank(batch: TokenBatch, num_kept: Tensor) -> Tensor:  # noqa: ARG001 - a ranking's signature
         generator = torch.Generator().manual_seed(seed)
         scores = torch.rand(batch.norms.shape, generator=generator, device="cpu", dtype=torch.float64)
         return scores.to(batch.norms.device)
@@ -32,36 +66,68 @@ def select_at_random(
     return prune_page(tokens, density, config, rank=rank, fold=False)
 
 
-def select_diverse(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
-    """Greedy max-min diversity by cosine distance, after DivPrune (CVPR 2025): the farthest token next.
+def _rtprune(
+    tokens: VisualTokens,
+    density: float,
+    config: RTPruneConfig = DYNAMIC,
+    evidence: Evidence = NO_EVIDENCE,  # noqa: ARG001 - the signature of all
+) -> PrunedTokens:
+    return prune_tokens(tokens, density, config)
 
-    Starts at the token farthest from its nearest neighbour. One step a patch token: to compare, not to serve.
-    """
-    return prune_page(tokens, density, config, rank=_farthest_first, fold=False)
+
+def _method(choose: Choice, rewrite: Rewriting | None = None) -> Method:
+    def prune(
+        tokens: VisualTokens,
+        density: float,
+        config: RTPruneConfig = DYNAMIC,
+        evidence: Evidence = NO_EVIDENCE,
+    ) -> PrunedTokens:
+        def rank(batch: TokenBatch, num_kept: Tensor) -> Tensor:
+            scores = torch.full_like(batch.norms, -torch.inf)
+            patches = Patches.of_batch(batch, num_kept)
+            if len(patches) and batch.norms.isfinite().all():  # otherwise the frame reports an error
+                scores[batch.is_patch] = choose(patches, evidence)
+            return scores
+
+        pruned = prune_page(tokens, density, config, rank=rank, fold=False)
+        return pruned if rewrite is None else _rewritten(tokens, pruned, evidence, rewrite)
+
+    return prune
 
 
-def _farthest_first(batch: TokenBatch) -> Tensor:
-    scores = torch.full_like(batch.norms, -torch.inf)
-    patches = batch.is_patch[0].nonzero()[:, 0]  # (N,)
-    if len(patches) == 0:
-        return scores  # reported as an error by the frame
-    norms = batch.norms[0, patches].clamp(min=torch.finfo(torch.float64).tiny)
-    units = batch.parts[0].embeds[0, patches].double() / norms[:, None]  # (N, D)
-    distances = (1 - units @ units.T).fill_diagonal_(torch.inf)
-    newest = distances.amin(1).argmax()
-    nearest = torch.full_like(norms, torch.inf)  # of each token, to those taken; -inf once taken itself
-    for step in range(len(patches)):
-        scores[0, patches[newest]] = -step
-        nearest = torch.minimum(nearest, distances[newest])
-        nearest[newest] = -torch.inf
-        newest = nearest.argmax()
-    return scores
+@torch.no_grad()
+def _rewritten(
+    tokens: VisualTokens, pruned: PrunedTokens, evidence: Evidence, rewrite: Rewriting
+) -> PrunedTokens:
+    if pruned.num_kept_patches == pruned.num_patches:
+        return pruned
+    is_patch = tokens.is_patch.to(pruned.kept.device)
+    receives = is_patch[pruned.kept]
+    place = is_patch.cumsum(0) - 1  # of each patch token, among the patch tokens
+    patches = Patches.of(tokens, pruned.num_kept_patches)
+    embeds = pruned.embeds.clone()
+    embeds[receives] = rewrite(patches, evidence, place[pruned.kept[receives]]).to(embeds.dtype)
+    return replace(pruned, embeds=embeds)
+
+
+def _blind(choose: Callable[[Patches], Tensor]) -> Choice:
+    return lambda patches, _: choose(patches)
 
 
 METHODS: Mapping[str, Method] = {
-    "rtprune": prune_tokens,
+    "rtprune": _rtprune,
     "norm": select_by_norm,
     "random": select_at_random,
-    "diverse": select_diverse,
+    "uniform": _method(_blind(rivals.uniform)),
+    "checkerboard": _method(_blind(rivals.checkerboard)),
+    "row_pooling": _method(_blind(rivals.row_pooling), lambda patches, _, kept: rivals.pooled(patches, kept)),
+    "ink": _method(rivals.ink),
+    "divprune": _method(_blind(rivals.divprune)),
+    "cdpruner": _method(rivals.cdpruner),
+    "fastervlm": _method(rivals.fastervlm),
+    "visionzip": _method(rivals.visionzip, rivals.visionzip_rows),
+    "vispruner": _method(rivals.vispruner),
+    "nuewa": _method(rivals.nuewa, rivals.nuewa_rows),
+    "oracle": _method(rivals.oracle),
 }
 """Name -> method, as benchmarks and reports spell it."""

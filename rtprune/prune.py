@@ -22,8 +22,8 @@ from rtprune.tokens import (
 from rtprune.transport import Solver, padded_plan
 
 FOLD_WEIGHT = 0.1
-Ranking = Callable[[TokenBatch], Tensor]
-"""Pages -> (B, L) scores on their device; patch tokens of the highest scores are kept."""
+Ranking = Callable[[TokenBatch, Tensor], Tensor]
+"""Pages and the (B,) patch tokens each may keep -> (B, L) scores on their device; the highest are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def prune_batch(
     return prune_pages(tokens, densities, config, rank=token_norms, fold=True)
 
 
-def token_norms(batch: TokenBatch) -> Tensor:
+def token_norms(batch: TokenBatch, num_kept: Tensor) -> Tensor:  # noqa: ARG001 - a ranking's signature
     return batch.norms
 
 
@@ -102,7 +102,8 @@ def prune_pages(
     batch = TokenBatch.of(tokens)
     with without_autocast(batch.norms.device):
         ratios = _choose_ratios(batch, densities, config)
-        selection = _select(batch, rank(batch), ratios)
+        num_kept = count_kept(batch.is_patch.sum(1), ratios.keep_ratio)
+        selection = _select(batch, rank(batch, num_kept), num_kept)
         facts = _read_facts(batch, ratios, selection)
         return [
             pruned
@@ -159,9 +160,7 @@ def _choose_ratios(batch: TokenBatch, densities: Sequence[float] | Tensor, confi
     return _Ratios(density, diversity, keep_ratio(density, diversity))
 
 
-def _select(batch: TokenBatch, scores: Tensor, ratios: _Ratios) -> _Selection:
-    num_patches = batch.is_patch.sum(1)
-    num_kept = count_kept(num_patches, ratios.keep_ratio)
+def _select(batch: TokenBatch, scores: Tensor, num_kept: Tensor) -> _Selection:
     # stable: of equal scores the earlier token wins
     ranked = scores.masked_fill(~batch.is_patch, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     chosen = torch.arange(ranked.shape[1], device=ranked.device) < num_kept[:, None]
@@ -169,7 +168,7 @@ def _select(batch: TokenBatch, scores: Tensor, ratios: _Ratios) -> _Selection:
     kept = surviving(kept_patches, batch)
     # a stable sort puts what is kept in front, in order: nonzero() would wait for the device
     order = torch.where(batch.is_patch, 1, 2).masked_fill_(kept, 0).sort(dim=1, stable=True).indices
-    return _Selection(order, kept.sum(1), num_kept, num_patches)
+    return _Selection(order, kept.sum(1), num_kept, batch.is_patch.sum(1))
 
 
 def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> list[_Facts]:

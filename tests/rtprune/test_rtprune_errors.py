@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from rtprune_pages import layout, page
+from rtprune_pages import evidence, layout, page
 
 from rtprune import METHODS, InvalidPagesError, RTPruneConfig, VisualTokens, prune_batch, prune_tokens
 
@@ -45,7 +45,7 @@ def test_ratio_out_of_range(ratio: float) -> None:
 @pytest.mark.parametrize("ratio", [None, 0.5])
 def test_density_out_of_range(name: str, density: float, ratio: float | None) -> None:
     with pytest.raises(ValueError, match=re.escape(f"density must be in [0, 1], got {density}")):
-        METHODS[name](page(((3, 3),)), density, RTPruneConfig(ratio))
+        METHODS[name](page(((3, 3),)), density, RTPruneConfig(ratio), evidence(page(((3, 3),))))
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")])

@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from rtprune import VisualTokens
+from rtprune import Evidence, VisualTokens
 
 Grid = tuple[int, int]
 MODES: dict[str, tuple[tuple[Grid, ...], int]] = {
@@ -31,6 +31,23 @@ def page(
     shared = torch.rand(1, hidden, generator=generator)
     scale = torch.rand(len(is_patch), 1, generator=generator) + 0.1
     return VisualTokens(((embeds + shared) * scale).to(dtype), is_patch)
+
+
+def evidence(tokens: VisualTokens, seed: int = 0) -> Evidence:
+    """All that any method asks for, drawn at random."""
+    num_patches, generator = int(tokens.is_patch.sum()), torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    return Evidence(
+        class_attention=draw(num_patches),
+        features=draw(num_patches, 6) - 0.5,
+        hidden=draw(num_patches, 6) - 0.5,
+        text=draw(3, tokens.embeds.shape[1]) - 0.5,
+        ink=draw(num_patches),
+        decode_attention=draw(num_patches),
+    )
 
 
 sides = st.integers(1, 6)

@@ -121,9 +121,7 @@ def _square_sum(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 def keep_ratio(density: Tensor, diversity: Tensor) -> Tensor:
-    """Compute the keep ratio, density + diversity - density * diversity. (B,) float64 each -> (B,)
-    float64.
-    """
+    """Compute the keep ratio: density + diversity - density * diversity. (B,) float64 each -> same."""
     # the formula's own order of operations: num_kept truncates, so the last bit counts
     return (density + diversity - density * diversity).clamp(max=1)
 

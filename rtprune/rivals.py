@@ -185,9 +185,7 @@ def visionzip_rows(patches: Patches, evidence: Evidence, kept: Tensor) -> Tensor
 
 
 def means(rows: Tensor, target: Tensor, num_targets: int) -> Tensor:
-    """Average the rows of each target. (P, D), (P,) targets -> (num_targets, D), 0 for a target without
-    rows.
-    """
+    """Average the rows of each target; 0 for a target without rows. (P, D), (P,) -> (num_targets, D)."""
     sums = rows.new_zeros(num_targets, rows.shape[1]).index_add_(0, target, rows)
     return sums / target.bincount(minlength=num_targets).clamp(min=1)[:, None]
 

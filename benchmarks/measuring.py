@@ -1,7 +1,8 @@
-"""The process in which full-size configurations are measured: ``isolated`` starts it, reads what it tells,
-and starts another when it dies.
+"""Measure full-size configurations in a process of its own.
 
     python -m benchmarks.measuring --device cuda --configurations '[["base", 1], ["base", 16]]'
+
+``isolated`` starts this process, reads what it reports, and starts another when it dies.
 """
 
 import argparse
@@ -36,7 +37,10 @@ def describe(bench: FullSize) -> dict[str, object]:
 
 
 class Measuring:
-    """Configurations one by one. What fails is a row of its own; ``SystemExit`` if nothing can follow."""
+    """Measures configurations one by one. One that fails becomes a row with its error.
+
+    Raises ``SystemExit`` if the device is lost and nothing can follow.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -62,7 +66,7 @@ class Measuring:
             give_back_memory(self._device)
 
     def _built(self, todo: list[tuple[str, int]]) -> tuple[FullSize | None, list[tuple[str, int]]]:
-        """With slots for the most pages that memory holds; configurations of more fail."""
+        """Build the model with slots for as many pages as fit into memory; larger configurations fail."""
         while todo:
             most = max(num_pages for _, num_pages in todo)
             try:
@@ -101,12 +105,12 @@ def failed(name: str, num_pages: int, why: str) -> dict[str, Any]:
 
 
 def tell(what: str, value: object) -> None:
-    """To the parent, a line each."""
+    """Report to the parent process, one line each."""
     print(json.dumps({what: value}), flush=True)
 
 
 def options() -> argparse.ArgumentParser:
-    """What parent and child are both told."""
+    """Make a parser of the options that parent and child share."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output-tokens", type=int, default=1000)

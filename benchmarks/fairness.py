@@ -142,7 +142,7 @@ class Service:
                 if parent == self._pid and b"app.worker" in (path / "cmdline").read_bytes():
                     return int(path.name)
             except OSError:
-                continue  # it ended while we looked
+                continue  # the process has ended meanwhile
         raise SystemExit("the service has no worker")
 
     def memory_mib(self) -> int:
@@ -182,7 +182,7 @@ def felt(service: Service, plan: Plan) -> dict[str, Any]:
     job_id = service.large(plan.num_pages)
     for number in range(2 * plan.num_samples):
         if service.job(job_id)["status"] != "running":
-            break  # so slow that no more fit beside it
+            break  # single pages were too slow for more to fit beside it
         if number % 2:
             pages.high_priority.append(service.page_s(HIGH_PRIORITY))
             time.sleep(pages.alone[0])

@@ -129,8 +129,8 @@ def build(device: torch.device, *, tiny: bool) -> Any:
         for weights in network.model.vision_tower.sam_encoder.parameters():
             if weights.ndim > 1:
                 weights.normal_(0, 0.02)
-        # large beside what layers add: what comes next depends on the token, as in a model that writes, and
-        # pages whose tokens differ go on differing
+        # large beside what layers add: then the next token depends on the last one, as in a trained model,
+        # and pages whose tokens differ stay different
         network.model.language_model.embed_tokens.weight.normal_(0, 1)
     if device.type == "cuda":
         suit_cuda(network)  # as load_model does
@@ -192,9 +192,7 @@ class FullSizeOcr(SyntheticOcr):
 
 
 def patch_mask(page: PageViews) -> torch.Tensor:
-    """Mark patch tokens, (L,) bool: rows of patches with a row break each; tiles, then view, then
-    separator.
-    """
+    """Mark patch tokens, (L,) bool: rows of patches with a row break each; tiles, view, then separator."""
     grids = [(page.mode.view_px // 64, page.mode.view_px // 64)]
     if page.mode.tile_px and page.tile_rows:
         side = page.mode.tile_px // 64
@@ -242,14 +240,14 @@ class FullSize:
 
     def measure(self, case: Case, num_pages: int, encode_pages: int, prefill_tokens: int) -> dict[str, Any]:
         pages = [self._prepared(case, seed) for seed in range(num_pages)]
-        # kernels load and choose themselves before what counts
+        # warm up: kernels are loaded and chosen before the timed run
         self._until_prefill(pages[:WARM_PAGES], encode_pages, prefill_tokens)
         encoded, seconds = self._until_prefill(pages, encode_pages, prefill_tokens)
         prompts = [page.prompt for page in encoded]
         try:
             _, decode_s = self.watch(self._decode)
             experts_read = self._experts_read()
-        finally:  # the next configuration starts from an empty cache, whatever became of this one
+        finally:  # the next configuration needs an empty cache, even if this one failed
             self._empty()
         seconds["decode"] = decode_s
         visual = encoded[0].counts.visual

@@ -27,7 +27,7 @@ PASSED_ON = ("device", "output_tokens", "encode_pages", "prefill_tokens", "raise
 
 
 def configurations(batches: Sequence[int], *, tiny: bool) -> list[Configuration]:
-    """List every case at every number of pages, smallest first; pruning also at 32, the whole engine at
+    """List every case at every number of pages, smallest first; also pruning at 32 and the whole engine at
     64.
     """
     names = [case.name for case in cases(tiny=tiny)]

@@ -38,8 +38,8 @@ class Weights:
         return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
 
     def share_read(self, num_tokens: int) -> float:
-        """Return the share of the routed experts that ``num_tokens`` read in one pass if they choose at
-        random.
+        """Return the share of the routed experts that ``num_tokens`` read in one pass if they choose
+        randomly.
         """
         return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
 

@@ -95,7 +95,7 @@ class Measuring:
         if case is None:
             return measure_whole(bench.model, num_pages, self._args.output_tokens)
         if case.name not in self._warm:
-            bench.measure(case, 1, *at_once)  # kernels load and choose themselves
+            bench.measure(case, 1, *at_once)  # warm up: kernels are loaded and chosen
             self._warm.add(case.name)
         return bench.measure(case, num_pages, *at_once)
 
@@ -122,7 +122,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"
     )
-    # for tests: a configuration, "base:16", that fails or takes its process with it
+    # for tests: a configuration, such as "base:16", that raises or kills its process
     parser.add_argument("--raise-at", default="", help=argparse.SUPPRESS)
     parser.add_argument("--die-at", default="", help=argparse.SUPPRESS)
     return parser

@@ -41,7 +41,7 @@ def measure(num_pages: int, num_rounds: int) -> dict[str, object]:
     with serving({"RTPRUNE_READER": "model"}) as (http, _):
         seconds_of(http, [a4_page(0, seed=0)], at_once=1)  # warm
         for number in range(num_rounds):
-            # a seed changes no pixel: a document that the service knows would not be read again
+            # seeds change no pixel, only bytes: the service would not read a document that it knows again
             first, second = (
                 [a4_page(at, seed) for at in range(num_pages)] for seed in (2 * number + 1, 2 * number + 2)
             )

@@ -152,8 +152,9 @@ METHODS: dict[str, Callable[[Pages], object]] = {
 def measure(
     methods: dict[str, Callable[[Pages], object]], pages: Pages, repeats: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Time methods in turn. Return ms a page: median, least and most of ``repeats`` rounds after a
-    warm-up.
+    """Time methods in turn. Return ms a page: median, least and most of ``repeats`` rounds.
+
+    One round before them warms up.
     """
     times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(repeats + 1):

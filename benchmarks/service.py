@@ -54,7 +54,7 @@ def cpu_s(pid: int) -> float:
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended while we looked
+            continue  # the process has ended meanwhile
         parents[int(path.parent.name)] = int(fields[1])
         ticks[int(path.parent.name)] = sum(map(int, fields[11:15]))
     family = {pid}
@@ -200,7 +200,7 @@ def requests_per_s(http: httpx.Client, num_requests: int, side_px: int) -> float
 def queue_rate(http: httpx.Client, pid: int, documents: list[bytes], num_pages: int) -> Rate:
     """Measure the speed of the queue on documents of ``num_pages`` pages together."""
     cpu_before = cpu_s(pid)
-    # a key of its own: on a database that was used before, the same document would be a job that has ended
+    # a key of its own: without it, a database used before would return the old job of the same document
     posts = (
         http.post("/v1/jobs", files={"file": data}, headers={"Idempotency-Key": uuid.uuid4().hex})
         for data in documents

@@ -288,7 +288,7 @@ def _distances(left: str, right: str) -> npt.NDArray[np.int32]:
         above, now = table[row - 1], table[row]
         now[0] = row
         now[1:] = np.minimum(above[1:] + 1, above[:-1] + (codes != ord(character)))
-        # then insertions, any number of them one after the other
+        # then insertions, any number in a row
         now[:] = np.minimum.accumulate(now - across) + across
     return table
 

@@ -95,7 +95,7 @@ def _method(choose: Choice, rewrite: Rewriting | None = None) -> Method:
         def rank(batch: TokenBatch, num_kept: Tensor) -> Tensor:
             scores = torch.full_like(batch.norms, -torch.inf)
             patches = Patches.of_batch(batch, num_kept)
-            if len(patches) and batch.norms.isfinite().all():  # otherwise the frame reports an error
+            if len(patches) and batch.norms.isfinite().all():  # else prune_pages reports an error
                 scores[batch.is_patch] = choose(patches, evidence)
             return scores
 
@@ -113,7 +113,7 @@ def _rewritten(
         return pruned
     is_patch = tokens.is_patch.to(pruned.kept.device)
     receives = is_patch[pruned.kept]
-    place = is_patch.cumsum(0) - 1  # of each patch token, among the patch tokens
+    place = is_patch.cumsum(0) - 1  # number of each patch token among the patch tokens
     patches = Patches.of(tokens, pruned.num_kept_patches)
     embeds = pruned.embeds.clone()
     embeds[receives] = rewrite(patches, evidence, place[pruned.kept[receives]]).to(embeds.dtype)

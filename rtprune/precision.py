@@ -20,7 +20,7 @@ def product_dtype(embeds: torch.Tensor) -> torch.dtype:
 def _float32_is_exact() -> bool:
     try:
         return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # asked in the old way after a backend was set in the new one: anything may hold
+    except RuntimeError:  # a backend was set by the newer API, which this one cannot read
         return False
 
 
@@ -33,7 +33,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     one_page = left.device.type == "cpu" and left.dtype == torch.float32 and len(left) == 1
     if not one_page or not _has_onednn() or 0 in (*left.shape, *right.shape):
         return left @ right.mT
-    # asking for oneDNN's own layout is the public way to its product
+    # converting to oneDNN's own layout is the public way to call its product
     answer: torch.Tensor = torch.nn.functional.linear(left[0].to_mkldnn(), right[0]).to_dense()[None]
     return answer
 

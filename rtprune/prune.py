@@ -176,7 +176,7 @@ def _select(batch: TokenBatch, scores: Tensor, num_kept: Tensor) -> _Selection:
     chosen = torch.arange(ranked.shape[1], device=ranked.device) < num_kept[:, None]
     kept_patches = torch.zeros_like(batch.is_patch).scatter(1, ranked, chosen) & batch.is_patch  # (B, L)
     kept = surviving(kept_patches, batch)
-    # a stable sort puts what is kept in front, in order: nonzero() would wait for the device
+    # a stable sort moves kept tokens to the front in page order; nonzero() would wait for the device
     order = torch.where(batch.is_patch, 1, 2).masked_fill_(kept, 0).sort(dim=1, stable=True).indices
     return _Selection(order, kept.sum(1), num_kept, batch.is_patch.sum(1))
 
@@ -189,7 +189,7 @@ def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> li
     ends = (batch.is_real.sum(1, keepdim=True) - 1).clamp(min=0)
     columns = [
         batch.is_patch.gather(1, ends)[:, 0],
-        batch.norms.isfinite().all(1),  # a norm is finite where all of its token is
+        batch.norms.isfinite().all(1),  # a norm is finite if its whole token is
         ratios.density,
         selection.num_patches,
         selection.num_kept,
@@ -275,7 +275,7 @@ def _fold(
     is_column = steps[: max(fact.num_pruned for fact in facts)] < num_pruned  # (b, P)
     following = num_tokens + steps[: is_column.shape[1]]
     pruned_at = selection.order[part.pages].gather(1, following.clamp(max=part.embeds.shape[1] - 1))
-    # row breaks and the separator are rows without mass: leaving them out would cost a copy
+    # row breaks and the separator get no mass; removing their rows would cost a copy
     receives = (
         is_patch.gather(1, kept_at) & (steps[: rows.shape[1]] < num_tokens) & (num_pruned > 0)
     )  # (b, K)
@@ -284,7 +284,7 @@ def _fold(
     kept, pruned = rows.to(dtype), _gather_rows(part.embeds, pruned_at).to(dtype)  # (b, K, D), (b, P, D)
     cosines = product(kept, pruned / _divisors(norms, pruned_at, dtype)) / _divisors(norms, kept_at, dtype)
     plan = padded_plan(cosines, receives, is_column, solver=config.solver)  # (b, K, P)
-    # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
+    # not baddbmm: on small pages it rounds the whole sum again for each pruned token
     gained = product((FOLD_WEIGHT * plan).to(dtype), pruned.mT)
     # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
     num_others = receives.numel() - sum(fact.num_kept_patches for fact in facts if fact.num_pruned)
@@ -311,7 +311,7 @@ def _gather_rows(embeds: Tensor, at: Tensor) -> Tensor:
     """Copy the rows at ``at``: (b, L, D) embeddings, (b, K) positions -> (b, K, D)."""
     num_pages, length, hidden = embeds.shape
     starts = torch.arange(num_pages, device=at.device)[:, None] * length
-    # index_select copies rows; gather, which looks each number up, takes ten times as long on a CPU
+    # index_select copies whole rows; gather looks up each number and takes ten times as long on a CPU
     return embeds.flatten(0, 1).index_select(0, (at + starts).flatten()).view(num_pages, -1, hidden)
 
 

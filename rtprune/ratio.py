@@ -39,7 +39,7 @@ def text_densities(pixels: Tensor, rows: int, columns: int) -> Tensor:
         raise ValueError(f"{height} x {width} pixels do not divide into {rows} x {columns} patches")
     # (B, 3, rows, h, columns, w)
     patches = pixels.reshape(-1, 3, rows, height // rows, columns, width // columns)
-    # one row of patches at a time stays in a CPU's cache: several times as fast as all at once
+    # on a CPU, one row of patches at a time stays in the cache: several times as fast as all at once
     num_pages, num_rows = (1, 1) if pixels.device.type == "cpu" else (len(pixels), rows)
     lines = _blank_lines(patches[:num_pages, :, :num_rows])
     counts = [
@@ -77,9 +77,9 @@ def _edge_pixels(patches: Tensor, lines: Tensor) -> Tensor:
     falling = boxes[..., line + 1 : line + 1 + count] - boxes[..., :count]
     rising = boxes[..., 1 : 1 + count] - boxes[..., line : line + count]
     squared = falling.mul_(falling).addcmul_(rising, rising)  # (B, rows, h * line)
-    # 0 or 1 as floats, exact in sums over one line: bool sums are five times as slow on a CPU
+    # 0 or 1 as floats: their sums over one line are exact, and bool sums are five times as slow on a CPU
     edges = squared.gt_(EDGE_THRESHOLD**2 / 2).view(*gray.shape[:4], width + 2)
-    edges[..., width:] = 0  # windows that reach from one patch into the next
+    edges[..., width:] = 0  # windows that reach into the next patch
     return edges.sum((3, 4)).double().sum((1, 2))
 
 
@@ -90,7 +90,7 @@ def diversities(batch: TokenBatch) -> Tensor:
     Diversity is 1 - mean squared cosine over ordered pairs of different patch tokens. It is 1 for a single
     patch. A token of norm 0 has cosine 0 with every other.
     """
-    # dividing by infinity makes what is no patch a zero row, which adds nothing
+    # dividing by infinity turns every other token into a zero row, which adds nothing
     divisors = torch.where(batch.is_patch & (batch.norms > 0), batch.norms, torch.inf)[..., None]  # (B, L, 1)
     squared = [
         _squared_cosines(part.embeds, divisors[part.pages, : part.embeds.shape[1]]) for part in batch.parts
@@ -104,7 +104,8 @@ def _squared_cosines(embeds: Tensor, divisors: Tensor) -> Tensor:
     """Sum squared cosines over ordered pairs of different tokens: (B, L, D), (B, L, 1) -> (B,) float64."""
     dtype = product_dtype(embeds)
     units = embeds.to(dtype) / divisors.to(dtype)
-    # symmetric: block rows from the diagonal on, the rest counted twice. A GPU prefers one product
+    # symmetric: a CPU computes block rows from the diagonal on and counts what is beyond their diagonal
+    # block twice; a GPU prefers one product
     step = -(-units.shape[1] // 4) if units.device.type == "cpu" else units.shape[1]
     total = torch.zeros(len(units), dtype=torch.float64, device=units.device)
     for start in range(0, units.shape[1], step):
@@ -122,7 +123,7 @@ def _square_sum(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def keep_ratio(density: Tensor, diversity: Tensor) -> Tensor:
     """Compute the keep ratio: density + diversity - density * diversity. (B,) float64 each -> same."""
-    # the formula's own order of operations: num_kept truncates, so the last bit counts
+    # keep the formula's order of operations: count_kept truncates, so the last bit matters
     return (density + diversity - density * diversity).clamp(max=1)
 
 

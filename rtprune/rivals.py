@@ -88,7 +88,7 @@ def divprune(patches: Patches) -> Tensor:
     distances = (1 - units @ units.T).fill_diagonal_(torch.inf)
     scores = torch.full_like(patches.norms, -torch.inf)
     newest = distances.amin(1).argmax()
-    nearest = torch.full_like(patches.norms, torch.inf)  # of each token, to those taken; -inf once taken
+    nearest = torch.full_like(patches.norms, torch.inf)  # distance to those taken; -inf once taken
     for step in range(patches.num_kept):
         scores[newest] = -step
         nearest = torch.minimum(nearest, distances[newest])
@@ -107,7 +107,7 @@ def cdpruner(patches: Patches, evidence: Evidence) -> Tensor:
     features = unit_rows(evidence.take("features", len(patches)))
     relevance = _scaled(-(patches.units @ unit_rows(evidence.take("text", None)).T).mean(1))
     kernel = relevance[:, None] * (features @ features.T) * relevance
-    gain = kernel.diagonal().clone()  # what each token would add, squared
+    gain = kernel.diagonal().clone()  # (N,) squared gain of adding each token
     known = kernel.new_zeros(patches.num_kept, len(patches))
     scores = torch.full_like(gain, -torch.inf)
     for step in range(patches.num_kept):
@@ -197,13 +197,13 @@ def nuewa(patches: Patches, evidence: Evidence) -> Tensor:
     _, window = torch.unique(place, dim=0, return_inverse=True)
     num_windows = int(window.max()) + 1
     by_attention = highest(attention, len(patches))
-    ranked = by_attention[window[by_attention].sort(stable=True).indices]  # windows in turn, best first
+    ranked = by_attention[window[by_attention].sort(stable=True).indices]  # by window, best first
     counts = window.bincount(minlength=num_windows)
     starts = counts.cumsum(0) - counts
     place_in_window = torch.empty_like(window)
     place_in_window[ranked] = torch.arange(len(patches), device=window.device) - starts[window[ranked]]
     is_candidate = place_in_window < -(-patches.num_kept // num_windows)
-    # candidates first, whatever the others' attention: at odd sides some windows have fewer than four
+    # candidates first; at odd sides some windows have fewer than four tokens, so others fill up the rest
     order = by_attention[(~is_candidate[by_attention]).long().sort(stable=True).indices]
     return marked(order[: patches.num_kept], len(patches))
 

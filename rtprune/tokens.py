@@ -45,7 +45,7 @@ class VisualTokens:
                 f"is_patch must be bool ({len(self.embeds)},) like embeds, "
                 f"got {self.is_patch.dtype} {tuple(self.is_patch.shape)}"
             )
-        # the check reads the mask: free on the CPU, a wait for the device elsewhere
+        # reading the mask is free on the CPU; elsewhere it waits for the device
         if self.is_patch.device.type == "cpu":
             problem = layout_problem(int(self.is_patch.sum()), ends_in_patch=bool(self.is_patch[-1]))
             if problem is not None:

@@ -71,12 +71,12 @@ def padded_plan(
 
 def _sinkhorn(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Run the scaling iterations u = a / (K v), v = b / (K^T u) in the linear domain."""
-    # any constant may be taken off all scores of a page; without this, ones beyond 88 would overflow
+    # subtracting a constant from a page's scores leaves its plan; without it, scores beyond 88 overflow
     kernel = (scores - scores.amax((1, 2), keepdim=True)).exp()  # (B, M + 1, P + 1)
     v = torch.ones_like(columns)
     u = torch.ones_like(rows)
     for _ in range(ITERATIONS):
-        # product and sum rather than bmm, which TF32 would coarsen
+        # product and sum instead of bmm, which TF32 would make less precise
         u = rows / (kernel * v[:, None, :]).sum(2)
         v = columns / (kernel * u[:, :, None]).sum(1)
     return u[:, :, None] * kernel * v[:, None, :]

@@ -74,9 +74,7 @@ class Targets:
     patches: torch.Tensor
 
     def last_read(self) -> torch.Tensor:
-        """Return (B', T): for each token the patch of the last printed character before it, or
-        ``IGNORED``.
-        """
+        """Return (B', T): the patch of the last printed character before each token, or ``IGNORED``."""
         before = self.patches.roll(1, dims=1)
         before[:, 0] = IGNORED
         places = torch.arange(before.shape[1]).expand_as(before)

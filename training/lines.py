@@ -51,7 +51,9 @@ class LineStyle:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A character on the evened page: its centre, and whether a space or the line's start is before it."""
+    """A character on the straightened page: its centre, and whether a space or the line's start precedes
+    it.
+    """
 
     x: float
     y: float

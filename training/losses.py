@@ -33,7 +33,7 @@ def dense_loss(logits: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def norm_loss(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Compute a hinge that wants each patch with text to have a norm 15 % above the largest without.
+    """Compute a hinge that pushes the norm of each patch with text 15 % above the largest norm without.
 
     (B, N, D) patches, (B, N, 32) cells -> scalar. RTPrune keeps tokens of large norm. In a large model norms
     tell text from paper by themselves; a small one has to be taught.

@@ -25,7 +25,7 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
             "num_hidden_layers": sizes.decoder_layers,
             "num_attention_heads": sizes.decoder_heads,
             "num_key_value_heads": sizes.decoder_heads,
-            # The default is a sliding attention, and `sliding_window=None` is refused.
+            # The default is sliding attention, and `sliding_window=None` is refused.
             "layer_types": ["full_attention"] * sizes.decoder_layers,
             "mlp_layer_types": ["dense"] * (sizes.decoder_layers - 1) + ["sparse"],
             "n_routed_experts": sizes.experts,
@@ -46,11 +46,11 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "mlp_dim": 4 * sizes.sam_width,
                 "output_channels": sizes.sam_neck,
                 "downsample_channels": list(sizes.sam_downsample),
-                # Position tables are small and stretched to the view: they say where on the page, roughly.
+                # Position tables are small and stretched to the view, so they give rough places on the page.
                 "image_size": sizes.sam_table_px,
                 "patch_size": 16,
                 "window_size": sizes.sam_window,
-                # In a view of a whole page, attention over all 16 px patches would cost more than all else.
+                # Attention over all 16 px patches of a whole page would cost more than all else.
                 "global_attn_indexes": list(sizes.sam_global),
             },
             "encoder_config": {
@@ -58,7 +58,7 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "num_hidden_layers": sizes.vision_layers,
                 "num_attention_heads": sizes.vision_heads,
                 "intermediate_size": 4 * sizes.vision_width,
-                # Its patches are the SAM part's output: one for 64 px, so "16 px" of a quarter-size image.
+                # Its patches are the SAM part's output, one for 64 px: "16 px" of a quarter-size image.
                 "image_size": sizes.view_px // 4,
                 "patch_size": 16,
             },

@@ -55,9 +55,7 @@ class ModelSettings(_Frozen):
 
 
 class RenderSettings(_Frozen):
-    """Fonts and text of the pages. ``fonts``, ``held_out``: (regular, bold) of each family, below
-    ``folders``.
-    """
+    """Fonts and text of the pages. ``fonts``, ``held_out``: (regular, bold) of each family in ``folders``."""
 
     folders: tuple[Path, ...] = Field(min_length=1)
     fonts: tuple[tuple[str, str], ...] = Field(min_length=1)
@@ -89,8 +87,8 @@ class RenderSettings(_Frozen):
 
 
 class View(_Frozen):
-    """Pages of one view size. ``em_px``: of body text in the view; ``scale``: the upload's pixels for
-    each.
+    """Pages of one view size. ``em_px``: of body text in the view; ``scale``: upload pixels per view
+    pixel.
     """
 
     px: int = Field(multiple_of=64)
@@ -110,7 +108,7 @@ class Lines(_Frozen):
 
 
 class Stage(_Frozen):
-    """A stage of the curriculum. ``lr`` falls from the first to the second value along a cosine."""
+    """A stage of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
 
     name: str
     steps: int = Field(ge=1)

@@ -62,7 +62,7 @@ class Trainer:
             grow_from(self.network, start)
             self.earlier = read_facts(start)
         self.network.set_experts_implementation("grouped_mm")
-        # a CPU without bfloat16 units computes in it fifty times slower than in float32
+        # on a CPU without bfloat16 units, bfloat16 is fifty times slower than float32
         self.half = self.device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
         fold_sam_attention(self.network)
         self.network.to(self.device).train()
@@ -128,7 +128,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         rng = random.Random(f"{stage.name}{step}/{self.rank}")
-        torch.manual_seed(rng.getrandbits(63))  # the losses sample: a resumed run is to sample the same
+        torch.manual_seed(rng.getrandbits(63))  # losses sample at random: a resumed run must repeat it
         losses: dict[str, torch.Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             patches = self.patches(batch.views)

@@ -16,7 +16,7 @@ PLAIN_PROMPT = "\nFree OCR."
 CHARACTERS = ASCII[:-1] + LATIN_1 + TYPOGRAPHIC
 """Characters that a page may print, and the space."""
 _CONTROL = ["<|begin|>", "<|end|>", "<|pad|>", "<image>"]
-# The two prompts are one token each: spelled out they would cost every page some forty positions.
+# Each of the two prompts is one token: spelled out, it would cost every page some forty positions.
 _SPECIAL = [
     "<|grounding|>",
     "<|ref|>",

@@ -151,7 +151,7 @@ class BrowserPages:
 
     def _sentence(self, rng: random.Random, num_words: int) -> str:
         words = self._text.paragraph(rng, num_words)
-        # what begins as an item does would be one in the truth's Markdown
+        # text that begins like a list item would be one in the true Markdown
         return " ".join(words).lstrip("-*+#0123456789.) ") or "None"
 
     def _title(self, rng: random.Random) -> str:

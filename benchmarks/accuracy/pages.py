@@ -98,7 +98,7 @@ class RenderedPages:
             kind: settings.render.families(held_out=kind != SEEN_FONTS) for kind in (*A4_KINDS, SMALL)
         }
         self._small = PageRenderer(self._text, self._families[SMALL])
-        PageRenderer(self._text, self._families[SEEN_FONTS])  # asks for its fonts
+        PageRenderer(self._text, self._families[SEEN_FONTS])  # fails now if fonts are missing
         self._view_px = settings.model.view_px
 
     def kind(self, name: str, count: int) -> Kind:
@@ -122,7 +122,7 @@ class RenderedPages:
         if kind == DEGRADED:
             image, marks = damaged(rng, image, marks)
         else:
-            image = ImageOps.autocontrast(image)  # white paper
+            image = ImageOps.autocontrast(image)  # makes the paper white
         markdown = to_markdown(_joined([block.markdown for block in page.blocks])).markdown
         sample = Sample(f"{kind} {seed - FIRST_SEED}", _upload(image), text, markdown)
         return DrawnPage(sample, page, tuple(marks))

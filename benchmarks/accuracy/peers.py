@@ -32,8 +32,7 @@ class PeerMissing(Exception):
 def recorded_peers(earlier: Path, readings: Sequence[Figures]) -> Figures:
     """Return the peers' figures from an earlier run, since a new checkpoint does not change them.
 
-    Kinds count only if their pages are as many and as long now as then. The figures name the run they come
-    from.
+    Only kinds whose pages are as many and as long now as then are taken. The figures name that run.
     """
     run: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
     same = {(row["kind"], row["pages"], row["characters"]) for row in readings if row["prompt"] == PLAIN}

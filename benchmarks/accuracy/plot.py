@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Point = tuple[float, float]
-"""(share kept, error)."""
+"""A point of the pruning curve: (share kept, error)."""
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 56, 52
 COLOURS = ("#0b62c4", "#c2410c", "#6b7280", "#15803d")
@@ -20,8 +20,7 @@ def line_plot(
 ) -> str:
     """Draw lines with dots, and one ring on each.
 
-    ``lines``: name -> points, joined in the order of x. ``marked``: name -> point of the ring, in the line's
-    colour.
+    ``lines``: name -> points, joined in the order of x. ``marked``: name -> point of the ring in that colour.
     """
     highest = max(y for points in [*lines.values(), list(marked.values())] for _, y in points)
     step = next((step for step in STEPS if highest / step <= 6), STEPS[-1])

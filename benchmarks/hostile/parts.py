@@ -117,9 +117,7 @@ def mutated(plan: Plan) -> dict[str, Any]:
 
 
 def _sender(service: Service) -> Callable[[bytes], tuple[str, float]]:
-    """Return a function that sends a document and returns (answer, such as "422 unreadable_file",
-    seconds).
-    """
+    """Return a function that sends a document and returns its answer ("422 unreadable_file") and seconds."""
 
     def send(data: bytes) -> tuple[str, float]:
         began_at = time.monotonic()
@@ -197,7 +195,7 @@ def overloaded(plan: Plan) -> dict[str, Any]:
         document.write(frames(num_pages))
         document.flush()
         told = {"document": document.name, "prompt": prompt}
-        # what is queued at the start is not what is read in that time: so the rate is that of the ends
+        # measure the rate of jobs that ended: at first the queue accepts more jobs than are read
         flooded(service.port, **told, rate=30.0, seconds=min(ADMITTED_S, plan.overload_s))
         service.wait_ended(ENDED_S)
         ended = service.query("SELECT count(*), max(finished_at) - min(created_at) FROM rtprune_jobs")[0]
@@ -252,7 +250,7 @@ async def _leave_all(leaving: Leaving, port: int, job_id: str, num: int) -> None
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             await leaving(reader, writer, job_id)
-            if number % 2:  # a reset, not an end
+            if number % 2:  # close with a reset
                 connection: socket.socket = writer.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()

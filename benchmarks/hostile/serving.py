@@ -98,7 +98,7 @@ class Service:
             list(clients.map(lambda _: self.submit(page.getvalue()), range(2 * NUM_WARM)))
             list(clients.map(lambda _: self.http.get("/v1/jobs"), range(2 * NUM_WARM)))
         self.wait_ended(START_S)
-        time.sleep(1)  # connections of the last answers end
+        time.sleep(1)  # let the connections of the last answers close
         return self.held()
 
     def stop(self) -> None:
@@ -214,7 +214,7 @@ def serving(root: Path, *, pinned: bool = True, **settings: object) -> Iterator[
 def _parents() -> dict[int, int]:
     found: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     return found
 

@@ -130,7 +130,7 @@ def _unit_breaks(pieces: Sequence[Piece]) -> set[int]:
 
 def words_of(pdf: Path) -> list[Glyph]:
     """Return the words of a PDF's first page, placed on its image at ``DPI``, as poppler finds them."""
-    # images are drawn of the crop box, so words are placed in it
+    # images show the crop box, so words are placed in it
     command = ["pdftotext", "-cropbox", "-bbox", "-l", "1", str(pdf), "-"]
     text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     clean = "".join(character for character in text if character >= " " or character in "\n\t")

@@ -133,7 +133,7 @@ class AsyncClient:
         try:
             yield
         except BaseException:
-            # also when the block was cancelled: the service is told all the same
+            # tell the service even if the block was cancelled
             with anyio.move_on_after(GIVE_UP_S, shield=True), contextlib.suppress(httpx.HTTPError):
                 await self._http.delete(_address(job))
             raise
@@ -211,7 +211,7 @@ class AsyncClient:
 
 
 def _address(job: Job | str) -> str:
-    # relative: a service behind a prefix has one in its address here
+    # relative, so that a path prefix in the service's address is kept
     return f"v1/jobs/{job if isinstance(job, str) else job.id}"
 
 

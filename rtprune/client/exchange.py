@@ -49,7 +49,7 @@ class Exchange:
             try:
                 async with self.answer(request) as response:
                     return await response.aread()
-            except httpx.TransportError as error:  # broken off after its beginning
+            except httpx.TransportError as error:  # the answer broke off after it began
                 await self.pause(attempt, error)
         raise AssertionError("the last attempt returns or raises")
 

@@ -1,4 +1,4 @@
-"""Time single pages beside a large job of 60 pages: before and after it, and with and without high priority.
+"""Time single pages beside a job of 60 pages, with and without high priority, against single pages alone.
 
     python -m benchmarks.fairness [--pages 60] [--samples 4] [--baseline REVISION] [--out FILE]
 

@@ -27,8 +27,9 @@ PASSED_ON = ("device", "output_tokens", "encode_pages", "prefill_tokens", "raise
 
 
 def configurations(batches: Sequence[int], *, tiny: bool) -> list[Configuration]:
-    """List every case at every number of pages, smallest first; also pruning at 32 and the whole engine at
-    64.
+    """List every case at every number of pages, smallest first.
+
+    Pruning is also measured at 32 pages, and the whole engine at 64.
     """
     names = [case.name for case in cases(tiny=tiny)]
     pruned = {*batches, PRUNE_PAGES} if max(batches) >= PRUNE_PAGES else {*batches}

@@ -38,8 +38,9 @@ class Weights:
         return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
 
     def share_read(self, num_tokens: int) -> float:
-        """Return the share of the routed experts that ``num_tokens`` read in one pass if they choose
-        randomly.
+        """Return the share of the routed experts that one pass reads.
+
+        Assumes that each of the ``num_tokens`` tokens chooses its experts at random.
         """
         return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
 

@@ -1,8 +1,8 @@
 """Attention for training on a CPU, where the backward pass of fused kernels is slow.
 
 Plain products in bfloat16 are 2 to 4 times as fast as ``scaled_dot_product_attention`` in SAM's windows. Over
-a page's sequence they are 1.5 times as fast if keys after the query are not computed. On a GPU fused kernels
-stay.
+a page's sequence they are 1.5 times as fast, if keys after the query are not computed. A GPU keeps its fused
+kernels: none of this applies there.
 """
 
 from typing import Any

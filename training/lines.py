@@ -51,7 +51,7 @@ class LineStyle:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A character on the straightened page: its centre, and whether a space or the line's start precedes
+    """A character on the straightened page: its centre, and whether a space or the line's start is before
     it.
     """
 

@@ -87,7 +87,7 @@ class RenderSettings(_Frozen):
 
 
 class View(_Frozen):
-    """Pages of one view size. ``em_px``: of body text in the view; ``scale``: upload pixels per view
+    """Pages of one view size. ``em_px``: of body text in the view; ``scale``: upload pixels for each
     pixel.
     """
 

@@ -1,4 +1,4 @@
-"""Pages laid out by foreign code: HTML in many styles, printed by WeasyPrint.
+"""Pages that no code of this project lays out: HTML in many styles, printed by WeasyPrint.
 
 The layouts of ``training/`` may be what this project's reader expects. Here lists, cells, headings and
 columns stand where browsers and their like put them. WeasyPrint is no dependency: its command is called where

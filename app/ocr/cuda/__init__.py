@@ -1,1 +1,3 @@
-"""Kernels for CUDA and the modules made of them. Importing them takes Triton, a part of torch for CUDA."""
+"""Kernels for CUDA and the modules made of them. Importing them needs Triton, which comes with torch's CUDA
+builds.
+"""

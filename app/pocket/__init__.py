@@ -1,1 +1,3 @@
-"""The checkpoint that ships with the package, and how it reads pages: weights, reader, layout."""
+"""The checkpoint that ships with the package, and the code that reads pages with it: weights, reader,
+layout.
+"""

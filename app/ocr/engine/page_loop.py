@@ -350,9 +350,8 @@ class PageLoop:
             return
         for task in alive:
             task.times_ms["prefill"] += spent_ms / len(alive)
-            task.decode_clock_ms = (
-                self._decode_clock_ms
-            )  # the step in flight when it joined did not include it
+            # the step in flight when it joined did not include it
+            task.decode_clock_ms = self._decode_clock_ms
 
     def _take(self, task: PageTask, choice: Choice) -> None:
         if not math.isfinite(choice.logprob_sum):

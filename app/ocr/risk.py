@@ -56,8 +56,9 @@ class RiskCurve:
             )
 
     def risk(self, evidence: Evidence) -> float:
-        """Return the risk in [0, 1]. Print left out as noise counts as wrong. A page without tokens has risk
-        0.
+        """Return the risk in [0, 1].
+
+        Print left out as noise counts as wrong. A page without tokens has risk 0.
         """
         nats = evidence.nats()
         odds = self.steepness * math.log(nats / self.half_nats) if nats > 0 else -math.inf

@@ -1,3 +1,1 @@
-"""The checkpoint that ships with the package, and the code that reads pages with it: weights, reader,
-layout.
-"""
+"""The checkpoint that ships with the package, and the reader and page layout that go with it."""

@@ -68,6 +68,8 @@ class StepLinear(nn.Module):
 
 
 class PackedNorm(nn.Module):
+    """RMS norm as one operation of torch."""
+
     def __init__(self, norm: UnlimitedOcrTextRMSNorm) -> None:
         super().__init__()
         self._weight, self._eps = norm.weight, norm.variance_epsilon
@@ -77,6 +79,8 @@ class PackedNorm(nn.Module):
 
 
 class PackedMlp(nn.Module):
+    """MLP whose gate and up projections are one product."""
+
     def __init__(self, mlp: UnlimitedOcrTextMLP) -> None:
         super().__init__()
         self._act = mlp.act_fn
@@ -118,8 +122,7 @@ class PackedMixture(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Attention in which the halves of a head that the library rotates together lie side by side, as complex
-    numbers.
+    """Attention in which the two halves of a head that are rotated together are stored as complex numbers.
 
     Queries and keys are reordered alike, so their products stay the same. The keys that ``step`` stores are
     in this order.
@@ -185,15 +188,14 @@ def is_worth_packing(language_model: Any) -> bool:
     is_known = all(_is_laid_out(weight.dtype) for weight in weights) and not any(
         isinstance(module, nn.Linear) and module.bias is not None for module in language_model.modules()
     )
-    is_tabled = language_model.rotary_emb.rope_type == "default"  # others change with the length
+    is_tabled = language_model.rotary_emb.rope_type == "default"  # other types change with the length
     return _is_small_on_cpu(weights) and is_known and is_tabled
 
 
 def with_packed_linears(module: Any) -> Any:
-    """Return a copy of a vision module that multiplies through oneDNN, or ``module`` itself if that is not
-    worth it.
+    """Return a copy of a vision module that multiplies through oneDNN.
 
-    In bfloat16 torch uses oneDNN by itself.
+    Returns ``module`` itself if that is not worth it. In bfloat16 torch uses oneDNN by itself.
     """
     weights = list(module.parameters())
     if not _is_small_on_cpu(weights) or any(weight.dtype != torch.float32 for weight in weights):
@@ -239,8 +241,9 @@ def _packed(module: Any) -> Any:
 
 
 def _turns(language_model: Any) -> torch.Tensor:
-    """Return (P, 1, head_dim / 2) complex64, each position's rotation of a pair. The library's equal halves
-    are merged.
+    """Return (P, 1, head_dim / 2) complex64, each position's rotation of a pair.
+
+    The library's equal halves are merged.
     """
     num_positions = language_model.config.max_position_embeddings
     positions = torch.arange(num_positions)[None]

@@ -35,8 +35,9 @@ def page_patches(
 def _rows_of(
     view: ViewPatches, page: PageLines | None, shown: Sequence[Row], *, first: int
 ) -> list[ViewPatches]:
-    """Split a view's grid into one grid per row. ``first``: index of the view's first row among those of the
-    page.
+    """Split a view's grid into one grid per row.
+
+    ``first``: index of the view's first row among those of the page.
     """
     columns = view.columns
     kept = [[patch % columns for patch in view.kept if patch // columns == row] for row in range(view.rows)]

@@ -192,8 +192,7 @@ class PocketStream:
         return whole
 
     async def _upright(self, cut: CutPage, options: ReadOptions) -> tuple[int, CutPage]:
-        """Return the page turned the way its print is read best, and the number of quarter turns
-        counter-clockwise.
+        """Return the number of quarter turns, counter-clockwise, at which print is read best, and that page.
 
         The page stays as it is unless another way is clearly better.
         """
@@ -217,8 +216,9 @@ class PocketStream:
     async def _readings(
         self, views: Sequence[_Shown], options: ReadOptions, *, doubts: bool = False
     ) -> list[ViewReading] | None:
-        """Read views, in order. With ``doubts``, return ``None`` as soon as the first views suggest that the
-        page is turned.
+        """Read views, in order.
+
+        With ``doubts``, return ``None`` as soon as the first views suggest that the page is turned.
         """
         readings: list[ViewReading] = []
         streams: list[EngineStream] = []

@@ -41,8 +41,9 @@ class ViewReading:
 
 
 def confidence_of_print(views: Sequence[ViewReading]) -> float:
-    """Return the mean confidence weighted by rows of print, so one view in which the model rambled counts
-    like any other.
+    """Return the mean confidence weighted by rows of print.
+
+    So one view in which the model rambled counts no more than another.
     """
     num_rows = sum(view.num_rows for view in views)
     return sum(view.reading.confidence * view.num_rows for view in views) / max(1, num_rows)
@@ -55,11 +56,10 @@ def confidence_of_tokens(views: Sequence[ViewReading]) -> float:
 
 
 def evidence_of(views: Sequence[ViewReading]) -> Evidence:
-    """Collect the log-probabilities of the text, without noise, and the share of the page's rows that is
-    noise.
+    """Collect the log-probabilities of the text and the share of the page's rows that is noise.
 
-    Otherwise a logo's noise would count against the page around it. If all views are noise, all tokens are
-    used.
+    The tokens of noise are left out, or a logo's would count against the page around it. If all views are
+    noise, all tokens are used.
     """
     shown = [view for view in views if view.num_rows]
     used = [view for view in shown if not view.is_noise] or shown
@@ -100,8 +100,9 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
 
 
 def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
-    """Return the page's finish reason: stopped from outside, or that of most lost rows if too many were
-    lost.
+    """Return the page's finish reason: the one from outside if there is one, else by the lost rows.
+
+    If too many rows were lost, it is the reason of most of them.
     """
     num_rows: dict[FinishReason, int] = {}
     for view in views:

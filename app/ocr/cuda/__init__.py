@@ -1,3 +1,1 @@
-"""Kernels for CUDA and the modules made of them. Importing them needs Triton, which comes with torch's CUDA
-builds.
-"""
+"""Kernels for CUDA and the modules made of them. Importing them needs Triton."""

@@ -53,10 +53,10 @@ class Fused(Protocol):
 
 
 def decoder_for(language_model: Any, head: nn.Linear, shape: KvShape) -> "Fused | None":
-    """Return a decoder on our kernels, or ``None`` without Triton, without CUDA or for another kind of
-    decoder.
+    """Return a decoder on our kernels, or ``None`` where they cannot be used.
 
-    Also ``None`` if the kernels fail on this device or disagree with the library's modules.
+    That is without Triton, without CUDA, for another kind of decoder, and if the kernels fail on this device
+    or disagree with the library's modules.
     """
     if not HAS_KERNELS or head.weight.device.type != "cuda" or not fits_decoder(language_model, head):
         return None
@@ -92,9 +92,7 @@ def fits_decoder(language_model: Any, head: nn.Linear) -> bool:
 def decoder_agrees(
     fused: "Fused", language_model: Any, head: nn.Linear, shape: KvShape, lengths: Sequence[int]
 ) -> bool:
-    """Compare the kernels with the library's layers on prompts of ``lengths`` tokens and one more token
-    each.
-    """
+    """Compare the kernels with the library's layers on prompts of ``lengths`` tokens and one more token."""
     device, vocab = head.weight.device, language_model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (sum(lengths) + len(lengths),), generator=generator).to(device)
@@ -143,7 +141,7 @@ def fuse_sam_layers(network: Any) -> bool:
         return False
     try:
         works = all(map(sam_agrees, {layer.window_size: layer for layer in layers}.values()))
-    except Exception:  # as above
+    except Exception:  # whatever the error, the library's layers still work
         logger.warning("no kernels for SAM's attention on this device", exc_info=True)
         return False
     for i, layer in enumerate(layers):

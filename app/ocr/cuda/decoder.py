@@ -29,8 +29,9 @@ STAGES = 2
 
 
 def num_splits(num_rows: int, num_heads: int) -> int:
-    """Return into how many ranges a row's keys are split, so that few rows still fill a card's ~130
-    processors.
+    """Return into how many ranges to split a row's keys.
+
+    With few rows there are more ranges, so that they fill a card's ~130 processors.
     """
     return max(1, min(16, 1 << (512 // (num_rows * num_heads)).bit_length() >> 1))
 
@@ -62,6 +63,8 @@ class Mixer(Protocol):
 
 
 class Layer:
+    """One decoder layer on our kernels."""
+
     def __init__(self, layer: Any, inner: int) -> None:
         attention = layer.self_attn
         self.index = int(attention.layer_idx)
@@ -76,9 +79,7 @@ class Layer:
     def __call__(
         self, hidden: torch.Tensor, parts: torch.Tensor | None, mix: Mixer, scratch: Scratch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one layer. Takes (n, D) hidden states and the parts still to be added to them; returns both
-        after it.
-        """
+        """Run one layer. Takes and returns (n, D) hidden states and the parts still to be added to them."""
         hidden, states = add_norm(hidden, parts, self._before)
         mixed = mix(self, project(states, self._qkv))
         return self.experts(hidden, project(mixed, self._output), self._after, scratch)
@@ -112,8 +113,9 @@ class StepMixer:
 
 
 class PromptMixer:
-    """Attention of packed prompts: each page attends to itself only. ``step`` knows where each page
-    begins.
+    """Attention of packed prompts: each page attends to itself only.
+
+    ``step`` knows where each page begins.
     """
 
     def __init__(self, turns: Turns, positions: torch.Tensor, step: Step) -> None:
@@ -160,9 +162,7 @@ class FusedDecoder:
         return chosen(self.logits(rows, num_rows), rows)
 
     def logits(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
-        """Run the rows' last tokens through all layers. Returns (n, V); stores the tokens' keys and
-        values.
-        """
+        """Run the rows' last tokens through all layers and store their keys and values. Returns (n, V)."""
         slots, _, num_heads, _ = rows.cache.keys[0].shape
         if len(self._arrived) < slots * num_heads:
             self._arrived = self._arrived.new_zeros(slots * num_heads)

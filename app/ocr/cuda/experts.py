@@ -1,5 +1,4 @@
-"""The MLP of a decoder layer on CUDA: each row goes through the experts its router chose and the shared
-experts.
+"""The MLP of a decoder layer on CUDA: the experts that a row's router chose, and the shared experts.
 
 With few rows each pair of row and expert is multiplied by itself. With more rows the pairs of an expert are
 gathered, so that its weights are read once for all of them: reading weights takes most of such a step's time.
@@ -22,8 +21,9 @@ LARGE_BYTES = 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Work of one program of an experts' kernel: ``m`` pairs, ``n`` output columns, ``k`` input columns at a
-    time.
+    """Work of one program of an experts' kernel.
+
+    ``m`` pairs, ``n`` output columns, steps of ``k`` input columns.
     """
 
     m: int
@@ -97,10 +97,10 @@ class Experts:
     def __call__(
         self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, scratch: "Scratch"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add ``part`` to ``hidden`` and run the MLP on the norm of the sum. (n, D), (n, D) -> (n, D), (n,
-        parts, D).
+        """Add ``part`` to ``hidden`` and run the MLP on the norm of the sum.
 
-        Returns the sum and the experts' outputs, which add up to the MLP's output.
+        (n, D), (n, D) -> (n, D), (n, parts, D): the sum, and the experts' outputs, which add up to the MLP's
+        output.
         """
         num_rows = len(hidden)
         routes = Routes.of(num_rows, self, scratch)
@@ -205,8 +205,9 @@ class Scratch:
 def add_norm(
     hidden: torch.Tensor, parts: torch.Tensor | None, norm: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the sum of ``parts`` to ``hidden`` and return the result and its RMS norm. (n, D), (n, P, D) -> (n,
-    D) twice.
+    """Add the sum of ``parts`` to ``hidden``; return the result and its RMS norm.
+
+    (n, D), (n, P, D) -> (n, D), (n, D).
     """
     num_rows, dim = hidden.shape
     normed = torch.empty_like(hidden)

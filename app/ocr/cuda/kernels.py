@@ -36,9 +36,7 @@ def add_norm(
 
 @triton.jit
 def turned(states, columns, cosines, sines, DIM: tl.constexpr):
-    """Return one head's (DIM,) values with the rotary embedding applied: columns i and i + DIM / 2 are a
-    pair.
-    """
+    """Return one head's (DIM,) values after the rotary embedding. Columns i and i + DIM / 2 are a pair."""
     half: tl.constexpr = DIM // 2
     own = tl.load(states + columns).to(tl.float32)
     other = tl.load(states + (columns + half) % DIM).to(tl.float32)
@@ -64,9 +62,7 @@ def rotate(qkv, positions, cosines, sines, HEADS: tl.constexpr, DIM: tl.constexp
 
 @triton.jit
 def is_last(arrived, count):
-    """Return whether this is the last of ``count`` programs to arrive; the last one sees what the others
-    stored.
-    """
+    """Return whether this is the last of ``count`` programs to arrive. It sees what the others stored."""
     tl.debug_barrier()
     before = tl.atomic_add(arrived, 1)
     if before == count - 1:
@@ -154,10 +150,10 @@ def attend(
 def project(
     states, weight, out, INNER: tl.constexpr, OUTER: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write ``out`` (n, OUTER) = ``states`` (n, INNER) by ``weight`` (OUTER, INNER) transposed, for a few
-    rows.
+    """Write ``out`` = ``states`` by ``weight`` transposed, for a few rows.
 
-    A program takes BLOCK_O columns of one row.
+    ``out`` (n, OUTER), ``states`` (n, INNER), ``weight`` (OUTER, INNER). A program takes BLOCK_O columns of
+    one row.
     """
     columns = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     row = tl.program_id(1)
@@ -295,8 +291,7 @@ def contract(
     D: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr,
     LISTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Write ``out`` (pairs, D) = ``states`` (pairs, INNER) through every pair's expert, times the expert's
-    weight.
+    """Write ``out`` (pairs, D) = ``states`` (pairs, INNER) through every pair's expert, times its weight.
 
     ``routed`` (EXPERTS, D, INNER); ``shared`` (PARTS - TOP, D, INNER), whose weight is 1.
     """
@@ -348,7 +343,7 @@ def scan(
     within = distances < reach
     run = tl.load(runs + row * span + distances, mask=within, other=0)
     needed = tl.load(run_needed + row * reach + distances, mask=within, other=2147483647)
-    if tl.max((run >= needed).to(tl.int32), axis=0) > 0:  # seldom
+    if tl.max((run >= needed).to(tl.int32), axis=0) > 0:  # rare
         for distance in range(reach):
             is_long = tl.load(runs + row * span + distance) >= tl.load(run_needed + row * reach + distance)
             follower = tl.maximum(tl.load(history + row * span + distance), 0)

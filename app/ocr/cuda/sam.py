@@ -17,10 +17,10 @@ STAGES = 3
 
 
 class FusedSamLayer(nn.Module):
-    """Replacement for a SAM layer. It computes with that layer's parameters, which stay reachable as
-    ``native``.
+    """Replacement for a SAM layer.
 
-    Position tables are built once per resolution, so weights must not change after the first forward.
+    It computes with that layer's parameters, which stay reachable as ``native``. Position tables are built
+    once per resolution, so weights must not change after the first forward.
     """
 
     def __init__(self, native: UnlimitedOcrSamVisionLayer) -> None:

@@ -76,12 +76,12 @@ def attend(
     TALL: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """Write ``out`` (B, H, W, HEADS, DIM), with biases from ``relate``: ``of_rows`` (TURNED) and
-    ``of_columns``.
+    """Attend in windows, with biases for rows and columns. Writes ``out`` (B, H, W, HEADS, DIM).
 
-    A program takes BLOCK_M queries of one window and head and goes through the window row by row. The bias of
-    columns is the same for every row; the bias of a row is one number per query. A row is read in two pieces,
-    FIRST and REST keys long (REST 0: one piece), because sizes here are powers of two.
+    ``of_rows`` (TURNED) and ``of_columns`` are from ``relate``. A program takes BLOCK_M queries of one window
+    and head and goes through the window row by row. The bias of columns is the same for every row; the bias
+    of a row is one number per query. A row is read in two pieces, FIRST and REST keys long (REST 0: one
+    piece), because sizes here are powers of two.
     """
     block, window, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = which // HEADS, which % HEADS

@@ -1,5 +1,4 @@
-"""Attention over the cache's slots, plugged into the unmodified decoder through transformers' attention
-interface.
+"""Attention over the cache's slots, plugged into the unmodified decoder by transformers' interface.
 
 The decoder calls ``attend_pages`` in each layer. The forward call's ``step`` argument says whether this pass
 is a packed prefill or a decode step. The model builds no mask and gets none. Steps on CUDA's flash kernel are
@@ -66,11 +65,10 @@ def install(network: Any) -> int | None:
 
 
 def experts_for(network: Any) -> str:
-    """Return the experts' implementation: ``grouped_mm``, or ``eager``, a loop, for sizes that its kernel
-    refuses.
+    """Return the experts' implementation: ``grouped_mm``, or ``eager`` for sizes that its kernel refuses.
 
-    All known checkpoints take ``grouped_mm``. Never use ``batched_mm``, which generate() picks on CUDA: it
-    copies the experts' weights for every token.
+    All known checkpoints take ``grouped_mm``; ``eager`` is a loop. Never use ``batched_mm``, which generate()
+    picks on CUDA: it copies the experts' weights for every token.
     """
     text, dtype = network.config.text_config, network.dtype
     sizes = (text.hidden_size, text.moe_intermediate_size)
@@ -79,10 +77,9 @@ def experts_for(network: Any) -> str:
 
 
 class EachPrefill:
-    """Prefill of pages packed one after the other in a single row of tokens; page i goes to row ``first_row +
-    i``.
+    """Prefill of pages packed one after the other in a single row of tokens.
 
-    Nothing is padded: each page takes one SDPA call per layer.
+    Page i goes to cache row ``first_row + i``. Nothing is padded: each page takes one SDPA call per layer.
     """
 
     def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
@@ -133,7 +130,7 @@ class RunsDecode:
     def begin(self) -> "RunsDecode":
         """Prepare a step: compute what all layers share."""
         self._at, held = self._cache.next_places(len(self._rows))
-        lengths = self._cache.host_held(more=1)  # the token of this step included
+        lengths = self._cache.host_held(more=1)  # including the token of this step
         runs = runs_of_like_length(lengths, self._call_tokens, ROUND_TO)
         self._runs = [self._run(slice(rows.start, rows.stop), lengths, held) for rows in runs]
         return self
@@ -162,8 +159,9 @@ class RunsDecode:
     def _run(
         self, rows: slice, lengths: Sequence[int], held: torch.Tensor
     ) -> tuple[slice, int, torch.Tensor | None]:
-        """Return the rows, how many keys are read, and a (rows, 1, 1, keys) mask to add to the scores, or
-        ``None``.
+        """Return the rows, how many keys are read, and a mask to add to the scores.
+
+        The mask is (rows, 1, 1, keys), or ``None`` if all rows are equally long.
         """
         longest = max(lengths[rows])
         if min(lengths[rows]) == longest:

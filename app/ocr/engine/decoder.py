@@ -60,6 +60,8 @@ class Choices:
 
 
 class StepAttention(Step, Protocol):
+    """Attention of decode steps."""
+
     def begin(self) -> Step:
         """Prepare a step: compute what all layers share."""
 
@@ -80,6 +82,8 @@ class NativeDecoder:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
+    """Limits that a decoder plans its memory for."""
+
     plan: KvPlan
     loops: LoopRule
     max_distance: int
@@ -93,10 +97,10 @@ def kv_shape(model: OcrModel) -> KvShape:
 
 
 class Decoder:
-    """Running pages on the device. Rows 0 to n - 1 each have a cache slot, last token, position and repeat
-    state.
+    """Running pages on the device.
 
-    ``prefill`` and ``step`` raise what the model raises, out of memory included; the rows are then as before.
+    Rows 0 to n - 1 each have a cache slot, last token, position and repeat state. ``prefill`` and ``step``
+    raise what the model raises, out of memory included; the rows are then as before.
     """
 
     def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
@@ -177,11 +181,10 @@ class Decoder:
         return last
 
     def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor:
-        """Run one step for the first ``num_rows`` rows. Returns (4, n) float64, the fields of ``Choice`` in
-        order.
+        """Run one step for the first ``num_rows`` rows.
 
-        The step writes only state at fixed addresses and asks the device nothing, so it can be captured and
-        replayed.
+        Returns (4, n) float64, the fields of ``Choice`` in order. The step writes only state at fixed
+        addresses and asks the device nothing, so it can be captured and replayed.
         """
         if self._fused is not None:
             return self._fused.step(self.rows, num_rows)
@@ -206,8 +209,9 @@ class Decoder:
         return choices
 
     def attention(self, num_rows: int | None = None) -> StepAttention:
-        """Return the attention for steps of ``num_rows`` rows; packed attention allows more rows than are
-        running.
+        """Return the attention for steps of ``num_rows`` rows.
+
+        If packed, these may be more than are running.
         """
         if num_rows is not None:
             return packed_attention.PackedDecode(self.cache, num_rows)

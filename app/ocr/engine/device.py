@@ -40,6 +40,8 @@ class Steps(Protocol):
 
 
 class Runner(Protocol):
+    """Runs decode steps on a device."""
+
     def warm_up(self, num_slots: int) -> None:
         """Prepare the device, once, before the first page."""
 
@@ -234,8 +236,9 @@ class EncodeExecutor:
         )
 
     def leave_threads(self) -> None:
-        """Limit the calling thread to the threads that encoding leaves. Call it in the decoding thread,
-        before decoding.
+        """Limit the calling thread to the threads that encoding leaves.
+
+        Call it in the decoding thread, before decoding.
         """
         if self._decode_threads is not None:
             torch.set_num_threads(self._decode_threads)  # for this thread and those started after it
@@ -260,13 +263,14 @@ class EncodeExecutor:
             return work()
         with torch.cuda.stream(self._stream):
             result = work()
-        self._stream.synchronize()  # stops this thread alone; decoding goes on
+        self._stream.synchronize()  # stops only this thread; decoding goes on
         return result
 
 
 def adopt(tensor: torch.Tensor) -> torch.Tensor:
-    """Mark a tensor from another stream as used here, so its memory is not reused before this stream is
-    done.
+    """Mark a tensor from another stream as used here.
+
+    Its memory is then not reused before this stream is done with it.
     """
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream())
@@ -279,8 +283,9 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether ``error`` means that memory ran out. CUDA has a class for it; on a CPU only the text
-    tells.
+    """Tell whether ``error`` means that memory ran out.
+
+    CUDA has a class for it; on a CPU only the text tells.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -324,9 +329,7 @@ class LaunchPolicy:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until this thread's stream is empty, so that a clock read next measures work done, not work
-    launched.
-    """
+    """Wait until this thread's stream is empty, so that a clock read next measures finished work."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
@@ -338,10 +341,10 @@ def give_back_memory(device: torch.device) -> None:
 
 
 def kv_budget_bytes(device: torch.device, mib: int | None, share: float | None) -> int:
-    """Return the KV budget in bytes, from a size in MiB or a share in (0, 1) of free device memory (CUDA
-    only).
+    """Return the KV budget in bytes, from a size in MiB or a share of free device memory.
 
-    Raise ``ValueError`` unless exactly one is given, or for a share on another device.
+    The share is in (0, 1) and for CUDA only. Raise ``ValueError`` unless exactly one is given, or for a share
+    on another device.
     """
     if (mib is None) == (share is None):
         raise ValueError(

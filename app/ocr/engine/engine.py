@@ -156,8 +156,9 @@ class Engine:
             self._loop.close()
 
     def _stop(self, reason: str) -> None:
-        """Make ``submit`` refuse from now on. Pages accepted before are in ``_tasks`` and get their
-        answers.
+        """Make ``submit`` refuse from now on.
+
+        Pages accepted before are in ``_tasks`` and get their answers.
         """
         with self._lock:
             self._failure = reason

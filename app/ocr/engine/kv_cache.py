@@ -46,10 +46,10 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """Plan of the cache: ``num_slots`` pages of up to ``slot_tokens`` tokens (kept visual tokens, prompt,
-    output).
+    """Plan of the cache: ``num_slots`` pages of up to ``slot_tokens`` tokens.
 
-    ``budget_tokens``: most tokens of all pages together; ``None``: as many as the slots hold.
+    The tokens of a page are its kept visual tokens, prompt and output. ``budget_tokens``: most tokens of all
+    pages together; ``None``: as many as the slots hold.
     """
 
     num_slots: int
@@ -128,8 +128,9 @@ class KvCache:
         return self.plan.num_tokens * self.shape.bytes_per_token
 
     def next_places(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, for the next token of the first n rows, its place, (n,) int64, and the tokens then held,
-        (n,) int32.
+        """Return where the next token of each of the first n rows goes, (n,) int64.
+
+        Also returns how many tokens the row then holds, (n,) int32.
         """
         lengths = self.lengths[:num_rows]
         if self.window is None:
@@ -153,8 +154,9 @@ class KvCache:
     def write_packed(
         self, layer: int, rows: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
-        """Write tokens of any rows, in two launches for any number of pages. (T,) int64 twice, (T, H, D)
-        twice.
+        """Write tokens of any rows, in two launches for any number of pages.
+
+        ``rows``, ``places``: (T,) int64. ``keys``, ``values``: (T, H, D).
         """
         self.keys[layer].index_put_((rows, places), keys)
         self.values[layer].index_put_((rows, places), values)
@@ -167,10 +169,9 @@ class KvCache:
             self.storage[:, row, :num_tokens].zero_()
 
     def admit(self, lengths: Sequence[int]) -> int:
-        """Mark the next rows as holding ``lengths`` tokens, which are already written. Returns the first
-        row's index.
+        """Mark the next rows as holding ``lengths`` tokens, which are already written.
 
-        Raise ``ValueError`` if they do not fit.
+        Returns the first row's index. Raise ``ValueError`` if they do not fit.
         """
         first = self.num_rows
         if len(lengths) > self.num_free or max(lengths) > self.plan.slot_tokens:
@@ -185,8 +186,9 @@ class KvCache:
         return first
 
     def advance(self) -> None:
-        """Count one more token for every row on the host. The step itself advances ``lengths`` on the
-        device.
+        """Count one more token for every row on the host.
+
+        The step itself advances ``lengths`` on the device.
         """
         self.host_lengths = [length + 1 for length in self.host_lengths]
 
@@ -222,7 +224,7 @@ class LazySlots:
         self._memory = mmap.mmap(
             -1, plan.num_slots * self._slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # 2 MiB for each head of each layer, however short the page
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or each head of each layer takes 2 MiB, however short the page
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         flat = torch.frombuffer(self._memory, dtype=shape.dtype)
         rows = flat.view(plan.num_slots, -1)[:, : needed // shape.dtype.itemsize].view(-1, *sizes)
@@ -242,8 +244,9 @@ def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
 
 
 def to_device(values: Sequence[int] | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Copy (n,) values to the device without waiting. A copy from unpinned memory would wait for the whole
-    stream.
+    """Copy (n,) values to the device without waiting.
+
+    Pinned memory is used: a copy from ordinary memory would stop the host until the stream is empty.
     """
     host = torch.as_tensor(values, dtype=dtype)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

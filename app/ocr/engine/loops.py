@@ -99,8 +99,9 @@ def find_loop(ids: Sequence[int], rule: LoopRule, exempt: Collection[int] = ()) 
 
 
 def loop_before_ban(ids: Sequence[int], rule: NgramRule) -> Loop | None:
-    """Return the repetition that triggers the ban after ``ids``: its last n - 1 tokens have occurred
-    before.
+    """Return the repetition that triggers the ban after ``ids``.
+
+    Its last n - 1 tokens have occurred before.
     """
     for period in range(1, min(rule.max_distance, len(ids) - rule.n + 1) + 1):
         start = _start_of_tail(ids, period)
@@ -134,8 +135,9 @@ class BanCount:
 
 
 def _start_of_tail(ids: Sequence[int], period: int) -> int:
-    """Return the first index from which ``ids`` repeats with ``period`` to the end; len - period if it does
-    not.
+    """Return the first index from which ``ids`` repeats with ``period`` to the end.
+
+    It is len - period if it does not repeat.
     """
     i = len(ids) - 1
     while i >= period and ids[i] == ids[i - period]:
@@ -148,13 +150,12 @@ def _weight(ids: Sequence[int], exempt: Collection[int]) -> float:
 
 
 class RepeatState:
-    """Output history and runs of every row, on the device. Nothing here waits for a device other than the
-    CPU.
+    """Output history and runs of every row, on the device.
 
-    ``history``: (S, P) int32, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
-    P) int32, the run at distance d in column d - 1. ``run_needed``: (S, max_distance) int32, the run from
-    which the ban applies at that distance. ``loop_needed``: (max_period,) int32, the run that makes a loop.
-    ``is_exempt``: (V,) bool.
+    Nothing here waits for a device other than the CPU. ``history``: (S, P) int32, the last P output tokens,
+    latest first, -1 where there is none. ``runs``: (S, P) int32, the run at distance d in column d - 1.
+    ``run_needed``: (S, max_distance) int32, the run from which the ban applies at that distance.
+    ``loop_needed``: (max_period,) int32, the run that makes a loop. ``is_exempt``: (V,) bool.
     """
 
     def __init__(
@@ -215,8 +216,9 @@ class RepeatState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extended:
-    """State that ``RepeatState.after`` computed. ``is_repeating``: (n,) bool, the row now ends in a repeating
-    tail.
+    """State that ``RepeatState.after`` computed.
+
+    ``is_repeating``: (n,) bool, whether the row now ends in a repeating tail.
     """
 
     history: torch.Tensor

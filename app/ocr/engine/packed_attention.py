@@ -44,8 +44,9 @@ def varlen(
 
 
 class PackedPrefill:
-    """Prefill of pages packed one after the other, all in one call; page i goes to cache row ``first_row +
-    i``.
+    """Prefill of pages packed one after the other, in one call.
+
+    Page i goes to cache row ``first_row + i``.
     """
 
     def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:

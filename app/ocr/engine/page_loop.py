@@ -149,8 +149,9 @@ class PageLoop:
         self.decoder.warm_up()
 
     def turn(self) -> bool:
-        """Do everything that can be done now, with at most one decode step. False: there is nothing to do
-        until woken.
+        """Do everything that can be done now, with at most one decode step.
+
+        False: nothing to do until woken.
         """
         self._woken.clear()
         while self._commands:
@@ -207,8 +208,9 @@ class PageLoop:
             self.deadlines.add(task, task.deadline_s)
 
     def _prefill(self) -> None:
-        """Run at most one packed prefill, so running pages wait no longer than ``max_prefill_tokens``
-        take.
+        """Run at most one packed prefill.
+
+        So running pages wait no longer than ``max_prefill_tokens`` take.
         """
         size = self._num_fitting()
         if not size:

@@ -41,9 +41,7 @@ def grids_of(views: PageViews, size: tuple[int, int]) -> tuple[Grid, ...]:
 
 
 def _padded(size: tuple[int, int]) -> Box:
-    """Return the square that padding makes of the page, as a box of the page: it reaches beyond two of its
-    sides.
-    """
+    """Return the square that padding makes of the page, as a box that extends beyond two of its sides."""
     side = max(size)
     across, down = (round((side - own) / 2 / own * FARTHEST) for own in size)
     return -across, -down, FARTHEST + across, FARTHEST + down

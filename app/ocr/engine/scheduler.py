@@ -21,8 +21,9 @@ PAGES_A_ROUND = 3
 
 @dataclass(frozen=True, slots=True, order=True)
 class Turn:
-    """A place in the order of service; smaller goes first. The order is total: no two pages share
-    ``arrival``.
+    """A place in the order of service; smaller goes first.
+
+    The order is total: no two pages share ``arrival``.
     """
 
     rank: int
@@ -226,8 +227,9 @@ class BatchLimit:
 
 
 def chunks_within(sizes: Sequence[int], budget: int) -> list[range]:
-    """Group consecutive items into chunks of total size up to ``budget``; a larger item gets a chunk of its
-    own.
+    """Group consecutive items into chunks of total size up to ``budget``.
+
+    A larger item gets a chunk of its own.
 
     >>> chunks_within([3, 3, 9, 1], budget=6)
     [range(0, 2), range(2, 3), range(3, 4)]

@@ -25,8 +25,9 @@ class News:
 
 
 class Feed:
-    """Channel from the engine's thread, which writes, to the consumer's loop, which reads. Neither blocks the
-    other.
+    """Channel from the engine's thread, which writes, to the consumer's loop, which reads.
+
+    Neither blocks the other.
     """
 
     def __init__(self) -> None:

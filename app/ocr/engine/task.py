@@ -60,8 +60,9 @@ class ConfidenceWindow:
 
 @dataclass(eq=False, slots=True)
 class PageTask:
-    """A page in the engine. Only the engine's thread may use it, except ``feed`` and ``done``, which any may
-    read.
+    """A page in the engine.
+
+    Only the engine's thread may use it, except ``feed`` and ``done``, which any may read.
     """
 
     page: Page
@@ -158,9 +159,7 @@ class PageTask:
         return outcome
 
     def best(self) -> Outcome:
-        """Return the last outcome if it ended by itself or at its limit, else the one with the most
-        tokens.
-        """
+        """Return the last outcome if it ended by itself or at its limit, else the one with most tokens."""
         last = self.outcomes[-1]
         if last.attempt.finish_reason in ("stop", "length"):
             return last

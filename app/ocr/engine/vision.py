@@ -1,5 +1,6 @@
-"""From an image to the start of its sequence: preprocess on the host, encode and prune in batches,
-assemble.
+"""Turn an image into the start of a page's sequence.
+
+The host preprocesses it; the device encodes and prunes pages in batches; then the prompt is assembled.
 """
 
 import logging
@@ -53,6 +54,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:
+    """Counts of a page's visual tokens before and after pruning, with its density and views."""
+
     visual: int
     kept: int
     patches: int
@@ -198,8 +201,9 @@ class Vision:
         return results
 
     def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
-        """Assemble bos, kept visual tokens at their original positions, and the prompt after the unpruned
-        length.
+        """Assemble bos, the kept visual tokens at their original positions, and the prompt.
+
+        The prompt's positions follow those of all visual tokens, pruned ones included.
         """
         text = self._text(tuple(page.prompt_ids))
         after = 1 + kept.counts.visual
@@ -209,8 +213,9 @@ class Vision:
         return Prompt(embeds, positions, after + len(page.prompt_ids))
 
     def _text(self, prompt_ids: tuple[int, ...]) -> torch.Tensor:
-        """Return the embeddings of bos and the prompt, (1 + P, D). They are cached: most pages share a
-        prompt.
+        """Return the embeddings of bos and the prompt, (1 + P, D).
+
+        They are cached: most pages share a prompt.
         """
         known = self._texts.get(prompt_ids)
         if known is not None:
@@ -224,8 +229,9 @@ class Vision:
     def _each(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
     ) -> list[Result | ParseError]:
-        """Run ``work`` on all items together. If that fails, retry on halves (out of memory) or on each item
-        alone.
+        """Run ``work`` on all items together.
+
+        If that fails, retry on halves (out of memory) or on each item alone.
         """
         results: list[Result | ParseError] = []
         for chunk in chunks_within([1] * len(items), self._limit.value):
@@ -290,9 +296,7 @@ def _views(
 
 
 def failure_of(error: BaseException) -> ParseError:
-    """Return the error to show a client, without trace or path: the page's own error, or that the model
-    failed.
-    """
+    """Return the error to show a client: the page's own, or that the model failed. No trace and no path."""
     if isinstance(error, ParseError):
         return error
     if is_out_of_memory(error):

@@ -39,8 +39,9 @@ indexed.
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be used. The text is for the operator and names the file, key or setting that is
-    wrong.
+    """A checkpoint cannot be used.
+
+    The text is for the operator and names the file, key or setting that is wrong.
     """
 
 
@@ -88,7 +89,7 @@ def _bar_that_tells(progress: Progress) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             updated: bool | None = super().update(n)
-            if self.unit == "B":  # others count files
+            if self.unit == "B":  # other bars count files
                 progress(int(self.n), int(self.total or 0))
             return updated
 
@@ -138,11 +139,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 @contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, LazyTensor]]:
-    """Open all tensors of the folder by key. They are unread until indexed, and valid inside the ``with``
-    block.
+    """Open all tensors of the folder by key.
 
-    Headers are checked first: every file is whole, every indexed key is where the index says, no key occurs
-    twice, and all values are floats. Raise ``CheckpointError`` otherwise.
+    They are unread until indexed, and valid inside the ``with`` block. Headers are checked first: every file
+    is whole, every indexed key is where the index says, no key occurs twice, and all values are floats. Raise
+    ``CheckpointError`` otherwise.
     """
     placed = {key: name for key, name in _weight_map(folder).items() if not _is_position_buffer(key)}
     tensors: dict[str, LazyTensor] = {}
@@ -202,9 +203,7 @@ def _open_file(folder: Path, name: str, open_files: ExitStack) -> dict[str, Lazy
 
 
 def _is_position_buffer(key: str) -> bool:
-    """Tell whether ``key`` is the buffer that the released code's ``save_pretrained`` writes beside the
-    weights.
-    """
+    """Tell whether ``key`` is the position buffer that the released code's ``save_pretrained`` writes."""
     return key.endswith(POSITION_BUFFER)
 
 

@@ -1,5 +1,6 @@
-"""Read a checkpoint's ``rtprune.json``: view modes, prompt and rules that its ``config.json`` cannot
-express.
+"""Read a checkpoint's ``rtprune.json``.
+
+It has the view modes, prompt and rules for which ``config.json`` has no place.
 """
 
 from pathlib import Path
@@ -24,8 +25,9 @@ class _Strict(BaseModel):
 
 
 class ModeSpec(_Strict):
-    """One view layout. Sides are in pixels and hold whole patch tokens. With tiles of ``tile_px`` it is a
-    Gundam mode.
+    """One view layout.
+
+    Sides are in pixels and hold whole patch tokens. With tiles of ``tile_px`` it is a Gundam mode.
     """
 
     view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)

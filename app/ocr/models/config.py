@@ -37,8 +37,9 @@ LEGACY_TEXT_FIELDS = frozenset({"first_k_dense_replace", "rope_theta", "rope_sca
 
 
 class _Original(BaseModel):
-    """Part of an original config. Unknown fields are ignored. A ``Literal`` field lists all that the native
-    classes support.
+    """Part of an original config.
+
+    Unknown fields are ignored. A ``Literal`` field lists all that the native classes support.
     """
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)

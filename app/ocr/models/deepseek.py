@@ -1,6 +1,4 @@
-"""DeepSeek-OCR and its relatives on transformers' native classes: load a checkpoint, encode pages, handle
-text.
-"""
+"""DeepSeek-OCR and its relatives on transformers' classes: load a checkpoint, encode pages, handle text."""
 
 import os
 import re
@@ -113,8 +111,9 @@ class DeepSeekOcr:
         return module
 
     def preprocess(self, image: Image.Image, mode: str) -> PageViews:
-        """Turn an image into views, on the CPU. Thread-safe. Raise ``BadOption`` for a mode this checkpoint
-        lacks.
+        """Turn an image into views, on the CPU.
+
+        Thread-safe. Raise ``BadOption`` for a mode this checkpoint lacks.
         """
         if mode not in self.modes:
             raise BadOption(f"mode: {mode!r} is not one of {', '.join(self.modes)}")
@@ -127,8 +126,7 @@ class DeepSeekOcr:
 
     @torch.no_grad()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Return each page's visual tokens in decoder order: the grid of tiles, the global view, the
-        separator.
+        """Return each page's visual tokens in decoder order: tiles as one grid, global view, separator.
 
         Each row of a grid ends with a row break. Views of one side run as one batch, whichever pages they
         belong to, in chunks of ``max_pixels_per_forward``.
@@ -142,8 +140,9 @@ class DeepSeekOcr:
         return tokens
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Convert a prompt as people write it to ids without bos; special tokens are recognised. Raise
-        ``BadOption``.
+        """Convert a prompt as people write it to ids without bos; special tokens are recognised.
+
+        Raise ``BadOption`` if that is impossible.
         """
         return self._tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
 
@@ -158,8 +157,8 @@ class DeepSeekOcr:
         return embedded
 
     def _features(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Encode (3, S, S) views of any sides into (rows, columns, D) projected patch tokens each, in the
-        same order.
+        """Encode (3, S, S) views of any sides into (rows, columns, D) projected patch tokens each, in
+        order.
         """
         by_side: dict[int, list[int]] = defaultdict(list)
         for i, view in enumerate(views):
@@ -201,8 +200,8 @@ class DeepSeekOcr:
         return pixels
 
     def _assemble(self, page: PageViews, features: Sequence[torch.Tensor]) -> VisualTokens:
-        """Build a page's visual sequence from its views, tiles first and row-major, each (rows, columns,
-        D).
+        """Build a page's visual sequence from its views, (rows, columns, D) each, tiles first and
+        row-major.
         """
         model = self._network.model
         *tiles, view = features
@@ -272,13 +271,12 @@ def load_model(
     fold_sam: bool | None = None,
     max_pixels_per_forward: int | None = None,
 ) -> DeepSeekOcr:
-    """Load a folder or a hub id into a model that is ready to serve. Raise ``CheckpointError`` for any
-    defect.
+    """Load a folder or a hub id into a model that is ready to serve.
 
-    ``dtype``: one of ``DTYPES``, by default float32 on CPU, bfloat16 on CUDA. ``fold_sam`` chooses SAM's
-    attention. By default it is folded on CUDA, where it then needs no bias in memory and can use flash
-    kernels, and native on CPU, where that is faster (one thread, 1024 px, one layer: 1.40 s against 1.73 s in
-    float32, 1.03 s against 1.52 s in bfloat16).
+    Raise ``CheckpointError`` for any defect. ``dtype``: one of ``DTYPES``, by default float32 on CPU,
+    bfloat16 on CUDA. ``fold_sam`` chooses SAM's attention. By default it is folded on CUDA, where it then
+    needs no bias in memory and can use flash kernels, and native on CPU, where that is faster (one thread,
+    1024 px, one layer: 1.40 s against 1.73 s in float32, 1.03 s against 1.52 s in bfloat16).
     """
     device = torch.device(device)
     dtype = supported_dtype(device, dtype)
@@ -297,11 +295,10 @@ def load_model(
 
 
 def suit_cuda(network: Any) -> None:
-    """Replace modules of the vision tower by faster ones with the same result, and lay out its convolutions
-    for CUDA.
+    """Speed up the vision tower on CUDA without changing its result.
 
-    In channels-last layout matrix units take the convolutions; in the default layout one of them takes as
-    long as four layers.
+    Its SAM layers are replaced, and its convolutions laid out channels-last, so that matrix units take them.
+    In the default layout one convolution takes as long as four layers.
     """
     if not fuse_sam_layers(network):
         fold_sam_attention(network)
@@ -378,8 +375,9 @@ def build_network(
 
 
 def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
-    """Check experts stored one matrix at a time. The library stacks them, and its error would name none of
-    them.
+    """Check experts stored one matrix at a time.
+
+    The library stacks them, and its error would name none of them.
     """
     text = config.text_config
     wide = (text.moe_intermediate_size, text.hidden_size)

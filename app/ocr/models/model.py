@@ -15,9 +15,7 @@ from rtprune import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A view layout: one square view of ``view_px``; with ``tile_px``, tiles of that side before it
-    (Gundam).
-    """
+    """A view layout: one square view of ``view_px``. With ``tile_px``, tiles precede it (Gundam)."""
 
     name: str
     view_px: int
@@ -87,8 +85,9 @@ class OcrModel(Protocol):
         """
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Convert a prompt to ids without bos. Special tokens of the vocabulary are recognised.
-        Thread-safe.
+        """Convert a prompt to ids without bos.
+
+        Special tokens of the vocabulary are recognised. Thread-safe.
         """
 
     def decode_text(self, ids: Sequence[int]) -> str:

@@ -41,8 +41,9 @@ def preprocess(image: Image.Image, mode: Mode) -> PageViews:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. An unreadable EXIF block counts as none: a bad upload must not lose its
-    pixels.
+    """Apply the EXIF orientation.
+
+    An unreadable EXIF block counts as none: a bad upload must not lose its pixels.
     """
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
@@ -80,8 +81,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert I, I;16* and F images to L. Values above 255 are read as 16-bit, floats up to 1 as a share of
-    white.
+    """Convert I, I;16* and F images to L.
+
+    Values above 255 are read as 16-bit, floats up to 1 as a share of white.
     """
     samples = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=65535.0, neginf=0.0)
     highest = samples.max()
@@ -139,8 +141,9 @@ def tile_grid(width: int, height: int, tile_px: int, max_tiles: int) -> tuple[in
 
 
 def cut_tiles(image: Image.Image, columns: int, rows: int, tile_px: int) -> torch.Tensor:
-    """Stretch an RGB image over the grid and cut it: (columns * rows, 3, tile_px, tile_px) float32,
-    row-major.
+    """Stretch an RGB image over the grid and cut it into tiles, row-major.
+
+    Returns (columns * rows, 3, tile_px, tile_px) float32.
     """
     stretched = to_tensor(image.resize((columns * tile_px, rows * tile_px), BICUBIC))
     grid = stretched.reshape(3, rows, tile_px, columns, tile_px)

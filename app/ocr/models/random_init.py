@@ -43,8 +43,9 @@ def random_network(
 
 @torch.no_grad()
 def initialise_random(network: nn.Module, seed: int) -> None:
-    """Fill every parameter, repeatably by ``seed``: norms one, biases zero, convolutions Kaiming, the rest
-    normal 0.02.
+    """Fill every parameter, repeatably by ``seed``.
+
+    Norms are one, biases zero, convolutions Kaiming, the rest normal with standard deviation 0.02.
     """
     normed = {
         id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)

@@ -53,8 +53,9 @@ class FoldedSamAttention(nn.Module):
     def _fold(
         self, query: torch.Tensor, key: torch.Tensor, height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the bias terms to queries and keys: (B, heads, H*W, d) -> (B, heads, H*W, d + H + W +
-        padding) each.
+        """Append the bias terms to queries and keys.
+
+        (B, heads, H*W, d) -> (B, heads, H*W, d + H + W + padding) each.
         """
         rows, columns, one_hot = self._position_tables(height, width, key)
         batch, heads, _, dim = query.shape
@@ -70,8 +71,9 @@ class FoldedSamAttention(nn.Module):
         )
 
     def _position_tables(self, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return relative positions (H, H, d) and (W, W, d), and one-hot rows and columns of the keys, (H*W,
-        H + W).
+        """Return relative positions of rows and columns, and one-hot rows and columns of the keys.
+
+        (H, H, d), (W, W, d), (H*W, H + W).
         """
         at = (height, width, like.device, like.dtype)
         if self.training:
@@ -98,8 +100,9 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
 
 
 def fold_sam_attention(network: UnlimitedOcrForConditionalGeneration) -> None:
-    """Put ``FoldedSamAttention`` in every SAM layer of ``network``. Only instances are replaced; no class is
-    changed.
+    """Put ``FoldedSamAttention`` in every SAM layer of ``network``.
+
+    Only instances are replaced; no class is changed.
     """
     for layer in network.model.vision_tower.sam_encoder.layers:
         layer.attn = FoldedSamAttention(layer.attn)

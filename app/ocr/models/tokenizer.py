@@ -20,8 +20,9 @@ NO_SUCH_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 class OcrTokenizer:
-    """A checkpoint's vocabulary. ``hidden_ids`` (bos, eos, pad) decode to nothing; other special tokens are
-    kept.
+    """A checkpoint's vocabulary.
+
+    ``hidden_ids`` (bos, eos, pad) decode to nothing; other special tokens are kept.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class OcrTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text. Bytes that are not UTF-8 and ids without a token become U+FFFD. Never
-        raises.
+        """Convert ids to text.
+
+        Bytes that are not UTF-8 and ids without a token become U+FFFD. Never raises.
         """
         spelled = b"".join(self._bytes.get(token_id, NO_SUCH_TOKEN) for token_id in ids)
         return spelled.decode("utf-8", "replace")
@@ -98,8 +100,9 @@ def _is_byte_level(folder: Path, decoder: dict[str, Any] | None) -> bool:
 
 
 def _declared_pad(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """Return the id of the pad token named in ``tokenizer_config.json``; DeepSeek-OCR's config.json lacks
-    it.
+    """Return the id of the pad token named in ``tokenizer_config.json``.
+
+    DeepSeek-OCR's config.json does not have it.
     """
     if not (folder / "tokenizer_config.json").is_file():
         return None
@@ -119,9 +122,7 @@ def _token_bytes(tokenizer: Tokenizer, *, byte_level: bool) -> dict[int, bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's spelling of the 256 bytes: printable Latin-1 as itself, the others from U+0100 on, in
-    order.
-    """
+    """Return GPT-2's spelling of the 256 bytes: printable Latin-1 as itself, the others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

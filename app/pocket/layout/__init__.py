@@ -1,3 +1,4 @@
-"""Page layout for checkpoints too small to read a whole page: print is found by white space, and each line
-gets views of its own.
+"""Page layout for checkpoints too small to read a whole page.
+
+Print is found by the white space around it, and each line gets views of its own.
 """

@@ -60,6 +60,8 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 
 
 class _Blocks:
+    """Decides which lines of a page belong together, and what they are."""
+
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
         self._page, self._texts = page, texts
         self._headings = heading_lines(page, texts)
@@ -157,8 +159,9 @@ class _Blocks:
         return lead is not None and abs(line.left - lead.text_left) < 0.5 * self._page.em
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
-        """Return the lead of the last item. A spread line that hangs under its text may seem to begin with a
-        number.
+        """Return the lead of the last item.
+
+        A spread line that hangs under its text may seem to begin with a number.
         """
         last: Lead | None = None
         for line in group:

@@ -21,9 +21,7 @@ NEAR_EM = 0.06  # line heights of white; a mark with less after it is no bullet
 ROUND = 1.4  # greatest ratio of width and height of a low disc, square or ring, either way
 NEAR_TALLEST_EM = 0.48  # line heights, greatest height of a low disc, square or ring
 NEAR_HIGHEST_EM = 0.4  # line heights, greatest height above the base of a disc, square or ring
-HIGHEST_EM = (
-    0.5  # line heights above the base, at most, of any bullet; accents and quotation marks are higher
-)
+HIGHEST_EM = 0.5  # line heights above the base, at most, of any bullet; accents and quotes are higher
 SOLID = 0.72  # least share of its box that a disc or square fills; no letter does
 FLAT_EM = 0.17  # line heights, greatest height of a dash
 DASH_EM = 0.42  # line heights, least width of a dash; a hyphen is narrower

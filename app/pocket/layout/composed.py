@@ -106,8 +106,9 @@ def compose(
 
 
 def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
-    """Move the page's number before or after all text: under the first of two columns it would separate
-    them.
+    """Move the page's number before or after all text.
+
+    Under the first of two columns it would separate them.
     """
     text = [block for block in written if block.form != PAGE_NUMBER]
     numbers = [block for block in written if block.form == PAGE_NUMBER]
@@ -161,8 +162,9 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
 
 
 def _numbered(table: Table, read: Sequence[str]) -> list[str]:
-    """Return the items of a table that is really a list, with a counting number before each cell; empty for
-    others.
+    """Return the items of a table that is a list: counting numbers, each before one cell.
+
+    Empty for other tables.
     """
     if any([len(cell) for cell in row] != [1, 1] for row in table.rows):
         return []
@@ -197,8 +199,9 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
 
 
 def _is_running(lines: Sequence[Line], line: Line) -> bool:
-    """Tell whether the line above is full and lines begin under each other, so nothing hangs as under an
-    item.
+    """Tell whether the line above is full and the lines begin under each other.
+
+    Then nothing hangs as under an item.
     """
     at = lines.index(line)
     near = SAME_LEFT * line.height

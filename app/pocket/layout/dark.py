@@ -32,8 +32,9 @@ CLEAR = 0.003  # greatest light share of a clear row
 
 @dataclass(frozen=True, slots=True)
 class _Area:
-    """A dark area. ``rows``, ``columns``: its box on the page; ``inside``: which of the box's pixels belong
-    to it.
+    """A dark area.
+
+    ``rows``, ``columns``: its box on the page. ``inside``: which of the box's pixels belong to it.
     """
 
     rows: slice
@@ -122,8 +123,9 @@ def _printed_in(
 
 
 def _has_lines(light: Mask, core: Mask, tallest: float) -> bool:
-    """Tell whether white print stands in rows no taller than a line, with clear rows between; pictures do
-    not.
+    """Tell whether white print stands in rows no taller than a line, with clear rows between.
+
+    The light parts of a picture do not.
     """
     width = core.sum(axis=1)
     is_whole = width > 0.5 * width.max()

@@ -84,8 +84,9 @@ def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
 
 
 def _tight(piece: Line, line: Line, mask: Mask) -> Line | None:
-    """Shrink a piece to the height of its ink. Returns None for white, which a rule that was cut out
-    leaves.
+    """Shrink a piece to the height of its ink.
+
+    Returns None for white, which a rule that was cut out leaves.
     """
     ink = mask[:, piece.left - line.left : piece.right - line.left].any(axis=1)
     rows = line.top + np.flatnonzero(ink)
@@ -196,7 +197,7 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
             )  # fmt: skip
         elif gap <= MAX_SIGN_GAP_EM * em and (
             area >= MIN_SIGN or mark.width >= MIN_SIGN_EM * em
-        ):  # a bullet, a dash
+        ):  # a bullet or a dash
             alone.append(mark)
     pad = round(PAD_EM * em)
     signs = [Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad) for mark in alone]

@@ -138,9 +138,7 @@ class Grid:
         )
 
     def _may_be_justified(self, num_whole: int) -> bool:
-        """Tell whether this may be justified text: spread words of a few lines may stand under each other by
-        chance.
-        """
+        """Tell whether this may be justified text, whose spread words are under each other by chance."""
         narrowest = min(b - a for a, b in self._strips) / self._em
         near = ALIGNED_EM * self._em
         left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
@@ -154,9 +152,7 @@ class Grid:
         return is_flush and (narrowest < SURE_STRIP_EM or num_whole < SURE_NUM_WHOLE)
 
     def _is_indented(self, left: Sequence[float]) -> bool:
-        """Tell whether the first row is indented as in a paragraph while the others begin at the left
-        edge.
-        """
+        """Tell whether the first row is indented as in a paragraph and the others begin at the left edge."""
         near = ALIGNED_EM * self._em
         least, most = (share * self._em for share in INDENT_EM)
         return least < left[0] - left[1] < most and max(left[1:]) - self._left <= near

@@ -1,5 +1,6 @@
-"""Find narrow gutters between columns: no wider than the spaces of a spread line, but straight for many
-lines.
+"""Find narrow gutters between columns, no wider than the spaces of a spread line.
+
+Unlike such spaces they are straight for many lines.
 """
 
 from collections.abc import Sequence
@@ -67,9 +68,7 @@ def _with_headings_whole(lines: Sequence[Line], em: float) -> list[Line]:
 
 
 def _beside(lines: Sequence[Line], em: float) -> dict[int, int]:
-    """Map each line's index to that of the nearest line to its left, if the white between is as between
-    columns.
-    """
+    """Map each line's index to its nearest line on the left, if the white between is as between columns."""
     if not lines:
         return {}
     left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T
@@ -115,9 +114,7 @@ def _straight(
 
 
 def _grown(gutter: Line, lines: Sequence[Line], most: float) -> Line:
-    """Extend a gutter up and down along the lines beside it while the white between them is at most ``most``
-    pixels.
-    """
+    """Extend a gutter along the lines beside it, over white of at most ``most`` pixels."""
     top, bottom = gutter.top, gutter.bottom
     for line in sorted(lines, key=lambda one: -one.bottom):
         top = min(top, line.top) if line.bottom > top - most else top

@@ -20,8 +20,9 @@ MAX_LINES = 3  # of a heading; more are a paragraph in large or bold print
 
 
 def heading_lines(page: PageLines, texts: Mapping[Line, str]) -> dict[Line, str]:
-    """Find the lines that are headings, with the kind of each. ``texts``: the recognised text of every
-    line.
+    """Find the lines that are headings, with the kind of each.
+
+    ``texts``: the recognised text of every line.
     """
     found: dict[Line, str] = {}
     around = zip([None, *page.parts], page.parts, [*page.parts[1:], None], strict=False)

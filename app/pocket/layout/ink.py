@@ -32,9 +32,7 @@ MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
 RULE_SHARE = 0.035  # of the page's longer side; a longer straight stroke is no letter
 LEVEL = 1.5  # times that, least length of a level rule
-UPRIGHT = (
-    2.0  # times that, least length of an upright one; in a table of two short columns it is hardly longer
-)
+UPRIGHT = 2.0  # times that, least length of an upright one; it is hardly longer in a table of two columns
 MIN_STROKE_PX = 20  # least length of a cell's side
 MAX_STROKE_PX = 6  # greatest thickness of a cell's side
 REACH_PX = 6  # from its end to the rule that it meets
@@ -157,8 +155,9 @@ def _paper(gray: Gray) -> npt.NDArray[np.float32]:
 
 
 def _skew(mask: Mask) -> float:
-    """Return by how many degrees lines fall to the right, from how sharply rows of ink separate when
-    sheared.
+    """Return by how many degrees lines fall to the right.
+
+    At the right angle, rows of ink separate most sharply when the page is sheared.
     """
     ys, xs = np.nonzero(mask[::2, ::2])
     if len(ys) < 200:

@@ -12,13 +12,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 def long_runs(mask: Mask, length: int, axis: int = 1) -> Mask:
-    """Keep runs of at least ``length`` set pixels in each row (``axis`` 1) or column (0). (H, W) -> (H,
-    W).
+    """Keep runs of at least ``length`` set pixels in each row (``axis`` 1) or column (0).
+
+    (H, W) -> (H, W).
     """
     runs = np.zeros_like(mask)
     if length > mask.shape[axis]:
         return runs
-    begins, reach = mask, 1  # where as many as ``reach`` begin
+    begins, reach = mask, 1  # where a run of ``reach`` begins
     while reach < length:
         step = min(reach, length - reach)
         begins = _cut(begins, axis, 0, -step) & _cut(begins, axis, step, None)
@@ -69,8 +70,9 @@ def _counts(gray: Gray) -> npt.NDArray[np.int64]:
 
 
 def _percentile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:
-    """Return the percentile of (N,) sorted ``values``, each occurring ``counts`` times. ``share``: 0 to
-    100.
+    """Return the percentile of (N,) sorted ``values``, each occurring ``counts`` times.
+
+    ``share``: 0 to 100.
     """
     reached = np.cumsum(counts)
     place = (reached[-1] - 1) * share / 100

@@ -34,8 +34,9 @@ def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
 
 
 def shown_number(text: str) -> str:
-    """Return a page's number as printed: one of its two dashes is often read as a dot, or without its
-    space.
+    """Return a page's number as printed, with both dashes.
+
+    One of them is often read as a dot or without its space.
     """
     match = BETWEEN_DASHES.fullmatch(text)
     return text if match is None else f"{match[1]} {match[2]} {match[1]}"

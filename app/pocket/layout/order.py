@@ -165,8 +165,9 @@ class _Order:
         return [(a, b) for a, b in self._gutters(lines) if a - left >= room and right - b >= room]
 
     def _text_columns(self, group: Sequence[Line]) -> list[list[Line]] | None:
-        """Split the lines at the gutter nearest the middle that can separate columns of text; ``None`` for
-        rows.
+        """Split the lines at the gutter nearest the middle that can separate columns of text.
+
+        Returns ``None`` if these are rows.
         """
         middle = (min(line.left for line in group) + max(line.right for line in group)) / 2
         gutters = self._gutters(group)
@@ -201,9 +202,7 @@ class _Order:
         return white > MARGIN_GAP_EM * self._em and not self._in_step(text, side, MARGIN_STEP_EM)
 
     def _are_leads(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
-        """Tell whether one side has the numbers of items whose texts are on the other, under something
-        wider.
-        """
+        """Tell whether one side has the numbers of items and the other their texts, under something wider."""
         narrow = [line for line in side if line.width <= MAX_LEAD_EM * self._em]
         return len(narrow) > FULL * len(side) and self._in_step(text, narrow)
 

@@ -1,6 +1,4 @@
-"""Measure how lines are printed: where letters stand, their size and weight, the bullet or number in
-front.
-"""
+"""Measure how lines are printed: base line, size and weight of the letters, bullet or number in front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,8 +171,9 @@ def _capitals(tall: Floats) -> float:
 
 
 def _base(bottoms: Floats) -> float:
-    """Return the row at which most letters end, from (N,) rows. On a tie take the upper row: some letters go
-    below.
+    """Return the row at which most letters end, from (N,) rows.
+
+    On a tie take the upper row: some letters go below.
     """
     levels = np.unique(bottoms)
     counts = [int((np.abs(bottoms - level) <= SAME_BASE_PX).sum()) for level in levels]

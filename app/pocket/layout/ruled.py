@@ -77,6 +77,8 @@ def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
 
 
 class _Finder:
+    """Finds the tables of one page between its rules."""
+
     def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
         self._mask, self._rules, self._em = mask, rules, em
 
@@ -95,8 +97,9 @@ class _Finder:
         return found
 
     def _goes_on(self, run: Sequence[_Slab], slab: _Slab) -> bool:
-        """Tell whether the slab continues the table above it. It may belong to another, or be text between
-        two.
+        """Tell whether the slab continues the table above it.
+
+        It may belong to another, or be text between two.
         """
         edges = self._edges([*run, slab])
         if not run:
@@ -107,9 +110,7 @@ class _Finder:
         return bool(edges) and (self._is_closed(slab) or not is_text)
 
     def _is_closed(self, slab: _Slab) -> bool:
-        """Tell whether the slab is between two upright rules, as all rows of a grid and nothing outside
-        it.
-        """
+        """Tell whether the slab is between two upright rules, as the rows of a grid and nothing else are."""
         near, box = CLOSED_EM * self._em, slab.box
         return all(
             any(
@@ -209,8 +210,9 @@ class _Finder:
         return Line(left, whole.top, right, whole.bottom, whole.space, gaps)
 
     def _rows(self, slab: _Slab, edges: Sequence[float], num_slabs: int) -> list[tuple[Cell, ...]]:
-        """Make a slab one row whose cells may have several lines, or several if most columns have as many
-        lines.
+        """Make one row of a slab, with several lines in a cell, or several rows.
+
+        Several rows if most columns have as many lines.
         """
         texts = self._text_rows(slab, edges)
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]

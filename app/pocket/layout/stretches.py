@@ -39,8 +39,8 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
     in_rows = ((left, right) for row in rows if spread[row[0]] for left, right in pairwise(row))
     neighbours = sorted({*_neighbours(lines, spread, em), *in_rows})
     least = np.maximum(_cell_gaps(lines, gaps, neighbours, em), spread)
-    groups: list[list[Line]] = []  # pieces that are one stretch
-    first: list[int] = []  # number of the first piece of each line
+    groups: list[list[Line]] = []  # each holds the pieces of one stretch
+    first: list[int] = []  # index of each line's first piece
     for line, inner, cell_gap in zip(lines, gaps, least, strict=True):
         first.append(len(groups))
         pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
@@ -116,10 +116,9 @@ def _spread(
     gaps: Sequence[Sequence[Gap]],
     em: int,
 ) -> list[float]:
-    """Return for each line how wide white must be, in pixels, to exceed the spaces of justified text; 0 for
-    other lines.
+    """Return for each line the width in pixels that white must exceed to be no space of justified text.
 
-    ``rows``: indices of lines beside each other, in one column.
+    0 for lines that are not justified. ``rows``: indices of lines beside each other, in one column.
     """
     spread = [0.0] * len(lines)
     white = [_white_of([lines[number] for number in row], [gaps[number] for number in row]) for row in rows]
@@ -142,8 +141,9 @@ def _spread(
 
 
 def _next_to(at: int, ends: Sequence[Gap]) -> list[int]:
-    """Return the indices of the rows above and below in the same column. ``ends``: left and right of every
-    row.
+    """Return the indices of the rows above and below in the same column.
+
+    ``ends``: left and right of every row.
     """
     above = (row for row in reversed(range(at)) if _are_stacked(ends[row], ends[at]))
     below = (row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at]))
@@ -192,9 +192,7 @@ def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
 
 
 def _neighbours(lines: Sequence[Line], spread: Sequence[float], em: int) -> list[tuple[int, int]]:
-    """Find pairs (left, right) of indices of lines beside each other with no more white than between
-    words.
-    """
+    """Find lines beside each other with no more white than between words, as indices (left, right)."""
     if not lines:
         return []
     left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T

@@ -102,7 +102,8 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
 def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
     """Return the page's finish reason: the one from outside if there is one, else by the lost rows.
 
-    If too many rows were lost, it is the reason of most of them.
+    If too many rows were lost, it is the reason of most of them. Otherwise it is ``low_confidence`` at a high
+    risk, else ``stop``.
     """
     num_rows: dict[FinishReason, int] = {}
     for view in views:

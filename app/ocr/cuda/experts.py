@@ -163,7 +163,7 @@ def is_listed(num_rows: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routes:
-    """Which experts each row goes to.
+    """Assignment of rows to experts.
 
     ``ids``: (n, top) int32, chosen experts. ``shares``: (n, parts) float32, their weights. ``counts``: (E,)
     int32 and ``pairs``: (E, n) int32, the number and the list of each expert's pairs.

@@ -40,7 +40,7 @@ class Steps(Protocol):
 
 
 class Runner(Protocol):
-    """Runs decode steps on a device."""
+    """Runner of decode steps on a device."""
 
     def warm_up(self, num_slots: int) -> None:
         """Prepare the device, once, before the first page."""
@@ -200,7 +200,7 @@ or 32.
 
 
 class EncodeExecutor:
-    """Runs encoding: on CUDA in a thread and on a stream of its own beside decoding, on a CPU at once.
+    """Executor of encoding: on CUDA in a thread and on a stream of its own beside decoding, on a CPU at once.
 
     With ``beside_decode`` a CPU also encodes beside decoding, each with half of the threads. That pays where
     a decode step is too short to be shared. Otherwise a page is first encoded and then decoded, on all
@@ -310,7 +310,7 @@ def is_lost(device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPolicy:
-    """Keep the device busy while the host launches a prefill.
+    """Policy that keeps the device busy while the host launches a prefill.
 
     On CUDA a prefill is some 170 launches, 5 ms of the host's time for one page or for eight. On a CPU a
     launch is the work itself, and nothing can be gained.

@@ -52,7 +52,7 @@ class EngineStream:
 
 
 class Engine:
-    """Reads pages with one model on one device. It starts its thread at once; ``close`` ends it.
+    """Reader of pages with one model on one device. It starts its thread at once; ``close`` ends it.
 
     ``on_death`` is called when the thread dies of a defect or a lost device, before any page fails. A process
     that only reads pages ends itself there, so that its pages are read elsewhere instead of failing.

@@ -28,9 +28,11 @@ NEVER = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class NgramRule:
-    """Ban the token that would complete an n-gram already within the last ``window`` output tokens.
+    """Rule that bans the token which would complete an n-gram already within the last ``window`` output
+    tokens.
 
-    DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt ids.
+    This is DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt
+    ids.
     """
 
     n: int = 30
@@ -116,7 +118,7 @@ def without_repeats(ids: Sequence[int], loop: Loop) -> list[int]:
 
 
 class BanCount:
-    """Detects loops by how often the ban changed a choice; see the module's last paragraph."""
+    """Loop detector that counts how often the ban changed a choice; see the module's last paragraph."""
 
     def __init__(self, ngram: NgramRule, rule: LoopRule) -> None:
         self._needed = -(-3 * rule.unit // ngram.n)

@@ -113,7 +113,9 @@ def prepare(
 
 
 class Vision:
-    """Encodes and prunes pages of one mode together. If a page cannot be encoded, only that page fails."""
+    """Encoding and pruning of pages of one mode together. If a page cannot be encoded, only that page
+    fails.
+    """
 
     def __init__(self, model: OcrModel, limit: BatchLimit) -> None:
         self._model = model

@@ -34,7 +34,8 @@ class _Captured:
 
 
 class VisionGraphs:
-    """Runs ``tower``, (B, 3, S, S) on the device -> (B, T, D), on pixels in pinned host memory.
+    """Captured graphs of ``tower``, (B, 3, S, S) on the device -> (B, T, D), for pixels in pinned host
+    memory.
 
     The first batch of a size runs one operation at a time; the second is captured. What cannot be captured,
     or does not fit the free memory, keeps running one operation at a time.

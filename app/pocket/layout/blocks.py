@@ -60,7 +60,7 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 
 
 class _Blocks:
-    """Decides which lines of a page belong together, and what they are."""
+    """Grouping of a page's lines into regions."""
 
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
         self._page, self._texts = page, texts

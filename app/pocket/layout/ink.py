@@ -41,10 +41,11 @@ HALO_PX = 2  # width of the gray beside a ruled line
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
+    """Ink of a page.
 
-    ``rules``: (H, W), where ruled lines are. ``scale``, ``degrees``: the page was scaled down by this factor
-    and then turned counter-clockwise around its middle.
+    ``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is. ``rules``: (H, W),
+    where ruled lines are. ``scale``, ``degrees``: the page was scaled down by this factor and then turned
+    counter-clockwise around its middle.
     """
 
     gray: Gray
@@ -157,7 +158,7 @@ def _paper(gray: Gray) -> npt.NDArray[np.float32]:
 def _skew(mask: Mask) -> float:
     """Return by how many degrees lines fall to the right.
 
-    At the right angle, rows of ink separate most sharply when the page is sheared.
+    The page is sheared by different angles; at the correct one, rows of ink separate most sharply.
     """
     ys, xs = np.nonzero(mask[::2, ::2])
     if len(ys) < 200:

@@ -48,7 +48,7 @@ def find_print(ink: Ink) -> PageLines | None:
 
 
 def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
-    """Measure how lines in reading order are printed, and take bullets off them."""
+    """Measure how lines in reading order are printed, and separate bullets from them."""
     lines = [line for part in parts for line in lines_of(part)]
     em = float(np.median([line.height for line in lines]))
     prints = prints_of(ink, lines)

@@ -77,7 +77,7 @@ def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
 
 
 class _Finder:
-    """Finds the tables of one page between its rules."""
+    """Search for the tables of one page between its rules."""
 
     def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
         self._mask, self._rules, self._em = mask, rules, em
@@ -210,9 +210,9 @@ class _Finder:
         return Line(left, whole.top, right, whole.bottom, whole.space, gaps)
 
     def _rows(self, slab: _Slab, edges: Sequence[float], num_slabs: int) -> list[tuple[Cell, ...]]:
-        """Make one row of a slab, with several lines in a cell, or several rows.
+        """Make one row of a slab, whose cells may have several lines, or several rows.
 
-        Several rows if most columns have as many lines.
+        Several if most columns have the same number of lines.
         """
         texts = self._text_rows(slab, edges)
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]

@@ -5,7 +5,7 @@ VENV ?= .venv
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: demo run test quick check setup clients clean
+.PHONY: demo run test quick check audit setup clients clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
@@ -30,6 +30,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# known vulnerabilities of what is installed; needs an index that knows them
+audit: setup
+	bash .ci/audit $(VENV)
 
 test: check clients
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -44,7 +44,7 @@ REQUEST_HEADERS = (
     "X-Request-Id",
 )
 ANSWER_HEADERS = (
-    *("Location", "Retry-After", "X-Request-Id"),
+    *("Location", "Content-Location", "Content-Disposition", "Retry-After", "X-Request-Id"),
     *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
 )
 ROUTERS = (

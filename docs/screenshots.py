@@ -1,6 +1,8 @@
 """Take the pictures of the page in ``docs/images``: the sample document, read with the pocket checkpoint.
 
-python docs/screenshots.py [FOLDER]
+python docs/screenshots.py [FOLDER [ADDRESS]]
+
+ADDRESS: of a service that runs already, ending in a slash.
 
 Needs Debian's chromium. The page's letters are those that the machine has; the pictures in the repository
 were taken with ``fonts-inter`` installed.
@@ -16,7 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
@@ -83,12 +85,14 @@ def sample(
 
 def save(page: Page, path: Path) -> None:
     with Image.open(io.BytesIO(page.screenshot())) as image:
-        image.save(path, "WEBP", quality=QUALITY, method=6)
+        image.save(path, "WEBP", quality=QUALITY)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, running: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as data, service(data) as address, sync_playwright() as playwright:
+    with ExitStack() as stack:
+        playwright = stack.enter_context(sync_playwright())
+        address = running or stack.enter_context(service(stack.enter_context(tempfile.TemporaryDirectory())))
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         with sample(browser, address, DESKTOP, "light") as page:
             page.locator(".part").nth(1).hover()
@@ -107,4 +111,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs/images")
+    given = [*sys.argv[1:], "", ""]
+    main(Path(given[0] or ROOT / "docs/images"), given[1])

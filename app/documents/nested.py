@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.documents.forms import MAX_FILES
-from app.documents.sources import JSON_BYTES_A_BYTE, Body, check_rest, decode_base64, json_body
-from app.errors import BadOption, BadRequest, UnsupportedMediaType
+from app.documents.sources import DATA, JSON_BYTES_A_BYTE, Body, check_rest, decode_base64, json_body
+from app.errors import BadOption, UnsupportedMediaType
 from app.settings import Settings
 
-DATA_SCHEME = "data:"
-BASE64_MARK = ";base64"
-MAX_DATA_HEAD_CHARS = 256
+MAX_DOCUMENTS = 32
+"""Documents of one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ async def receive_json(
     chunks: AsyncIterator[bytes],
     content_type: str,
     content_length: int | None,
-    new_path: Callable[[], Path],
+    place: Callable[[], Path],
     settings: Settings,
     take: Take,
 ) -> tuple[list[Nested], dict[str, Any]]:
@@ -54,37 +52,28 @@ async def receive_json(
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("send application/json")
     max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + settings.max_form_kib * 1024
-    path = new_path()
+    path = place()
     await Body(chunks, settings, max_bytes, content_length).spool(path)
-    return await asyncio.to_thread(_read, path, new_path, settings, take)
+    return await asyncio.to_thread(_read, path, place, settings, take)
 
 
 def _read(
-    path: Path, new_path: Callable[[], Path], settings: Settings, take: Take
+    path: Path, place: Callable[[], Path], settings: Settings, take: Take
 ) -> tuple[list[Nested], dict[str, Any]]:
     with json_body(path, settings) as fields:
         named = list(take(fields))
         check_rest(fields, settings)
-        if len(named) > MAX_FILES:
-            raise BadOption(f"a request may have {MAX_FILES} documents")
-        return [_written(one, new_path, settings) for one in named], fields
+        if len(named) > MAX_DOCUMENTS:
+            raise BadOption(f"a request may have {MAX_DOCUMENTS} documents")
+        return [_written(one, place, settings) for one in named], fields
 
 
-def _written(named: Named, new_path: Callable[[], Path], settings: Settings) -> Nested:
-    address = named.address
-    text = named.base64
-    if address is not None and address[: len(DATA_SCHEME)].lower() == DATA_SCHEME:
-        text, address = _data_of(address), None
+def _written(named: Named, place: Callable[[], Path], settings: Settings) -> Nested:
+    text, address = named.base64, named.address
+    if address is not None and address[: len(DATA)].lower() == DATA:
+        text, address = DATA + address[len(DATA) :], None
     if text is None:
         return Nested(None, address, named.filename)
-    path = new_path()
+    path = place()
     decode_base64(text, path, settings)
     return Nested(path, None, named.filename)
-
-
-def _data_of(url: str) -> str:
-    """Return the base64 of a data URL. What it says of the type is not looked at."""
-    comma = url.find(",", 0, MAX_DATA_HEAD_CHARS)
-    if comma < 0 or not url[:comma].lower().endswith(BASE64_MARK):
-        raise BadRequest("a data URL must have the form data:TYPE;base64,DATA")
-    return url[comma + 1 :]

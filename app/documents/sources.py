@@ -218,6 +218,9 @@ class Multipart:
         path: Path,
         settings: Settings,
         place_more: Callable[[], Path] | None,
+        several_fields: frozenset[str] = SEVERAL_FIELDS,
+        *,
+        has_lists: bool = False,
     ) -> None:
         if not boundary:
             raise BadRequest("the multipart content type has no boundary")
@@ -225,7 +228,11 @@ class Multipart:
         self._path = path
         self._max_files = settings.max_files
         self._place_more = place_more
-        self._fields: dict[str, str] = {}
+        self._several_fields = several_fields
+        self._has_lists = has_lists
+        """Whether a field may come more than once."""
+        self._fields: dict[str, list[str]] = {}
+        self._num_fields = 0
         self._disposition = bytearray()
         self._header = bytearray()
         self._name = ""
@@ -267,7 +274,12 @@ class Multipart:
             raise BadRequest("the multipart body ends before its last boundary")
         if self.has_file and self._several:
             raise BadOption("give one document in file, or several in files, not both")
-        return dict(self._fields)
+        return {name: texts[-1] for name, texts in self._fields.items()}
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The texts of each field, of which there may be several."""
+        return {name: tuple(texts) for name, texts in self._fields.items()}
 
     @property
     def several(self) -> tuple[SpooledFile, ...]:
@@ -302,14 +314,17 @@ class Multipart:
         except (KeyError, UnicodeDecodeError) as error:
             raise BadRequest("a form part has no readable name") from error
         self._is_file = not parameters.keys().isdisjoint({b"filename", b"filename*"})
-        if self._name in self._fields or (self._name == FILE_FIELD and self.has_file):
+        if not self._has_lists and (
+            self._name in self._fields or (self._name == FILE_FIELD and self.has_file)
+        ):
             raise BadOption(f"{self._name[:80]} is given twice")
-        if len(self._fields) >= MAX_FIELDS:
-            raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
-        if self._name == FILE_FIELD:
+        if self._num_fields >= MAX_FIELDS * (2 if self._has_lists else 1):
+            raise BadRequest(f"the form has more than {self._num_fields} fields")
+        is_one_of_several = self._name in self._several_fields and self._place_more is not None
+        if self._name == FILE_FIELD and not is_one_of_several:
             self.has_file = True
             self._target = self._path
-        elif self._name in SEVERAL_FIELDS and self._place_more is not None:
+        elif is_one_of_several and self._place_more is not None:
             if len(self._several) >= self._max_files:
                 raise BadOption(f"the form has more than {self._max_files} files")
             self._target = self._place_more()
@@ -317,6 +332,8 @@ class Multipart:
             self._several.append(SpooledFile(self._target, filename))
         if self._target is not None:
             self._written.append((self._target, b""))  # a file, if no data comes
+        elif self._is_file and self._has_lists:  # whose fields may be unknown ones, which are ignored
+            raise self._refusal(BadRequest(""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._target is not None:
@@ -329,13 +346,15 @@ class Multipart:
         if self._target is not None:
             return
         try:
-            self._fields[self._name] = self._value.decode()
+            self._fields.setdefault(self._name, []).append(self._value.decode())
+            self._num_fields += 1
         except UnicodeDecodeError as error:
             raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
 
     def _refusal(self, error: ParseError) -> ParseError:
         """Explain a refused part: the likeliest reason is a document under a wrong name."""
-        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {FILE_FIELD}"
+        parts = " or ".join(sorted(self._several_fields)) if self._has_lists else FILE_FIELD
+        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {parts}"
         return BadOption(misnamed) if self._is_file else error
 
     def _end(self) -> None:

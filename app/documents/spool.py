@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ class Spool:
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self._folder = folder
         self._lock_fd = lock_fd
-        self._num_files = 0
+        self._numbers = itertools.count(1)  # of which threads may take the next one, too
         self.tmp_dir = folder / "tmp"
         """For temporary files of the worker and what it starts."""
         self.tmp_dir.mkdir()
@@ -36,8 +37,7 @@ class Spool:
     @contextlib.contextmanager
     def file(self) -> Iterator[Path]:
         """A path for one upload. What is there is removed at the end."""
-        self._num_files += 1
-        path = self._folder / str(self._num_files)
+        path = self._folder / str(next(self._numbers))
         try:
             yield path
         finally:

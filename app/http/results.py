@@ -24,7 +24,6 @@ from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.status_headers import status_headers
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.outcome import raise_if_unread
-from app.jobs.images import Images
 from app.jobs.job import Job
 from app.jobs.store import Store
 from app.output.answer import Answer, Piece
@@ -129,7 +128,7 @@ class Results:
 
     def __init__(self, jobs: Jobs, tmp_dir: Path) -> None:
         self._jobs = jobs
-        self._images = Images(jobs.store)
+        self._images = jobs.images
         self._tmp_dir = tmp_dir
         self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
         self._large = asyncio.Semaphore(NUM_LARGE)

@@ -17,6 +17,7 @@ from app.output.figures import reference_of
 from app.output.math import with_dollars
 from app.output.pages import Gap, Rule
 from app.output.parts import Part
+from app.output.plain import to_plain
 from app.output.spans import closed, spans_of
 
 TAGS = frozenset(
@@ -67,7 +68,7 @@ def _title(answer: Answer) -> str:
     """Return the first heading of the document, or its id."""
     for entry in answer.joined.entries:
         if isinstance(entry, Part) and (match := re.match(r"#{1,6} (.+)", entry.markdown)):
-            return match[1][:MAX_TITLE_CHARS]
+            return to_plain(match[1])[:MAX_TITLE_CHARS]
     return answer.document.id
 
 

@@ -39,7 +39,7 @@ export class DocumentView {
     this.progress = el("progress", { "aria-label": "Pages read", max: "1", value: "0" });
     this.summary = el("dl", { class: "summary" });
     this.error = el("p", { class: "notices is-error", role: "alert", hidden: true });
-    this.cancel = el("button", { type: "button", class: "quiet", onclick: () => onCancel() }, "Cancel");
+    this.cancel = el("button", { type: "button", onclick: () => onCancel() }, "Cancel");
     this.actions = el("div", { class: "actions" }, this.exporting(), this.cancel);
     this.toggles = el(
       "div",
@@ -50,6 +50,7 @@ export class DocumentView {
     );
     this.again = againForm(job, modes, onAgain);
     this.pages = el("div", { class: "pages" });
+    this.waiting = el("p", { class: "coming" }, "Pages appear here as they are read.");
     this.node = el(
       "article",
       { class: "document", "aria-label": job.name },
@@ -63,6 +64,7 @@ export class DocumentView {
       el("div", { class: "document-bar" }, this.summary, this.toggles),
       this.again,
       this.error,
+      this.waiting,
       this.pages,
     );
     this.near = new IntersectionObserver(
@@ -132,6 +134,7 @@ export class DocumentView {
     this.error.hidden = !job.error;
     this.error.textContent = job.error;
     this.again.hidden = job.isOpen;
+    this.waiting.hidden = !job.isOpen || this.views.size > 0;
     this.summary.replaceChildren(
       ...summaryOf(
         job,

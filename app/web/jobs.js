@@ -97,7 +97,6 @@ export class Jobs extends EventTarget {
   constructor() {
     super();
     this.all = recall().map((fields) => this.watched(new Job(fields)));
-    this.followed = null;
     this.forgotten = new Set();
     this.numSending = 0;
     addEventListener("pagehide", () => this.store());
@@ -194,7 +193,6 @@ export class Jobs extends EventTarget {
 
   /** Get the pages of one job as they are read, and of no other: a browser has few connections to a host. */
   async follow(job, signal) {
-    this.followed = job;
     if (!job.id) await new Promise((resolve) => job.addEventListener("accepted", resolve, { once: true }));
     if (signal.aborted) return;
     try {
@@ -213,19 +211,24 @@ export class Jobs extends EventTarget {
     }
   }
 
-  /** See how the others are doing, now and then. */
+  /** See how they are doing, now and then: the one that is followed tells of its pages alone. */
   async poll() {
     if (this.polling) return;
     this.polling = true;
     for (;;) {
-      const others = this.all.filter((job) => job.id && job.isOpen && job !== this.followed && !job.isGone);
-      if (!others.length) break;
-      for (const job of others) {
+      const unended = this.all.filter((job) => job.id && job.isOpen && !job.isGone);
+      if (!unended.length) break;
+      for (const job of unended) {
         try {
-          job.take(await api.job(job.id));
+          const said = await api.job(job.id);
+          if (!job.isWhole) job.take(said); // else it ended meanwhile, and this is old
         } catch (error) {
           if (error.status === 404 || error.status === 410)
             job.change({ status: "failed", isGone: true, error: error.message });
+          if (error.status === 401) {
+            this.polling = false; // nobody gave a key, and is not to be asked again and again
+            return;
+          }
         }
       }
       await new Promise((resolve) => setTimeout(resolve, POLL_MS));

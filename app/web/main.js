@@ -34,7 +34,6 @@ function route() {
   leaving = new AbortController();
   view?.close();
   view = null;
-  jobs.followed = null;
   document.body.classList.toggle("has-document", Boolean(job));
   document.title = job ? `${job.name} - rtprune` : "rtprune";
   list();

@@ -152,6 +152,11 @@ def test_docling_is_valid_by_its_own_model() -> None:
     assert "<picture>" in tags
 
 
+def test_a_format_whose_packages_are_missing_names_them() -> None:
+    with pytest.raises(FormatUnavailable, match=r"rtprune\[docling\]"):
+        replace(FORMATS["docling"], module="app.output.as_nothing").make(answer_of(TEXT))
+
+
 def test_a_zip_has_markdown_figures_and_json() -> None:
     with zipfile.ZipFile(io.BytesIO(made("zip", answer_of(TEXT, TEXT)))) as archive:
         assert archive.namelist() == ["document.md", "result.json", "images/p1-1.png", "images/p2-1.png"]

@@ -254,6 +254,7 @@ def test_a_file_that_is_refused_says_why(page: Page) -> None:
 def test_a_job_is_cancelled(page: Page, service: Server) -> None:
     job_id = submitted(service, pdf_bytes(A4), delay_s=60)
     opened(page, service, job_id)
+    expect(page.locator(".status")).to_have_text("Reading, 0 of 1 page")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".status")).to_have_text("Cancelled")
     assert service.http.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
@@ -337,7 +338,7 @@ def test_its_files_are_asked_about_and_sent_once(service: Server) -> None:
 
 
 def test_its_pictures_are_taken_anew_and_those_that_are_shown_are_small(
-    chromium: Browser, tmp_path: Path
+    chromium: Browser, service: Server, tmp_path: Path
 ) -> None:
     shown = {
         ROOT / "docs" / name
@@ -345,8 +346,8 @@ def test_its_pictures_are_taken_anew_and_those_that_are_shown_are_small(
     }
     assert shown
     assert all(0 < path.stat().st_size < MAX_PICTURE_BYTES for path in shown)
-    take = [sys.executable, "docs/screenshots.py", str(tmp_path)]
-    subprocess.run(take, cwd=ROOT, env={**os.environ, "RTPRUNE_READER": "fake"}, check=True)
+    take = [sys.executable, "docs/screenshots.py", str(tmp_path), address(service)]
+    subprocess.run(take, cwd=ROOT, check=True)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shown}
 
 

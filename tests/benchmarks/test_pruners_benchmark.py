@@ -12,10 +12,11 @@ from PIL import Image, ImageDraw
 from app.ocr.models.deepseek import DeepSeekOcr
 from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
+from benchmarks.accuracy.report import DOCS
 from benchmarks.pruners.__main__ import NONE, ROWS, correlations, main
 from benchmarks.pruners.evidence import EvidenceBook, evidence_of, rank_correlation
-from benchmarks.pruners.report import DOCS, table
 from benchmarks.pruners.report import main as write_docs
+from benchmarks.pruners.report import table
 from benchmarks.pruners.watched import decode_attention
 from rtprune import METHODS, Evidence, RTPruneConfig
 from training.vocabulary import PLAIN_PROMPT

@@ -5,12 +5,18 @@ VENV ?= .venv
 PORT ?= 8000
 BIN := $(VENV)/bin
 
-.PHONY: demo run test quick check setup clean
+.PHONY: demo run test quick check audit setup clients clean
 .DEFAULT_GOAL := demo
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml .ci/setup
+	bash .ci/setup $(VENV) --without-clients
+	touch $@
+
+clients: $(VENV)-clients/.ready
+
+$(VENV)-clients/.ready: $(wildcard tests/clients/*.txt) | setup
 	bash .ci/setup $(VENV)
 	touch $@
 
@@ -25,11 +31,15 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
-	$(BIN)/pytest
+# known vulnerabilities of what is installed; needs an index that knows them
+audit: setup
+	bash .ci/audit $(VENV)
+
+test: check clients
+	$(BIN)/pytest -n 2 --dist loadfile
 
 quick: setup
 	$(BIN)/pytest tests/rtprune tests/output tests/models tests/engine tests/pocket --ignore tests/pocket/test_pocket.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

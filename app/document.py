@@ -11,7 +11,9 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
-Status = Literal["succeeded", "partial", "failed"]
+TokenReport = Literal["counts", "detail"]
+Status = Literal["succeeded", "partial", "failed", "running"]
+"""Of a document as a whole. ``running``: these are the pages so far of a job that has not ended."""
 
 WarningCode = Literal[
     "length",
@@ -33,6 +35,12 @@ WarningCode = Literal[
 """Why an answer may say less than the page. The first four are finish reasons of a page not read to its end.
 
 ``docs/api.md`` explains each; a test compares."""
+
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in thousandths of the page."""
+FARTHEST = 999
+"""The right and the lower edge of a page in boxes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,18 @@ class ReadOptions:
     """Share of patch tokens to keep, in (0, 1]; ``None``: chosen from the page (dynamic)."""
     prompt: str | None = None
     max_output_tokens: int | None = None
+    tokens: TokenReport = "counts"
+    """Whether a reading also tells of each patch token what became of it."""
+    ngram: tuple[int, int] | None = None
+    """n and window, in tokens, of the rule that nothing repeats itself, for a page's first attempt."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if self.max_output_tokens is not None and self.max_output_tokens < 1:
             raise ValueError(f"max_output_tokens must be at least 1, got {self.max_output_tokens}")
+        if self.ngram is not None and not 2 <= self.ngram[0] <= self.ngram[1]:
+            raise ValueError(f"ngram must be n from 2 and a window that holds it, got {self.ngram}")
 
 
 PAGE_RANGE = re.compile(r"([0-9]{1,9})(-([0-9]{1,9})?)?")
@@ -79,6 +93,8 @@ class PageSelection:
     """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end"; never expanded."""
 
     ranges: tuple[tuple[int, int | None], ...] = ((1, None),)
+    is_clamped: bool = False
+    """Whether pages after the last are left out, of a range that begins before it."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -94,7 +110,7 @@ class PageSelection:
         """
         merged: list[range] = []
         for first, last in sorted(
-            (first, num_pages if last is None else last) for first, last in self.ranges
+            (first, num_pages if last is None else self._end(last, num_pages)) for first, last in self.ranges
         ):
             if max(first, last) > num_pages:
                 raise PageNotFound(f"page {max(first, last)} was asked for, the document has {num_pages}")
@@ -103,6 +119,9 @@ class PageSelection:
             else:
                 merged.append(range(first - 1, last))
         return tuple(merged)
+
+    def _end(self, last: int, num_pages: int) -> int:
+        return min(last, num_pages) if self.is_clamped else last
 
 
 def _page_range(part: str) -> tuple[int, int | None]:
@@ -117,6 +136,7 @@ def _page_range(part: str) -> tuple[int, int | None]:
 
 
 Images = Literal["relative", "link", "embed", "none"]
+FormatName = Literal["json", "markdown", "text", "html", "docling", "doctags", "zip", "pdf"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +151,12 @@ class AnswerOptions:
     """Whether a paragraph and a table that go on on the next page are joined."""
     page_marks: Literal["none", "comment", "rule"] = "comment"
     """What stands where a page was not read, or not to its end; ``rule``: also between pages."""
-    images: Images = "relative"
-    """How Markdown refers to figures: below the job's address, by address, as data, or not at all."""
+    images: Images | None = None
+    """How an answer refers to figures: below the job's address, by address, as data, or not at all.
+
+    ``None``: as its format does by itself."""
+    format: FormatName | None = None
+    """In which format the result is given to who does not say; ``None``: JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,18 +207,31 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewPatches:
+    """What became of the patch tokens of one grid, numbered row by row from 0. Others were dropped.
+
+    ``bbox``: the part of the page under the grid, beyond 0..999 where the view is padded. ``shown``: the part
+    of the page that the grid shows; ``None``, as ``bbox``, of a grid that shows nothing of it.
+    """
+
+    bbox: Box | None
+    shown: Box | None
+    columns: int
+    rows: int
+    kept: tuple[int, ...]
+    folded: tuple[tuple[int, int, int], ...] = ()
+    """(patch, view, into): a pruned token, and the view and patch that took most of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at reading a page: the retry ladder's rungs, in order."""
+    """One attempt at reading a page. An answer lists them in order."""
 
     mode: str
     prune: Pruning
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
-
-
-Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in 0..999 of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +298,8 @@ class Reading:
     blocks: tuple[Block, ...] | None = None
     """All of the text, from a reader that knows what stands where; ``None``: what there is to know is in the
     text, as the model wrote it."""
+    views: tuple[ViewPatches, ...] = ()
+    """With ``tokens="detail"``, of the attempt that the text is of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,12 @@ ParseError
 ├── UrlFailed               422  the document could not be fetched from its address
 ├── QueueFull               429  more pages wait than the limit
 ├── TooManyJobs             429  the client has too many unfinished jobs
+├── TooManyFiles             429  the client keeps as many files as it may
 ├── RateLimited             429  the API key has used up its pages of this minute
 ├── PageFailed              500  the model failed on one page; the other pages went on
 ├── DocumentFailed          500  no page could be read, for different reasons
 ├── InternalError           500  a defect of the service
+├── FormatUnavailable       501  what makes answers of this format is not installed or not kept here
 ├── Overloaded              503  no capacity now; try again
 ├── NotReady                503  the model is not loaded, or is being loaded again
 ├── StorageUnavailable      503  the database or blob store does not answer
@@ -181,6 +183,10 @@ class TooManyJobs(ParseError):
     code, status, retryable, title = "too_many_jobs", 429, True, "The client has too many unfinished jobs"
 
 
+class TooManyFiles(ParseError):
+    code, status, title = "too_many_files", 429, "The client keeps too many files"
+
+
 class RateLimited(ParseError):
     code, status, retryable, title = "rate_limited", 429, True, "The API key's pages a minute are used up"
 
@@ -195,6 +201,10 @@ class DocumentFailed(ParseError):
 
 class InternalError(ParseError):
     code, status, title = "internal_error", 500, "The service failed"
+
+
+class FormatUnavailable(ParseError):
+    code, status, title = "format_unavailable", 501, "Answers of this format are not made here"
 
 
 class Overloaded(ParseError):

@@ -1,8 +1,8 @@
 """A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
 
-It answers a line per page, a token for each word. A prompt that is a JSON object directs it, so that a
-client's handling of slow, failing and fatal pages can be tried:
-``{"delay_s": 1, "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
+It answers a line per page, a token for each word, and a picture where the page has colour. A prompt that is a
+JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
+``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
 """
 
 import asyncio
@@ -12,10 +12,23 @@ import signal
 from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from PIL import Image, ImageChops
+
+from app.document import (
+    FARTHEST,
+    Attempt,
+    FinishReason,
+    Page,
+    Reading,
+    ReadOptions,
+    TokenCounts,
+    ViewPatches,
+)
 from app.errors import BadOption, PageFailed
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
+COLOURED = 64
+"""Difference of colour channels from which on a pixel is no gray."""
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 
 
@@ -24,6 +37,7 @@ class FakeStream:
 
     def __init__(self, page: Page, options: ReadOptions, directions: dict[str, Any]) -> None:
         self._page = (page.index, page.image.width, page.image.height)
+        self._picture = _coloured(page.image)
         self._options = options
         self._directions = directions
         self._cancelled = asyncio.Event()
@@ -34,8 +48,9 @@ class FakeStream:
     async def result(self) -> Reading:
         if self._page[0] in self._directions.get("die_on", []):
             os.kill(os.getpid(), signal.SIGKILL)
+        is_slow = self._page[0] in self._directions.get("delay_on", [self._page[0]])
         try:
-            async with asyncio.timeout(float(self._directions.get("delay_s", 0))):
+            async with asyncio.timeout(float(self._directions.get("delay_s", 0)) * is_slow):
                 await self._cancelled.wait()
             raise PageFailed("the page was cancelled")
         except TimeoutError:
@@ -52,7 +67,8 @@ class FakeStream:
         mode = self._options.mode or "base"
         patches, rows = MODES[mode]
         kept = patches if self._options.prune == "none" else int(patches * (self._options.keep_ratio or 0.8))
-        text = self._directions.get("text", f"# Page {index + 1}\n\n{width} x {height} pixels")
+        own = f"# Page {index + 1}\n\n{width} x {height} pixels{self._picture}"
+        text = self._directions.get("text", own)
         words = text.split(" ")
         most = self._options.max_output_tokens or len(words)
         output = min(len(words), most)
@@ -75,7 +91,16 @@ class FakeStream:
             ),
             timing_ms=dict.fromkeys(STAGES, 0.0),
             attempts=(Attempt(mode, self._options.prune, 90, finish_reason, output),),
+            views=_views(patches, kept) if self._options.tokens == "detail" else (),
         )
+
+
+def _views(patches: int, kept: int) -> tuple[ViewPatches, ...]:
+    """One view of the whole page, of which the first patches stay and the others go into the first."""
+    side = round(patches**0.5)
+    whole = (0, 0, FARTHEST, FARTHEST)
+    folded = tuple((patch, 0, 0) for patch in range(kept, patches))
+    return (ViewPatches(whole, whole, side, side, tuple(range(kept)), folded),)
 
 
 class FakeReader:
@@ -104,6 +129,18 @@ class FakeReader:
 
     async def close(self) -> None:
         self._ballast.clear()
+
+
+def _coloured(image: Image.Image) -> str:
+    """Ground a picture region around everything that has a colour."""
+    red, green, blue = image.convert("RGB").split()
+    colour = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
+    box = colour.point([0] * COLOURED + [255] * (256 - COLOURED)).getbbox()
+    if box is None:
+        return ""
+    sides = (image.width, image.height, image.width, image.height)
+    corners = [min(999, value * 1000 // side) for value, side in zip(box, sides, strict=True)]
+    return f"\n\n<|ref|>image<|/ref|><|det|>[{corners}]<|/det|>\n\n"
 
 
 def _directions(prompt: str | None) -> dict[str, Any]:

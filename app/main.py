@@ -15,22 +15,23 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from app.documents.safe_http import GuardedHttp
+from app import tracing
+from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
 from app.http.access import Access
 from app.http.front import Hosts, Proxies
-from app.http.middleware import Edge, answer_problem, routing_error
+from app.http.middleware import OutermostMiddleware, answer_problem, named_errors, routing_error
 from app.http.openapi import TAGS, Application
 from app.http.results import Results
-from app.http.routes import docs, health, images, parse
+from app.http.routes import docling, docs, health, images, mineru, mistral, openai, openwebui, page, parse
 from app.http.routes import jobs as job_routes
 from app.http.service import Service, root_of
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.api.supervisor import Supervisor
+from app.metrics import Metrics
 from app.settings import Settings, listed
-from app.telemetry import Metrics
 
 SPARE_THREADS = 16
 CORS_MAX_AGE_S = 600
@@ -43,10 +44,13 @@ REQUEST_HEADERS = (
     "X-Request-Id",
 )
 ANSWER_HEADERS = (
-    *("Location", "Retry-After", "X-Request-Id"),
+    *("Location", "Content-Location", "Content-Disposition", "Retry-After", "X-Request-Id"),
     *("RTPrune-Status", "RTPrune-Pages", "RTPrune-Shortfalls", "RTPrune-Warnings"),
 )
-ROUTERS = (parse.router, job_routes.router, images.router, health.router, docs.router)
+ROUTERS = (
+    *(parse.router, job_routes.router, images.router, health.router, docs.router, page.router),
+    *(docling.router, mistral.router, openai.router, mineru.router, openwebui.router),
+)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -59,13 +63,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # each document may wait for a disk or a blob store; who asks for a job must not wait behind them
         threads = ThreadPoolExecutor(settings.max_documents + SPARE_THREADS, "io")
         asyncio.get_running_loop().set_default_executor(threads)
+        tracing.configure("rtprune-api")
         spool = Spool.open(settings.data_dir)
         jobs = Jobs(settings, spool.tmp_dir)
-        http = GuardedHttp(settings)
+        http = SafeHttp(settings)
         supervisor = embedded(settings, jobs, spool, metrics)
         access = Access(settings, jobs.keys)
         app.state.service = Service(
-            settings, metrics, jobs, spool, http, access, MetricsFeed(jobs.store), Results(jobs)
+            settings,
+            metrics,
+            jobs,
+            spool,
+            http,
+            access,
+            MetricsFeed(jobs.store),
+            Results(jobs, spool.tmp_dir),
         )
         await jobs.start()
         if settings.embedded_worker:
@@ -75,8 +87,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         finally:
             await supervisor.close()
             await jobs.close()
+            app.state.service.results.close()
             await http.close()
             spool.close()
+            await asyncio.to_thread(tracing.flush)
 
     app = Application(
         title="rtprune",
@@ -98,14 +112,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=REQUEST_HEADERS,
             expose_headers=ANSWER_HEADERS,
             max_age=CORS_MAX_AGE_S,
         )
     app.add_middleware(Hosts, settings=settings)
     app.add_middleware(Proxies, settings=settings)
-    app.add_middleware(Edge, metrics=metrics, retry_after_s=settings.retry_after_s)
+    app.add_middleware(OutermostMiddleware, metrics=metrics, retry_after_s=settings.retry_after_s)
     return app
 
 
@@ -153,6 +167,5 @@ def _methods_at(request: Request) -> list[str]:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    errors = error.errors() if isinstance(error, RequestValidationError) else []
-    named = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in errors[:5])
-    return answer_problem(request, InvalidRequest(named or "the request is not valid"))
+    named = named_errors(error) if isinstance(error, RequestValidationError) else "the request is not valid"
+    return answer_problem(request, InvalidRequest(named))

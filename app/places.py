@@ -84,6 +84,10 @@ class Places(Generic[Item]):
         self._clients: dict[str, _Party] = {}
         self._clock = count()
 
+    @property
+    def are_taken(self) -> bool:
+        return len(self._inside) >= self._num
+
     def ask(self, claim: Claim, item: Item) -> Ticket[Item]:
         ticket = Ticket(claim, item)
         lines = self._waiting.setdefault(self._most(claim), {})
@@ -168,6 +172,10 @@ class Turnstile:
 
     def __init__(self, places: Places[asyncio.Future[None]]) -> None:
         self._places = places
+
+    @property
+    def is_full(self) -> bool:
+        return self._places.are_taken
 
     @contextlib.asynccontextmanager
     async def place(self, claim: Claim) -> AsyncIterator[None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import app
 
+PR_SET_DUMPABLE = 4
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUP_FILES = (
@@ -26,9 +27,15 @@ FILE_CACHE = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
 """Lines of ``memory.stat``: what the kernel takes back before anything is short of memory."""
 
 
-def keep_files_private() -> None:
-    """Let nobody else read what this process and its children write: documents, results, databases."""
+def keep_private() -> None:
+    """Let nobody else read what this process and its children write: documents, results, databases.
+
+    Nor its memory and environment, which have secrets: not even another process of the same user, such as a
+    decoder that was taken over where the kernel has no Landlock. A program that is started has to ask anew.
+    """
     os.umask(0o077)
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def python_module(name: str, *arguments: str) -> list[str]:

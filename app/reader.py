@@ -1,7 +1,8 @@
 """The seam between the service and whatever reads pages: everything above is tested with a fake."""
 
 from collections.abc import AsyncIterator, Collection
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from app.document import Page, Reading, ReadOptions
 
@@ -55,3 +56,24 @@ class PageReader(Protocol):
 
     async def close(self) -> None:
         """Cancel what runs, release the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderLoad:
+    """Counts of one moment, and since the start: decode steps, and tokens that they gave."""
+
+    waiting: int = 0
+    running: int = 0
+    slots: int = 0
+    kv_tokens_used: int = 0
+    kv_tokens_capacity: int = 0
+    steps: int = 0
+    tokens: int = 0
+
+
+@runtime_checkable
+class ReportsLoad(Protocol):
+    """A reader that can say how busy it is. Any thread may ask."""
+
+    @property
+    def load(self) -> ReaderLoad: ...

@@ -18,8 +18,8 @@ MIN_SECRET_BYTES = 24
 MAX_SECRET_BYTES = 64
 
 PREFIX = "RTPRUNE_"
-NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS"})
-"""Variables with our prefix that are read elsewhere: by a worker, by the compose files."""
+NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS", "RTPRUNE_SERVER", "RTPRUNE_KEY"})
+"""Variables with our prefix that are read elsewhere: by a worker, the compose files, ``rtprune parse``."""
 
 ORIGIN = re.compile(r"https?://[^/?#@\s,]+")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -111,6 +111,12 @@ class Settings(BaseSettings):
     """Whether the API starts and supervises a worker. ``false``: workers run elsewhere."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity that is logged."""
+    log_format: Literal["json", "text"] = "json"
+    """``json``: one object a line, for programs. ``text``: the same for people."""
+    worker_metrics_port: int = Field(0, ge=0, le=65535)
+    """Port of a worker's own ``/metrics``, without keys; 0: none."""
+    worker_metrics_host: str = "127.0.0.1"
+    """Address to which that port belongs."""
 
     reader: Literal["model", "fake"] = "model"
     """``fake`` reads nothing and answers at once: for trying clients without a model."""
@@ -130,6 +136,8 @@ class Settings(BaseSettings):
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""
+    max_files: int = Field(32, ge=1, le=1000)
+    """Most files of one request, each a job; together they may be as large as one."""
     max_form_kib: int = Field(64, ge=1, le=1024)
     """Largest request body besides the file: option fields, part headers, JSON around the file."""
     max_pages: int = Field(2000, ge=1, le=10_000)
@@ -156,10 +164,14 @@ class Settings(BaseSettings):
     """Accepted pages that wait, over all clients; more are refused with 429."""
     max_jobs_per_client: int = Field(64, ge=1)
     """Unfinished jobs of an API key's owner, unless the key says otherwise, or of an address; then 429."""
+    max_files_per_client: int = Field(100, ge=0)
+    """Files that an API key's owner, or an address, may keep at ``/v1/files``; then 429."""
     result_lifetime_s: float = Field(86_400.0, gt=0)
-    """How long the result of an ended job is kept; then 410."""
+    """How long the result of an ended job, and a file at ``/v1/files``, is kept; then 410, or 404."""
     wait_s: float = Field(50.0, gt=0, le=3600)
     """How long ``/v1/parse`` waits unless the client says otherwise; then 202. Less than proxies wait."""
+    sync_wait_s: float = Field(600.0, gt=0, le=3600)
+    """How long routes of other services' dialects wait that can answer only once; then 504."""
     queue_poll_s: float = Field(0.02, ge=0.001, le=3600)
     """How often to look for work, results and cancellations while nobody tells of them; else every second."""
     batch_pages: int = Field(8, ge=1, le=1000)

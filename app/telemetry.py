@@ -1,16 +1,15 @@
-"""Logs, metrics and stopwatches."""
+"""Logs."""
 
 import json
 import logging
 import os
+import re
 import sys
 import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from app.document import PageResult
+from app import tracing
 from app.settings import Settings, misspelt_variables
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -21,27 +20,55 @@ LOGGERS = ("rtprune", "app", "uvicorn")
 REPEATING = ("asyncio", "uvicorn.error")
 """What strangers can make these say, they can make them say a million times."""
 REPEAT_S = 60.0
+WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 MAX_KINDS = 1000
-STAGES = ("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode")
-STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, the request's id, and what ``extra`` added."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if (current := request_id.get()) is not None:
-            line["request"] = current
-        line.update({key: value for key, value in vars(record).items() if key not in NOT_EXTRA})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return json.dumps(fields_of(record), default=str)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return everything that a line says."""
+    line: dict[str, object] = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    if (current := request_id.get()) is not None:
+        line["request"] = current
+    if trace := tracing.trace_id():
+        line["trace"] = trace
+    line.update({key: value for key, value in vars(record).items() if key not in NOT_EXTRA})
+    if record.exc_info:
+        line["exception"] = logging.Formatter().formatException(record.exc_info)
+    return line
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people: the same as ``JsonFormatter``, ``key=value`` after the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = fields_of(record)
+        time_, level, name, message = (str(fields.pop(key)) for key in ("time", "level", "logger", "message"))
+        trace = fields.pop("exception", None)
+        # as JSON where it is not one word: a value ends no line and begins no other field
+        pairs = [f"{key}={_word(value)}" for key, value in fields.items()]
+        line = " ".join([time_, f"{level:<7}", name, _one_line(message), *pairs])
+        return f"{line}\n{trace}" if trace else line
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    return text if WORD.fullmatch(text) else json.dumps(text)
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else json.dumps(text)
 
 
 class Seldom(logging.Filter):
@@ -72,12 +99,12 @@ class Seldom(logging.Filter):
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Send log lines to standard error, as JSON. For programs, not for importers.
+    """Send log lines to standard error, as JSON or as text. For programs, not for importers.
 
     Of other packages warnings alone: what else they log has addresses with signatures, and text of pages.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
+    handler.setFormatter(TextFormatter() if settings.log_format == "text" else JsonFormatter())
     level = logging.getLevelNamesMapping()[settings.log_level]
     for name in REPEATING:
         logging.getLogger(name).addFilter(Seldom())
@@ -86,59 +113,3 @@ def log_to_stderr(settings: Settings) -> None:
         logging.getLogger(name).setLevel(level)
     for misspelt in misspelt_variables(os.environ):
         logging.getLogger("rtprune").warning(misspelt)
-
-
-class Metrics:
-    """The metrics on /metrics. Label values come from fixed sets, never from a request."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"rtprune_{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"rtprune_{name}", text, registry=self.registry)
-
-        self.requests = counter("requests", "HTTP answers", "route", "method", "status")
-        self.documents = counter(
-            "documents", "Answers of /v1/parse by outcome: a status or an error code", "outcome"
-        )
-        self.pages = counter(
-            "pages", "Pages of all jobs and machines, by finish reason or error code", "outcome"
-        )
-        self.page_warnings = counter("page_warnings", "Warnings of pages of all jobs and machines", "code")
-        self.visual_tokens = counter("visual_tokens", "Visual tokens before pruning")
-        self.kept_tokens = counter("kept_tokens", "Visual tokens after pruning")
-        self.output_tokens = counter("output_tokens", "Tokens decoded")
-        self.worker_starts = counter("worker_starts", "Starts of the worker process")
-        self.documents_in_flight = gauge("documents_in_flight", "Documents admitted and not answered")
-        self.queued_jobs = gauge("queued_jobs", "Unfinished jobs, of all machines")
-        self.queued_pages = gauge("queued_pages", "Accepted pages that are not read, of all machines")
-        self.pages_per_second = gauge("pages_per_second", "Pages read over the last minute, of all machines")
-        self.worker_ready = gauge("worker_ready", "1 while the model is loaded")
-        self.stage_seconds = Histogram(
-            "rtprune_stage_seconds",
-            "Time of a page in a stage",
-            ["stage"],
-            buckets=STAGE_BUCKETS_S,
-            registry=self.registry,
-        )
-
-    def count(self, page: PageResult) -> None:
-        """Count a page, its warnings, its tokens and its stages."""
-        for warning in page.warnings:
-            self.page_warnings.labels(warning.code).inc()
-        if page.failure is not None or page.reading is None:
-            self.pages.labels(page.failure.code if page.failure else "internal_error").inc()
-            return
-        self.pages.labels(page.reading.finish_reason).inc()
-        self.visual_tokens.inc(page.reading.tokens.visual)
-        self.kept_tokens.inc(page.reading.tokens.kept)
-        self.output_tokens.inc(page.reading.tokens.output)
-        for stage in STAGES:
-            if stage in page.timing_ms:
-                self.stage_seconds.labels(stage).observe(page.timing_ms[stage] / 1000)
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from app import tracing
 from app.documents.raster.pool import Rasterizers
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, StorageFull, StorageUnavailable
 from app.jobs.api.supervisor import UNUSABLE_STATUS, max_worker_rss_mib
 from app.jobs.blobs import Blobs
@@ -36,7 +37,8 @@ from app.jobs.worker.reading import BatchRunner
 from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.webhooks import Webhooks
 from app.jobs.worker.workflows import Workflows
-from app.processes import exit_after, keep_files_private, when_orphaned
+from app.metrics import WorkerMetrics
+from app.processes import exit_after, keep_private, when_orphaned
 from app.reader import PageReader
 from app.settings import Settings
 from app.telemetry import log_to_stderr
@@ -137,6 +139,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifica
             with contextlib.suppress(StorageUnavailable, StorageFull):
                 await asyncio.to_thread(leases.expire, worker_id)
             store.close()
+            await asyncio.to_thread(tracing.flush)
     return 0
 
 
@@ -208,16 +211,24 @@ async def _serve(
     batches = BatchRunner(
         settings, parts.reader, parts.rasterizers, store, queue, blobs, writer, parts.tmp_dir
     )
-    http = GuardedHttp(settings)
+    http = SafeHttp(settings)
     reader = parts.reader
     modes = tuple(reader.modes)
-    ready = replace(state, phase="ready", detail="ready", model=reader.model_name, modes=modes)
+    sandbox = await parts.rasterizers.greeted()
+    ready = replace(
+        state, phase="ready", detail="ready", model=reader.model_name, modes=modes, sandbox=sandbox
+    )
     maintenance = Maintenance(settings, ready, store, blobs, batches, queue, notifications)
     webhooks = Webhooks(settings, store, http)
     workflows = Workflows(settings, state.id, store, queue, batches, webhooks, notifications)
     await asyncio.to_thread(maintenance.resume_own)
     await asyncio.to_thread(workflows.register_queues)
     workflows.launch(engine)
+    if settings.worker_metrics_port:
+        try:
+            WorkerMetrics(reader).serve(settings.worker_metrics_host, settings.worker_metrics_port)
+        except OSError as error:  # pages are read all the same
+            logger.error("metrics cannot be served", extra={"reason": str(error)})
     care = asyncio.create_task(maintenance.run(), name="maintenance")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     logger.info("model loaded", extra={"model": parts.reader.model_name, "pid": os.getpid()})
@@ -257,7 +268,7 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
 
 
 def main() -> None:
-    keep_files_private()
+    keep_private()
     embedded = "--embedded" in sys.argv[1:]
     parent = socket.socket(fileno=os.dup(0)) if embedded else None
     if parent is not None:
@@ -270,6 +281,7 @@ def main() -> None:
         except ValidationError as error:
             sys.exit(f"rtprune: {error}")
     log_to_stderr(settings)
+    tracing.configure("rtprune-worker")
     sys.setswitchinterval(SWITCH_S)
     worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex
     sys.exit(asyncio.run(_main(settings, worker_id, parent)))

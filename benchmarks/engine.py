@@ -86,7 +86,7 @@ def prompts_of(model: SyntheticOcr, work: Workload) -> list[Prompt]:
     """What the engine prefills, for its rivals; making them is not timed for them, and is for the engine."""
     limits = settings(1)
     tasks = [new_task(model, limits, page, ReadOptions(prune="none"), "bench") for page in work.pages]
-    prepared = [prepare(model, task.page.image, task.rung, task.prompt_ids) for task in tasks]
+    prepared = [prepare(model, task.page.image, task.attempt_plan, task.prompt_ids) for task in tasks]
     encoded = Vision(model, BatchLimit(8)).encode(prepared)
     return [page.prompt for page in encoded if isinstance(page, Encoded)]
 

@@ -29,7 +29,7 @@ from app.ocr.cuda.choose import native
 from app.ocr.engine.decoder import Decoder, DecoderLimits, Prompt, kv_shape
 from app.ocr.engine.kv_cache import KvPlan
 from app.ocr.engine.loops import LoopRule, NgramRule
-from app.ocr.engine.retries import Rung
+from app.ocr.engine.retries import AttemptPlan
 from app.ocr.engine.scheduler import BatchLimit, chunks_within
 from app.ocr.engine.vision import Encoded, Prepared, Vision
 from app.ocr.models.checkpoint_spec import CheckpointSpec, ModeSpec
@@ -294,9 +294,11 @@ class FullSize:
 
     def _prepared(self, case: Case, seed: int) -> Prepared:
         prune = case.keep_ratio is not None
-        rung = Rung(case.mode.name, "rtprune" if prune else "none", case.keep_ratio, NgramRule())
+        attempt_plan = AttemptPlan(
+            case.mode.name, "rtprune" if prune else "none", case.keep_ratio, NgramRule()
+        )
         ids = self.model.prompt_ids(f"page {seed}")
-        return Prepared(self.model.page(case, seed), 0.2, ids, rung, 0.0, 0.0)
+        return Prepared(self.model.page(case, seed), 0.2, ids, attempt_plan, 0.0, 0.0)
 
     def _encode(self, pages: Sequence[Prepared], at_once: int) -> list[VisualTokens]:
         tokens: list[VisualTokens] = []

@@ -11,6 +11,7 @@ from rtprune.precision import product, product_dtype, without_autocast
 from rtprune.ratio import count_kept, diversities, keep_ratio
 from rtprune.tokens import (
     BatchPart,
+    Folds,
     InvalidPagesError,
     PrunedTokens,
     TokenBatch,
@@ -30,10 +31,12 @@ class RTPruneConfig:
     """``keep_ratio``: share of patch tokens to keep, in (0, 1]; ``None``: chosen from the page (dynamic).
 
     ``solver``: "sinkhorn" (ours), or "pot" for a second opinion by POT: the same answer, slower.
+    ``trace``: also say where each pruned patch token went (``PrunedTokens.folds``).
     """
 
     keep_ratio: float | None = None
     solver: Solver = "sinkhorn"
+    trace: bool = False
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
@@ -105,7 +108,7 @@ def prune_pages(
         return [
             pruned
             for part in batch.parts
-            for pruned in _apply(batch, part, selection, facts[part.pages], config.solver if fold else None)
+            for pruned in _apply(batch, part, selection, facts[part.pages], config if fold else None)
         ]
 
 
@@ -210,15 +213,20 @@ def _problem(ends_in_patch: float, finite: float, density: float, num_patches: f
 
 
 def _apply(
-    batch: TokenBatch, part: BatchPart, selection: _Selection, facts: list[_Facts], fold_with: Solver | None
+    batch: TokenBatch,
+    part: BatchPart,
+    selection: _Selection,
+    facts: list[_Facts],
+    fold_by: RTPruneConfig | None,
 ) -> list[PrunedTokens]:
-    """Gather what stays of the pages of ``part``; fold pruned patches in unless ``fold_with`` is None."""
+    """Gather what stays of the pages of ``part``; fold pruned patches in unless ``fold_by`` is None."""
     num_rows = max(fact.num_kept_tokens for fact in facts)
     kept_at = selection.order[part.pages, :num_rows]  # (b, K), past a page's own count: not in its answer
     rows = _gather_rows(part.embeds, kept_at)  # (b, K, D)
-    if fold_with is not None and any(fact.num_pruned for fact in facts):
-        rows = _fold(batch, part, rows, selection, facts, fold_with)
-    pages = zip(rows, kept_at, batch.lengths[part.pages], facts, strict=True)
+    folds: list[Folds | None] = [None] * len(facts)
+    if fold_by is not None and any(fact.num_pruned for fact in facts):
+        rows, folds = _fold(batch, part, rows, selection, facts, fold_by)
+    pages = zip(rows, kept_at, batch.lengths[part.pages], facts, folds, strict=True)
     return [
         PrunedTokens(
             embeds=embeds[: fact.num_kept_tokens],
@@ -228,8 +236,9 @@ def _apply(
             num_tokens=num_tokens,
             num_patches=fact.num_patches,
             num_kept_patches=fact.num_kept_patches,
+            folds=fold,
         )
-        for embeds, kept, num_tokens, fact in pages
+        for embeds, kept, num_tokens, fact, fold in pages
     ]
 
 
@@ -239,9 +248,12 @@ def _fold(
     rows: Tensor,
     selection: _Selection,
     facts: list[_Facts],
-    solver: Solver,
-) -> Tensor:
-    """(b, K, D) tokens that stay -> the same with kept patches += 0.1 * plan @ pruned; others bit for bit."""
+    config: RTPruneConfig,
+) -> tuple[Tensor, list[Folds | None]]:
+    """(b, K, D) tokens that stay -> the same with kept patches += 0.1 * plan @ pruned; others bit for bit.
+
+    With ``config.trace`` also where each page's pruned tokens went.
+    """
     norms, is_patch = batch.norms[part.pages], batch.is_patch[part.pages]  # (b, L)
     num_tokens = selection.num_tokens[part.pages, None]
     num_pruned = (selection.num_patches - selection.num_kept)[part.pages, None]
@@ -258,14 +270,28 @@ def _fold(
     dtype = product_dtype(rows)
     kept, pruned = rows.to(dtype), _gather_rows(part.embeds, pruned_at).to(dtype)  # (b, K, D), (b, P, D)
     cosines = product(kept, pruned / _divisors(norms, pruned_at, dtype)) / _divisors(norms, kept_at, dtype)
-    plan = padded_plan(cosines, receives, is_column, solver=solver)  # (b, K, P)
+    plan = padded_plan(cosines, receives, is_column, solver=config.solver)  # (b, K, P)
     # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
     gained = product((FOLD_WEIGHT * plan).to(dtype), pruned.mT)
     # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
     num_others = receives.numel() - sum(fact.num_kept_patches for fact in facts if fact.num_pruned)
     others_at = receives.flatten().sort(stable=True).indices[:num_others]
     gained.flatten(0, 1).index_fill_(0, others_at, -0.0)
-    return gained.add_(kept).to(rows.dtype)
+    folds: list[Folds | None] = [None] * len(facts)
+    if config.trace:
+        folds = _folds(plan, kept_at, pruned_at, facts)
+    return gained.add_(kept).to(rows.dtype), folds
+
+
+def _folds(plan: Tensor, kept_at: Tensor, pruned_at: Tensor, facts: list[_Facts]) -> list[Folds | None]:
+    """(b, K, P) plan, (b, K) and (b, P) positions -> for each page, where its pruned tokens went."""
+    into = kept_at.gather(1, plan.argmax(1))  # (b, P)
+    share = plan.sum(1).clamp(0, 1)  # (b, P)
+    pages = zip(pruned_at, into, share, facts, strict=True)
+    return [
+        Folds(pruned[: fact.num_pruned], taken[: fact.num_pruned], mass[: fact.num_pruned])
+        for pruned, taken, mass, fact in pages
+    ]
 
 
 def _gather_rows(embeds: Tensor, at: Tensor) -> Tensor:

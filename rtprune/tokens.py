@@ -52,6 +52,19 @@ class VisualTokens:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Folds:
+    """Where one page's pruned patch tokens went: (P,) each, in page order, on the tokens' device.
+
+    ``pruned``: int64 indices into the L input tokens. ``into``: int64, the kept patch token that took most of
+    each. ``share``: float32 in [0, 1], the part that went to kept tokens; the rest went to the dustbin.
+    """
+
+    pruned: Tensor
+    into: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PrunedTokens:
     """What the decoder reads instead of the page's ``VisualTokens``.
 
@@ -68,6 +81,8 @@ class PrunedTokens:
     num_tokens: int
     num_patches: int
     num_kept_patches: int
+    folds: Folds | None = None
+    """With ``RTPruneConfig.trace``, of a page that lost a patch to a method that folds; else ``None``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import postgres
 import pytest
 from service_client import Server, serving
@@ -20,6 +21,10 @@ OF_THE_MACHINE = re.compile(
 )
 """Why a test is skipped that no package can help; other skips are failures with ``RTPRUNE_NO_SKIPS=1``."""
 _skipped: list[str] = []
+
+# how long an example takes is no property
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 if not Path("/dev/nvidiactl").exists():
     # read when Triton is first imported: without a card its kernels are interpreted

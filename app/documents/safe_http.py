@@ -52,7 +52,7 @@ class _NotFound(UrlFailed):
     """The name has no address, now."""
 
 
-class GuardedHttp:
+class SafeHttp:
     """A client that follows only what ``check`` lets through, and keeps no cookies."""
 
     def __init__(self, settings: Settings) -> None:

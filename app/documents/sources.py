@@ -1,6 +1,7 @@
 """Bytes in: an upload is spooled to a file while it arrives, within limits.
 
-Of a form the file alone is spooled; of JSON the whole body, which is then parsed in a thread.
+Of a form the files alone are spooled; of JSON the whole body, which is then parsed in a thread. A body that
+is a document itself is spooled as it is.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,15 @@ BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
+SEVERAL_FIELDS = frozenset({"files", "files[]", "file[]"})
+"""Names of parts of which there may be several, each with a document."""
 URL_FIELD = "url"
-NO_BASE64 = "file is not base64 of the standard alphabet, padded and without data: before it"
+MAX_FILENAME_CHARS = 200
+RAW_TYPE = re.compile(rb"application/(?:pdf|x-pdf|octet-stream)|image/[a-z0-9.+-]+")
+DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+DATA = "data:"
+NO_DATA_URI = "an address of data: is read as data:TYPE;base64,DATA alone"
+NO_BASE64 = "file is not base64 of the standard alphabet, padded, nor that as data:TYPE;base64,..."
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
 
 _PARSING = threading.Semaphore(2)
@@ -47,15 +55,30 @@ _PARSING = threading.Semaphore(2)
 
 
 @dataclass(frozen=True, slots=True)
+class SpooledFile:
+    """One of several files of a form. ``filename``: what the client calls it."""
+
+    path: Path
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """A document that arrived, and the other fields of its request: JSON values, or text from a form.
 
-    ``source`` is ``None`` when a request that may name a ``url`` instead had no file.
+    ``source`` is ``None`` when a request that may name a ``url`` instead had no file, and with ``several``.
     """
 
     source: Source | None
     fields: Mapping[str, Any]
     from_form: bool
+    several: tuple[SpooledFile, ...] = ()
+
+
+def is_document(content_type: str) -> bool:
+    """Tell whether a body of this type is a document itself. Its options stand in the address then."""
+    kind, _ = parse_options_header(content_type)
+    return RAW_TYPE.fullmatch(kind) is not None
 
 
 async def receive(
@@ -66,25 +89,39 @@ async def receive(
     settings: Settings,
     *,
     may_name_url: bool = False,
+    place_more: Callable[[], Path] | None = None,
 ) -> Upload:
     """Spool the file of a request to ``path``. Of a form, only its few KiB are held in memory.
 
+    ``place_more`` gives a path for each of several files; without it a form has one.
     Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it stalls.
     """
     kind, parameters = parse_options_header(content_type)
     max_form_bytes = settings.max_form_kib * 1024
+    several: tuple[SpooledFile, ...] = ()
     if kind == b"multipart/form-data":
-        body = _Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
-        form = _Multipart(parameters.get(b"boundary", b""), max_form_bytes)
+        body = Body(chunks, settings, settings.max_upload_bytes + max_form_bytes, content_length)
+        form = Multipart(parameters.get(b"boundary", b""), max_form_bytes, path, settings, place_more)
         await body.spool(path, form.feed)
-        fields, has_file = form.finish(), form.has_file
+        fields, has_file, several = form.finish(), form.has_file, form.several
     elif kind == b"application/json":
         max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + max_form_bytes
-        await _Body(chunks, settings, max_bytes, content_length).spool(path)
+        await Body(chunks, settings, max_bytes, content_length).spool(path)
         fields, has_file = await asyncio.to_thread(_read_json, path, settings)
+    elif RAW_TYPE.fullmatch(kind) is not None:
+        await Body(chunks, settings, settings.max_upload_bytes, content_length).spool(path)
+        fields, has_file = {}, True
     else:
-        raise UnsupportedMediaType("send multipart/form-data or application/json")
+        raise UnsupportedMediaType(
+            "send multipart/form-data, application/json, or a document as application/pdf or image/..."
+        )
     from_form = kind == b"multipart/form-data"
+    if several:
+        return Upload(None, fields, from_form, several)
+    if not has_file and from_form and str(fields.get(URL_FIELD, "")).startswith(DATA):
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        decode_base64(fields.pop(URL_FIELD), path, settings)  # which is as small as a form is
+        has_file = True
     if has_file:
         return Upload(sniff_file(path), fields, from_form)
     if may_name_url and fields.get(URL_FIELD):
@@ -93,8 +130,12 @@ async def receive(
     raise BadRequest(_no_document(fields, from_form=from_form, may_name_url=may_name_url))
 
 
-class _Body:
-    """A request's body on its way to a file."""
+Feed = Callable[[bytes], list[tuple[Path, bytes | bytearray]]]
+"""What to write of a chunk, and where: to files one after the other."""
+
+
+class Body:
+    """A request's body on its way to a file, or to several."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], settings: Settings, max_bytes: int, content_length: int | None
@@ -107,26 +148,36 @@ class _Body:
         self._settings = settings
         self._max_bytes = max_bytes
 
-    async def spool(self, path: Path, feed: Callable[[bytes], bytes | bytearray] | None = None) -> None:
-        """Write the body to a new file; with ``feed``, what that makes of each chunk: the file in a form."""
+    async def spool(self, path: Path, feed: Feed | None = None) -> None:
+        """Write the body to a new file; with ``feed``, what that makes of each chunk: the files in a form."""
         limit_mib = self._settings.max_upload_mib
         num_bytes = body_bytes = 0
+        # file objects of the event loop's thread, written in others: one write at a time, each awaited
+        spooled = path.open("xb", buffering=0)
         buffer = bytearray()
-        # a file object of the event loop's thread, written in others: one write at a time, each awaited
-        with path.open("xb", buffering=0) as spooled:
+        try:
             async for chunk in _timely(self._chunks, self._settings):
                 body_bytes += len(chunk)
                 if (
                     body_bytes > self._max_bytes
                 ):  # of which little need be file: a form may go on after its end
                     raise TooLarge(f"the body is larger than a file of {limit_mib} MiB needs")
-                buffer += chunk if feed is None else feed(chunk)
-                if feed is not None and num_bytes + len(buffer) > self._settings.max_upload_bytes:
+                for target, data in [(path, chunk)] if feed is None else feed(chunk):
+                    if target != path:
+                        _write(spooled.write, buffer)
+                        spooled.close()
+                        path, buffer = target, bytearray()
+                        spooled = path.open("xb", buffering=0)
+                    buffer += data
+                    num_bytes += len(data)
+                if feed is not None and num_bytes > self._settings.max_upload_bytes:
                     raise TooLarge(f"the file is larger than {limit_mib} MiB")
                 if len(buffer) >= WRITE_BYTES:
                     full, buffer = buffer, bytearray()
-                    num_bytes += await asyncio.to_thread(_write, spooled.write, full)
+                    await asyncio.to_thread(_write, spooled.write, full)
             _write(spooled.write, buffer)
+        finally:
+            spooled.close()
 
 
 def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
@@ -157,21 +208,41 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
         yield chunk
 
 
-class _Multipart:
-    """A form: the part called ``file`` goes to disk, the others are small and kept."""
+class Multipart:
+    """A form: its files go to disk, the other parts are small and kept."""
 
-    def __init__(self, boundary: bytes, max_form_bytes: int) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        max_form_bytes: int,
+        path: Path,
+        settings: Settings,
+        place_more: Callable[[], Path] | None,
+        several_fields: frozenset[str] = SEVERAL_FIELDS,
+        *,
+        has_lists: bool = False,
+    ) -> None:
         if not boundary:
             raise BadRequest("the multipart content type has no boundary")
         self._form_bytes_left = max_form_bytes
-        self._fields: dict[str, str] = {}
+        self._path = path
+        self._max_files = settings.max_files
+        self._place_more = place_more
+        self._several_fields = several_fields
+        self._has_lists = has_lists
+        """Whether a field may come more than once."""
+        self._fields: dict[str, list[str]] = {}
+        self._num_fields = 0
         self._disposition = bytearray()
         self._header = bytearray()
         self._name = ""
+        self._target: Path | None = None
+        """Where the part goes; ``None`` for one that is no document."""
         self._is_file = False
         """Whether the client calls this part a file, by giving it a name as such."""
         self._value = bytearray()
-        self._file = bytearray()
+        self._written: list[tuple[Path, bytes | bytearray]] = []
+        self._several: list[SpooledFile] = []
         self.has_file = self._ended = False
         try:
             self._parser = MultipartParser(
@@ -190,18 +261,29 @@ class _Multipart:
         except FormParserError as error:
             raise BadRequest("the multipart boundary cannot be used") from error
 
-    def feed(self, chunk: bytes) -> bytearray:
+    def feed(self, chunk: bytes) -> list[tuple[Path, bytes | bytearray]]:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
             raise BadRequest("the body is not well-formed multipart/form-data") from error
-        data, self._file = self._file, bytearray()
-        return data
+        written, self._written = self._written, []
+        return written
 
     def finish(self) -> dict[str, Any]:
         if not self._ended:
             raise BadRequest("the multipart body ends before its last boundary")
-        return dict(self._fields)
+        if self.has_file and self._several:
+            raise BadOption("give one document in file, or several in files, not both")
+        return {name: texts[-1] for name, texts in self._fields.items()}
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The texts of each field, of which there may be several."""
+        return {name: tuple(texts) for name, texts in self._fields.items()}
+
+    @property
+    def several(self) -> tuple[SpooledFile, ...]:
+        return tuple(self._several)
 
     def _spend(self, num_bytes: int) -> None:
         self._form_bytes_left -= num_bytes
@@ -211,6 +293,7 @@ class _Multipart:
     def _part_begin(self) -> None:
         self._disposition, self._header, self._value = bytearray(), bytearray(), bytearray()
         self._is_file = False
+        self._target = None
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._spend(end - start)
@@ -231,40 +314,58 @@ class _Multipart:
         except (KeyError, UnicodeDecodeError) as error:
             raise BadRequest("a form part has no readable name") from error
         self._is_file = not parameters.keys().isdisjoint({b"filename", b"filename*"})
-        if self._name in self._fields or (self._name == FILE_FIELD and self.has_file):
+        if not self._has_lists and (
+            self._name in self._fields or (self._name == FILE_FIELD and self.has_file)
+        ):
             raise BadOption(f"{self._name[:80]} is given twice")
-        if len(self._fields) >= MAX_FIELDS:
-            raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
-        self.has_file = self.has_file or self._name == FILE_FIELD
+        if self._num_fields >= MAX_FIELDS * (2 if self._has_lists else 1):
+            raise BadRequest(f"the form has more than {self._num_fields} fields")
+        is_one_of_several = self._name in self._several_fields and self._place_more is not None
+        if self._name == FILE_FIELD and not is_one_of_several:
+            self.has_file = True
+            self._target = self._path
+        elif is_one_of_several and self._place_more is not None:
+            if len(self._several) >= self._max_files:
+                raise BadOption(f"the form has more than {self._max_files} files")
+            self._target = self._place_more()
+            filename = parameters.get(b"filename", b"").decode(errors="replace")[:MAX_FILENAME_CHARS]
+            self._several.append(SpooledFile(self._target, filename))
+        if self._target is not None:
+            self._written.append((self._target, b""))  # a file, if no data comes
+        elif self._is_file and self._has_lists:  # whose fields may be unknown ones, which are ignored
+            raise self._refusal(BadRequest(""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._name == FILE_FIELD:
-            self._file += memoryview(data)[start:end]
+        if self._target is not None:
+            self._written.append((self._target, data[start:end]))
             return
         self._spend(end - start)
         self._value += data[start:end]
 
     def _part_end(self) -> None:
-        if self._name == FILE_FIELD:
+        if self._target is not None:
             return
         try:
-            self._fields[self._name] = self._value.decode()
+            self._fields.setdefault(self._name, []).append(self._value.decode())
+            self._num_fields += 1
         except UnicodeDecodeError as error:
             raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
 
     def _refusal(self, error: ParseError) -> ParseError:
         """Explain a refused part: the likeliest reason is a document under a wrong name."""
-        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {FILE_FIELD}"
+        parts = " or ".join(sorted(self._several_fields)) if self._has_lists else FILE_FIELD
+        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {parts}"
         return BadOption(misnamed) if self._is_file else error
 
     def _end(self) -> None:
         self._ended = True
 
 
-def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Parse the JSON body at ``path`` and put its file in the body's place, in a thread.
+@contextlib.contextmanager
+def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
+    """Parse the JSON object at ``path``, in a thread, and remove the file.
 
-    Return the other fields, and whether there is a file. A large body is a few times in memory meanwhile.
+    A large body is a few times in memory meanwhile: two of them are parsed at a time.
     """
     with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
         body = path.read_bytes()
@@ -279,9 +380,16 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         del body
         if not isinstance(fields, dict):
             raise BadRequest(NO_JSON_FILE)
-        has_file = FILE_FIELD in fields
-        text = fields.pop(FILE_FIELD, None)
-        _check_rest(fields, settings)
+        yield fields
+
+
+def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """Put the file of a JSON body in its place. Return the other fields, and whether there is a file."""
+    with json_body(path, settings) as fields:
+        in_address = FILE_FIELD not in fields and str(fields.get(URL_FIELD)).startswith(DATA)
+        has_file = FILE_FIELD in fields or in_address
+        text = fields.pop(URL_FIELD if in_address else FILE_FIELD, None)
+        check_rest(fields, settings)
         if has_file:
             if not isinstance(text, str):
                 raise BadRequest(NO_JSON_FILE)
@@ -289,7 +397,7 @@ def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
         return fields, has_file
 
 
-def _check_rest(fields: dict[str, Any], settings: Settings) -> None:
+def check_rest(fields: dict[str, Any], settings: Settings) -> None:
     try:
         depth = _depth(fields)
     except RecursionError:
@@ -318,14 +426,18 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def decode_base64(text: str, path: Path, settings: Settings) -> None:
-    """Write what base64 stands for to a new file, in a thread. Raise ``BadOption`` or ``TooLarge``.
+    """Write what base64, or a data URI of it, stands for to a new file, in a thread.
 
-    Piece by piece: other threads have their turn in between. Some encoders break lines, which are read.
+    Raise ``BadOption`` or ``TooLarge``. Piece by piece: other threads have their turn in between. Some
+    encoders break lines, which are read.
     """
     num_bytes = 0
     left = ""
+    prefix = DATA_URI.match(text)
+    if prefix is None and text.startswith(DATA):
+        raise BadOption(NO_DATA_URI)
     with path.open("xb") as file:
-        for at in range(0, len(text), DECODED_CHARS):
+        for at in range(prefix.end() if prefix else 0, len(text), DECODED_CHARS):
             left += text[at : at + DECODED_CHARS].replace("\n", "").replace("\r", "")
             whole = len(left) // 4 * 4
             piece, left = left[:whole], left[whole:]

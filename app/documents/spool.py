@@ -2,10 +2,11 @@
 
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ class Spool:
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self._folder = folder
         self._lock_fd = lock_fd
-        self._num_files = 0
+        self._numbers = itertools.count(1)  # of which threads may take the next one, too
         self.tmp_dir = folder / "tmp"
         """For temporary files of the worker and what it starts."""
         self.tmp_dir.mkdir()
@@ -36,12 +37,17 @@ class Spool:
     @contextlib.contextmanager
     def file(self) -> Iterator[Path]:
         """A path for one upload. What is there is removed at the end."""
-        self._num_files += 1
-        path = self._folder / str(self._num_files)
+        path = self._folder / str(next(self._numbers))
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def files(self) -> Iterator[Callable[[], Path]]:
+        """Give paths for any number of uploads, one at each call."""
+        with contextlib.ExitStack() as stack:
+            yield lambda: stack.enter_context(self.file())
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

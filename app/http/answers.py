@@ -1,28 +1,31 @@
 """Answers that several routes give: a document, and a job that was accepted or is shown."""
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from app.document import FormatName
 from app.errors import StorageFull, StorageUnavailable
-from app.http.negotiation import accepts_gzip
+from app.http.negotiation import accepts_gzip, negotiate
 from app.http.openapi import JSON, MARKDOWN, PLAIN, example, text_of
 from app.http.receive import MAX_IDEMPOTENCY_KEY_CHARS
-from app.http.results import Result, chunks, compressed
+from app.http.results import FEW_PAGES, Made, Result, chunks, compressed
 from app.http.schemas.examples import document_example
 from app.http.schemas.jobs import JobShape
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.answer import Piece
+from app.output.formats import BY_MEDIA_TYPE, FORMATS, Format
 
 MIN_GZIP_BYTES = 4096
 """Smaller answers are sent as they are."""
-OFFERS = (JSON, MARKDOWN, PLAIN)
+FILE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox"
+"""What a browser may do with an answer that it shows: nothing that a document says."""
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -34,33 +37,74 @@ READ: dict[str, Any] = {
     "content": {
         **example(DOCUMENT_EXAMPLE := document_example()),
         **dict.fromkeys((MARKDOWN, PLAIN), text_of(DOCUMENT_EXAMPLE)),
+        **{
+            one.media_type: {"schema": {"type": "string"}, "example": f"(the document as {one.name})"}
+            for one in FORMATS.values()
+            if one.media_type not in {JSON, MARKDOWN, PLAIN}
+        },
     },
 }
 
 
-async def answered(request: Request, result: Result, media_type: str) -> Response:
-    """Answer with a document, in the negotiated media type: at once if it is small, else in pieces."""
-    content_type = JSON if media_type == JSON else f"{media_type}; charset=utf-8"
-    headers = {**result.headers, "Vary": "Accept, Accept-Encoding"}
-    parts = chunks(result.pieces(service_of(request).results.store))
-    first, second = await asyncio.to_thread(lambda: (next(parts), next(parts, b"")))
-    if accepts_gzip(request.headers.get("accept-encoding")) and (second or len(first) > MIN_GZIP_BYTES):
+def chosen(request: Request, asked: FormatName | None, stored: FormatName | None = None) -> Format:
+    """Choose the format of an answer: as asked, by ``Accept``, or as the job was sent.
+
+    Raise ``NotAcceptable``.
+
+    ``Accept`` comes before what is stored only where it says more than "anything".
+    """
+    accept = request.headers.get("accept", "")
+    by_accept = BY_MEDIA_TYPE[negotiate(accept, tuple(BY_MEDIA_TYPE))]
+    if asked is not None:
+        return FORMATS[asked]
+    return FORMATS[stored] if stored is not None and accept.strip() in {"", "*/*"} else by_accept
+
+
+async def answered(request: Request, result: Result | Made, form: Format) -> Response:
+    """Answer with a document, in the chosen format: at once if it is small, else in pieces."""
+    content_type = f"{form.media_type}; charset=utf-8" if form.is_text else form.media_type
+    headers = {
+        **result.headers,
+        "Vary": "Accept, Accept-Encoding",
+        # relative addresses of figures begin there, wherever this answer comes from
+        "Content-Location": f"{root_of(request)}/v1/jobs/{result.job.id}/result",
+    }
+    if form.name != "json":
+        headers["Content-Security-Policy"] = FILE_POLICY
+    if form.is_file:
+        headers["Content-Disposition"] = f'attachment; filename="{result.job.id}.{form.suffix}"'
+    pieces = result.pieces(service_of(request).results.store)
+    is_large = result.job.num_pages > FEW_PAGES
+    return await sent(request, pieces, headers, content_type, may_pack=not form.is_file, is_large=is_large)
+
+
+async def sent(
+    request: Request,
+    pieces: Iterator[Piece],
+    headers: dict[str, str],
+    content_type: str,
+    status: int = 200,
+    *,
+    may_pack: bool = True,
+    is_large: bool = True,
+) -> Response:
+    """Answer with pieces that are made in threads. ``may_pack``: whether gzip makes them smaller."""
+    results = service_of(request).results
+    parts = chunks(pieces)
+    taken = results.parts(parts, is_large=is_large)
+    first, second = await anext(taken, b""), await anext(taken, b"")
+    is_packed = may_pack and accepts_gzip(request.headers.get("accept-encoding"))
+    if is_packed and (second or len(first) > MIN_GZIP_BYTES):
         headers["Content-Encoding"] = "gzip"
-        parts = compressed(chain((first, second), parts))
+        taken = results.parts(compressed(chain((first, second), parts)), is_large=is_large)
         if not second:
-            first = await asyncio.to_thread(b"".join, parts)
+            first = b"".join([part async for part in taken])
     elif second:
-        parts = chain((first, second), parts)
+        taken = results.parts(chain((first, second), parts), is_large=is_large)
     if not second:
-        return Response(first, headers=headers, media_type=content_type)
-    body = () if "head" in request.scope else parts
-    return StreamingResponse(iterated(iter(body)), headers=headers, media_type=content_type)
-
-
-async def iterated(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Take each part in a thread, when the one before it is sent."""
-    while part := await asyncio.to_thread(next, parts, b""):
-        yield part
+        return Response(first, status, headers, content_type)
+    body = iter(()) if "head" in request.scope else taken  # a body of no bytes would have a length
+    return StreamingResponse(body, status, headers, content_type)
 
 
 async def accepted(request: Request, service: Service, job: Job) -> Response:

@@ -6,6 +6,8 @@ A connection is read by h11, whose answers to malformed requests stay as they ar
 import asyncio
 import logging
 import resource
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -23,8 +25,11 @@ EVENTS_PER_TURN = 32
 """Events of h11 that one connection may have in a row; about a millisecond."""
 MIN_REST_S = 0.0005
 """Pause between two turns of connections that have more to take apart; it is at least as long as a turn."""
-ANSWER_SILENCE_S = 60.0
-"""Longest time in which a client takes nothing of an answer that waits for it."""
+ANSWER_CHECK_S = 60.0
+MIN_TAKEN_BYTES = 16_384
+"""What a client takes at least of an answer that waits for it, between two checks."""
+TCP_INFO_BYTES, ACKED_AT = 128, 120
+"""Of Linux: ``struct tcp_info``, and where in it is how many bytes the other side has."""
 MAX_CONNECTIONS = 10_000
 RESERVED_DESCRIPTORS = 128
 """Files and sockets besides those of connections and documents: databases, wake-ups, processes, libraries."""
@@ -126,7 +131,8 @@ class Connection(H11Protocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
         self._head_began = False
-        self._num_unsent = 0
+        self._was_behind = False
+        self._num_taken = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -135,6 +141,7 @@ class Connection(H11Protocol):
             self._refuse()
             return
         self._head_timer = self.loop.call_later(self._settings.head_s, self._head_is_late)
+        self._answer_timer = self.loop.call_later(ANSWER_CHECK_S, self._check_answer)
 
     def _refuse(self) -> None:
         now = self.loop.time()
@@ -171,6 +178,11 @@ class Connection(H11Protocol):
             self._head_began = False
             self._stop_head_timer()
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Hand the connection over: its head is complete, and what follows is no concern of this."""
+        self._stop_head_timer()
+        super().handle_websocket_upgrade(event)
+
     def _hold(self) -> None:
         if not self.flow.is_held:
             self.flow.pause_reading()
@@ -200,22 +212,25 @@ class Connection(H11Protocol):
 
     # --- writing
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._num_unsent = self.transport.get_write_buffer_size()
-        self._answer_timer = self.loop.call_later(ANSWER_SILENCE_S, self._check_answer)
-
-    def resume_writing(self) -> None:
-        self._stop_answer_timer()
-        super().resume_writing()
-
     def _check_answer(self) -> None:
-        before, self._num_unsent = self._num_unsent, self.transport.get_write_buffer_size()
-        if self._num_unsent >= before:
+        """End the connection of a client that takes nothing, or next to nothing, of what waits for it."""
+        before, self._num_taken = self._num_taken, self._taken()
+        is_behind = self.transport.get_write_buffer_size() > 0
+        if is_behind and self._was_behind and self._num_taken - before < MIN_TAKEN_BYTES:
             self._answer_timer = None
             self.transport.abort()
-        else:
-            self._answer_timer = self.loop.call_later(ANSWER_SILENCE_S, self._check_answer)
+            return
+        self._was_behind = is_behind
+        self._answer_timer = self.loop.call_later(ANSWER_CHECK_S, self._check_answer)
+
+    def _taken(self) -> int:
+        """Give how many bytes the other side has; where nobody knows, what is unsent, below zero."""
+        connection = self.transport.get_extra_info("socket")
+        try:
+            told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            return int(struct.unpack_from("=Q", told, ACKED_AT)[0])
+        except (AttributeError, OSError, struct.error):
+            return -self.transport.get_write_buffer_size()
 
     def _stop_answer_timer(self) -> None:
         if self._answer_timer is not None:

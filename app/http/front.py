@@ -12,7 +12,7 @@ from app.settings import ROOT_PATH, Network, Settings, allowed_networks, is_loop
 if TYPE_CHECKING:
     from app.http.service import Service
 
-PROBES = frozenset({"/livez", "/readyz"})
+PROBES = frozenset({"/livez", "/readyz", "/health"})
 """Orchestrators ask these by whatever name or address they know; they tell nothing of anybody."""
 PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".svc")
 """Of names that no public name server gives out, such as a Kubernetes service's."""
@@ -30,22 +30,27 @@ class Proxies:
         self._root_path = settings.root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] in {"http", "websocket"}:
             prefix = self._root_path
             if scope.get("client") and self._is_trusted(scope["client"][0]):
-                headers = Headers(scope=scope)
-                scope["client"] = self._client(headers, scope["client"])
-                if (scheme := headers.get("x-forwarded-proto", "")) in {"http", "https"}:
-                    scope["scheme"] = scheme
-                forwarded = headers.get("x-forwarded-prefix", "").rstrip("/")
-                if forwarded and ROOT_PATH.fullmatch(forwarded):
-                    prefix = forwarded
+                prefix = self._believe(scope, Headers(scope=scope)) or prefix
             if prefix:
                 scope["root_path"] = prefix
                 # some proxies take the prefix away and some leave it; the router expects it
-                if scope["path"] != prefix and not scope["path"].startswith(f"{prefix}/"):
+                if scope["path"] == prefix:
+                    scope["path"] = f"{prefix}/"
+                elif not scope["path"].startswith(f"{prefix}/"):
                     scope["path"] = prefix + scope["path"]
         await self._app(scope, receive, send)
+
+    def _believe(self, scope: Scope, headers: Headers) -> str:
+        """Take client and scheme from what a trusted proxy says, and return the prefix that it names."""
+        scope["client"] = self._client(headers, scope["client"])
+        scheme = headers.get("x-forwarded-proto", "")
+        if scheme in {"http", "https"} and scope["type"] == "http":
+            scope["scheme"] = scheme
+        forwarded = headers.get("x-forwarded-prefix", "").rstrip("/")
+        return forwarded if ROOT_PATH.fullmatch(forwarded) else ""
 
     def _client(self, headers: Headers, peer: tuple[str, int]) -> tuple[str, int]:
         """Find the address nearest to us that is no proxy's: those further left were written by it."""
@@ -80,7 +85,8 @@ class Hosts:
         self._is_local = is_loopback(settings.host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) not in PROBES:
+        path = scope["path"].removeprefix(scope.get("root_path", "")) if "path" in scope else ""
+        if scope["type"] in {"http", "websocket"} and path not in PROBES:
             host = Headers(scope=scope).get("host", "")
             name = host_name(host)
             if not self._is_known(name):

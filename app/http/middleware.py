@@ -6,31 +6,48 @@ import re
 import time
 import uuid
 
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.errors import InternalError, MethodNotAllowed, NotFound, NotReady, ParseError
 from app.http.schemas.problem import Problem
 from app.http.service import ENDING
 from app.jobs.api.jobs import JOB_ID
-from app.telemetry import Metrics, request_id
+from app.metrics import Metrics
+from app.telemetry import request_id
 
 logger = logging.getLogger("rtprune.http")
 
 CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked again and again, by machines."""
 LINGER_S = 1.0
 LINGER_BYTES = 2**20
 
 
-def problem_response(error: ParseError, retry_after_s: int) -> Response:
-    problem = Problem.of(error, request_id.get() or "unknown")
+def error_headers(error: ParseError, retry_after_s: int) -> dict[str, str]:
+    """Return the headers of an error's answer, in whatever shape its body is."""
     wait_s = error.retry_after_s or (retry_after_s if error.status in {429, 503} else None)
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    return headers
+
+
+def named_errors(error: RequestValidationError) -> str:
+    """Say in one line what the framework found wrong with a request."""
+    named = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+    return named or "the request is not valid"
+
+
+def problem_response(error: ParseError, retry_after_s: int) -> Response:
+    problem = Problem.of(error, request_id.get() or "unknown")
+    headers = error_headers(error, retry_after_s)
     return Response(problem.model_dump_json(), error.status, headers, media_type="application/problem+json")
 
 
@@ -43,7 +60,7 @@ def routing_error(status: int) -> ParseError:
     return InternalError(f"the request ended with status {status}")
 
 
-class Edge:
+class OutermostMiddleware:
     """Outermost middleware."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:
@@ -53,11 +70,25 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._other(scope, receive, send)
             return
         # HEAD is GET without a body, which the server leaves out by its own, unchanged scope
         scope = {**scope, "method": "GET", "head": True} if scope["method"] == "HEAD" else scope
         exchange = _Exchange(scope, receive, send)
+        if scope["path"].removeprefix(scope.get("root_path", "")) in UNTRACED:
+            await self._exchange(scope, exchange)
+            return
+        parent = Headers(scope=scope).get("traceparent", "")
+        with tracing.span(scope["method"], parent=parent, is_server=True) as span:
+            await self._exchange(scope, exchange)
+            route = _route_of(scope)
+            span.rename(f"{_method_of(scope)} {route}")
+            span.set(http__route=route, http__request__method=_method_of(scope))
+            span.set(http__response__status_code=exchange.status, rtprune__request=exchange.id)
+            if exchange.status >= 500:
+                span.fail(str(exchange.status))
+
+    async def _exchange(self, scope: Scope, exchange: "_Exchange") -> None:
         token = request_id.set(exchange.id)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -88,12 +119,24 @@ class Edge:
             self._record(scope, exchange)
             request_id.reset(token)
 
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a websocket where a request would get a problem: a handshake has no body for one."""
+        token = request_id.set(uuid.uuid4().hex)
+        try:
+            await self._app(scope, receive, send)
+        except ParseError as error:
+            if scope["type"] != "websocket":
+                raise
+            logger.info("a websocket was refused", extra={"reason": str(error)})
+            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+        finally:
+            request_id.reset(token)
+
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
-        method = "HEAD" if "head" in scope else scope["method"]
-        method = method if method in METHODS else "other"
+        path, method = _route_of(scope), _method_of(scope)
+        seconds = time.perf_counter() - exchange.started
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
+        self._metrics.request_seconds.labels(path, method).observe(seconds)
         job_id = scope.get("job_id") or scope.get("path_params", {}).get("job_id", "")
         job = {"job": job_id} if JOB_ID.fullmatch(job_id) else {}  # an address may have any text in its place
         logger.info(
@@ -103,9 +146,19 @@ class Edge:
                 "method": method,
                 "route": path,
                 "status": exchange.status,
-                "ms": round((time.perf_counter() - exchange.started) * 1000, 1),
+                "ms": round(seconds * 1000, 1),
             },
         )
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the pattern that an address fits, never the address."""
+    return str(getattr(scope.get("route"), "path", "other"))
+
+
+def _method_of(scope: Scope) -> str:
+    method = "HEAD" if "head" in scope else scope["method"]
+    return method if method in METHODS else "other"
 
 
 def _is_ending(scope: Scope) -> bool:

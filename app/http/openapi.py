@@ -4,7 +4,7 @@ Operations are tagged and named by their routes. Shapes that FastAPI does not me
 responses of their own, are named by ``$ref`` and added in ``Application``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,6 +27,7 @@ from app.http.schemas.problem import Problem
 JSON = "application/json"
 MARKDOWN = "text/markdown"
 PLAIN = "text/plain"
+OCTETS = "application/octet-stream"
 PROBLEM = "application/problem+json"
 FORM_DATA = "multipart/form-data"
 TEXT = {"schema": {"type": "string"}}
@@ -34,6 +35,11 @@ TEXT = {"schema": {"type": "string"}}
 TAGS = [
     {"name": "parse", "description": "A document in, Markdown out, in one exchange."},
     {"name": "jobs", "description": "The same without waiting: accepted, watched, fetched, cancelled."},
+    {"name": "docling", "description": "The same jobs, as docling-serve's clients ask for them."},
+    {"name": "mistral", "description": "The same jobs, as clients of Mistral OCR ask for them."},
+    {"name": "openai", "description": "The same jobs, as clients of OpenAI's chat ask for them."},
+    {"name": "mineru", "description": "The same jobs, as MinerU's clients ask for them."},
+    {"name": "openwebui", "description": "The same jobs, as Open WebUI asks an external loader."},
     {"name": "service", "description": "Liveness, readiness, metrics."},
 ]
 
@@ -69,6 +75,54 @@ def problems(*only: type[ParseError]) -> Responses:
     return {status: _problem(errors) for status, errors in by_status.items()}
 
 
+def dialect_errors(
+    shape: type[BaseModel],
+    body: Callable[[ParseError], Any],
+    status: Callable[[ParseError], int] = lambda error: error.status,
+) -> Responses:
+    """The same in a dialect's shape: the codes that come with each error status, with an example of each."""
+    by_status: dict[int, list[ParseError]] = {}
+    for kind in all_errors():
+        error = kind()
+        by_status.setdefault(status(error), []).append(error)
+    return {
+        number: {
+            "description": "; ".join(sorted(f"{error.code}: {error.title}" for error in errors)),
+            "model": shape,
+            "content": {
+                JSON: {
+                    "examples": {
+                        error.code: {"summary": error.title, "value": body(error)}
+                        for error in sorted(errors, key=lambda one: one.code)
+                    }
+                }
+            },
+        }
+        for number, errors in by_status.items()
+    }
+
+
+def json_schema(body: type[BaseModel]) -> dict[str, Any]:
+    """The schema of a JSON body, whole."""
+    return _inlined(_untitled(body.model_json_schema()))
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Put definitions where they are used: inside a body, a reference to ``#/$defs`` leads nowhere."""
+    definitions: dict[str, Any] = schema.pop("$defs", {})
+
+    def whole(value: Any) -> Any:
+        if isinstance(value, dict):
+            if "$ref" in value:
+                own = {name: part for name, part in value.items() if name != "$ref"}
+                return {**whole(definitions[value["$ref"].rpartition("/")[2]]), **own}
+            return {name: whole(part) for name, part in value.items()}
+        return [whole(part) for part in value] if isinstance(value, list) else value
+
+    inlined: dict[str, Any] = whole(schema)
+    return inlined
+
+
 def _problem(errors: Iterable[type[ParseError]]) -> dict[str, Any]:
     named = sorted(errors, key=lambda error: error.code)
     shown = {
@@ -94,7 +148,7 @@ def text_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name_url: bool) -> dict[str, Any]:
-    """A document and its options, as a form or as JSON."""
+    """A document and its options, as a form or as JSON; or the document alone, options in the address."""
     in_json = {"document": {"summary": "A document, as base64", "value": JSON_BODY}}
     if may_name_url:
         in_json["address"] = {"summary": "The address of a document", "value": URL_BODY}
@@ -103,6 +157,7 @@ def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name
         "content": {
             FORM_DATA: {"schema": form_schema(form), "example": FORM},
             JSON: {"schema": _untitled(body.model_json_schema()), "examples": in_json},
+            OCTETS: {"schema": {"type": "string", "format": "binary"}, "example": "(the document)"},
         },
     }
 

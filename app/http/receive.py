@@ -1,5 +1,6 @@
 """From a request to an accepted job: what ``POST /v1/parse`` and ``POST /v1/jobs`` have in common."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -7,8 +8,8 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from app.documents.formats import Source, sniff_file
-from app.documents.sources import Upload, receive
-from app.errors import BadOption, UnsupportedMediaType
+from app.documents.sources import SpooledFile, Upload, is_document, receive
+from app.errors import BadOption, IdempotencyConflict, ParseError, UnsupportedMediaType
 from app.http.access import caller_of
 from app.http.schemas.parse import OptionFields
 from app.http.service import Service, note_job
@@ -22,10 +23,20 @@ F = TypeVar("F", bound=OptionFields)
 
 
 async def receive_document(
-    request: Request, service: Service, shape: type[F], path: Path, *, may_name_url: bool = False
+    request: Request,
+    service: Service,
+    shape: type[F],
+    path: Path,
+    *,
+    may_name_url: bool = False,
+    place_more: Callable[[], Path] | None = None,
 ) -> tuple[Upload, F]:
-    """The body's document, spooled to ``path``, and its options, checked."""
-    if request.query_params:
+    """The body's document, spooled to ``path``, and its options, checked.
+
+    ``place_more`` gives a path for each of several files, where there may be several.
+    """
+    is_raw = is_document(request.headers.get("content-type", ""))
+    if request.query_params and not is_raw:
         raise BadOption("options go into the body, not into the address")
     if (coding := request.headers.get("content-encoding", "identity").lower()) not in {"", "identity"}:
         raise UnsupportedMediaType(f"send the body without Content-Encoding; {coding[:40]} is not read")
@@ -39,9 +50,21 @@ async def receive_document(
             path,
             service.settings,
             may_name_url=may_name_url,
+            place_more=place_more,
         )
+    if is_raw:
+        return upload, shape.from_form(_once(request.query_params.multi_items()))
     fields = shape.from_form(upload.fields) if upload.from_form else shape.from_json(upload.fields)
     return upload, fields
+
+
+def _once(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name, value in items:
+        if name in fields:
+            raise BadOption(f"{name[:80]} is given twice")
+        fields[name] = value
+    return fields
 
 
 async def fetched(service: Service, url: str, path: Path) -> Source:
@@ -52,14 +75,45 @@ async def fetched(service: Service, url: str, path: Path) -> Source:
 
 
 async def submit(
-    request: Request, service: Service, source: Source, fields: OptionFields, submission: Submission
+    request: Request,
+    service: Service,
+    source: Source,
+    fields: OptionFields,
+    submission: Submission,
+    number: int | None = None,
 ) -> tuple[Job, bool]:
-    """The job of a document, and whether it is new."""
+    """The job of a document, and whether it is new. ``number``: of one of several documents of a request."""
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
+    if key is not None and number is not None:
+        key = f"{key}\n{number}"  # which no header has in it
     caller = caller_of(request)
     submission = replace(submission, client=caller.client, key=caller.key, idempotency_key=key)
     job, is_new = await service.jobs.submit(source, fields.options(service.settings), submission)
     note_job(request, job.id)
     return job, is_new
+
+
+async def submit_each(
+    request: Request,
+    service: Service,
+    files: Sequence[SpooledFile],
+    fields: OptionFields,
+    submission: Submission,
+) -> list[Job | ParseError]:
+    """The job of each file, or why it has none. Raise ``BadOption``, which is no file's fault."""
+    found: list[Job | ParseError] = []
+    for number, file in enumerate(files):
+        try:
+            source = sniff_file(file.path)
+            job, _ = await submit(request, service, source, fields, submission, number)
+        except (BadOption, IdempotencyConflict):
+            raise
+        except ParseError as error:
+            found.append(error)
+        else:
+            found.append(job)
+        finally:
+            file.path.unlink(missing_ok=True)  # the job has it
+    return found

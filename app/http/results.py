@@ -2,23 +2,36 @@
 
 A document is put together once, for its text, and then read again from the database a few pages at a time,
 while they are sent. So a client that is slow, or many of them, hold no documents in memory.
+
+Whatever takes the interpreter's lock for long keeps the event loop from answering anybody. So large results
+have few threads, which they share piece by piece, and nothing large is serialised by one call.
 """
 
 import asyncio
+import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TypeVar
 
-from app.document import AnswerOptions, PageResult, Status
-from app.errors import Expired, Overloaded
-from app.http.openapi import JSON, PLAIN
+from pydantic_core import to_json
+
+from app.document import AnswerOptions, PageResult, ParsedDocument, Picture, Status
+from app.errors import Expired, NotFound, Overloaded
 from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.status_headers import status_headers
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.outcome import raise_if_unread
 from app.jobs.job import Job
 from app.jobs.store import Store
+from app.output.answer import Answer, Piece
+from app.output.embedding import Embedding
+from app.output.figures import Address, readdressed, relative
+from app.output.formats import Format
 from app.output.pages import Joined, join_pages
+from app.processes import give_back_freed_memory
 
 CHUNK_CHARS = 2**17
 """What is sent, and compressed, at a time."""
@@ -28,45 +41,64 @@ BATCH_PAGES = 8
 """Pages read from the database at a time."""
 FEW_PAGES = 16
 """Documents of so many pages are put together in milliseconds, and do not wait for large ones."""
-NUM_LARGE = 2
+NUM_LARGE = 1
 NUM_SMALL = 8
+NUM_SENDING = 2
+"""Threads that prepare pieces of large results: each one more makes everybody's answers later."""
+TIDY_AFTER_S = 1.0
 MAX_WAITING = 256
 """Results that wait to be put together; more are refused."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer without its pages, which are read while it is sent."""
+    """An answer in JSON without its pages, which are read while it is sent."""
 
     status: Status
     job: Job
     headers: Mapping[str, str]
-    head: str
-    """What goes before the pages; the whole answer if it is text."""
-    tail: str = ""
+    text: str
+    """The pages as one text."""
+    frame: tuple[str, str, str]
+    """JSON before the text, between it and the pages, and after those."""
     num_pages: int = 0
     types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Types of the blocks of pages with running heads and feet, by the page's index."""
     dollars: bool = False
+    address: Address | None = relative
+    """Where Markdown refers to figures; ``None``: not at all."""
+    only: Container[int] | None = None
+    """Pages of a job that goes on, by their index: later ones are not in the text. ``None``: all."""
+    embedding: Embedding | None = None
 
-    def pieces(self, store: Store) -> Iterator[str]:
+    def pieces(self, store: Store) -> Iterator[Piece]:
         """Give the answer's text, in a thread. Raise ``Expired`` when pages are gone meanwhile."""
-        yield from (self.head[at : at + CHUNK_CHARS] for at in range(0, len(self.head), CHUNK_CHARS))
+        pieces = self._pieces(store)
+        yield from pieces if self.embedding is None else self.embedding.filled(pieces)
+
+    def _pieces(self, store: Store) -> Iterator[str]:
+        before, between, after = self.frame
+        yield before
+        for part in _slices(self.text):
+            yield to_json(part).decode()[1:-1]  # without its quotes
+        yield between
         num_pages = 0
-        if self.num_pages:
-            for page in self._pages(store):
-                shape = PageShape.of(page, dollars=self.dollars)
-                yield ("," if num_pages else "") + shape.model_dump_json()
-                num_pages += 1
+        for page in self._pages(store):
+            shape = PageShape.of(readdressed(page, self.address), dollars=self.dollars)
+            yield ("," if num_pages else "") + shape.model_dump_json()
+            num_pages += 1
         if num_pages != self.num_pages:
             raise Expired("the job ended longer ago than results are kept")
-        yield self.tail
+        yield after
 
     def _pages(self, store: Store) -> Iterator[PageResult]:
         last = -1
         while batch := store.results(self.job.id, after=last, limit=BATCH_PAGES):
             for page in batch:
-                yield self._with_types(page)
+                if self.only is None or page.index in self.only:
+                    yield self._with_types(page)
             last = batch[-1].index
 
     def _with_types(self, page: PageResult) -> PageResult:
@@ -76,52 +108,176 @@ class Result:
         return replace(page, blocks=tuple(replace(block, type=one) for block, one in blocks))
 
 
-class Results:
-    """Puts answers together, few at a time."""
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An answer in another format than JSON, made but for its images."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    status: Status
+    job: Job
+    headers: Mapping[str, str]
+    made: Iterable[Piece]
+    embedding: Embedding | None = None
+
+    def pieces(self, _: Store) -> Iterator[Piece]:
+        """Give the answer, in a thread. Raise ``Expired`` when images are gone meanwhile."""
+        yield from self.made if self.embedding is None else self.embedding.filled(self.made)
+
+
+class Results:
+    """Puts answers together, and gives their parts, few at a time."""
+
+    def __init__(self, jobs: Jobs, tmp_dir: Path) -> None:
         self._jobs = jobs
+        self._images = jobs.images
+        self._tmp_dir = tmp_dir
+        self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
         self._large = asyncio.Semaphore(NUM_LARGE)
         self._small = asyncio.Semaphore(NUM_SMALL)
         self._num_waiting = 0
+        self._num_large = 0
+        self._is_closed = False
 
     @property
     def store(self) -> Store:
         return self._jobs.store
 
-    async def of(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
-        """Put the answer of an ended job together. Raise its own error, or ``NotFinished``."""
-        await self._jobs.raise_if_no_document(job)
+    async def of(
+        self,
+        job: Job,
+        form: Format,
+        options: AnswerOptions,
+        root: str = "",
+        *,
+        pages_so_far: bool = False,
+    ) -> Result | Made:
+        """Put the answer of an ended job together. Raise its own error, or ``NotFinished``.
+
+        ``root``: the path before every address of this service, for links to figures. ``pages_so_far``: also
+        of a job that has not ended.
+        """
+        return await self.made(
+            job,
+            lambda: self._make(job, form, options, root),
+            is_heavy=form.is_heavy,
+            pages_so_far=pages_so_far,
+        )
+
+    async def made(
+        self, job: Job, make: Callable[[], T], *, is_heavy: bool = False, pages_so_far: bool = False
+    ) -> T:
+        """Make something of a job, in a thread. Raise the job's own error, or ``NotFinished``."""
+        if not (pages_so_far and job.is_open):
+            await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
+        is_small = job.num_pages <= FEW_PAGES and not is_heavy
         self._num_waiting += 1
         try:
-            async with self._small if job.num_pages <= FEW_PAGES else self._large:
-                return await asyncio.to_thread(self._make, job, media_type, options)
+            async with self._small if is_small else self._large:
+                return await asyncio.to_thread(make)
         finally:
             self._num_waiting -= 1
 
-    def _make(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
+    def document(self, job: Job) -> ParsedDocument:
+        """Read an ended job's document, in a thread. Raise its error if no page of it was read."""
         document = self._jobs.read_document(job)
         raise_if_unread(document)
+        return document
+
+    def _make(self, job: Job, form: Format, options: AnswerOptions, root: str) -> Result | Made:
+        document = self.document(job)
         headers = status_headers(document)
-        joined = join_pages(document.pages, options)
-        if media_type != JSON:
-            text = joined.plain() if media_type == PLAIN else joined.markdown(dollars=options.math != "latex")
-            return Result(document.status, job, headers, text + "\n")
-        frame = DocumentShape.frame(document, joined, options).model_dump_json()
-        # inside a string, a quote would have a backslash before it
-        head, pages, tail = frame.partition(',"pages":[]')
-        return Result(
-            document.status,
-            job,
-            headers,
-            head + pages[:-1],
-            "]" + tail,
-            len(document.pages),
-            _types(document.pages, joined),
-            options.math == "dollar",
+        embedding = Embedding(lambda name: self.picture(job, name))
+        address = _address(form, options, f"{root}/v1/jobs/{job.id}/", embedding)
+        shown = [readdressed(page, address) for page in document.pages]
+        joined = join_pages(shown, options)
+        used = embedding if address == embedding.address else None
+
+        def in_json() -> Result:
+            # inside a string, a quote would have a backslash before it
+            before, empty, after = DocumentShape.frame(document).model_dump_json().partition('"","pages":[]')
+            return Result(
+                document.status,
+                job,
+                headers,
+                joined.markdown(dollars=options.math == "dollar"),
+                (before + empty[0], empty[1:-1], "]" + after),
+                len(document.pages),
+                _types(shown, joined),
+                options.math == "dollar",
+                address,
+                frozenset(page.index for page in document.pages) if job.is_open else None,
+                used,
+            )
+
+        if form.name == "json":
+            return in_json()
+        answer = Answer(
+            document,
+            joined,
+            options,
+            address,
+            pictures=lambda name: self._images.picture(job.id, name),
+            as_json=lambda: chunks(in_json().pieces(self.store)),
+            scratch=self._scratch,
         )
+        return Made(document.status, job, headers, form.make(answer), used)
+
+    def _scratch(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._tmp_dir)
+
+    def picture(self, job: Job, name: str) -> Picture:
+        """Read a figure of a job, in a thread. Raise ``Expired`` when it is gone."""
+        try:
+            return self._images.picture(job.id, name)
+        except NotFound as error:
+            raise Expired("the job ended longer ago than results are kept") from error
+
+    async def parts(self, parts: Iterator[bytes], *, is_large: bool = True) -> AsyncIterator[bytes]:
+        """Take each part in a thread, when the one before it is sent. Those of large results take turns."""
+        threads = self._sending if is_large else None
+        loop = asyncio.get_running_loop()
+        self._num_large += is_large
+        try:
+            while part := await loop.run_in_executor(threads, next, parts, b""):
+                yield part
+        finally:
+            if is_large:
+                self._num_large -= 1
+                loop.call_later(TIDY_AFTER_S, self._tidy)
+
+    def _tidy(self) -> None:
+        """Give memory back when no large result is sent any more."""
+        if not self._num_large and not self._is_closed:
+            self._sending.submit(give_back_freed_memory)
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._sending.shutdown(wait=False, cancel_futures=True)
+
+
+def _address(form: Format, options: AnswerOptions, base: str, embedding: Embedding) -> Address | None:
+    """Return where an answer refers to its figures. Files that contain them have their own way."""
+    images = (
+        form.images if options.images is None or form.is_file or form.images == "none" else options.images
+    )
+    match images:
+        case "none":
+            return None
+        case "link":
+            return lambda name: base + relative(name)
+        case "embed":
+            return embedding.address
+    return relative
+
+
+def _slices(text: str) -> Iterator[str]:
+    """Cut a text after line ends, so that signs of figures stay whole."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start + CHUNK_CHARS) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, ...]]:
@@ -132,17 +288,18 @@ def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, 
     }
 
 
-def chunks(pieces: Iterator[str]) -> Iterator[bytes]:
-    """Gather pieces into chunks that are worth sending."""
-    gathered: list[str] = []
-    num_chars = 0
+def chunks(pieces: Iterable[Piece]) -> Iterator[bytes]:
+    """Gather pieces into chunks that are worth sending, and none that is much larger."""
+    gathered = bytearray()
     for piece in pieces:
-        gathered.append(piece)
-        num_chars += len(piece)
-        if num_chars >= CHUNK_CHARS:
-            yield "".join(gathered).encode()
-            gathered, num_chars = [], 0
-    yield "".join(gathered).encode()
+        for at in range(0, len(piece), CHUNK_CHARS):
+            part = piece[at : at + CHUNK_CHARS]
+            gathered += part.encode() if isinstance(part, str) else part
+            if len(gathered) >= CHUNK_CHARS:
+                yield bytes(gathered)
+                gathered.clear()
+    if gathered:
+        yield bytes(gathered)
 
 
 def compressed(parts: Iterable[bytes]) -> Iterator[bytes]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import NotReady, Overloaded
 from app.http.access import Access
 from app.http.results import Results
 from app.jobs.api.jobs import Jobs
 from app.jobs.api.metrics_feed import MetricsFeed
+from app.metrics import Metrics
 from app.settings import Settings
-from app.telemetry import Metrics
 
 ENDING = "the service is being stopped; what it accepted is read by the next one"
 
@@ -26,7 +26,7 @@ class Service:
     metrics: Metrics
     jobs: Jobs
     spool: Spool
-    http: GuardedHttp
+    http: SafeHttp
     access: Access
     meter: MetricsFeed
     results: Results
@@ -55,12 +55,18 @@ class Service:
         self.is_ending = True
         self.jobs.watcher.close()
 
-    async def count_pages(self) -> None:
-        """Bring the counters up to date. Raise ``StorageUnavailable`` or ``StorageFull``."""
+    async def count_ends(self) -> None:
+        """Bring the counters of pages and jobs up to date.
+
+        Raise ``StorageUnavailable`` or ``StorageFull``.
+        """
         async with self._metering:
             while pages := await asyncio.to_thread(self.meter.new_pages):
                 for page in pages:
                     self.metrics.count(page)
+            while statuses := await asyncio.to_thread(self.meter.new_jobs):
+                for status in statuses:
+                    self.metrics.jobs.labels(status).inc()
 
     def check_ready(self) -> None:
         """Who waits for an answer is told at once that nobody reads. Raise ``NotReady``."""

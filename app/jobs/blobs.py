@@ -44,7 +44,7 @@ class Blobs:
                     self._fs.put_file(str(path), target, **self._timeout(path.stat().st_size))
                 return name
             folder = Path(target).parent
-            folder.mkdir(parents=True, exist_ok=True)
+            _make(folder)
             _sync(path)
             try:
                 path.rename(target)
@@ -101,6 +101,14 @@ def content_hash(path: Path) -> str:
 def _protocols(filesystem: Any) -> tuple[str, ...]:
     protocol = filesystem.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and those around it, on disk when this returns."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in new:
+        _sync(one.parent)
 
 
 def _sync(path: Path) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from app.errors import StorageFull, StorageUnavailable
+from app.metrics import STORAGE_ERRORS
 from app.settings import Settings
 
 P = ParamSpec("P")
@@ -206,6 +207,7 @@ def storage_errors() -> Iterator[None]:
 
 def _storage_error(error: Exception) -> StorageFull | StorageUnavailable:
     text = str(error)
+    STORAGE_ERRORS.inc()
     logger.warning("the database fails", extra={"reason": text.splitlines()[0][:300]})
     if any(message in text for message in FULL_MESSAGES):
         return StorageFull("no space where jobs are kept")

@@ -59,11 +59,12 @@ class Images:
         if page is not None:
             query = query.where(images.c.page == page)
         with self._store.reading() as c:
-            rows = c.execute(query.order_by(images.c.page, images.c.name)).all()
-        return [
+            rows = c.execute(query).all()
+        found = [
             StoredImage(row.name, row.page, row.media_type, row.width, row.height, _box(row.bbox))
             for row in rows
         ]
+        return sorted(found, key=lambda image: (image.page, len(image.name), image.name))
 
 
 def image_rows(job_id: str, page: int, pictures: Sequence[Picture]) -> list[dict[str, Any]]:

@@ -7,10 +7,11 @@ renews, and what it still writes is ignored where another was faster.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
+from app.documents.raster.sandbox import Sandbox
 from app.jobs.api.outcome import Phase
 from app.jobs.job import OPEN, Job
 from app.jobs.queues import WorkQueue
@@ -28,7 +29,10 @@ EXPIRY_BATCH = 200
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker's report of itself. ``modes``: view layouts of its model, once it is loaded."""
+    """A worker's report of itself. ``modes``: view layouts of its model, once it is loaded.
+
+    ``sandbox``: what confines its decoders, as far as it is known.
+    """
 
     id: str
     host: str
@@ -36,6 +40,7 @@ class WorkerState:
     detail: str
     model: str = ""
     modes: tuple[str, ...] = ()
+    sandbox: Sandbox | None = None
 
     @property
     def ready(self) -> bool:
@@ -58,6 +63,7 @@ class Leases:
                 "detail": worker.detail,
                 "model": worker.model,
                 "modes": json.dumps(worker.modes),
+                "sandbox": json.dumps(worker.sandbox and asdict(worker.sandbox)),
                 "expires_at": now(c) + lease_s,
             }
             insert = self._store.insert(workers).values(id=worker.id, **row)
@@ -73,7 +79,15 @@ class Leases:
         with self._store.reading() as c:
             rows = c.execute(sa.select(workers).where(workers.c.expires_at > now(c))).all()
         return [
-            WorkerState(row.id, row.host, row.phase, row.detail, row.model, tuple(json.loads(row.modes)))
+            WorkerState(
+                row.id,
+                row.host,
+                row.phase,
+                row.detail,
+                row.model,
+                tuple(json.loads(row.modes)),
+                Sandbox(**told) if (told := json.loads(row.sandbox)) else None,
+            )
             for row in rows
         ]
 

@@ -25,7 +25,7 @@ from app.jobs.job import (
 from app.jobs.notifications import Topic
 from app.jobs.queues import BATCH_QUEUE, SINGLE_QUEUE, Batch, Enqueues, queue_for
 from app.jobs.quota import Quota
-from app.jobs.tables import create_or_upgrade, jobs, now, pages
+from app.jobs.tables import attempts, create_or_upgrade, jobs, now, pages
 
 ADMISSION_LOCK = 0x7274_7072_756E
 THROUGHPUT_WINDOW_S = 60.0
@@ -84,6 +84,30 @@ class Queue:
         return int(min(MAX_RETRY_S, max(1.0, num_pages / self.pages_per_s + 0.999)))
 
 
+@dataclass(frozen=True, slots=True)
+class PageEnd:
+    """A finished page: job and index, when, and the result as JSON."""
+
+    key: tuple[str, int]
+    at: float
+    result: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """An ended job: its id, when, and how."""
+
+    key: str
+    at: float
+    status: str
+
+
+# a server may be set not to wait; one that waits for more than its own disk goes on doing so
+_WAIT_FOR_DISK = sa.text(
+    "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
+)
+
+
 class Store:
     """Jobs, and transactions for writers of pages and leases. ``tell`` notifies followers."""
 
@@ -109,11 +133,14 @@ class Store:
 
     @contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sa.Connection]:
+        """Open a transaction. ``durable``: a power cut takes neither it nor any that was committed before."""
         with storage_errors(), self._writes.connect() as c:
             if durable and c.dialect.name == "sqlite":
                 c.connection.driver_connection.execute("PRAGMA synchronous=FULL")  # type: ignore[union-attr]
             try:
                 with c.begin():
+                    if durable and c.dialect.name == "postgresql":
+                        c.execute(_WAIT_FOR_DISK)
                     yield c
             finally:
                 if durable and c.dialect.name == "sqlite" and not c.invalidated:
@@ -168,6 +195,7 @@ class Store:
                     webhook_status="pending" if job.webhook else None,
                     created_at=at,
                     touched_at=at,
+                    trace=job.trace,
                 )
             )
             if limits.quota is not None:
@@ -289,12 +317,29 @@ class Store:
             found = c.execute(query.order_by(pages.c.page).limit(limit)).scalars()
             return tuple(decode_page(text) for text in found)
 
-    def pages_done(self, since: float, limit: int) -> list[tuple[str, int, float, str]]:
-        """Job, page, time and result (JSON) of pages of all jobs that were finished from ``since`` on."""
+    def pages_done(self, since: float, limit: int) -> list[PageEnd]:
+        """Read pages of all jobs that were finished from ``since`` on, oldest first."""
         columns = (pages.c.job_id, pages.c.page, pages.c.done_at, pages.c.result)
         query = sa.select(*columns).where(pages.c.done_at >= since).order_by(pages.c.done_at).limit(limit)
         with self.reading() as c:
-            return [(row.job_id, row.page, row.done_at, row.result) for row in c.execute(query)]
+            return [PageEnd((row.job_id, row.page), row.done_at, row.result) for row in c.execute(query)]
+
+    def jobs_ended(self, since: float, limit: int) -> list[JobEnd]:
+        """Read which jobs ended from ``since`` on, oldest first."""
+        columns = (jobs.c.id, jobs.c.finished_at, jobs.c.status)
+        query = sa.select(*columns).where(jobs.c.finished_at >= since)
+        with self.reading() as c:
+            found = c.execute(query.order_by(jobs.c.finished_at).limit(limit))
+            return [JobEnd(row.id, row.finished_at, row.status) for row in found]
+
+    def backlog(self) -> tuple[float, int]:
+        """Return the age of the oldest unfinished job, 0 without one, and how many pages are with a model."""
+        oldest = sa.select(sa.func.min(jobs.c.created_at)).where(jobs.c.status.in_(OPEN))
+        running = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.worker.is_not(None))
+        with self.reading() as c:
+            created_at = c.execute(oldest).scalar_one_or_none()
+            age_s = 0.0 if created_at is None else max(0.0, now(c) - created_at)
+            return age_s, c.execute(running).scalar_one()
 
     def cancel(self, job_id: str) -> bool:
         """True if the job was unfinished. The same request then makes a new job."""
@@ -375,6 +420,11 @@ class Store:
     def unswept(self) -> list[Job]:
         """Ended jobs with a document, which nobody needs any more."""
         return self._ended(jobs.c.blob != "")
+
+    def settle(self, job_ids: Sequence[str]) -> None:
+        """Have the ends of these jobs on disk: a power cut takes nothing back that was written before."""
+        with self.writing(durable=True) as c:
+            c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
 
     def swept(self, job_id: str) -> None:
         with self.writing() as c:

@@ -38,6 +38,7 @@ jobs = sa.Table(
     sa.Column("started_at", sa.Double),
     sa.Column("touched_at", sa.Double, nullable=False),
     sa.Column("finished_at", sa.Double),
+    sa.Column("trace", sa.Text, nullable=False, default="", server_default=""),
     sa.Index("rtprune_jobs_by_status", "status", "created_at"),
     sa.Index("rtprune_jobs_by_client", "client", "created_at"),
     sa.Index("rtprune_jobs_by_end", "finished_at"),
@@ -93,9 +94,26 @@ workers = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("modes", sa.Text, nullable=False, default="[]", server_default="[]"),
     sa.Column("phase", sa.Text, nullable=False, default="starting", server_default="starting"),
+    sa.Column("sandbox", sa.Text, nullable=False, default="null", server_default="null"),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
 
+
+# uploaded to be named later, each by its client
+files = sa.Table(
+    "rtprune_files",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("media_type", sa.Text, nullable=False),
+    sa.Column("num_bytes", sa.BigInteger, nullable=False),
+    sa.Column("blob", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Index("rtprune_files_by_client", "client", "created_at"),
+    sa.Index("rtprune_files_by_time", "created_at"),
+)
 
 # Who may ask. A revoked key keeps its row: a service that once had keys does not open when the last one goes
 keys = sa.Table(
@@ -117,8 +135,10 @@ ADDED_COLUMNS = (
     (jobs, jobs.c.visual_tokens),
     (jobs, jobs.c.kept_tokens),
     (jobs, jobs.c.output_tokens),
+    (jobs, jobs.c.trace),
     (workers, workers.c.modes),
     (workers, workers.c.phase),
+    (workers, workers.c.sandbox),
 )
 """Since the first release of their tables; each has a default for the rows that are there."""
 

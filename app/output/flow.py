@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from app.output.figures import CAPTION, PICTURE_TYPES
 from app.output.html import unescaped
 from app.output.hyphens import flowed
 from app.output.parts import Part
@@ -30,6 +31,12 @@ def joined(last: Part, first: Part) -> Part | None:
     if not (breaks_off(last) and begins_in_a_sentence(first)):
         return None
     return replace(last, markdown=flowed((last.markdown, first.markdown)))
+
+
+def is_float(part: Part) -> bool:
+    """Tell whether text goes on behind a part as if it were not there: a figure, a caption."""
+    kind = "" if part.type is None else part.type
+    return kind.casefold() in PICTURE_TYPES or CAPTION.search(kind) is not None
 
 
 def may_grow(part: Part) -> bool:

@@ -11,8 +11,8 @@ to the next one. A tag that deviates still ends a region, and nothing of it is l
   text.
 
 ``app.output.html`` says what becomes of HTML. Links are left as they are: whoever renders Markdown decides
-which schemes it follows. A picture region gives a block and, there being no picture file, nothing in the
-Markdown.
+which schemes it follows. A picture region gives a block and nothing in the Markdown: ``app.output.figures``
+refers to its file there, once it is cut out.
 """
 
 import re

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.document import AnswerOptions, PageResult
-from app.output.flow import joined, may_grow
+from app.output.flow import is_float, joined, may_grow
 from app.output.math import with_dollars
 from app.output.parts import Part, parts_of
 from app.output.plain import to_plain
 from app.output.running import find_furniture
 from app.output.spans import closed
+
+MAX_FLOATS = 16
+"""Figures and captions on one side of a page break, across which text goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +81,34 @@ def join_pages(pages: Sequence[PageResult], options: AnswerOptions) -> Joined:
         typed = [replace(part, type=types.get(number, part.type)) for number, part in enumerate(own)]
         marked.append(_with_types(page, typed) if types else page)
         kept = [part for number, part in enumerate(typed) if options.headers == "keep" or number not in types]
-        last = entries[-1] if entries else None
         if options.page_marks == "rule" and entries and (kept or page.shortfall):
             entries.append(Rule())
-        elif (
-            options.join_pages
-            and kept
-            and isinstance(last, Part)
-            and _goes_on(above, page)
-            and may_grow(last)
-        ):
-            whole = joined(last, kept[0])
-            if whole is not None:
-                entries[-1], kept = whole, kept[1:]
+        elif options.join_pages and _goes_on(above, page):
+            _join(entries, kept)
         entries += kept
         if page.shortfall is not None and options.page_marks != "none":
             entries.append(Gap(page.index, page.shortfall, was_read=page.failure is None))
         above = page
     return Joined(tuple(marked), tuple(entries))
+
+
+def _join(entries: list[Part | Gap | Rule], kept: list[Part]) -> None:
+    """Join the text that a page ends and the next one begins with, across figures between them."""
+    near = range(max(0, len(entries) - MAX_FLOATS), len(entries))
+    above = next((at for at in reversed(near) if not _floats(entries[at])), None)
+    below = next((at for at, part in enumerate(kept[:MAX_FLOATS]) if not is_float(part)), None)
+    if above is None or below is None:
+        return
+    last = entries[above]
+    if isinstance(last, Part) and may_grow(last):
+        whole = joined(last, kept[below])
+        if whole is not None:
+            entries[above] = whole
+            del kept[below]
+
+
+def _floats(entry: Part | Gap | Rule) -> bool:
+    return isinstance(entry, Part) and is_float(entry)
 
 
 def _with_types(page: PageResult, parts: Sequence[Part]) -> PageResult:

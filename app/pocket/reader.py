@@ -13,15 +13,17 @@ from typing import Self
 
 from PIL import Image
 
-from app.document import Block, Page, Reading, ReadOptions
+from app.document import FARTHEST, Block, Page, Reading, ReadOptions
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
 from app.output.markdown import block_of, to_markdown
-from app.pocket.layout.composed import FARTHEST, page_blocks, turned_back
+from app.pocket.layout.composed import page_blocks, turned_back
 from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
+from app.pocket.patches import page_patches
 from app.pocket.whole import STOPPED, ViewReading, confidence_of_print, evidence_of, whole_reading
+from app.reader import ReaderLoad
 
 GROUNDING = "<|grounding|>"
 MAX_VIEW_TOKENS = 160
@@ -54,7 +56,7 @@ class PocketReader:
 
     def __init__(self, engine: Engine, model: OcrModel) -> None:
         self._engine, self._model = engine, model
-        self._cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
+        self.cutting = ThreadPoolExecutor(2, thread_name_prefix="cutting")
 
     @property
     def model_name(self) -> str:
@@ -67,6 +69,11 @@ class PocketReader:
     @property
     def failure(self) -> str | None:
         return self._engine.failure
+
+    @property
+    def load(self) -> ReaderLoad:
+        """Views, of which a page has several."""
+        return self._engine.load
 
     def submit(
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
@@ -95,11 +102,11 @@ class PocketReader:
         def cut() -> CutPage:
             return cut_page(image) if is_wanted() else CutPage(None, (), ())
 
-        return await asyncio.get_running_loop().run_in_executor(self._cutting, cut)
+        return await asyncio.get_running_loop().run_in_executor(self.cutting, cut)
 
     async def close(self) -> None:
         await self._engine.close()
-        self._cutting.shutdown(wait=True, cancel_futures=True)
+        self.cutting.shutdown(wait=True, cancel_futures=True)
 
 
 class PocketStream:
@@ -172,7 +179,12 @@ class PocketStream:
             blocks = _cut_off(blocks, most)
         risk = self._reader.risk_curve.risk(self.evidence)
         whole = whole_reading(readings, "\n\n".join(block.text for block in blocks), risk, cut_ms)
-        whole = replace(whole, blocks=blocks, left_out=_left_out(cut, readings, turns))
+        whole = replace(
+            whole,
+            blocks=blocks,
+            left_out=_left_out(cut, readings, turns),
+            views=page_patches(cut, [view.reading.views for view in readings], turns),
+        )
         if (is_over_budget or len(cut.views) > MAX_VIEWS) and whole.finish_reason not in STOPPED:
             return replace(whole, finish_reason="length")
         return whole

@@ -141,5 +141,8 @@ def test_a_wheel_with_its_extras_serves_from_another_folder(served: str) -> None
         eventually(lambda: client.get("/readyz").status_code == 200)
         sample = (ROOT / "docs" / "sample.pdf").read_bytes()
         answer = client.post("/v1/parse", files={"file": sample}, data={"pages": "2"})
+        scripts = re.findall(r'src="([^"]+)"', client.get("/").text)
+        assert scripts, "the page is in the wheel"
+        assert all(client.get(f"/{script}").is_success for script in scripts)
     assert answer.status_code == 200, answer.text
     assert "Stock of the paper room" in json.loads(answer.text)["markdown"]

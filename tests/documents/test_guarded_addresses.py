@@ -5,7 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import UrlRefused
 from app.settings import Settings
 
@@ -57,7 +57,7 @@ REFUSED = [
 
 def check(url: str) -> str:
     async def run() -> str:
-        http = GuardedHttp(Settings())
+        http = SafeHttp(Settings())
         try:
             _, address = await http.check(url)
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import UrlFailed, UrlRefused
 from app.jobs.worker.webhooks import signature
 from app.settings import Settings, webhook_keys
@@ -20,7 +20,7 @@ def check(url: str, **settings: str) -> str:
     """The address that would be connected to."""
 
     async def run() -> str:
-        http = GuardedHttp(Settings.model_validate(settings))
+        http = SafeHttp(Settings.model_validate(settings))
         try:
             _, address = await http.check(url)
         finally:
@@ -77,7 +77,7 @@ def test_name_servers_that_hang_keep_nobody_from_the_database(monkeypatch: pytes
         raise OSError("no answer")
 
     async def run() -> None:
-        http = GuardedHttp(Settings())
+        http = SafeHttp(Settings())
         waiting = [asyncio.create_task(http.check(f"http://{n}.example/")) for n in range(100)]
         await asyncio.sleep(0)
         await asyncio.to_thread(lambda: None)  # every thread would be taken
@@ -115,7 +115,7 @@ def test_a_domain_whose_name_server_hangs_stops_no_other(monkeypatch: pytest.Mon
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 80))]
 
     async def run() -> None:
-        http = GuardedHttp(Settings())
+        http = SafeHttp(Settings())
         waiting = [asyncio.create_task(http.check(f"http://{n}.hangs.example/")) for n in range(100)]
         await asyncio.sleep(0.1)
         assert (await http.check("http://answers.test/"))[1] == "8.8.8.8"
@@ -141,7 +141,7 @@ def test_no_cookie_goes_to_anyone(tmp_path: Path) -> None:
         def log_message(self, *_: Any) -> None: ...
 
     async def run(url: str) -> None:
-        http = GuardedHttp(Settings.model_validate({"url_allow": "127.0.0.0/8"}))
+        http = SafeHttp(Settings.model_validate({"url_allow": "127.0.0.0/8"}))
         await http.download(url, tmp_path / "first")
         await http.download(url, tmp_path / "second")
         await http.close()

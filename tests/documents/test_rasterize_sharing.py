@@ -122,6 +122,37 @@ def test_pages_that_hold_up_rasterizers_hold_up_no_other_client(
     run(tmp_path, work, patient(num_rasterizers=3))
 
 
+def test_many_clients_together_do_not_hold_all_rasterizers(
+    tmp_path: Path, hanging: Path, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has the last place for long loses it, and goes on in one of those for slow documents."""
+    monkeypatch.setattr(rasterizers_module, "LAST_PLACE_S", 1.0)
+
+    async def work(rasterizers: Rasterizers) -> None:
+        claims = [Claim(f"slow {number}", client=f"hostile {number}") for number in range(3)]
+        pages = [asyncio.create_task(rasterizers.page(hanging, "PDF", 0, claim=claim)) for claim in claims]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            for number in range(3):
+                page = await rasterizers.page(quick, "PDF", 0, claim=Claim(str(number), client="other"))
+                assert page.index == 0
+        await cancelled(pages)
+
+    run(tmp_path, work, patient(num_rasterizers=3))
+
+
+def test_a_page_that_is_slow_in_the_last_place_is_read_in_another(
+    tmp_path: Path, quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rasterizers_module, "LAST_PLACE_S", 0.0)
+
+    async def work(rasterizers: Rasterizers) -> None:
+        pages = [rasterizers.page(quick, "PDF", 0, claim=Claim(str(n), client=str(n))) for n in range(6)]
+        assert [page.index for page in await asyncio.gather(*pages)] == [0] * 6
+
+    run(tmp_path, work, patient(num_rasterizers=2))
+
+
 def test_a_page_that_was_late_once_is_not_tried_again(tmp_path: Path, hanging: Path, quick: Path) -> None:
     async def work(rasterizers: Rasterizers) -> None:
         with pytest.raises(RasterizeTimeout):

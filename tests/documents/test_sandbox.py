@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_client import A4, ROOT, pdf_bytes
+from service_client import A4, ROOT, pdf_bytes, serving
 from test_rasterize import SETTINGS, run
 
 from app.document import Page
 from app.documents.raster import pool as rasterizers_module
 from app.documents.raster.pool import Rasterizers
-from app.documents.raster.sandbox import KEPT_VARIABLES, Sandbox, decoder_environment
+from app.documents.raster.sandbox import KEPT_VARIABLES, Sandbox, decoder_environment, weakest
 
 TRY = """
 import json, os, socket, subprocess, sys
@@ -80,6 +81,61 @@ def test_what_the_kernel_refuses_is_left_out_and_said(tmp_path: Path) -> None:
     found = tried(tmp_path, "def refuse(libc): raise OSError\nsandbox._no_new_privileges = refuse")
     assert found.pop("holds") == {"files": None, "network": None, "privileges": None}
     assert all(found.values())
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from app.documents.raster import sandbox
+
+sandbox.confine([], None)  # as where the kernel has no Landlock
+for pid in sys.argv[1:]:
+    for name in ("environ", "maps", "fd/0"):
+        try:
+            Path(f"/proc/{pid}/{name}").open("rb").close()
+        except PermissionError:
+            continue
+        sys.exit(f"{name} of {pid} can be read")
+"""
+
+
+CONFINED = (
+    "from app.documents.raster import sandbox; sandbox.confine([], None); {}; print(1, flush=True); input()"
+)
+PRIVATE = "from app.processes import keep_private; keep_private()"
+
+
+def can_look(*pids: int) -> bool:
+    """Whether a decoder sees environment, memory or files of one of these processes."""
+    command = [sys.executable, "-c", LOOK, *map(str, pids)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or "can be read" in done.stderr, done.stderr
+    return done.returncode != 0
+
+
+def test_without_landlock_a_decoder_sees_no_secret_of_api_and_worker(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.wait_ready()
+        assert not can_look(server.process.pid, server.worker_pid())
+
+
+@pytest.mark.parametrize(("act", "is_seen"), [("pass", True), (PRIVATE, False)])
+def test_a_process_that_keeps_secrets_shows_them_to_nobody_of_its_user(act: str, is_seen: bool) -> None:
+    command = [sys.executable, "-c", CONFINED.format(act)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert can_look(process.pid) == is_seen
+        process.kill()
+
+
+def test_what_holds_for_several_workers_is_what_holds_for_each() -> None:
+    whole = Sandbox("landlock 6", "seccomp", "no_new_privs")
+    partly = Sandbox(None, "seccomp", "no_new_privs")
+    assert weakest([whole, whole]) == whole
+    assert weakest([whole, partly]) == partly
+    assert weakest([whole, None]) is None
+    assert weakest([]) is None
 
 
 def test_decoders_get_no_variable_but_for_a_list() -> None:
@@ -165,13 +221,22 @@ def test_the_doctor_says_what_there_is(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line[5:].split(": ", 1) for line in done.stdout.splitlines())
     parts = {f"sandbox, {part}" for part in ("files", "network", "privileges")}
-    assert set(said) == {"versions", "poppler", "fonts", "memory", "descriptors"} | parts
+    machine = {"versions", "poppler", "fonts", "memory", "descriptors", "data folder", "temporary folder"}
+    assert set(said) - {"cuda"} == machine | parts | {"packages", "gpu", "checkpoint"}
+    assert "all files whole" in said["checkpoint"]
     assert "SQLite 3." in said["versions"]
     assert "rasterizers" in said["memory"]
 
 
 def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
-    done = doctor(tmp_path, PATH=str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    done = doctor(
+        tmp_path, PATH=str(tmp_path), RTPRUNE_MODEL=str(tmp_path), RTPRUNE_DEVICE="cuda", RTPRUNE_MODLE="x"
+    )
     assert done.returncode == 1
     assert "fail poppler: pdfinfo, pdftoppm" in done.stdout
+    assert "[mend: apt-get install poppler-utils poppler-data]" in done.stdout
+    assert "warn settings: RTPRUNE_MODLE is no setting" in done.stdout
+    assert "fail gpu: " in done.stdout
+    assert re.search(r"fail checkpoint: .*safetensors", done.stdout)
     assert "Traceback" not in done.stderr

@@ -21,7 +21,7 @@ SHORT = ReadOptions(prune="none", max_output_tokens=9)
 
 
 def ahead(bench: Bench, pages: int, group: int) -> Bench:
-    lane = bench.loop._encode_queue.lane
+    lane = bench.loop.encode_queue.lane
     lane.ahead, lane.group = pages, group
     lane.shares = 2**31  # as on CUDA: a row that is free waits for nobody
     return bench
@@ -67,7 +67,7 @@ def test_steps_ahead_of_a_prefill_change_no_page(max_page_tokens: int) -> None:
     """Pages join one after the other; in the small slots each ends because its slot is full."""
     endless = ReadOptions(prune="none")
     bench = Bench(hostile(), limits(max_running_pages=3, max_page_tokens=max_page_tokens))
-    bench.loop._launch = LaunchPolicy(steps_ahead=2, shares=2**31, wait_s=0.0)
+    bench.loop.launch_policy = LaunchPolicy(steps_ahead=2, shares=2**31, wait_s=0.0)
     tasks = []
     for number in range(1, 8):
         tasks.append(bench.read(number, [LONG, SHORT, endless][number % 3]))
@@ -75,14 +75,14 @@ def test_steps_ahead_of_a_prefill_change_no_page(max_page_tokens: int) -> None:
     bench.finish(*tasks)
     for number, task in enumerate(tasks, start=1):
         assert task.done.result().text == bench.alone(number, [LONG, SHORT, endless][number % 3])
-    assert not bench.loop._decoder.cache.host_lengths
+    assert not bench.loop.decoder.cache.host_lengths
 
 
 @pytest.mark.parametrize("wait_s", [3600.0, 0.0])
 def test_rows_that_become_free_wait_for_each_other_while_pages_wait_for_rows(wait_s: float) -> None:
     """Two of four rows, or as long as stated: then one by one."""
     bench = ahead(Bench(hostile(), limits(max_running_pages=4)), pages=4, group=1)
-    bench.loop._launch = LaunchPolicy(steps_ahead=0, shares=2, wait_s=wait_s)
+    bench.loop.launch_policy = LaunchPolicy(steps_ahead=0, shares=2, wait_s=wait_s)
     lengths = [8, 16, 40, 40, 9, 9, 9]
     tasks = [
         bench.read(number, ReadOptions(prune="none", max_output_tokens=length))
@@ -104,7 +104,7 @@ def test_rows_that_become_free_wait_for_each_other_while_pages_wait_for_rows(wai
 
 def test_the_last_page_waits_for_no_row_but_its_own() -> None:
     bench = ahead(Bench(hostile(), limits(max_running_pages=4)), pages=4, group=1)
-    bench.loop._launch = LaunchPolicy(steps_ahead=0, shares=2, wait_s=3600.0)
+    bench.loop.launch_policy = LaunchPolicy(steps_ahead=0, shares=2, wait_s=3600.0)
     tasks = [bench.read(number) for number in range(1, 6)]
     bench.finish(*tasks, at_most=200)
 
@@ -204,7 +204,7 @@ def test_whole_pages_and_a_single_thread_are_not_shared(beside_decode: bool, num
 @pytest.mark.usefixtures("five_threads")
 def test_pages_encoded_beside_decoding_read_as_alone() -> None:
     bench = Bench(hostile(), limits(max_running_pages=3))
-    bench.loop._encode_queue.lane = EncodeExecutor(CPU, beside_decode=True)
+    bench.loop.encode_queue.lane = EncodeExecutor(CPU, beside_decode=True)
     tasks = [bench.read(number) for number in range(12)]
     while not all(task.done.done() for task in tasks):
         if not bench.loop.turn():

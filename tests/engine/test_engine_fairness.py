@@ -38,7 +38,7 @@ def test_priority_reaches_every_view_and_a_cancelled_page_is_not_even_cut() -> N
             assert set(engine.came) == {7}
             engine.came = []
             goes_on = threading.Event()
-            blocking = [reader._cutting.submit(goes_on.wait, PATIENCE_S) for _ in range(2)]
+            blocking = [reader.cutting.submit(goes_on.wait, PATIENCE_S) for _ in range(2)]
             left = [reader.submit(page, MAX_TOKENS, document_id="b") for _ in range(3)]
             await asyncio.sleep(0)
             for stream in left:

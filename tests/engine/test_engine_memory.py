@@ -52,10 +52,10 @@ def test_on_cpu_running_pages_wait_for_few_views_to_be_encoded(
 
 def test_prefill_takes_fewer_pages_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(hostile())
-    prefill = bench.loop._decoder._first_logits
+    prefill = bench.loop.decoder.first_logits
     monkeypatch.setattr(
-        bench.loop._decoder,
-        "_first_logits",
+        bench.loop.decoder,
+        "first_logits",
         failing(prefill, lambda prompts, _: len(prompts) > 1),
     )
     tasks = [bench.read(i) for i in range(4)]
@@ -65,8 +65,8 @@ def test_prefill_takes_fewer_pages_when_memory_runs_out(monkeypatch: pytest.Monk
 
 def test_decoding_takes_fewer_pages_when_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(hostile())
-    run_rows = bench.loop._decoder.run_rows
-    monkeypatch.setattr(bench.loop._decoder, "run_rows", failing(run_rows, lambda rows, _: rows > 2))
+    run_rows = bench.loop.decoder.run_rows
+    monkeypatch.setattr(bench.loop.decoder, "run_rows", failing(run_rows, lambda rows, _: rows > 2))
     tasks = [bench.read(i) for i in range(4)]
     bench.finish(*tasks)
     assert [task.done.result().text for task in tasks] == [bench.alone(i) for i in range(4)]
@@ -74,8 +74,8 @@ def test_decoding_takes_fewer_pages_when_memory_runs_out(monkeypatch: pytest.Mon
 
 def test_a_page_that_never_fits_memory_fails_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(hostile())
-    run_rows = bench.loop._decoder.run_rows
-    monkeypatch.setattr(bench.loop._decoder, "run_rows", failing(run_rows, lambda *_: True))
+    run_rows = bench.loop.decoder.run_rows
+    monkeypatch.setattr(bench.loop.decoder, "run_rows", failing(run_rows, lambda *_: True))
     tasks = [bench.read(i) for i in range(3)]
     bench.finish(*tasks)
     for task in tasks:
@@ -85,13 +85,13 @@ def test_a_page_that_never_fits_memory_fails_and_says_so(monkeypatch: pytest.Mon
 
 def test_the_cache_never_grows() -> None:
     bench = Bench(hostile(), limits(max_running_pages=3))
-    cache = bench.loop._decoder.cache
+    cache = bench.loop.decoder.cache
     before = [storage.data_ptr() for storage in (*cache.keys, *cache.values)], cache.num_bytes
     assert cache.num_bytes <= 64 * 2**20
     tasks = [bench.read(i, ReadOptions(max_output_tokens=5 + i % 7)) for i in range(30)]
     bench.finish(*tasks)
     assert ([storage.data_ptr() for storage in (*cache.keys, *cache.values)], cache.num_bytes) == before
-    assert len(bench.loop._deadlines) == 0, "pages that are over are let go, minutes before their deadline"
+    assert len(bench.loop.deadlines) == 0, "pages that are over are let go, minutes before their deadline"
 
 
 def test_a_budget_decides_how_many_pages_run() -> None:
@@ -111,7 +111,7 @@ def test_a_budget_decides_how_many_pages_run() -> None:
     short = [bench.read(i, ReadOptions(prune="none", max_output_tokens=4)) for i in range(40)]
     bench.turns(20)
     bench.finish(*short)
-    assert bench.loop._kv_budget.taken == 0
+    assert bench.loop.kv_budget.taken == 0
     with pytest.raises(ValueError, match="does not hold one page of 1000 tokens"):
         Bench(FakeOcr(network), limits(kv_memory_mib=1, max_page_tokens=1000))
 
@@ -134,7 +134,7 @@ def test_what_is_reserved_never_exceeds_the_budget_and_is_given_back(
 ) -> None:
     """Pages of any length join at any turn, some are cancelled."""
     bench = Bench(hostile(), limits(kv_memory_mib=1, max_page_tokens=300, max_running_pages=6))
-    most = bench.loop._decoder.cache.plan.num_tokens
+    most = bench.loop.decoder.cache.plan.num_tokens
     tasks: list[PageTask] = []
     for turn in range(60):
         for number, (length, at, cancelled) in enumerate(pages):
@@ -143,15 +143,15 @@ def test_what_is_reserved_never_exceeds_the_budget_and_is_given_back(
                 if cancelled:
                     bench.loop.end(tasks[turn % len(tasks)], "cancelled")
         bench.turns(1)
-        assert sum(bench.loop._decoder.cache.host_lengths) <= bench.loop._kv_budget.taken <= most
+        assert sum(bench.loop.decoder.cache.host_lengths) <= bench.loop.kv_budget.taken <= most
     bench.finish(*tasks)
-    assert bench.loop._kv_budget.taken == 0
+    assert bench.loop.kv_budget.taken == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's count of resident pages")
 def test_memory_is_taken_when_written_and_given_back_when_a_page_ends() -> None:
     bench = Bench(hostile(), limits(max_running_pages=200, max_page_tokens=1000, kv_memory_mib=200))
-    storage = bench.loop._decoder.cache._storage
+    storage = bench.loop.decoder.cache.storage
     assert storage.nbytes > 250 * 2**20
 
     def resident_mib() -> float:
@@ -161,7 +161,7 @@ def test_memory_is_taken_when_written_and_given_back_when_a_page_ends() -> None:
     storage[:, :100] = 1.0
     assert resident_mib() - before > 100
     for row in range(100):
-        bench.loop._decoder.cache.wipe(row, 1000)
+        bench.loop.decoder.cache.wipe(row, 1000)
     assert resident_mib() - before < 20
     assert not storage[:, :100].any()
 

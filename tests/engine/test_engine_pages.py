@@ -71,7 +71,7 @@ def test_a_deadline_ends_a_running_page_with_what_it_has_and_refuses_a_waiting_o
     running, waiting = bench.read(0), bench.read(1)
     bench.turns(6)
     for task in (running, waiting):
-        bench.loop._deadlines.add(task, 0.0)
+        bench.loop.deadlines.add(task, 0.0)
     bench.turns(1)
     reading = running.done.result()
     assert reading.finish_reason == "deadline"
@@ -194,7 +194,7 @@ def test_an_error_of_one_page_is_not_taken_for_the_devices(monkeypatch: pytest.M
     with pytest.raises(IndexError):
         bench.turns(3)
     bench = Bench(hostile())
-    monkeypatch.setattr(bench.loop._decoder, "_first_logits", failing(lambda *_: None, lambda *_: True))
+    monkeypatch.setattr(bench.loop.decoder, "first_logits", failing(lambda *_: None, lambda *_: True))
     bench.read(0)
     with pytest.raises(RuntimeError):
         bench.turns(3)

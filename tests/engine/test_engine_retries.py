@@ -16,7 +16,7 @@ from app.ocr.models.model import Mode, PageViews
 from app.ocr.risk import Evidence
 from rtprune import VisualTokens
 
-LADDER = limits(loops=LoopRule(), strict_ngram=NgramRule(900, 950), max_attempts=4, max_page_tokens=1000)
+RETRIES = limits(loops=LoopRule(), strict_ngram=NgramRule(900, 950), max_attempts=4, max_page_tokens=1000)
 loop_pages = st.sampled_from([1, 3, 29, 30, 31, 97, 250])
 
 
@@ -48,9 +48,9 @@ def test_a_looping_page_ends_early_with_the_ban_on_too(period: int) -> None:
     assert reading.attempts[0].output_tokens <= 6 * max(period, 30)
 
 
-def test_the_ladder_is_climbed_and_told() -> None:
+def test_attempts_are_made_in_order_and_told() -> None:
     model = FakeOcr(permutation_network(40), eos_id=-1)
-    bench = Bench(model, LADDER)
+    bench = Bench(model, RETRIES)
     task = bench.read(0, ReadOptions(keep_ratio=0.5))
     bench.finish(task)
     reading = task.done.result()
@@ -69,7 +69,7 @@ def test_the_ladder_is_climbed_and_told() -> None:
 def test_a_retry_in_the_same_mode_encodes_nothing_again() -> None:
     """Neither for a stricter ban nor without pruning: the unpruned tokens are still there."""
     model = Hostile(permutation_network(40), eos_id=-1)
-    bench = Bench(model, LADDER)
+    bench = Bench(model, RETRIES)
     task = bench.read(0, ReadOptions(keep_ratio=0.5))
     bench.finish(task)
     attempts = task.done.result().attempts
@@ -84,13 +84,13 @@ def test_a_retry_reads_what_it_would_read_as_a_first_attempt(monkeypatch: pytest
     model.min_confidence = -1e-9
     bench = Bench(model, limits(max_page_tokens=400, max_output_tokens=300, max_attempts=4))
     prompts: list[torch.Tensor] = []
-    first_logits = bench.loop._decoder._first_logits
+    first_logits = bench.loop.decoder.first_logits
 
     def recorded(some: Any, lengths: Any) -> torch.Tensor:
         prompts.extend(prompt.embeds for prompt in some)
         return first_logits(some, lengths)
 
-    monkeypatch.setattr(bench.loop._decoder, "_first_logits", recorded)
+    monkeypatch.setattr(bench.loop.decoder, "first_logits", recorded)
     bench.finish(bench.read(0, ReadOptions(keep_ratio=0.5)))
     bench.finish(bench.read(0, ReadOptions(prune="none", max_output_tokens=1)))
     pruned, again, unpruned = prompts
@@ -114,7 +114,7 @@ def test_a_retry_bans_no_shorter_n_gram_than_the_model_allows() -> None:
     settings = limits(strict_ngram=NgramRule(10, 256), max_attempts=2)
     bench = Bench(model, settings)
     task = bench.read(0, ReadOptions(prune="none"))
-    assert task.rungs[1].ngram == NgramRule(24, 256)
+    assert task.attempt_plans[1].ngram == NgramRule(24, 256)
     bench.finish(task)
 
 

@@ -97,8 +97,8 @@ def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_bucket_is_captured_and_keeps_the_tensors_its_graph_reads() -> None:
     runner = device.GraphRunner(FakeSteps(refuses=False))
     runner.warm_up(5)
-    assert list(runner._graphs) == [5, 4, 2, 1], "largest first"
-    assert all(isinstance(captured.attention, PackedDecode) for captured in runner._graphs.values())
+    assert list(runner.graphs) == [5, 4, 2, 1], "largest first"
+    assert all(isinstance(captured.attention, PackedDecode) for captured in runner.graphs.values())
     assert runner.step(3).shape == (4, 3), "of the graph for 4"
 
 

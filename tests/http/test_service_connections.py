@@ -14,6 +14,7 @@ from service_client import Server, eventually, image_bytes, serving
 from uvicorn import Config
 from uvicorn.server import ServerState
 
+from app.http import connections
 from app.http.connections import EVENTS_PER_TURN, MAX_CONNECTIONS, connection_class, connection_limit
 from app.settings import Settings
 from app.telemetry import Seldom
@@ -168,6 +169,54 @@ def test_a_connection_without_another_request_ends(impatient: Server) -> None:
     with connect(impatient) as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert rest(connection).startswith(b"HTTP/1.1 200")
+
+
+# --- answers that are not taken
+
+
+@pytest.mark.parametrize("takes", [0, 1, 10**6])
+def test_an_answer_has_to_be_taken_with_some_speed(monkeypatch: pytest.MonkeyPatch, takes: int) -> None:
+    """``takes``: bytes that the client reads in each hundredth of a second."""
+    monkeypatch.setattr(connections, "ANSWER_CHECK_S", 0.2)
+    body = bytes(16 * 2**20)  # more than the kernel's buffers have room for
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+    async def run() -> int:
+        config = Config(app, ws="none", lifespan="off", access_log=False)
+        made: Any = connection_class(Settings())
+        lost = asyncio.Event()
+
+        def protocol() -> Any:
+            connection = made(config=config, server_state=ServerState(), app_state={})
+            told = connection.connection_lost
+
+            def note(error: Exception | None) -> None:
+                told(error)
+                lost.set()
+
+            connection.connection_lost = note
+            return connection
+
+        server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=2**16)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        num_read = 0
+        async with asyncio.timeout(60):
+            while not lost.is_set() and num_read < len(body):
+                if takes:
+                    num_read += len(await reader.read(takes))
+                await asyncio.sleep(0.01)
+        writer.transport.abort()
+        server.close()
+        await lost.wait()
+        return num_read
+
+    num_read = asyncio.run(run())
+    assert (num_read >= len(body)) == (takes > 1)
 
 
 # --- number

@@ -13,9 +13,9 @@ from service_client import Server, eventually, image_bytes, serving
 
 from app.jobs.api.supervisor import Supervisor
 from app.jobs.leases import Leases, WorkerState
+from app.metrics import Metrics
 from app.ocr.models.config import read_config
 from app.settings import Settings
-from app.telemetry import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,11 @@ def test_a_download_is_no_time_of_loading(tmp_path: Path) -> None:
 async def _watch_a_worker_that_downloads_then_loads(limits: Settings, leases: Leases) -> None:
     unheard: Any = None
     supervisor = Supervisor(limits, limits.data_dir, Metrics(), leases, unheard, changed=lambda: None)
-    supervisor._worker_id = "w"
+    supervisor.worker_id = "w"
     leases.renew(WorkerState("w", "here", "downloading", "downloading owner/tiny"), lease_s=600)
     process = await asyncio.create_subprocess_exec("sleep", "600", start_new_session=True)
     began = asyncio.get_running_loop().time()
-    check = asyncio.create_task(supervisor._check(process, began))
+    check = asyncio.create_task(supervisor.check(process, began))
     await asyncio.sleep(5 * limits.worker_load_s)
     assert not check.done()
     leases.renew(WorkerState("w", "here", "loading", "the model is being loaded"), lease_s=600)

@@ -283,14 +283,17 @@ def test_the_form_of_docs_works_as_it_stands(server: Server) -> None:
     assert form.controls["file"].keys() >= {"required"}
     response = form.send(server, pdf_bytes(A4, A4))
     assert response.status_code == 200, response.text
-    assert response.headers["content-type"] == "application/json"
+    assert response.headers["content-type"] == "text/html; charset=utf-8", "what a browser shows"
+    assert "<h1>Page 2</h1>" in response.text
+    in_json = form.send(server, pdf_bytes(A4, A4), format="json")
     plain = server.parse(pdf_bytes(A4, A4)).json()
-    assert response.json()["markdown"] == plain["markdown"]
+    assert in_json.json()["markdown"] == plain["markdown"]
 
 
 def test_every_field_of_the_form_is_used(server: Server) -> None:
     form = Form(server.http.get("/docs").text)
     filled = {
+        "format": "json",
         "mode": "large",
         "prune": "rtprune",
         "keep_ratio": "0.5",

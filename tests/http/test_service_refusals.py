@@ -45,7 +45,7 @@ TESTED_ELSEWHERE = {
     *("document_failed", "internal_error", "invalid_request", "page_too_long"),
     *("url_refused", "url_failed", "idempotency_conflict", "not_finished", "job_cancelled", "expired"),
     *("queue_full", "too_many_jobs", "storage_unavailable", "storage_full"),
-    *("unauthorized", "forbidden", "rate_limited"),
+    *("unauthorized", "forbidden", "rate_limited", "format_unavailable", "too_many_files"),
 }
 
 
@@ -169,7 +169,7 @@ def test_a_request_without_a_document_is_told_what_it_has(server: Server) -> Non
     assert "there is nothing" in server.http.post("/v1/parse", json={}).json()["detail"]
 
 
-@pytest.mark.parametrize("text", ["data:application/pdf;base64,AAAA", "-_-_"])
+@pytest.mark.parametrize("text", ["data:application/pdf;base64,-_-_", "-_-_"])
 def test_base64_of_another_kind_is_told_which_is_read(server: Server, text: str) -> None:
     response = server.http.post("/v1/parse", json={"file": text})
     assert response.json()["code"] == "bad_option"

@@ -1,9 +1,12 @@
 """Results of many pages: in pieces, compressed, whole or broken off."""
 
+import asyncio
 import gzip
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from service_client import A4, Server, pdf_bytes
 from app.document import AnswerOptions, ParsedDocument
 from app.errors import Expired
 from app.http.negotiation import accepts_gzip
-from app.http.results import CHUNK_CHARS, Result, chunks, compressed
+from app.http.results import CHUNK_CHARS, NUM_SENDING, Result, Results, chunks, compressed
 from app.http.schemas.parse import DocumentShape
+from app.jobs.api.jobs import Jobs
 from app.jobs.database import open_engine
 from app.jobs.store import Store
 from app.settings import Settings
@@ -97,16 +101,52 @@ def test_small_results_have_a_length_and_are_not_compressed(server: Server) -> N
 
 def test_a_result_whose_pages_go_while_it_is_sent_is_broken_off(job_id: str, store: Store) -> None:
     job = store.job(job_id)
-    result = Result("partial", job, {}, '{"pages":[', "]}", NUM_PAGES + 1)
+    result = Result("partial", job, {}, "", ('{"markdown":"', '","pages":[', "]}"), NUM_PAGES + 1)
     with pytest.raises(Expired):
         list(result.pieces(store))
+
+
+def test_nothing_large_is_serialised_by_one_call(job_id: str, store: Store) -> None:
+    frame = ('{"markdown":"', '","pages":[', "]}")
+    text = 'é"\n' * CHUNK_CHARS
+    result = Result("partial", store.job(job_id), {}, text, frame, NUM_PAGES)
+    pieces = list(result.pieces(store))
+    assert max(map(len, pieces)) <= 2 * CHUNK_CHARS
+    answer = json.loads("".join(map(str, pieces)))
+    assert answer["markdown"] == text
+    assert len(answer["pages"]) == NUM_PAGES
+
+
+def test_large_results_share_few_threads_and_small_ones_do_not_wait_for_them(
+    tmp_path: Path,
+) -> None:
+    is_open = threading.Event()
+    threads: set[int] = set()
+
+    def parts() -> Iterator[bytes]:
+        threads.add(threading.get_ident())
+        assert is_open.wait(60)
+        yield b"part"
+
+    async def run() -> None:
+        results = Results(Jobs(Settings(data_dir=tmp_path), tmp_path), tmp_path)
+        taken = [asyncio.ensure_future(anext(results.parts(parts(), is_large=True))) for _ in range(20)]
+        assert await anext(results.parts(iter([b"small"]), is_large=False)) == b"small"
+        assert len(threads) <= NUM_SENDING
+        is_open.set()
+        assert await asyncio.gather(*taken) == [b"part"] * 20
+        assert len(threads) <= NUM_SENDING
+        results.close()
+
+    asyncio.run(run())
 
 
 def test_pieces_are_gathered_and_none_is_lost() -> None:
     pieces = ["é" * 10, "", "x" * (CHUNK_CHARS * 2), "end"]
     parts = list(chunks(iter(pieces)))
     assert b"".join(parts).decode() == "".join(pieces)
-    assert len(parts) == 2
+    assert len(parts) == 3
+    assert max(map(len, parts)) < CHUNK_CHARS * 2
     assert gzip.decompress(b"".join(compressed(parts))).decode() == "".join(pieces)
 
 

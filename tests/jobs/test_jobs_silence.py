@@ -11,8 +11,8 @@ import pytest
 from app.jobs.api import supervisor
 from app.jobs.api.supervisor import Supervisor
 from app.jobs.notifications import Notifications
+from app.metrics import Metrics
 from app.settings import Settings
-from app.telemetry import Metrics
 
 
 def test_a_worker_is_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_worker_is_not_silent_while_nobody_listens(monkeypatch: pytest.MonkeyP
         loop = asyncio.get_running_loop()
         wakeups.heard_at = loop.time()
         process = cast("Any", SimpleNamespace(pid=0))
-        checking = asyncio.create_task(supervisor._check(process, loop.time()))
+        checking = asyncio.create_task(supervisor.check(process, loop.time()))
         await asyncio.sleep(0.2)
         time.sleep(1)  # noqa: ASYNC251 - the loop stands still, as while it does something large
         await asyncio.sleep(0)

@@ -13,10 +13,11 @@ import pytest
 import sqlalchemy as sa
 from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
-from app.document import Failure
+from app.document import Failure, Picture
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine
+from app.jobs.images import Images
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.queues import WorkQueue
 from app.jobs.store import Queue, Store
@@ -256,6 +257,20 @@ def test_a_page_that_is_seen_late_is_told_all_the_same(store: Store) -> None:
     assert MetricsFeed(store).new_pages() == [], "from its own beginning on"
 
 
+def test_images_are_there_with_their_page_and_written_once(store: Store) -> None:
+    job_id = accept(store, new_job(2))
+    store.begin(job_id)
+    for worker, data in (("a", b"first"), ("b", b"second")):
+        picture = Picture("p1-1.png", "image/png", data, 3, 4, (1, 2, 3, 4))
+        PageStore(store).write(worker, [replace(done(job_id, 0), pictures=(picture,))])
+    images = Images(store)
+    assert images.picture(job_id, "p1-1.png") == replace(picture, data=b"first")
+    assert [image.name for image in images.described(job_id, 0)] == ["p1-1.png"]
+    assert images.described(job_id, 1) == []
+    with pytest.raises(NotFound):
+        images.picture(job_id, "p2-1.png")
+
+
 def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     migrate_dbos(settings)
@@ -265,10 +280,13 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
     queue = WorkQueue(engine)
     file = tmp_path / "jobs.sqlite"
     text = "a sentence that nobody is to find again"
+    pixels = b"an image that nobody is to see again"
+    pictures = (Picture("p1.jpg", "image/jpeg", pixels * 100, 9, 9),)
     job_ids = [accept(store, new_job(40)) for _ in range(3)]
     for job_id in job_ids:
         store.begin(job_id)
-        PageStore(store).write("w", [done(job_id, page, text + "x" * 20_000) for page in range(40)])
+        entries = [done(job_id, page, text + "x" * 20_000) for page in range(40)]
+        PageStore(store).write("w", [replace(entries[0], pictures=pictures), *entries[1:]])
 
     def checkpointed() -> bytes:
         with engine.connect() as c:
@@ -277,9 +295,11 @@ def test_sqlite_gives_space_back_and_keeps_no_deleted_text(tmp_path: Path) -> No
 
     before = checkpointed()
     assert text.encode() in before
+    assert pixels in before
     Leases(store).expire_results(-1.0, queue)
     after = checkpointed()
     assert text.encode() not in after
+    assert pixels not in after
     assert len(after) < len(before) / 2
     queue.close()
 

@@ -149,8 +149,8 @@ def test_a_card_without_bfloat16_computes_in_float32(
     has_bfloat16: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
-    assert deepseek._supported_dtype(torch.device("cuda"), None) is wanted
-    assert deepseek._supported_dtype(torch.device("cpu"), None) is torch.float32
+    assert deepseek.supported_dtype(torch.device("cuda"), None) is wanted
+    assert deepseek.supported_dtype(torch.device("cpu"), None) is torch.float32
 
 
 def test_dtypes_and_devices_that_cannot_serve_are_refused(folder: Path) -> None:

@@ -65,6 +65,24 @@ def test_a_head_and_a_number_are_marked_and_left_out_and_a_word_is_whole() -> No
     assert markdown(*pages, headers="keep") == "\n\n".join(one.markdown for one in pages)
 
 
+def test_text_goes_on_across_figures_and_captions_between_it() -> None:
+    low, top, under = (100, 800, 900, 900), (100, 50, 900, 90), (100, 100, 900, 120)
+    pages = [
+        page(0, ("text", BODY, "At the end the man-"), ("image", low, "![](images/p1-1.png)")),
+        page(
+            1,
+            ("image", top, "![](images/p2-1.png)"),
+            ("image_caption", under, "B"),
+            ("text", BODY, "agement."),
+        ),
+    ]
+    assert markdown(*pages).split("\n\n") == [
+        *("At the end the management.", "![](images/p1-1.png)", "![](images/p2-1.png)", "B")
+    ]
+    only = [page(index, ("image", BODY, f"![](images/p{index + 1}-1.png)")) for index in range(3)]
+    assert markdown(*only).count("![]") == 3
+
+
 def test_join_pages_off_leaves_pages_apart() -> None:
     pages = book(["At the end the man-", "agement decides."])
     assert markdown(*pages, join_pages=False) == "At the end the man-\n\nagement decides."

@@ -271,3 +271,22 @@ def test_examples_in_docstrings(module: object) -> None:
     outcome = doctest.testmod(module)  # type: ignore[arg-type]
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+@given(grids, seeds, ratios)
+def test_a_trace_says_of_each_pruned_patch_where_it_went_and_changes_nothing(
+    shapes: tuple[Grid, ...], seed: int, ratio: float | None
+) -> None:
+    one = page(shapes, seed=seed)
+    plain = prune_tokens(one, 0.2, RTPruneConfig(keep_ratio=ratio))
+    traced = prune_tokens(one, 0.2, RTPruneConfig(keep_ratio=ratio, trace=True))
+    assert plain.folds is None
+    assert torch.equal(plain.embeds, traced.embeds)
+    kept = set(traced.kept.tolist())
+    patches = set(one.is_patch.nonzero()[:, 0].tolist())
+    if traced.folds is None:
+        assert patches <= kept
+        return
+    assert traced.folds.pruned.tolist() == sorted(patches - kept)
+    assert set(traced.folds.into.tolist()) <= kept & patches
+    assert ((traced.folds.share > 0) & (traced.folds.share <= 1)).all()

@@ -22,6 +22,7 @@ from app.documents.raster.poppler import PROGRAMS
 from app.documents.raster.sandbox import Sandbox, decoder_environment
 from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS
 from app.errors import NotReady, Overloaded, ParseError, RasterizeTimeout, UnreadableFile, UnreadablePage
+from app.metrics import RASTERIZER_DEATHS
 from app.places import Claim, Places, Turnstile
 from app.processes import child_environment, kill_group, memory_mib, python_module
 from app.settings import Settings
@@ -38,6 +39,8 @@ REQUESTS_PER_CHILD = 1000
 START_S = 60.0  # longest time until a fresh child is ready
 MIN_CHOSEN, MAX_CHOSEN = 3, 16
 MAX_LATE = 1000  # documents that are remembered for having been late
+LAST_PLACE_S = 5.0
+"""Longest time of a page in the last place that was free; then it begins again, as one of a slow document."""
 COUNT_WAIT_S = 30.0
 """Longest wait for a turn to be counted: whoever sent the file is waiting for the answer."""
 
@@ -46,6 +49,7 @@ COUNT_WAIT_S = 30.0
 class _Request:
     """What a child is asked, in whose turn and for how long. ``late`` and ``dead``: what is raised if it is
     not answered in time, and if children die of it. ``max_wait_s``: longest wait for the turn.
+    ``last_place_s``: its time where it has the last place.
     """
 
     message: dict[str, Any]
@@ -54,6 +58,7 @@ class _Request:
     late: ParseError
     dead: ParseError
     max_wait_s: float | None = None
+    last_place_s: float = math.inf
 
 
 @dataclass(slots=True)
@@ -90,6 +95,10 @@ class _Child:
                 return Sandbox(**await self.frame())
         except (TimeoutError, _ChildDied, ConnectionError, FrameError, TypeError):
             return None
+
+
+class _HeldTheLast(Exception):
+    """A page was in the last place for long, and others may be waiting for it."""
 
 
 class _ChildDied(Exception):
@@ -134,7 +143,8 @@ def num_rasterizers(settings: Settings) -> int:
 class Rasterizers:
     """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others.
 
-    A document of which a page was late has one place, and a page that was late is not tried again.
+    A document of which a page was late has one place, and a page that was late is not tried again. Nor do
+    many clients hold all places: who has the last one for long loses it, and begins again as a slow document.
     """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
@@ -142,7 +152,9 @@ class Rasterizers:
         self._tmp_dir = tmp_dir
         self._num = num_rasterizers(settings)
         self._late: dict[str, set[int]] = {}
-        """Documents, and which of their pages were late."""
+        """Slow documents, and which of their pages were late."""
+        self._asked: list[tuple[str, float]] = []
+        """Documents that have places, and since when."""
         is_slow = self._late.__contains__
         self._turnstile = Turnstile(Places(self._num, for_clients=min(1, self._num - 1), is_slow=is_slow))
         self._idle: list[_Child] = []
@@ -225,13 +237,19 @@ class Rasterizers:
             deadline_s,
             late=late,
             dead=UnreadablePage("the page cannot be decoded"),
+            last_place_s=LAST_PLACE_S,
         )
         try:
-            header, pixels = await self._ask(wanted)
+            try:
+                header, pixels = await self._ask(wanted)
+            except _HeldTheLast:
+                self._pages_late(document_id)
+                for other, since in self._asked:  # or this one would be let in beside them again
+                    if asyncio.get_running_loop().time() - since >= LAST_PLACE_S:
+                        self._pages_late(other)
+                header, pixels = await self._ask(wanted)
         except RasterizeTimeout:
-            self._late.setdefault(document_id, set()).add(index)
-            if len(self._late) > MAX_LATE:
-                del self._late[next(iter(self._late))]
+            self._pages_late(document_id).add(index)
             raise
         size = (int(header["width"]), int(header["height"]))
         if len(pixels) <= MAX_INLINE_BYTES:
@@ -241,6 +259,13 @@ class Rasterizers:
         dpi_used = None if header["dpi"] is None else float(header["dpi"])
         words = None if header["words"] is None else tuple(header["words"])
         return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
+
+    def _pages_late(self, document_id: str) -> set[int]:
+        """Take a document for a slow one. Returns which of its pages were late."""
+        late = self._late.setdefault(document_id, set())
+        if len(self._late) > MAX_LATE:
+            del self._late[next(iter(self._late))]
+        return late
 
     async def _ask(self, request: _Request) -> tuple[dict[str, Any], bytearray]:
         try:
@@ -256,22 +281,30 @@ class Rasterizers:
         return header, pixels
 
     async def _try(self, request: _Request, *, fresh: bool) -> tuple[dict[str, Any], bytearray]:
-        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied`` or ``request.late``."""
+        """Ask one child, a new one if ``fresh``. Raise ``_ChildDied``, ``_HeldTheLast``, ``request.late``."""
         async with self._borrowed(request.claim, request.max_wait_s, fresh=fresh) as child:
+            has_last = self._num > 1 and self._turnstile.is_full
+            is_known = request.claim.document_id in self._late
+            time_s = min(request.deadline_s, math.inf if is_known or not has_last else request.last_place_s)
+            asked = (request.claim.document_id, asyncio.get_running_loop().time())
+            self._asked.append(asked)
             try:
                 if await self._ready(child) is None:
                     raise _ChildDied
-                async with asyncio.timeout(request.deadline_s):
+                async with asyncio.timeout(time_s):
                     return await self._exchange(child, request.message)
             except TimeoutError as error:
-                raise request.late from error
+                raise (_HeldTheLast if time_s < request.deadline_s else request.late) from error
             except _ChildDied as error:
                 child.kill()
                 returncode = await child.process.wait()
+                RASTERIZER_DEATHS.inc()
                 logger.warning("rasterizer died", extra={"returncode": returncode})
                 if returncode == -signal.SIGXCPU:
                     raise request.late from error
                 raise
+            finally:
+                self._asked.remove(asked)
 
     @contextlib.asynccontextmanager
     async def _borrowed(

@@ -14,7 +14,7 @@ import stat
 import struct
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pdf2image
@@ -29,6 +29,9 @@ KEPT_VARIABLES = (
 """What decoders are told of the environment: where programs, libraries and fonts are, and the language."""
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
+CAPABILITY_VERSION = 0x2008_0522
+KEPT_CAPABILITIES = 1 << 1 | 1 << 2
+"""Where root is the service's user: reading files of others, which a document may be, but not processes."""
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 LANDLOCK_VERSION, LANDLOCK_PATH_BENEATH = 1, 1
 NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
@@ -81,6 +84,15 @@ class Sandbox:
     privileges: str | None = None
 
 
+def weakest(sandboxes: Iterable[Sandbox | None]) -> Sandbox | None:
+    """Keep what holds in all of them; ``None`` where one is not known."""
+    known = list(sandboxes)
+    if not known or None in known:
+        return None
+    held = {field.name: {getattr(one, field.name) for one in known} for field in fields(Sandbox)}
+    return Sandbox(**{name: None if None in means else min(means) for name, means in held.items()})
+
+
 def decoder_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Keep what decoders need of the environment: no secret of ours is among it."""
     return {name: environment[name] for name in KEPT_VARIABLES if name in environment}
@@ -110,6 +122,12 @@ def _tried(confining: Callable[[], str]) -> str | None:
 
 def _no_new_privileges(libc: ctypes.CDLL) -> str:
     _checked(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    header, held = struct.pack("Ii", CAPABILITY_VERSION, 0), ctypes.create_string_buffer(24)
+    _checked(libc.capget(header, held))
+    # effective, permitted and inheritable ones, each in two halves
+    effective, permitted, *_ = struct.unpack("6I", held.raw)
+    kept = (effective & KEPT_CAPABILITIES, permitted & KEPT_CAPABILITIES, 0, 0, 0, 0)
+    _checked(libc.capset(header, struct.pack("6I", *kept)))
     return "no_new_privs"
 
 

@@ -17,13 +17,14 @@ router = APIRouter()
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>
 <h1>{title}</h1>
-<p>{text}</p>
+<p>{text} <a href="{root}/">The page</a> shows what was read beside what was printed.</p>
 <h2>Try it</h2>
 <form method="post" action="{root}{path}" enctype="multipart/form-data">
 {fields}
 <p><button>{summary}</button></p>
 </form>
-{asks}<p>What is left empty counts as not given. The answer is JSON; as Markdown, from the command line:</p>
+{asks}<p>What is left empty counts as not given. The answer is a page to look at, or what <code>format</code>
+says; from the command line:</p>
 <pre>curl -F file=@document.pdf -H 'Accept: text/markdown' {address}{path}</pre>
 <h2>Addresses</h2>
 <table>

@@ -5,7 +5,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -13,7 +13,9 @@ from app.documents.raster.sandbox import Sandbox
 from app.errors import NotReady, StorageFull, StorageUnavailable
 from app.http.access import needs
 from app.http.openapi import REFUSALS, problems
+from app.http.schemas.mineru import PROTOCOL_VERSION, VERSION
 from app.http.service import service_of
+from app.jobs.database import promptly
 
 router = APIRouter(tags=["service"])
 
@@ -29,6 +31,8 @@ class ReadyShape(BaseModel):
     modes: list[str]
     sandbox: Sandbox | None = None
     """What confines the decoders of this process; in it, ``null`` for what the kernel does not give."""
+    worker_sandbox: Sandbox | None = None
+    """What confines those of the workers: what holds in all of them."""
 
 
 @router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
@@ -47,7 +51,46 @@ async def readyz(request: Request) -> ReadyShape:
     readiness = jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail, phase=readiness.phase)
-    return ReadyShape(model=readiness.model, modes=sorted(readiness.modes), sandbox=jobs.sandbox)
+    return ReadyShape(
+        model=readiness.model,
+        modes=sorted(readiness.modes),
+        sandbox=jobs.sandbox,
+        worker_sandbox=readiness.sandbox,
+    )
+
+
+class HealthShape(BaseModel):
+    """What clients of several services look for: docling-serve's, MinerU's, vLLM's."""
+
+    status: Literal["healthy"] = "healthy"
+    version: str = Field(description="Of MinerU's server, whose protocol /mineru speaks.")
+    protocol_version: int = PROTOCOL_VERSION
+    queued_tasks: int
+    max_concurrent_requests: int
+    processing_window_size: int = Field(description="Pages of a document that are claimed together.")
+
+
+@router.get(
+    "/health",
+    operation_id="get_health",
+    summary="Whether pages can be read now, for clients of other services",
+    responses=problems(NotReady),
+)
+async def health(request: Request) -> HealthShape:
+    """Whoever asks /readyz gets more; this is what other services' clients expect."""
+    service = service_of(request)
+    readiness = service.jobs.readiness
+    if not readiness.ready:
+        raise NotReady(readiness.detail, phase=readiness.phase)
+    queued = 0
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # it reads what it has
+        queued = (await service.jobs.queue()).jobs
+    return HealthShape(
+        version=VERSION,
+        queued_tasks=queued,
+        max_concurrent_requests=service.settings.max_documents,
+        processing_window_size=service.settings.batch_pages,
+    )
 
 
 @router.get(
@@ -66,5 +109,8 @@ async def metrics(request: Request) -> Response:
         service.metrics.queued_jobs.set(queue.jobs)
         service.metrics.queued_pages.set(queue.pages)
         service.metrics.pages_per_second.set(queue.pages_per_s)
-        await service.count_pages()
+        oldest_s, num_running = await promptly(service.jobs.store.backlog)
+        service.metrics.oldest_job_seconds.set(oldest_s)
+        service.metrics.running_pages.set(num_running)
+        await service.count_ends()
     return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -14,15 +14,25 @@ from starlette.responses import Response
 from app.documents.safe_http import parse_url
 from app.errors import BadOption, ParseError, StorageFull, StorageUnavailable
 from app.http.access import caller_of, needs
-from app.http.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered, shown
+from app.http.answers import IDEMPOTENCY_KEY, READ, accepted, answered, chosen, shown
 from app.http.connected import while_connected
-from app.http.negotiation import negotiate
 from app.http.openapi import JSON, TEXT, Responses, example, problems, request_body
 from app.http.receive import fetched, receive_document, submit
 from app.http.schemas.examples import job_example
-from app.http.schemas.jobs import JobFields, JobFormBody, JobJsonBody, JobListShape, JobShape, ListFields
-from app.http.schemas.parse import AnswerFields, DocumentShape, PageShape
+from app.http.schemas.jobs import (
+    FileJobsShape,
+    JobFields,
+    JobFormBody,
+    JobJsonBody,
+    JobListShape,
+    JobShape,
+    ListFields,
+    ResultFields,
+    WaitFields,
+)
+from app.http.schemas.parse import DocumentShape, PageShape
 from app.http.service import Service, root_of, service_of
+from app.http.several import accept_several
 from app.jobs.api.jobs import JOB_ID
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
@@ -57,6 +67,11 @@ LAST_EVENT_ID = {
     response_model=JobShape,
     responses={
         202: {"description": "The document and its job are on disk.", "content": example(job_example())},
+        207: {
+            "description": "Of several files (files in place of file): a job each, or why there is none.",
+            "model": FileJobsShape,
+            "content": example({"files": [{"filename": "report.pdf", "job": job_example()}]}),
+        },
         **problems(),
     },
     openapi_extra={
@@ -65,18 +80,29 @@ LAST_EVENT_ID = {
     },
 )
 async def create(request: Request) -> Response:
-    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile."""
+    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile.
+
+    The document is a part of a form, base64 in JSON, an address, or the body itself, of type application/pdf
+    or image/..., with the options in the address. Several parts called files are a job each.
+    """
     service = service_of(request)
-    with service.admitted(), service.spool.file() as path:
-        upload, fields = await receive_document(request, service, JobFields, path, may_name_url=True)
+    with service.admitted(), service.spool.files() as place:
+        path = place()
+        upload, fields = await receive_document(
+            request, service, JobFields, path, may_name_url=True, place_more=place
+        )
+        if upload.several and fields.url is not None:
+            raise BadOption("give files or url, not both")
         if upload.source is not None and fields.url is not None:
             raise BadOption("give file or url, not both")
         if fields.webhook is not None:
             await _check_webhook(service, fields.webhook)
-        source = upload.source or await fetched(service, str(fields.url), path)
         # without keys, clients behind one address cannot be told apart: each has a job of its own
         is_known = caller_of(request).key is not None
         submission = Submission("", fields.priority, fields.webhook, repeatable=is_known)
+        if upload.several:
+            return await accept_several(request, service, upload.several, fields, submission)
+        source = upload.source or await fetched(service, str(fields.url), path)
         job, _ = await submit(request, service, source, fields, submission)
     return await accepted(request, service, job)
 
@@ -137,8 +163,14 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     response_model=JobShape,
     responses=ONE_JOB,
 )
-async def status(request: Request, job_id: str) -> Response:
-    return await _one(request, await service_of(request).jobs.job(job_id, caller_of(request).sees))
+async def status(request: Request, job_id: str, asked: Annotated[WaitFields, Query()]) -> Response:
+    """At once, or with ``wait`` as soon as the job has ended or more of its pages are done."""
+    jobs = service_of(request).jobs
+    job = await jobs.job(job_id, caller_of(request).sees)
+    if asked.wait and job.is_open and "head" not in request.scope:
+        known = job.num_done if asked.done is None else asked.done
+        job = await while_connected(request, jobs.watcher.wait(job.id, asked.wait, known))
+    return await _one(request, job)
 
 
 @router.delete(
@@ -167,14 +199,19 @@ async def _one(request: Request, job: Job) -> Response:
     response_model=DocumentShape,
     responses={200: READ, **problems()},
 )
-async def result(request: Request, job_id: str, asked: Annotated[AnswerFields, Query()]) -> Response:
-    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here."""
+async def result(request: Request, job_id: str, asked: Annotated[ResultFields, Query()]) -> Response:
+    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here.
+
+    Of a job that has not ended, with ``partial=true``, the pages so far: the status is ``running`` then.
+    """
     service = service_of(request)
-    media_type = negotiate(request.headers.get("accept"), OFFERS)
     job = await service.jobs.job(job_id, caller_of(request).sees)
-    making = service.results.of(job, media_type, asked.over(job.options.answer))
+    options = asked.over(job.options.answer)
+    form = chosen(request, asked.format, job.options.answer.format)
+    root = root_of(request)
+    making = service.results.of(job, form, options, root, pages_so_far=asked.partial)
     made = await while_connected(request, making)
-    return await answered(request, made, media_type)
+    return await answered(request, made, form)
 
 
 @router.get(

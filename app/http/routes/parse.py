@@ -6,15 +6,15 @@ from starlette.responses import Response
 
 from app.errors import BadOption, ParseError
 from app.http.access import needs
-from app.http.answers import IDEMPOTENCY_KEY, OFFERS, READ, accepted, answered
+from app.http.answers import IDEMPOTENCY_KEY, READ, accepted, answered, chosen
 from app.http.connected import while_connected
-from app.http.negotiation import negotiate
 from app.http.openapi import example, problems, request_body
-from app.http.receive import receive_document, submit
-from app.http.schemas.examples import job_example
-from app.http.schemas.jobs import JobShape
+from app.http.receive import receive_document, submit, submit_each
+from app.http.schemas.examples import document_example, job_example
+from app.http.schemas.jobs import FileDocumentsShape, JobShape
 from app.http.schemas.parse import DocumentShape, ParseFields, ParseFormBody, ParseJsonBody
-from app.http.service import Service, service_of
+from app.http.service import Service, root_of, service_of
+from app.http.several import check_several, parse_several
 from app.jobs.api.submission import Submission
 from app.jobs.job import Job
 
@@ -34,6 +34,11 @@ router = APIRouter(tags=["parse"])
             "model": JobShape,
             "content": example(job_example()),
         },
+        207: {
+            "description": "Of several files (files in place of file): a document each, or why not.",
+            "model": FileDocumentsShape,
+            "content": example({"files": [{"filename": "report.pdf", "document": document_example()}]}),
+        },
         **problems(),
     },
     openapi_extra={
@@ -48,34 +53,42 @@ async def parse(request: Request) -> Response:
     """
     service = service_of(request)
     try:
-        media_type = negotiate(request.headers.get("accept"), OFFERS)
-        job = await _parse(request, service)
+        chosen(request, None)  # before the upload: no answer that could be made would be taken
+        with service.admitted(), service.spool.files() as place:
+            service.check_ready()
+            path = place()
+            upload, asked = await receive_document(request, service, ParseFields, path, place_more=place)
+            wait_s = service.settings.wait_s if asked.wait_seconds is None else asked.wait_seconds
+            if upload.several:
+                check_several(request, asked)
+                jobs = await submit_each(request, service, upload.several, asked, Submission(""))
+                return await parse_several(request, service, upload.several, jobs, wait_s)
+            if upload.source is None:
+                raise BadOption("there is no file")
+            job, is_new = await submit(request, service, upload.source, asked, Submission(""))
+            path.unlink(missing_ok=True)  # the job has it; who waits needs no room on the disk
+            job = await _ended(request, service, job, asked, wait_s, is_new=is_new)
         if job.is_open:
             return await accepted(request, service, job)
-        result = await while_connected(request, service.results.of(job, media_type, job.options.answer))
+        form = chosen(request, asked.format)
+        making = service.results.of(job, form, job.options.answer, root_of(request))
+        result = await while_connected(request, making)
     except ParseError as error:
         service.metrics.documents.labels(error.code).inc()
         raise
     service.metrics.documents.labels(result.status).inc()
-    return await answered(request, result, media_type)
+    return await answered(request, result, form)
 
 
-async def _parse(request: Request, service: Service) -> Job:
+async def _ended(
+    request: Request, service: Service, job: Job, asked: ParseFields, wait_s: float, *, is_new: bool
+) -> Job:
     """The job, ended or waited for long enough."""
-    with service.admitted():
-        service.check_ready()
-        with service.spool.file() as path:
-            upload, fields = await receive_document(request, service, ParseFields, path)
-            if upload.source is None:
-                raise BadOption("there is no file")
-            submitting = submit(request, service, upload.source, fields, Submission(""))
-            job, is_new = await submitting
-        try:
-            wait_s = service.settings.wait_s if fields.wait_seconds is None else fields.wait_seconds
-            return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s))
-        except ClientDisconnect:
-            # many pages are worth keeping: whoever left may be a proxy that waits no longer
-            then = fields.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
-            if is_new and then == "cancel" and not service.jobs.watcher.is_waited_for(job.id):
-                await service.jobs.cancel(job.id)
-            raise
+    try:
+        return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s))
+    except ClientDisconnect:
+        # many pages are worth keeping: whoever left may be a proxy that waits no longer
+        then = asked.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
+        if is_new and then == "cancel" and not service.jobs.watcher.is_waited_for(job.id):
+            await service.jobs.cancel(job.id)
+        raise

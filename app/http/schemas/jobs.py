@@ -6,11 +6,12 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.documents.safe_http import MAX_URL_CHARS
-from app.http.schemas.parse import FailureShape, OptionFields
+from app.http.schemas.parse import AnswerFields, DocumentShape, FailureShape, OptionFields
 from app.jobs.job import Job, JobStatus
 from app.jobs.queues import DEFAULT_PRIORITY, MAX_PRIORITY
 
 MAX_LISTED = 100
+MAX_DONE = 2**31 - 1
 
 
 class JobFields(OptionFields):
@@ -51,6 +52,35 @@ class ListFields(BaseModel):
     status: JobStatus | None = Field(None, description="Jobs in this state alone.")
     limit: int = Field(20, ge=1, le=MAX_LISTED, description="Most jobs in one answer.")
     after: str | None = Field(None, max_length=200, description="Where to go on, from ``next``.")
+
+
+class WaitFields(BaseModel):
+    """The query of ``GET /v1/jobs/{id}``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wait: float | None = Field(
+        None,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="How many seconds to wait for the job's end, or for more pages. Not given: none.",
+    )
+    done: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_DONE,
+        description="With wait: how many done pages are known; more of them end it. "
+        "Not given: those that are done now.",
+    )
+
+
+class ResultFields(AnswerFields):
+    """The query of ``GET /v1/jobs/{id}/result``."""
+
+    partial: bool = Field(
+        False, description="Whether the pages so far of a job that has not ended are wanted."
+    )
 
 
 class PagesShape(BaseModel):
@@ -133,6 +163,35 @@ class JobShape(BaseModel):
 class JobListShape(BaseModel):
     jobs: list[JobShape]
     next: str | None = Field(None, description="Address of the next page; absent on the last.")
+
+
+class FileJobShape(BaseModel):
+    """One of several files: its job, or why there is none."""
+
+    filename: str = Field(description="As the client calls it.")
+    job: JobShape | None = None
+    error: FailureShape | None = None
+
+
+class FileJobsShape(BaseModel):
+    """The jobs of several files, in their order."""
+
+    files: list[FileJobShape]
+
+
+class FileDocumentShape(BaseModel):
+    """One of several files: its document, or its job if that goes on, or why there is neither."""
+
+    filename: str = Field(description="As the client calls it.")
+    document: DocumentShape | None = None
+    job: JobShape | None = None
+    error: FailureShape | None = None
+
+
+class FileDocumentsShape(BaseModel):
+    """The documents of several files, in their order."""
+
+    files: list[FileDocumentShape]
 
 
 def _time(seconds: float) -> datetime:

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    Failure,
     FinishReason,
+    FormatName,
     Images,
     PageResult,
     PageSelection,
@@ -17,11 +19,13 @@ from app.document import (
     ParseOptions,
     Reading,
     ReadOptions,
+    Status,
+    TokenReport,
     WarningCode,
 )
-from app.errors import BadOption
+from app.errors import BadOption, ParseError
 from app.output.math import with_dollars
-from app.output.pages import Joined, join_pages
+from app.output.pages import join_pages
 from app.settings import Settings
 
 MIN_DPI = 36
@@ -57,7 +61,14 @@ class AnswerFields(BaseModel):
     images: Images | None = Field(
         None,
         description="How Markdown refers to figures: relative (images/p3-1.png, below the job's address), "
-        "link (the address here), embed (as data) or none. Not given: relative.",
+        "link (the address here), embed (as data) or none. Not given: embed in html and docling, "
+        "else relative.",
+    )
+
+    format: FormatName | None = Field(
+        None,
+        description="Format of the answer: json, markdown, text, html, docling, doctags, zip or pdf (the "
+        "pages with an invisible text layer). Not given: by Accept.",
     )
 
     def over(self, stored: AnswerOptions) -> AnswerOptions:
@@ -96,6 +107,11 @@ class OptionFields(AnswerFields):
         None, max_length=MAX_PROMPT_CHARS, description="Instruction to the model, in place of its own."
     )
     max_output_tokens: int | None = Field(None, ge=1, description="Most tokens decoded for a page.")
+    tokens: TokenReport = Field(
+        "counts",
+        description="What is told of a page's patch tokens: how many there were, or also, in views, which "
+        "of them were kept and where on the page they lie.",
+    )
     filename: str | None = Field(
         None, max_length=1000, description="Accepted for convenience; formats are told by content alone."
     )
@@ -126,7 +142,9 @@ class OptionFields(AnswerFields):
             raise BadOption(f"max_output_tokens may be at most {settings.max_output_tokens}")
         if self.prune == "none" and self.keep_ratio is not None:
             raise BadOption("keep_ratio has no meaning with prune=none")
-        read = ReadOptions(self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens)
+        read = ReadOptions(
+            self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens, self.tokens
+        )
         pages = PageSelection() if self.pages is None else PageSelection.parse(self.pages)
         return ParseOptions(read, pages, self.dpi, self.over(AnswerOptions()))
 
@@ -176,6 +194,10 @@ class FailureShape(BaseModel):
     detail: str
     retryable: bool
 
+    @classmethod
+    def of_error(cls, error: ParseError) -> Self:
+        return cls.model_validate(Failure.of(error))
+
 
 class AttemptShape(BaseModel):
     model_config = ConfigDict(from_attributes=True)
@@ -223,6 +245,27 @@ class BlockShape(BaseModel):
     figure: FigureShape | None = Field(None, exclude_if=lambda figure: figure is None)
 
 
+class ViewShape(BaseModel):
+    """A grid of patch tokens, numbered row by row from 0. What is neither kept nor folded was dropped."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    bbox: tuple[int, int, int, int] | None = Field(
+        description="The part of the page under the grid, beyond 0..999 where the view is padded; null for a "
+        "grid that shows nothing of the page."
+    )
+    shown: tuple[int, int, int, int] | None = Field(
+        description="The part of the page that the grid shows; the rest of it is padding."
+    )
+    columns: int
+    rows: int
+    kept: list[int] = Field(description="Patch tokens that were kept.")
+    folded: list[tuple[int, int, int]] = Field(
+        description="For each token that went into others for the most part: its number, and the view "
+        "(0-based) and number of the one that took most of it."
+    )
+
+
 class WarningShape(BaseModel):
     """Why the text may say less than the page."""
 
@@ -254,6 +297,11 @@ class PageShape(BaseModel):
     )
     attempts: list[AttemptShape] = []
     tokens: TokensShape | None = None
+    views: list[ViewShape] | None = Field(
+        None,
+        exclude_if=lambda views: views is None,
+        description="With tokens=detail alone: what became of each patch token.",
+    )
     timing_ms: dict[str, float] = {}
     blocks: list[BlockShape] = []
 
@@ -284,6 +332,7 @@ def _reading_fields(reading: Reading) -> dict[str, Any]:
         "risk": reading.risk,
         "attempts": [AttemptShape.model_validate(attempt) for attempt in reading.attempts],
         "tokens": TokensShape.model_validate(reading.tokens),
+        "views": [ViewShape.model_validate(view) for view in reading.views] or None,
     }
 
 
@@ -303,7 +352,7 @@ class DocumentShape(BaseModel):
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Status = Field(description="running: the pages so far of a job that has not ended.")
     markdown: str = Field(description="The pages as one text.")
     pages: list[PageShape]
     usage: UsageShape
@@ -315,17 +364,18 @@ class DocumentShape(BaseModel):
         joined = join_pages(document.pages, options)
         dollars = options.math == "dollar"
         pages = [PageShape.of(page, dollars=dollars) for page in joined.pages]
-        return cls.frame(document, joined, options).model_copy(update={"pages": pages})
+        markdown = joined.markdown(dollars=dollars)
+        return cls.frame(document).model_copy(update={"markdown": markdown, "pages": pages})
 
     @classmethod
-    def frame(cls, document: ParsedDocument, joined: Joined, options: AnswerOptions) -> Self:
-        """Give everything but the pages, whose list is empty."""
+    def frame(cls, document: ParsedDocument) -> Self:
+        """Give everything but the text and the pages, which are empty."""
         tokens = [page.reading.tokens for page in document.pages if page.reading is not None]
         return cls(
             id=document.id,
             model=document.model,
             status=document.status,
-            markdown=joined.markdown(dollars=options.math == "dollar"),
+            markdown="",
             pages=[],
             usage=UsageShape(
                 pages=len(document.pages),

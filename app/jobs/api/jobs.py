@@ -16,10 +16,11 @@ from typing import Self
 
 from sqlalchemy.exc import DBAPIError
 
+from app import tracing
 from app.document import ParsedDocument, ParseOptions, Status
 from app.documents.formats import Source
 from app.documents.raster.pool import Rasterizers
-from app.documents.raster.sandbox import Sandbox
+from app.documents.raster.sandbox import Sandbox, weakest
 from app.errors import (
     BadOption,
     Expired,
@@ -36,6 +37,7 @@ from app.jobs.api.submission import Submission
 from app.jobs.api.watcher import STORAGE_RETRY_S, JobWatcher
 from app.jobs.blobs import Blobs, content_hash
 from app.jobs.database import migrate_dbos, open_engine, promptly, storage_errors
+from app.jobs.files import Files
 from app.jobs.images import Images
 from app.jobs.job import Job, NewJob
 from app.jobs.keys import Key, Keys
@@ -68,6 +70,7 @@ class Jobs:
         self.leases = Leases(self.store)
         self.images = Images(self.store)
         self._blobs = Blobs(settings)
+        self.files = Files(self.store, self._blobs)
         counting = settings.model_copy(update={"num_rasterizers": NUM_COUNTERS})
         self._rasterizers = Rasterizers(counting, tmp_dir)
         self._queue: WorkQueue | None = None
@@ -179,6 +182,7 @@ class Jobs:
             priority=submission.priority,
             webhook=submission.webhook,
             batch_pages=self._settings.batch_pages,
+            trace=tracing.traceparent(),
         )
 
         limits = self._limits
@@ -261,9 +265,12 @@ class Jobs:
             raise job.failure.error()
 
     def read_document(self, job: Job) -> ParsedDocument:
-        """Read all pages of an ended job, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        """Read all pages of a job that are there, in a thread.
+
+        Raise ``StorageUnavailable`` or ``StorageFull``.
+        """
         pages = self.store.results(job.id)
-        total_ms = ((job.finished_at or 0.0) - job.created_at) * 1000
+        total_ms = ((job.finished_at or time.time()) - job.created_at) * 1000
         return ParsedDocument(job.id, job.model, _status(job), pages, {"total": total_ms})
 
     # --- readiness
@@ -307,7 +314,7 @@ class Jobs:
         ready = [worker for worker in workers if worker.ready]
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)
-            return Readiness("ready", "ready", ready[0].model, modes)
+            return Readiness("ready", "ready", ready[0].model, modes, weakest(w.sandbox for w in ready))
         before = self._readiness
         for phase in ("failed", "loading", "downloading"):
             for worker in workers:
@@ -341,6 +348,8 @@ def _log_if_failed(task: asyncio.Task[None]) -> None:
 
 
 def _status(job: Job) -> Status:
+    if job.is_open:
+        return "running"
     if job.status == "succeeded":
         return "succeeded"
     return "partial" if job.status == "partial" else "failed"

@@ -1,35 +1,53 @@
-"""Pages that were finished, of all jobs and machines, each told once: what metrics count."""
+"""Pages that were finished and jobs that ended, on all machines, each told once: what metrics count."""
 
 import time
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from app.document import PageResult
 from app.jobs.job import decode_page
-from app.jobs.store import Store
+from app.jobs.store import JobEnd, PageEnd, Store
 
 LATE_S = 10.0
-"""A page bears the time at which its transaction began, and may be seen this much later."""
+"""A row bears the time at which its transaction began, and may be seen this much later."""
 BATCH = 500
+
+Row = TypeVar("Row", PageEnd, JobEnd)
+
+
+class _Feed(Generic[Row]):
+    """Rows since this object was made. ``read``: rows from a time on, oldest first, at most so many."""
+
+    def __init__(self, read: Callable[[float, int], Sequence[Row]]) -> None:
+        self._read: Callable[[float, int], Sequence[Row]] = read
+        self._began_at = self._read_to = time.time()
+        self._told: dict[object, float] = {}
+
+    def new(self) -> list[Row]:
+        """Give some rows that were not told yet; none when there are no more."""
+        since = max(self._began_at, self._read_to - LATE_S)
+        self._told = {key: at for key, at in self._told.items() if at >= since}
+        found = [row for row in self._read(since, BATCH + len(self._told)) if row.key not in self._told]
+        for row in found:
+            self._told[row.key] = row.at
+            self._read_to = max(self._read_to, row.at)
+        return found
 
 
 class MetricsFeed:
-    """Reads the database when it is asked, so that a service which nobody watches pays nothing."""
+    """Reads the database when it is asked, so that a service which nobody watches pays nothing.
+
+    One thread at a time. Methods raise ``StorageUnavailable`` or ``StorageFull``.
+    """
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._began_at = self._read_to = time.time()
-        self._told: dict[tuple[str, int], float] = {}
+        self._pages: _Feed[PageEnd] = _Feed(store.pages_done)
+        self._jobs: _Feed[JobEnd] = _Feed(store.jobs_ended)
 
     def new_pages(self) -> list[PageResult]:
-        """Some of the pages that were finished since this object was made and not told yet; none when there
-        are no more. By one thread at a time.
+        """Give some of the pages that were finished and not told yet; none when there are no more."""
+        return [decode_page(row.result) for row in self._pages.new()]
 
-        Raise ``StorageUnavailable`` or ``StorageFull``.
-        """
-        since = max(self._began_at, self._read_to - LATE_S)
-        self._told = {key: at for key, at in self._told.items() if at >= since}
-        found = self._store.pages_done(since, BATCH + len(self._told))
-        new = [row for row in found if row[:2] not in self._told]
-        for job_id, index, done_at, _ in new:
-            self._told[job_id, index] = done_at
-            self._read_to = max(self._read_to, done_at)
-        return [decode_page(text) for *_, text in new]
+    def new_jobs(self) -> list[str]:
+        """Give statuses of some of the jobs that ended and were not told yet."""
+        return [row.status for row in self._jobs.new()]

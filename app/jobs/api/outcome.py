@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.document import ParsedDocument
+from app.documents.raster.sandbox import Sandbox
 from app.errors import DocumentFailed, ParseError
 
 MAX_FAILURES_NAMED = 5
@@ -18,13 +19,15 @@ Phase = Literal["starting", "downloading", "loading", "ready", "failed"]
 class Readiness:
     """Whether pages can be read now, and if not, why. ``model`` is the last one that was loaded.
 
-    ``modes``: view layouts of the models that are loaded.
+    ``modes``: view layouts of the models that are loaded. ``sandbox``: what confines the decoders of all
+    workers that are ready.
     """
 
     phase: Phase
     detail: str
     model: str = ""
     modes: frozenset[str] = frozenset()
+    sandbox: Sandbox | None = None
 
     @property
     def ready(self) -> bool:

@@ -14,9 +14,9 @@ from app.errors import StorageFull, StorageUnavailable
 from app.jobs.api.outcome import Phase
 from app.jobs.leases import Leases
 from app.jobs.notifications import Notifications
+from app.metrics import Metrics
 from app.processes import child_environment, kill_group, memory_mib, own_mib, python_module
 from app.settings import Settings
-from app.telemetry import Metrics
 
 logger = logging.getLogger("rtprune.workers")
 
@@ -55,7 +55,7 @@ class Supervisor:
         self._leases = leases
         self._notifications = notifications
         self._changed = changed
-        self._worker_id = ""
+        self.worker_id = ""
         self._keeper: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -83,7 +83,7 @@ class Supervisor:
     async def _run_one(self) -> bool:
         """Start a worker and stay with it until it is gone. True when it had lived for a while."""
         self._metrics.worker_starts.inc()
-        self._worker_id = uuid.uuid4().hex
+        self.worker_id = uuid.uuid4().hex
         loop = asyncio.get_running_loop()
         started_at = loop.time()
         ours, theirs = socket.socketpair()
@@ -92,7 +92,7 @@ class Supervisor:
                 process = await self._spawn(ours, theirs)
             beside = (
                 asyncio.create_task(self._notifications.carry(ours), name="worker notifications"),
-                asyncio.create_task(self._check(process, started_at), name="worker checks"),
+                asyncio.create_task(self.check(process, started_at), name="worker checks"),
             )
             try:
                 await process.wait()
@@ -109,7 +109,7 @@ class Supervisor:
             *python_module("app.worker", "--embedded"),
             stdin=theirs.fileno(),
             stdout=2,  # our standard error: what a worker prints is a log, not our output
-            env=child_environment(self._tmp_dir) | {"RTPRUNE_WORKER_ID": self._worker_id},
+            env=child_environment(self._tmp_dir) | {"RTPRUNE_WORKER_ID": self.worker_id},
             start_new_session=True,
         )
         ours.sendall(self._settings.model_dump_json().encode() + b"\n")
@@ -130,10 +130,10 @@ class Supervisor:
             await process.wait()
         if process.returncode != UNUSABLE_STATUS:
             with contextlib.suppress(StorageUnavailable, StorageFull):
-                await asyncio.to_thread(self._leases.expire, self._worker_id)
+                await asyncio.to_thread(self._leases.expire, self.worker_id)
         self._changed()
 
-    async def _check(self, process: asyncio.subprocess.Process, started_at: float) -> None:
+    async def check(self, process: asyncio.subprocess.Process, started_at: float) -> None:
         """Kill a worker that outgrew its memory, fell silent, or never finishes loading."""
         was_ready = False
         while True:
@@ -157,7 +157,7 @@ class Supervisor:
                 return
 
     async def _phase(self) -> Phase | None:
-        state = await asyncio.to_thread(self._leases.state, self._worker_id)
+        state = await asyncio.to_thread(self._leases.state, self.worker_id)
         return None if state is None else state.phase
 
     def _complaint(self, pid: int, silent_s: float, *, was_ready: bool) -> str | None:

@@ -5,6 +5,7 @@ told, with one query for all followers.
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
@@ -47,14 +48,17 @@ class JobWatcher:
         self._closed = True
         self._wake(())
 
-    async def wait(self, job_id: str, timeout_s: float) -> Job:
-        """The job when it has ended, or as it is after ``timeout_s`` or when this is closed."""
+    async def wait(self, job_id: str, timeout_s: float, after_pages: float = math.inf) -> Job:
+        """The job when it has ended, or as it is after ``timeout_s`` or when this is closed.
+
+        ``after_pages``: also as soon as more pages than so many are done.
+        """
         self._waited_for[job_id] += 1
         try:
             async with asyncio.timeout(timeout_s), aclosing(self._changes(job_id)) as changes:
                 async for _ in changes:
                     job = await self._patiently(job_id)
-                    if not job.is_open:
+                    if not job.is_open or job.num_done > after_pages:
                         return job
         except TimeoutError:
             pass

@@ -14,6 +14,7 @@ from app.document import Failure
 from app.errors import ParseError, StorageFull, StorageUnavailable, WorkerLost
 from app.jobs.blobs import Blobs
 from app.jobs.database import storage_errors
+from app.jobs.files import Files
 from app.jobs.job import Job
 from app.jobs.leases import HEARTBEAT_S, LEASE_S, Leases, WorkerState
 from app.jobs.notifications import Notifications
@@ -51,6 +52,7 @@ class Maintenance:
         self._leases = Leases(store)
         self._log = PageStore(store)
         self._blobs = blobs
+        self._files = Files(store, blobs)
         self._batches = batches
         self._queue = queue
         self._notifications = notifications
@@ -144,11 +146,12 @@ class Maintenance:
             self._queue.add_webhook(job.id)
             self._store.announced(job.id)
             self._notifications.tell("work", [WEBHOOK_QUEUE])
-        self._sweep()
+        sweep(self._store, self._blobs)
         now = time.monotonic()
         if now - self._expired_at > EXPIRY_EVERY_S:
             self._expired_at = now
             self._leases.expire_results(self._settings.result_lifetime_s, self._queue)
+            self._files.expire(self._settings.result_lifetime_s)
 
     def resume_own(self) -> None:
         """Before the first work: take up what a worker of the same name left when it died."""
@@ -184,14 +187,19 @@ class Maintenance:
         self._leases.requeued(job.id)
         logger.warning("queued a job anew", extra={"job": job.id, "generation": generation})
 
-    def _sweep(self) -> None:
-        """Remove documents of ended jobs; a store that does not answer is left alone until the next turn."""
-        for job in self._store.unswept():
-            try:
-                self._blobs.remove(job.blob)
-            except StorageUnavailable:
-                return
-            except ParseError as error:
-                logger.warning("a document cannot be removed", extra={"job": job.id, "reason": str(error)})
-            else:
-                self._store.swept(job.id)
+
+def sweep(store: Store, blobs: Blobs) -> None:
+    """Remove documents of ended jobs; a store that does not answer is left alone until the next turn."""
+    ended = store.unswept()
+    if ended:
+        # or a power cut could take the end of a job back, and leave it without its document
+        store.settle([job.id for job in ended])
+    for job in ended:
+        try:
+            blobs.remove(job.blob)
+        except StorageUnavailable:
+            return
+        except ParseError as error:
+            logger.warning("a document cannot be removed", extra={"job": job.id, "reason": str(error)})
+        else:
+            store.swept(job.id)

@@ -230,8 +230,8 @@ class PageStore:
             inserted = c.execute(self._insert, rows, execution_options={"preserve_rowcount": True})
             if is_new and inserted.rowcount != len(rows):
                 raise _WrittenBefore
-            for row in pictures:  # one by one: together they may be more than a statement can be
-                c.execute(self._insert_image, row)
+            if pictures:
+                c.execute(self._insert_image, pictures)
             models = {entry.job_id: entry.model for entry in entries}
             c.execute(
                 _COUNT,

@@ -8,10 +8,11 @@ import json
 import logging
 import time
 
-from app.documents.safe_http import GuardedHttp
+from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, UrlRefused
 from app.jobs.job import Job
 from app.jobs.store import Store
+from app.metrics import WEBHOOK_TRIES
 from app.settings import Settings, webhook_keys
 
 logger = logging.getLogger("rtprune.webhooks")
@@ -29,7 +30,7 @@ def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
 class Webhooks:
     """Delivers; whether and when it is tried again is the workflow's part."""
 
-    def __init__(self, settings: Settings, store: Store, http: GuardedHttp) -> None:
+    def __init__(self, settings: Settings, store: Store, http: SafeHttp) -> None:
         self._keys = webhook_keys(settings.webhook_secret)
         self._root_path = settings.root_path
         self._store = store
@@ -43,6 +44,7 @@ class Webhooks:
             return True
         async with self._posting:
             outcome = await self._post(job, job.webhook)
+        WEBHOOK_TRIES.labels(outcome).inc()
         await asyncio.to_thread(self._store.webhook_tried, job_id, outcome)
         return outcome != "retrying"
 

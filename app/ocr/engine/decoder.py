@@ -134,7 +134,7 @@ class Decoder:
         """Admit pages as the next rows, packed into one forward pass, and choose their first tokens."""
         lengths = [len(prompt) for prompt in prompts]
         try:
-            logits = self._first_logits(prompts, lengths)
+            logits = self.first_logits(prompts, lengths)
             tokens = logits.argmax(dim=-1)
             logprobs = chosen_logprobs(logits, tokens)
             positions = to_device([p.next_position for p in prompts], torch.int64, self.rows.positions.device)
@@ -213,7 +213,7 @@ class Decoder:
         """Before the first page: whatever the device needs only once."""
         self._runner.warm_up(self.cache.plan.num_slots)
 
-    def _first_logits(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> torch.Tensor:
+    def first_logits(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> torch.Tensor:
         """B prompts -> (B, V) float32 at the last token of each; their keys and values go to the next B
         slots.
         """

@@ -86,7 +86,7 @@ class GraphRunner(PlainRunner):
     def __init__(self, steps: Steps) -> None:
         super().__init__(steps)
         self._buckets: list[int] = []
-        self._graphs: dict[int, Captured] = {}
+        self.graphs: dict[int, Captured] = {}
 
     def warm_up(self, num_slots: int) -> None:
         """Capture every bucket, largest first so that the smaller ones reuse its memory."""
@@ -96,19 +96,19 @@ class GraphRunner(PlainRunner):
             self._rehearse(buckets[-1])
             pool = torch.cuda.graph_pool_handle()
             for bucket in reversed(buckets):
-                self._graphs[bucket] = self._capture(bucket, pool)
+                self.graphs[bucket] = self._capture(bucket, pool)
         except RuntimeError as error:
             if is_lost(self._steps.cache.lengths.device):
                 raise
             logger.warning("decode steps run without CUDA graphs: %s", error)
-            self._graphs.clear()
+            self.graphs.clear()
             return
         self._buckets = buckets
 
     def step(self, num_rows: int) -> torch.Tensor:
         if not self._buckets:
             return super().step(num_rows)
-        captured = self._graphs[self._buckets[bisect_left(self._buckets, num_rows)]]
+        captured = self.graphs[self._buckets[bisect_left(self._buckets, num_rows)]]
         captured.graph.replay()
         return captured.choices[:, :num_rows]
 

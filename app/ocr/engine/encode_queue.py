@@ -127,7 +127,7 @@ class EncodeQueue:
     def take_up(self, task: PageTask, encoded: Encoded) -> None:
         """Another attempt at a page in the same mode: nothing is preprocessed or encoded again."""
         try:
-            again = self._vision.again(encoded, task.rung)
+            again = self._vision.again(encoded, task.attempt_plan)
         except Exception as error:
             logger.warning("a page could not be read again", exc_info=error)
             self._owner.fail(task, failure_of(error))
@@ -151,7 +151,7 @@ class EncodeQueue:
         """In the pool. A page that ended while it waited costs nothing more."""
         if task.is_over:
             return None
-        return prepare(self._model, task.page.image, task.rung, task.prompt_ids)
+        return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
 
     def _prepared(self, task: PageTask, life: int, done: "Future[Prepared | None]") -> None:
         self._num_in_pool -= 1

@@ -23,6 +23,7 @@ from app.ocr.engine.stream import pieces_of
 from app.ocr.engine.task import PageTask, new_task
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence
+from app.reader import ReaderLoad
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,10 @@ class Engine:
     def failure(self) -> str | None:
         """Why no page can be read any more; ``None`` while the engine is well."""
         return self._failure
+
+    @property
+    def load(self) -> ReaderLoad:
+        return self._loop.load.reported
 
     def submit(
         self,

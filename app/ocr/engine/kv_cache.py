@@ -104,8 +104,8 @@ class KvCache:
         self.window = window
         self._wipes = wipes
         self._lazy = LazySlots(plan, shape) if device.type == "cpu" else None
-        self._storage = _zeros(plan, shape, device) if self._lazy is None else self._lazy.storage
-        layers = self._storage.unbind(0)  # of (2 L, S, T, H, D)
+        self.storage = _zeros(plan, shape, device) if self._lazy is None else self._lazy.storage
+        layers = self.storage.unbind(0)  # of (2 L, S, T, H, D)
         self.keys, self.values = layers[0::2], layers[1::2]
         self.lengths = torch.zeros(plan.num_slots, dtype=torch.int32, device=device)
         self.prompts = torch.zeros_like(self.lengths)
@@ -158,7 +158,7 @@ class KvCache:
         if self._lazy is not None:
             self._lazy.wipe(row, num_tokens)
         elif self._wipes:
-            self._storage[:, row, :num_tokens].zero_()
+            self.storage[:, row, :num_tokens].zero_()
 
     def admit(self, lengths: Sequence[int]) -> int:
         """Rows n, n + 1, ... now hold ``lengths`` tokens, already written. Returns n."""
@@ -185,7 +185,7 @@ class KvCache:
         self.wipe(row, lengths[row])
         if row != last:
             held = lengths[last]
-            self._storage[:, row, :held] = self._storage[:, last, :held]
+            self.storage[:, row, :held] = self.storage[:, last, :held]
             self.wipe(last, held)
         for counts in (self.lengths, self.prompts):
             counts[row] = counts[last]

@@ -26,6 +26,7 @@ from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.task import ConfidenceWindow, PageTask
 from app.ocr.engine.vision import Encoded, failure_of
 from app.ocr.models.model import OcrModel
+from app.reader import ReaderLoad
 
 logger = logging.getLogger(__name__)
 PrefillBatch = list[tuple[PageTask, Encoded]]
@@ -33,7 +34,10 @@ PrefillBatch = list[tuple[PageTask, Encoded]]
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Counts of one moment: pages in each stage, KV bytes and decode steps so far."""
+    """Counts of one moment: pages in each stage, room of the KV cache, and what was decoded so far.
+
+    ``num_tokens`` counts a token for each page and step.
+    """
 
     queued: int
     preparing: int
@@ -41,7 +45,23 @@ class EngineLoad:
     running: int
     slots: int
     kv_bytes: int
+    kv_tokens_used: int
+    kv_tokens_capacity: int
     steps: int
+    num_tokens: int
+
+    @property
+    def reported(self) -> ReaderLoad:
+        """The same, as whoever watches the reader is told."""
+        return ReaderLoad(
+            waiting=self.queued + self.preparing + self.encoding,
+            running=self.running,
+            slots=self.slots,
+            kv_tokens_used=self.kv_tokens_used,
+            kv_tokens_capacity=self.kv_tokens_capacity,
+            steps=self.steps,
+            tokens=self.num_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,29 +92,30 @@ class PageLoop:
             max_page_tokens=settings.page_tokens(model, shape, budget),
             lazy=model.device.type == "cpu",
         )
-        self._decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
-        self._kv_budget = KvBudget(plan.num_tokens)
+        self.decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
+        self.kv_budget = KvBudget(plan.num_tokens)
         self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
         self._prefill_limit = BatchLimit(plan.num_slots)
         self._row_limit = BatchLimit(plan.num_slots, patience=256)
         self._commands: deque[Callable[[], None]] = deque()
         self._woken = threading.Event()
-        self._encode_queue = EncodeQueue(model, settings, preparing, plan, self)
-        self._deadlines: Deadlines[PageTask] = Deadlines()
+        self.encode_queue = EncodeQueue(model, settings, preparing, plan, self)
+        self.deadlines: Deadlines[PageTask] = Deadlines()
         self._num_alone = 0
         self._running: list[PageTask] = []
         self._pending: deque[_Pass] = deque()
-        self._launch = LaunchPolicy.on(model.device)
+        self.launch_policy = LaunchPolicy.on(model.device)
         self._short_of_rows_s: float | None = None
         self._decode_clock_ms = 0.0
         self._clock_s = 0.0
         self._steps = 0
+        self._num_tokens = 0
 
     # any thread
 
     def enqueue(self, task: PageTask, priority: int) -> None:
         """Raise ``Overloaded`` rather than wait."""
-        self._encode_queue.put(task, priority)
+        self.encode_queue.put(task, priority)
         self.post(partial(self._watch, task))
 
     def post(self, command: Callable[[], None]) -> None:
@@ -108,38 +129,41 @@ class PageLoop:
     @property
     def load(self) -> EngineLoad:
         return EngineLoad(
-            queued=self._encode_queue.num_queued,
-            preparing=self._encode_queue.num_preparing,
-            encoding=self._encode_queue.num_encoding,
+            queued=self.encode_queue.num_queued,
+            preparing=self.encode_queue.num_preparing,
+            encoding=self.encode_queue.num_encoding,
             running=len(self._running),
-            slots=self._decoder.cache.plan.num_slots,
-            kv_bytes=self._decoder.cache.num_bytes,
+            slots=self.decoder.cache.plan.num_slots,
+            kv_bytes=self.decoder.cache.num_bytes,
+            kv_tokens_used=self.kv_budget.taken,
+            kv_tokens_capacity=self.decoder.cache.plan.num_tokens,
             steps=self._steps,
+            num_tokens=self._num_tokens,
         )
 
     # the loop's thread
 
     def warm_up(self) -> None:
-        self._encode_queue.lane.leave_threads()
-        self._decoder.warm_up()
+        self.encode_queue.lane.leave_threads()
+        self.decoder.warm_up()
 
     def turn(self) -> bool:
         """Everything that can be done now, at most one decode step. False: nothing to do until woken."""
         self._woken.clear()
         while self._commands:
             self._commands.popleft()()
-        for task in self._deadlines.expired(time.monotonic()):
+        for task in self.deadlines.expired(time.monotonic()):
             self.end(task, "deadline")
-        self._encode_queue.advance(0 if self._is_full else self._num_free, self._most_rows)
+        self.encode_queue.advance(0 if self._is_full else self._num_free, self._most_rows)
         self._prefill()
         self._clock_s = time.perf_counter()
         self._decode()
         self._settle(leave=1 if self._running else 0)
-        return bool(self._running or self._pending or self._encode_queue.encoded or self._commands)
+        return bool(self._running or self._pending or self.encode_queue.encoded or self._commands)
 
     def wait(self) -> None:
         """Until something is posted or a deadline passes."""
-        due = self._deadlines.next_s()
+        due = self.deadlines.next_s()
         self._woken.wait(None if due is None else max(0.0, due - time.monotonic()))
 
     def end(self, task: PageTask, reason: FinishReason) -> None:
@@ -160,15 +184,15 @@ class PageLoop:
             self._finish(task)
             return
         self._leave(task)
-        self._deadlines.discard(task)
+        self.deadlines.discard(task)
         task.settle(error)
 
     def close(self) -> None:
-        self._encode_queue.close()
+        self.encode_queue.close()
 
     @property
     def _most_rows(self) -> int:
-        return min(self._decoder.cache.plan.num_slots, self._row_limit.value)
+        return min(self.decoder.cache.plan.num_slots, self._row_limit.value)
 
     @property
     def _num_free(self) -> int:
@@ -177,7 +201,7 @@ class PageLoop:
 
     def _watch(self, task: PageTask) -> None:
         if not task.is_over:
-            self._deadlines.add(task, task.deadline_s)
+            self.deadlines.add(task, task.deadline_s)
 
     def _prefill(self) -> None:
         """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens``
@@ -186,16 +210,16 @@ class PageLoop:
         size = self._num_fitting()
         if not size:
             return
-        batch = self._encode_queue.encoded[:size]
-        del self._encode_queue.encoded[:size]
-        for _ in range(self._launch.steps_ahead):
-            if self._decoder.has_room_for(2):  # this step's, and one before it is known what it gave
+        batch = self.encode_queue.encoded[:size]
+        del self.encode_queue.encoded[:size]
+        for _ in range(self.launch_policy.steps_ahead):
+            if self.decoder.has_room_for(2):  # this step's, and one before it is known what it gave
                 self._decode()
         self._num_alone = max(0, self._num_alone - size)
         start = time.perf_counter()
         try:
-            choices = self._decoder.prefill(
-                [encoded.prompt for _, encoded in batch], [task.rung.ngram for task, _ in batch]
+            choices = self.decoder.prefill(
+                [encoded.prompt for _, encoded in batch], [task.attempt_plan.ngram for task, _ in batch]
             )
         except Exception as error:
             if is_lost(self._model.device):
@@ -211,20 +235,20 @@ class PageLoop:
 
         The first that does not fit stops the rest, or smaller pages would overtake it for ever.
         """
-        waiting = self._encode_queue.encoded[: self._num_free]
+        waiting = self.encode_queue.encoded[: self._num_free]
         if not waiting or self._waits_for_rows():
             return 0
         lengths = [len(encoded.prompt) for _, encoded in waiting]
         size = len(chunks_within(lengths, self._settings.max_prefill_tokens)[0])
         size = min(1 if self._num_alone else self._prefill_limit.value, size)
-        num_fitting = self._kv_budget.how_many([self._encode_queue.size(*pair) for pair in waiting[:size]])
+        num_fitting = self.kv_budget.how_many([self.encode_queue.size(*pair) for pair in waiting[:size]])
         self._is_full = num_fitting < size
         return num_fitting
 
     def _waits_for_rows(self) -> bool:
         """Tell whether to delay prefill until more rows are free, so that several pages share one launch."""
         is_short = self._num_free < min(
-            self._most_rows // self._launch.shares, len(self._encode_queue.encoded)
+            self._most_rows // self.launch_policy.shares, len(self.encode_queue.encoded)
         )
         if not is_short or not self._running:
             self._short_of_rows_s = None
@@ -232,7 +256,7 @@ class PageLoop:
         now = time.monotonic()
         if self._short_of_rows_s is None:
             self._short_of_rows_s = now
-        if now - self._short_of_rows_s < self._launch.wait_s:
+        if now - self._short_of_rows_s < self.launch_policy.wait_s:
             return True
         self._short_of_rows_s = None
         return False
@@ -243,10 +267,10 @@ class PageLoop:
             task.stops_waiting(now)
             task.times_ms["prefill"] += prefill_ms
             task.starts(
-                len(self._running), encoded, self._encode_queue.room(task, encoded), self._settings.loops
+                len(self._running), encoded, self.encode_queue.room(task, encoded), self._settings.loops
             )
-            task.reserved = self._encode_queue.size(task, encoded)
-            self._kv_budget.take(task.reserved)
+            task.reserved = self.encode_queue.size(task, encoded)
+            self.kv_budget.take(task.reserved)
             task.decode_clock_ms = self._decode_clock_ms
             self._running.append(task)
         self._pending.append(_Pass("prefill", [(task, task.life) for task, _ in batch], choices))
@@ -263,20 +287,21 @@ class PageLoop:
             return
         if not is_out_of_memory(error):
             self._num_alone = len(batch)
-        self._encode_queue.encoded = batch + self._encode_queue.encoded
+        self.encode_queue.encoded = batch + self.encode_queue.encoded
 
     def _decode(self) -> None:
         if not self._running:
             return
         owners = [(task, task.life) for task in self._running]
         try:
-            choices = self._decoder.step()
+            choices = self.decoder.step()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise  # no page can be blamed, and the device's state is unknown
             self._step_out_of_memory()
             return
         self._steps += 1
+        self._num_tokens += len(owners)
         self._row_limit.succeeded()
         self._pending.append(_Pass("decode", owners, choices))
 
@@ -351,7 +376,7 @@ class PageLoop:
 
     def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
         """If the page has run into a loop: its output with the loop once. ``None``: it has not."""
-        exempt, ngram = self._model.ngram_exempt_ids, task.rung.ngram
+        exempt, ngram = self._model.ngram_exempt_ids, task.attempt_plan.ngram
         if choice.is_repeating and (loop := find_loop(task.ids, self._settings.loops, exempt)) is not None:
             return without_repeats(task.ids, loop)
         if choice.was_banned and task.bans is not None:
@@ -369,7 +394,9 @@ class PageLoop:
         """End before the noise began. What pruning took away may be what is missing: once more without."""
         noise = ConfidenceWindow.NUM * ConfidenceWindow.TOKENS
         task.conclude("low_confidence", task.ids[:-noise])
-        unpruned = next((i for i, rung in enumerate(task.rungs) if rung.prune == "none"), None)
+        unpruned = next(
+            (i for i, attempt_plan in enumerate(task.attempt_plans) if attempt_plan.prune == "none"), None
+        )
         if unpruned is not None and unpruned > task.attempt:
             self._again(task, unpruned)
         else:
@@ -377,39 +404,39 @@ class PageLoop:
 
     def _looped(self, task: PageTask, ids: list[int]) -> None:
         task.conclude("loop", ids)
-        if task.has_next_rung:
+        if task.has_next_attempt:
             self._again(task, task.attempt + 1)
         else:
             self._finish(task)
 
     def _again(self, task: PageTask, attempt: int) -> None:
         """Read the page from the start. It keeps its turn, so it is next."""
-        mode, encoded = task.rung.mode, task.encoded
+        mode, encoded = task.attempt_plan.mode, task.encoded
         self._leave(task)
         task.restarts(attempt)
         task.waits(time.monotonic())
-        if encoded is not None and task.rung.mode == mode:
-            self._encode_queue.take_up(task, encoded)
+        if encoded is not None and task.attempt_plan.mode == mode:
+            self.encode_queue.take_up(task, encoded)
         else:
-            self._encode_queue.begin(task)
+            self.encode_queue.begin(task)
 
     def _finish(self, task: PageTask) -> None:
         """Its outcomes are complete: free its memory, make its text."""
         task.is_over = True
         self._leave(task)
-        self._deadlines.discard(task)
+        self.deadlines.discard(task)
         self._finishing_pool.submit(_complete, task, self._model)
 
     def _leave(self, task: PageTask) -> None:
         """Out of the queue and off the device."""
         task.stops_waiting(time.monotonic())
-        self._encode_queue.withdraw(task)
+        self.encode_queue.withdraw(task)
         if task.row is None:
             return
         task.times_ms["decode"] += self._decode_clock_ms - task.decode_clock_ms
         row, task.row = task.row, None
-        self._decoder.release(row)
-        self._kv_budget.give_back(task.reserved)
+        self.decoder.release(row)
+        self.kv_budget.give_back(task.reserved)
         self._is_full = False
         moved = self._running.pop()
         if moved is not task:

@@ -9,7 +9,7 @@ from app.ocr.models.model import Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
+class AttemptPlan:
     """The settings of one attempt at a page."""
 
     mode: str
@@ -18,9 +18,12 @@ class Rung:
     ngram: NgramRule
 
 
-def ladder(first: Rung, strict: NgramRule, modes: Sequence[Mode], max_attempts: int) -> list[Rung]:
-    """As asked; then a stricter n-gram ban; then unpruned; then in another mode. Rungs that change nothing
-    drop out.
+def attempt_plans(
+    first: AttemptPlan, strict: NgramRule, modes: Sequence[Mode], max_attempts: int
+) -> list[AttemptPlan]:
+    """List the attempts: as asked; with a stricter n-gram ban; unpruned; in another mode.
+
+    Plans that change nothing drop out.
     """
     strictly = replace(first, ngram=strict)
     unpruned = replace(strictly, prune="none", keep_ratio=None)

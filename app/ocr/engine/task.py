@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
-from app.ocr.engine.loops import BanCount, LoopRule
-from app.ocr.engine.retries import Rung, ladder
+from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
+from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import Feed
@@ -63,11 +63,13 @@ class PageTask:
 
     page: Page
     document_id: str
-    rungs: Sequence[Rung]
+    attempt_plans: Sequence[AttemptPlan]
     prompt_ids: list[int]
     max_output_tokens: int
     deadline_s: float
     risk_curve: RiskCurve
+    trace: bool = False
+    """What becomes of each of its patch tokens is told with the answer."""
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -78,7 +80,7 @@ class PageTask:
     waiting_since_s: float | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     attempt: int = 0
-    """Which rung is being tried."""
+    """Index of the plan that is being tried."""
     life: int = 0
     """Counts how often the page was begun; results of an earlier life are known by it and dropped."""
     row: int | None = None
@@ -98,12 +100,12 @@ class PageTask:
     bans: BanCount | None = None
 
     @property
-    def rung(self) -> Rung:
-        return self.rungs[self.attempt]
+    def attempt_plan(self) -> AttemptPlan:
+        return self.attempt_plans[self.attempt]
 
     @property
-    def has_next_rung(self) -> bool:
-        return self.attempt + 1 < len(self.rungs)
+    def has_next_attempt(self) -> bool:
+        return self.attempt + 1 < len(self.attempt_plans)
 
     @property
     def confidence(self) -> float:
@@ -123,7 +125,7 @@ class PageTask:
         self.row, self.room, self.counts, self.encoded = row, room, encoded.counts, encoded
         self.ids, self.logprobs, self.logprob_sum = [], [], 0.0
         self.window = ConfidenceWindow()
-        self.bans = BanCount(self.rung.ngram, loops)
+        self.bans = BanCount(self.attempt_plan.ngram, loops)
 
     def restarts(self, attempt: int) -> None:
         """Forget what the attempt gave; its text, if any was sent, is taken back."""
@@ -139,8 +141,10 @@ class PageTask:
 
     def conclude(self, reason: FinishReason, ids: list[int] | None = None) -> Outcome:
         """Record how the current attempt ended; ``ids``: what to keep of its output, all of it by default."""
-        rung = self.rung
-        attempt = Attempt(rung.mode, rung.prune, rung.ngram.window, reason, len(self.ids))
+        attempt_plan = self.attempt_plan
+        attempt = Attempt(
+            attempt_plan.mode, attempt_plan.prune, attempt_plan.ngram.window, reason, len(self.ids)
+        )
         kept = self.ids if ids is None else ids
         # a loop's repeats are sure of themselves and say nothing; noise is what makes a page doubtful
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
@@ -172,6 +176,7 @@ class PageTask:
             timing_ms=dict(self.times_ms),
             risk=self.risk_curve.risk(Evidence(best.logprobs)),
             attempts=tuple(outcome.attempt for outcome in self.outcomes),
+            views=counts.views,
         )
 
     def settle(self, result: Reading | ParseError) -> None:
@@ -185,6 +190,15 @@ class PageTask:
         except InvalidStateError:
             return  # its text was finished while the engine was dying, or the reverse
         self.feed.finish(result.text if isinstance(result, Reading) else None)
+
+
+def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
+    if options.ngram is None:
+        return settings.first_ngram(model)
+    rule, farthest = NgramRule(*options.ngram), settings.max_ban_distance(model)
+    if rule.max_distance > farthest:
+        raise BadOption(f"the n-gram rule reaches {rule.max_distance} tokens back, at most {farthest} here")
+    return rule
 
 
 def new_task(
@@ -204,13 +218,14 @@ def new_task(
     prompt = model.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = Rung(mode, options.prune, keep_ratio, settings.first_ngram(model))
+    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options))
     return PageTask(
         page=page,
         document_id=document_id,
-        rungs=ladder(first, strict, list(model.modes.values()), settings.max_attempts),
+        attempt_plans=attempt_plans(first, strict, list(model.modes.values()), settings.max_attempts),
         prompt_ids=model.prompt_ids(prompt),
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
+        trace=options.tokens == "detail",
     )

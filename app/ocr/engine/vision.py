@@ -12,16 +12,17 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from app.document import ViewPatches
 from app.errors import PageFailed, ParseError
 from app.ocr.engine.decoder import Prompt
 from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
-from app.ocr.engine.retries import Rung
+from app.ocr.engine.patches import PATCH_PX, Grid, grids_of, view_patches
+from app.ocr.engine.retries import AttemptPlan
 from app.ocr.engine.scheduler import BatchLimit, chunks_within
 from app.ocr.models.model import OcrModel, PageViews
-from rtprune import RTPruneConfig, VisualTokens, prune_batch, text_density
+from rtprune import Folds, RTPruneConfig, VisualTokens, prune_batch, text_density
 
 logger = logging.getLogger(__name__)
-PATCH_PX = 64
 MAX_TEXTS = 64
 """Prompts whose embeddings are kept. None is ever given up: another stream may be reading it."""
 
@@ -36,10 +37,12 @@ class Prepared:
     views: PageViews
     density: float
     prompt_ids: list[int]
-    rung: Rung
+    attempt_plan: AttemptPlan
     started_s: float
     """When the host began, by ``time.monotonic``."""
     preprocess_ms: float
+    grids: tuple[Grid, ...] | None = None
+    """Where its patch tokens lie on the page; ``None`` unless somebody wants to know."""
 
     @property
     def num_pixels(self) -> int:
@@ -57,6 +60,7 @@ class VisualCounts:
     keep_ratio: float
     density: float
     diversity: float | None
+    views: tuple[ViewPatches, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,13 +89,21 @@ NOT_PRUNED = PageFailed("the page was not pruned")
 """Stands where every page will have its answer."""
 
 
-def prepare(model: OcrModel, image: Image.Image, rung: Rung, prompt_ids: list[int]) -> Prepared:
-    """Runs in a thread of its own, beside decoding."""
+def prepare(
+    model: OcrModel,
+    image: Image.Image,
+    attempt_plan: AttemptPlan,
+    prompt_ids: list[int],
+    *,
+    trace: bool = False,
+) -> Prepared:
+    """Runs in a thread of its own, beside decoding. ``trace``: its patch tokens are followed."""
     start = time.monotonic()
-    views = model.preprocess(image, rung.mode)
+    views = model.preprocess(image, attempt_plan.mode)
     side = views.view.shape[-1] // PATCH_PX
     density = text_density(views.view, side, side)
-    return Prepared(views, density, prompt_ids, rung, start, (time.monotonic() - start) * 1e3)
+    grids = grids_of(views, image.size) if trace else None
+    return Prepared(views, density, prompt_ids, attempt_plan, start, (time.monotonic() - start) * 1e3, grids)
 
 
 class Vision:
@@ -120,10 +132,13 @@ class Vision:
         ]
 
     @torch.inference_mode()
-    def again(self, encoded: Encoded, rung: Rung) -> Encoded:
-        """The same page for another rung of the same mode, from what was encoded."""
-        page = replace(encoded.page, rung=rung)
-        same = (encoded.page.rung.prune, encoded.page.rung.keep_ratio) == (rung.prune, rung.keep_ratio)
+    def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
+        """The same page for another attempt_plan of the same mode, from what was encoded."""
+        page = replace(encoded.page, attempt_plan=attempt_plan)
+        same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
+            attempt_plan.prune,
+            attempt_plan.keep_ratio,
+        )
         if same:
             return replace(encoded, page=page)
         adopt(encoded.tokens.embeds)
@@ -163,17 +178,18 @@ class Vision:
     ) -> list[_Kept | ParseError]:
         """Pages that are pruned the same way in one call."""
         results: list[_Kept | ParseError] = [NOT_PRUNED] * len(pages)
-        by_ratio: dict[float | None, list[int]] = {}
+        by_way: dict[tuple[float | None, bool], list[int]] = {}
         for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
             if isinstance(one, ParseError):
                 results[i] = one
-            elif page.rung.prune == "rtprune":
-                by_ratio.setdefault(page.rung.keep_ratio, []).append(i)
+            elif page.attempt_plan.prune == "rtprune":
+                by_way.setdefault((page.attempt_plan.keep_ratio, page.grids is not None), []).append(i)
             else:
-                results[i] = keep_all(one, page.density)
-        for ratio, members in by_ratio.items():
-            pairs = [(t, pages[i].density) for i in members if isinstance(t := tokens[i], VisualTokens)]
-            pruned = self._each(pairs, lambda some, ratio=ratio: prune_some(some, ratio))  # type: ignore[misc]
+                results[i] = keep_all(one, page)
+        for (ratio, trace), members in by_way.items():
+            config = RTPruneConfig(keep_ratio=ratio, trace=trace)
+            pairs = [(t, pages[i]) for i in members if isinstance(t := tokens[i], VisualTokens)]
+            pruned = self._each(pairs, lambda some, config=config: prune_some(some, config))  # type: ignore[misc]
             for i, result in zip(members, pruned, strict=True):
                 results[i] = result
         return results
@@ -230,24 +246,35 @@ class Vision:
         return [result for chunk in chunks for result in self._chunk(chunk, work)]
 
 
-def keep_all(tokens: VisualTokens, density: float) -> _Kept:
+def keep_all(tokens: VisualTokens, page: Prepared) -> _Kept:
     length, patches = len(tokens.embeds), int(tokens.is_patch.sum())
-    counts = VisualCounts(length, length, patches, patches, 1.0, density, None)
-    return _Kept(tokens.embeds, torch.arange(length, device=tokens.embeds.device), counts)
+    kept = torch.arange(length, device=tokens.embeds.device)
+    views = _views(tokens, page, kept, None)
+    counts = VisualCounts(length, length, patches, patches, 1.0, page.density, None, views)
+    return _Kept(tokens.embeds, kept, counts)
 
 
-def prune_some(pages: Sequence[tuple[VisualTokens, float]], keep_ratio: float | None) -> list[_Kept]:
-    tokens, densities = zip(*pages, strict=True)
-    pruned = prune_batch(list(tokens), list(densities), RTPruneConfig(keep_ratio=keep_ratio))
+def prune_some(pages: Sequence[tuple[VisualTokens, Prepared]], config: RTPruneConfig) -> list[_Kept]:
+    pruned = prune_batch([tokens for tokens, _ in pages], [page.density for _, page in pages], config)
     kept = []
-    for (page, density), result in zip(pages, pruned, strict=True):
+    for (tokens, page), result in zip(pages, pruned, strict=True):
         counts = VisualCounts(
-            visual=len(page.embeds), kept=len(result.kept), patches=result.num_patches,
-            kept_patches=result.num_kept_patches, keep_ratio=result.keep_ratio, density=density,
-            diversity=result.diversity,
+            visual=len(tokens.embeds), kept=len(result.kept), patches=result.num_patches,
+            kept_patches=result.num_kept_patches, keep_ratio=result.keep_ratio, density=page.density,
+            diversity=result.diversity, views=_views(tokens, page, result.kept, result.folds),
         )  # fmt: skip
         kept.append(_Kept(result.embeds, result.kept, counts))
     return kept
+
+
+def _views(
+    tokens: VisualTokens, page: Prepared, kept: torch.Tensor, folds: Folds | None
+) -> tuple[ViewPatches, ...]:
+    """Where the page's patch tokens lie and what became of them; waits for the device where that is asked."""
+    if page.grids is None:
+        return ()
+    positions = tokens.is_patch.nonzero()[:, 0].tolist()
+    return view_patches(page.grids, positions, kept.tolist(), folds)
 
 
 def failure_of(error: BaseException) -> ParseError:

@@ -264,7 +264,7 @@ def load_model(
     float32, 1.03 s against 1.52 s in bfloat16).
     """
     device = torch.device(device)
-    dtype = _supported_dtype(device, dtype)
+    dtype = supported_dtype(device, dtype)
     folder = locate(path_or_id)
     config = read_config(read_json(folder, "config.json"))
     spec = read_checkpoint_spec(folder, config)
@@ -290,7 +290,7 @@ def suit_cuda(network: Any) -> None:
             module.weight.data = module.weight.to(memory_format=torch.channels_last)
 
 
-def _supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+def supported_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
     choices = DTYPES.get(device.type)
     if choices is None:
         raise ValueError(f"device must be cpu or cuda, got {device}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
-from app.document import Block
+from app.document import FARTHEST, Block
 from app.output.escape import escaped, escaped_cell, escaped_heading
 from app.output.hyphens import flowed, unbroken
 from app.output.markdown import block_of
@@ -23,8 +23,6 @@ FULL = 3.0  # line heights of white at a line's end, in which a word would have 
 SAME_LEFT = 0.4  # line heights by which lines of a paragraph begin apart
 NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
 MAX_COUNT = 3  # from an item to the next one that was read
-FARTHEST = 999
-"""The right and the lower edge of a page in the boxes of its blocks."""
 
 
 @dataclass(slots=True)

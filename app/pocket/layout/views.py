@@ -79,13 +79,15 @@ class LineView:
     """An image of some words of a line.
 
     ``image``: gray. ``cuts``: for each row, whether it goes on with the word before. ``dots``: how many
-    follow it. ``box``: left, top, right, bottom of the words, in pixels of the page's ink.
+    follow it. ``box``: left, top, right, bottom of the words, in pixels of the page's ink. ``rows``: what is
+    drawn where.
     """
 
     image: Image.Image
     cuts: tuple[bool, ...]
     dots: tuple[int, ...] = ()
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    rows: tuple[Row, ...] = ()
 
 
 def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
@@ -115,6 +117,7 @@ def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
             tuple(row.is_cut for row in rows),
             tuple(row.dots for row in rows),
             (rows[0].source[0], line.top, rows[-1].source[2], line.bottom),
+            tuple(rows),
         )
         for rows in line_rows(ink, line, typical_px)
     ]

@@ -1,0 +1,78 @@
+"""What became of each patch token of a page, and where on the page it lies, for ``tokens=detail``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.document import FARTHEST, Box, ViewPatches
+from app.ocr.models.model import PageViews
+from rtprune import Folds
+
+PATCH_PX = 64
+"""Side of the square of a view's pixels that one patch token stands for."""
+MIN_FOLDED_SHARE = 0.5
+"""Of a pruned token, what must have gone into kept ones for it to count as folded rather than dropped."""
+WHOLE_PAGE: Box = (0, 0, FARTHEST, FARTHEST)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Rows of patch tokens that follow each other in the sequence, and the part of the page under them."""
+
+    columns: int
+    rows: int
+    bbox: Box
+
+    @property
+    def num_patches(self) -> int:
+        return self.columns * self.rows
+
+
+def grids_of(views: PageViews, size: tuple[int, int]) -> tuple[Grid, ...]:
+    """List the grids of a page in the order of its tokens. ``size``: its width and height in pixels."""
+    side = views.view.shape[-1] // PATCH_PX
+    bbox = _padded(size) if views.mode.pad else WHOLE_PAGE
+    grids = [Grid(side, side, bbox)]
+    if views.tiles is not None:
+        tile = views.tiles.shape[-1] // PATCH_PX
+        grids.insert(0, Grid(views.tile_columns * tile, views.tile_rows * tile, WHOLE_PAGE))
+    return tuple(grids)
+
+
+def _padded(size: tuple[int, int]) -> Box:
+    """A square around the page, as a box of the page: beyond its edges at two sides."""
+    side = max(size)
+    across, down = (round((side - own) / 2 / own * FARTHEST) for own in size)
+    return -across, -down, FARTHEST + across, FARTHEST + down
+
+
+def view_patches(
+    grids: Sequence[Grid], patch_positions: Sequence[int], kept: Sequence[int], folds: Folds | None
+) -> tuple[ViewPatches, ...]:
+    """``patch_positions``: of the patch tokens in the sequence. ``kept``: positions of what stays of it.
+
+    Raise ``ValueError`` where the grids do not have as many patches as the sequence.
+    """
+    if sum(grid.num_patches for grid in grids) != len(patch_positions):
+        raise ValueError(f"{len(patch_positions)} patch tokens do not fill {grids}")
+    places = [(view, patch) for view, grid in enumerate(grids) for patch in range(grid.num_patches)]
+    at = dict(zip(patch_positions, places, strict=True))
+    kept_patches: list[list[int]] = [[] for _ in grids]
+    for position in kept:
+        if position in at:
+            view, patch = at[position]
+            kept_patches[view].append(patch)
+    folded: list[list[tuple[int, int, int]]] = [[] for _ in grids]
+    for pruned, into, share in _read(folds):
+        if share > MIN_FOLDED_SHARE:
+            view, patch = at[pruned]
+            folded[view].append((patch, *at[into]))
+    return tuple(
+        ViewPatches(grid.bbox, WHOLE_PAGE, grid.columns, grid.rows, tuple(stay), tuple(gone))
+        for grid, stay, gone in zip(grids, kept_patches, folded, strict=True)
+    )
+
+
+def _read(folds: Folds | None) -> list[tuple[int, int, float]]:
+    if folds is None:
+        return []
+    return list(zip(folds.pruned.tolist(), folds.into.tolist(), folds.share.tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""What strangers can do to the service, measured: ``python -m benchmarks.hostile``."""

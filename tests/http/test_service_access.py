@@ -94,7 +94,8 @@ def test_a_job_belongs_to_its_key_and_others_do_not_find_it(keyed: tuple[Server,
     eventually(
         lambda: server.http.get(f"{address}/result", headers=bearer(secrets["ann"])).status_code == 200
     )
-    for path in (address, f"{address}/result", f"{address}/events"):
+    images = (f"{address}/images/p1.jpg", f"{address}/pages/1/image")
+    for path in (address, f"{address}/result", f"{address}/events", *images):
         for name in ("ann", "ann-reads", "admin"):
             assert server.http.get(path, headers=bearer(secrets[name])).status_code == 200, (path, name)
         others = server.http.get(path, headers=bearer(secrets["bob"]))

@@ -21,6 +21,8 @@ class Format:
     """How figures are referred to where the client does not say."""
     is_heavy: bool = False
     """Whether making it takes far longer than joining the pages does."""
+    extra: str = "serve"
+    """Of ours, that brings its packages."""
     is_file: bool = False
     """Whether it is saved rather than shown."""
 
@@ -34,7 +36,7 @@ class Format:
             make: Make = importlib.import_module(self.module).make
         except ImportError as error:
             raise FormatUnavailable(
-                f"{self.name} needs a package that is not installed here: pip install 'rtprune[docling]'"
+                f"{self.name} needs a package that is not installed here: pip install 'rtprune[{self.extra}]'"
             ) from error
         return make(answer)
 
@@ -51,8 +53,17 @@ _ALL = (
         "json",
         images="embed",
         is_heavy=True,
+        extra="docling",
     ),
-    Format("doctags", "text/vnd.doctags", "app.output.as_doctags", "doctags", images="none", is_heavy=True),
+    Format(
+        "doctags",
+        "text/vnd.doctags",
+        "app.output.as_doctags",
+        "doctags",
+        images="none",
+        is_heavy=True,
+        extra="docling",
+    ),
     Format("zip", "application/zip", "app.output.as_zip", "zip", is_heavy=True, is_file=True),
     Format("pdf", "application/pdf", "app.output.as_pdf", "pdf", images="none", is_heavy=True, is_file=True),
 )

@@ -1,7 +1,7 @@
-"""Forms with several documents, as other services' clients send them.
+"""Read forms with several documents, as clients of other services send them.
 
-All files of a form are spooled one after the other while they arrive, and parted when they are complete. A
-field may come more than once, for a list.
+All files of a form are spooled into one file while they arrive, and split when the form is complete. A
+field may be repeated to give a list.
 """
 
 import asyncio
@@ -17,14 +17,14 @@ from app.errors import BadOption, BadRequest, TooLarge, UnsupportedMediaType
 from app.settings import Settings
 
 MAX_FILES = 16
-"""Documents of one request."""
+"""Most documents in one request."""
 MAX_FILENAME_CHARS = 255
 COPIED_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class FormFile:
-    """A document on our disk. ``filename``: what the client calls it, which tells nothing of its format."""
+    """A document on our disk. ``filename``: the client's name for it, which does not tell its format."""
 
     path: Path
     filename: str
@@ -32,7 +32,7 @@ class FormFile:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a form has: its files in order, and the texts of each field."""
+    """The contents of a form: its files in order, and the texts of each field."""
 
     files: tuple[FormFile, ...]
     fields: Mapping[str, tuple[str, ...]]
@@ -47,9 +47,10 @@ async def receive_form(
     *,
     file_fields: frozenset[str],
 ) -> Form:
-    """Spool the files of a form. ``new_path``: where each goes.
+    """Spool the files of a form. ``new_path``: gives a path for each file.
 
-    Together they may be as large as one file. Raise ``TooLarge``, ``UploadTimeout`` or what is wrong.
+    Together they may be as large as one file. Raise ``TooLarge``, ``UploadTimeout`` or the form's own
+    error.
     """
     kind, parameters = parse_options_header(content_type)
     if kind != b"multipart/form-data":
@@ -69,7 +70,7 @@ async def receive_form(
 
 
 def _part(spooled: Path, sizes: list[int], paths: list[Path]) -> None:
-    """Copy the files out of one, and remove that."""
+    """Copy the files out of the spooled one, and remove that."""
     with spooled.open("rb") as source:
         for size, path in zip(sizes, paths, strict=True):
             left = size
@@ -80,7 +81,8 @@ def _part(spooled: Path, sizes: list[int], paths: list[Path]) -> None:
 
 
 class _Parts:
-    """The parts of a form: ``file_fields`` go to disk, the others are small and kept."""
+    """A parser of a form. Parts named in ``file_fields`` go to disk; the others are small and stay in
+    memory."""
 
     def __init__(self, boundary: bytes, max_form_bytes: int, file_fields: frozenset[str]) -> None:
         if not boundary:
@@ -118,7 +120,7 @@ class _Parts:
         return {name: tuple(texts) for name, texts in self._texts.items()}
 
     def feed(self, chunk: bytes) -> bytearray:
-        """Take a piece of the body, and return what in it is documents."""
+        """Take a piece of the body, and return the part of it that belongs to documents."""
         try:
             self._parser.write(chunk)
         except FormParserError as error:
@@ -127,7 +129,7 @@ class _Parts:
         return data
 
     def finish(self) -> list[tuple[str, int]]:
-        """Return the name and size of each document."""
+        """Return the name and size of each document. Raise ``BadRequest`` if the form is incomplete."""
         if not self._ended:
             raise BadRequest("the multipart body ends before its last boundary")
         return list(zip(self._names, self._sizes, strict=True))

@@ -1,4 +1,4 @@
-"""Keep uploads while they are read, in a folder of this process that goes with it or is swept later."""
+"""Keep uploads while they are read, in a folder of this process that is removed at its end or swept later."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,8 @@ from typing import Self
 
 
 class Spool:
-    """A locked folder in ``data_dir/spool``. The lock ends with the process: what a crash left is known."""
+    """A locked folder in ``data_dir/spool``. The lock ends with the process, so leftovers of a crash are
+    recognised."""
 
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self._folder = folder
@@ -23,7 +24,7 @@ class Spool:
 
     @classmethod
     def open(cls, data_dir: Path) -> Self:
-        """Make a folder, and remove folders of processes that are gone."""
+        """Make and lock a folder. Remove folders of processes that are gone."""
         root = (data_dir / "spool").resolve()
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():
@@ -35,7 +36,7 @@ class Spool:
 
     @contextlib.contextmanager
     def file(self) -> Iterator[Path]:
-        """A path for one upload. What is there is removed at the end."""
+        """Give a path for one upload. Remove the file at the end."""
         self._num_files += 1
         path = self._folder / str(self._num_files)
         try:
@@ -45,7 +46,7 @@ class Spool:
 
     @contextlib.contextmanager
     def files(self) -> Iterator[Callable[[], Path]]:
-        """Give paths for any number of uploads, one at each call."""
+        """Give a function that returns a new path for an upload at each call."""
         with contextlib.ExitStack() as stack:
             yield lambda: stack.enter_context(self.file())
 

@@ -20,8 +20,9 @@ class Quota:
     def spend(self, c: sa.Connection, num_pages: int) -> None:
         """Charge pages to the quota within the transaction that accepts them. Raise ``RateLimited``.
 
-        ``busy_until`` is the time when all pages so far are paid for at the key's rate. It may lie a minute ahead.
-        A document with more pages than a minute allows is accepted when nothing is owed, and then paid for.
+        ``busy_until`` is the time when all pages so far are paid for at the key's rate. It may be a minute
+        ahead. A document with more pages than a minute allows is accepted when nothing is owed, and then
+        paid for.
         """
         busy_until = sa.select(keys.c.busy_until).where(keys.c.name == self.key_name).with_for_update()
         at = now(c)

@@ -158,7 +158,7 @@ class Store:
         """Return unused space of SQLite's file to the disk, a few MiB at a time."""
         if self._engine.dialect.name == "sqlite":
             with self.reading() as c:
-                # as a script: SQLite frees one page a step, and Python steps a statement without rows only once
+                # as a script: SQLite frees one page a step, Python steps a rowless statement only once
                 c.connection.driver_connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # type: ignore[union-attr]
 
     def _lock(self, c: sa.Connection) -> None:

@@ -143,7 +143,7 @@ class Jobs:
     async def submit(self, source: Source, options: ParseOptions, submission: Submission) -> tuple[Job, bool]:
         """Accept a document. Return its job, and False if the job existed before.
 
-        The document and the job are on disk when this returns. Raise the document's own error, or ``QueueFull``,
+        The document and the job are on disk when this returns. Raise the document's own error, ``QueueFull``,
         ``TooManyJobs``, ``TooManyPages``, ``BadOption``, ``IdempotencyConflict``.
         """
         self._check_mode(options)

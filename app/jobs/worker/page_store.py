@@ -249,8 +249,8 @@ class PageStore:
         """Record on a dead worker's pages how many were in the model together. Call this before its work is
         taken over.
 
-        Nobody knows which of several pages killed a worker, so none of them gets a strike. A page that was alone
-        gets one.
+        Nobody knows which of several pages killed a worker, so none of them gets a strike. A page that was
+        alone gets one.
         """
         with self._store.writing() as c:
             its = attempts.c.worker == worker_id

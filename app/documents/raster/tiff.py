@@ -80,8 +80,8 @@ def has_floating_samples(path: str, index: int) -> bool:
 
 
 def _is_page(frame: _Frame, largest: _Frame | None) -> bool:
-    """Tell whether a frame is a page. A frame marked as a reduced copy must also be smaller than the
-    largest."""
+    """Tell whether a frame is a page. Skip masks, and reduced copies that really are
+    smaller."""
     if frame.kind & MASK:
         return False
     is_smaller = largest and frame.width < largest.width and frame.height < largest.height

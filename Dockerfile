@@ -11,21 +11,30 @@ RUN apt-get update \
         fonts-urw-base35 fonts-dejavu-core fonts-wqy-microhei \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin rtprune \
-    && install --directory --owner rtprune --group rtprune /data /blobs
+    && install --directory --owner rtprune --group rtprune /data /blobs /cache /models
 WORKDIR /app
 ENV RTPRUNE_DATA_DIR=/data TMPDIR=/tmp HOME=/tmp
+
+# The package, with the command rtprune
+FROM base AS wheel
+RUN pip install setuptools==84.2.1
+COPY pyproject.toml README.md LICENSE ./
+COPY rtprune ./rtprune
+COPY app ./app
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
 FROM base AS api
 COPY docker/requirements-api.txt ./docker/
 RUN pip install --requirement docker/requirements-api.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY app ./app
+# without what it declares: torch is for workers
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-deps --no-index /wheels/*.whl
 ENV RTPRUNE_HOST=0.0.0.0 RTPRUNE_PORT=8000 RTPRUNE_EMBEDDED_WORKER=false
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
-CMD ["python", "-m", "app.cli", "serve"]
+CMD ["rtprune", "serve"]
 
 FROM base AS worker
 ARG TORCH_INDEX_URL=""
@@ -40,11 +49,12 @@ RUN if [ -n "$TORCH_INDEX_URL" ]; then \
         pip install --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' docker/requirements-worker.txt)"; \
     fi \
     && pip install --requirement docker/requirements-worker.txt
-COPY pyproject.toml README.md LICENSE ./
-COPY rtprune ./rtprune
-COPY app ./app
-ENV TRITON_CACHE_DIR=/data/triton RTPRUNE_DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-deps --no-index /wheels/*.whl
+# a volume at /cache keeps what the hub was asked for, and kernels; one at /models brings checkpoints
+ENV HF_HOME=/cache/huggingface TRITON_CACHE_DIR=/cache/triton RTPRUNE_DEVICE=cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=20s --start-period=15m CMD ["python", "-m", "app.jobs.healthcheck"]
 STOPSIGNAL SIGTERM
-CMD ["python", "-m", "app.worker"]
+CMD ["rtprune", "worker"]

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from app import tracing
 from app.documents.safe_http import SafeHttp
 from app.documents.spool import Spool
 from app.errors import InvalidRequest, ParseError
@@ -62,6 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # each document may wait for a disk or a blob store; who asks for a job must not wait behind them
         threads = ThreadPoolExecutor(settings.max_documents + SPARE_THREADS, "io")
         asyncio.get_running_loop().set_default_executor(threads)
+        tracing.configure("rtprune-api")
         spool = Spool.open(settings.data_dir)
         jobs = Jobs(settings, spool.tmp_dir)
         http = SafeHttp(settings)
@@ -88,6 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             app.state.service.results.close()
             await http.close()
             spool.close()
+            await asyncio.to_thread(tracing.flush)
 
     app = Application(
         title="rtprune",

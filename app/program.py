@@ -3,19 +3,26 @@
 import sys
 
 OUR_PACKAGES = ("app", "rtprune")
+EVAL = "eval"
 
 
 def main() -> int:
     """Run the command line. Exit status 2 and one line when its packages are not installed."""
+    is_eval = sys.argv[1:2] == [EVAL]
     try:
+        if is_eval:  # has an extra of its own, and needs nothing of the service
+            from app.evaluation.program import main as evaluate  # noqa: PLC0415 - as below
+
+            return evaluate(sys.argv[2:])
         from app.cli import main as run  # noqa: PLC0415 - its imports are what may be missing
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing in OUR_PACKAGES:
             raise
-        sys.stderr.write(
-            f"rtprune: {missing} is not installed; the service needs: pip install 'rtprune[serve,worker]'\n"
-        )
+        needs = "eval needs: pip install 'rtprune[eval]'"
+        if not is_eval:
+            needs = "the service needs: pip install 'rtprune[serve,worker]'"
+        sys.stderr.write(f"rtprune: {missing} is not installed; {needs}\n")
         return 2
     return run()
 

@@ -9,6 +9,7 @@ import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from app import tracing
 from app.settings import Settings, misspelt_variables
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -40,6 +41,8 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
     }
     if (current := request_id.get()) is not None:
         line["request"] = current
+    if trace := tracing.trace_id():
+        line["trace"] = trace
     line.update({key: value for key, value in vars(record).items() if key not in NOT_EXTRA})
     if record.exc_info:
         line["exception"] = logging.Formatter().formatException(record.exc_info)

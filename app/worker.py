@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from app import tracing
 from app.documents.raster.pool import Rasterizers
 from app.documents.safe_http import SafeHttp
 from app.errors import ParseError, StorageFull, StorageUnavailable
@@ -138,6 +139,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifica
             with contextlib.suppress(StorageUnavailable, StorageFull):
                 await asyncio.to_thread(leases.expire, worker_id)
             store.close()
+            await asyncio.to_thread(tracing.flush)
     return 0
 
 
@@ -279,6 +281,7 @@ def main() -> None:
         except ValidationError as error:
             sys.exit(f"rtprune: {error}")
     log_to_stderr(settings)
+    tracing.configure("rtprune-worker")
     sys.setswitchinterval(SWITCH_S)
     worker_id = os.environ.get("RTPRUNE_WORKER_ID") or uuid.uuid4().hex
     sys.exit(asyncio.run(_main(settings, worker_id, parent)))

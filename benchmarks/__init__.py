@@ -1,1 +1,1 @@
-"""Speed, accuracy and load. The last line each prints is one JSON document."""
+"""Benchmarks of speed, accuracy and load. The last line that each prints is one JSON document."""

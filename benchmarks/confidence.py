@@ -1,12 +1,12 @@
-"""How well a checkpoint knows what it cannot read, and the curve that makes its doubt a risk.
+"""Measure how well a checkpoint knows what it cannot read; fit the curve that turns doubt into risk.
 
     python -m benchmarks.confidence --documents FOLDER --out benchmarks/results/confidence.json --write
 
 Reads real pages whose text is known, and the same pages turned, blurred, made smaller and dirtied. A page is
 bad when more than ``BAD_SHARE`` of its words are missing from the text. Compares the mean and quantiles of
-its tokens' log-probabilities by how well they part bad pages from good ones (area under the ROC curve), and
-fits ``app.ocr.risk.RiskCurve`` on every other page; the other half is held out, to see how it does.
-``--write`` puts the curve into the checkpoint, the figures into docs/checkpoints.md and docs/risk-curve.svg.
+the tokens' log-probabilities by how well they separate bad pages from good ones (area under the ROC curve).
+Fits ``app.ocr.risk.RiskCurve`` on every other page and tests it on the rest. ``--write`` puts the curve into
+the checkpoint, and the figures into docs/checkpoints.md and docs/risk-curve.svg.
 """
 
 import argparse
@@ -40,14 +40,14 @@ from benchmarks.accuracy.scores import character_scores
 from benchmarks.report import publish
 
 BAD_SHARE = 0.3
-"""Of a page's words, missing from its text."""
+"""Share of a page's words missing from its text above which the page is bad."""
 UNREADABLE = {"chinese": ".150.png", "tables": ".png"}
-"""Kinds that the pocket checkpoint reads badly, beside those of ``benchmarks.accuracy``."""
+"""Kinds that the pocket checkpoint reads badly, in addition to those of ``benchmarks.accuracy``."""
 QUANTILES = (0.02, 0.05, LOW_QUANTILE, 0.2, 0.5)
 STEEPNESS_PENALTY = 0.02
-"""Keeps the curve from becoming a step where the pages are parted without an error."""
+"""Penalty that keeps the curve from becoming a step where pages are separated without an error."""
 LEAST_CHANCE = 0.01
-"""So that a page whose truth is wrong does not decide the curve."""
+"""Lower bound of a page's likelihood, so that a page whose truth is wrong does not decide the curve."""
 IN_FLIGHT = 2
 PLOT = "risk-curve.svg"
 TAG = re.compile(r"<[^<>]*>")
@@ -82,7 +82,7 @@ WEAR: Mapping[str, Callable[[Image.Image], Image.Image]] = {
 
 @dataclass(frozen=True, slots=True)
 class ReadPage:
-    """``missing``: share of the page's words that are not in the text."""
+    """A page that was read. ``missing``: share of the page's words that are not in the text."""
 
     kind: str
     name: str
@@ -99,12 +99,12 @@ class ReadPage:
 
     @property
     def is_unseen(self) -> bool:
-        """Print was overlooked while what was read was read to its end."""
+        """Whether print was overlooked although what was seen was read to its end."""
         return self.finish_reason == "stop" and "unread_print" in self.warnings
 
 
 def kinds_of(folder: Path, most: int | None) -> list[Kind]:
-    """Real pages as they are, and English ones each worn in one of the ways in turn."""
+    """Return real pages as they are, and English ones each worn in one of the ways in turn."""
     kinds = documents(folder, most, DOCUMENTS | UNREADABLE)
     clean = next((kind for kind in kinds if kind.name == "english"), kinds[0])
     for number, (name, worn) in enumerate(WEAR.items()):
@@ -153,9 +153,9 @@ async def read_pages(checkpoint: str, device: str, kinds: Sequence[Kind]) -> lis
 
 
 def fitted(pages: Sequence[ReadPage]) -> RiskCurve:
-    """Fit a logistic curve over log nats, all bad pages counting as much as all good ones.
+    """Fit a logistic curve over log nats; all bad pages together weigh as much as all good ones.
 
-    Pages whose print was overlooked are left out: tokens cannot tell of it, and the page is warned of.
+    Pages with overlooked print are left out: tokens cannot tell of it, and the page gets a warning anyway.
     Raise ``ValueError`` without bad or without good pages.
     """
     pages = [page for page in pages if not page.is_unseen]
@@ -177,7 +177,10 @@ def fitted(pages: Sequence[ReadPage]) -> RiskCurve:
 
 
 def separation(scores: Sequence[float], is_bad: Sequence[bool]) -> float | None:
-    """Area under the ROC curve: how often a bad page scores higher than a good one. ``None`` without both."""
+    """Return the area under the ROC curve: how often a bad page scores higher than a good one.
+
+    Return ``None`` without bad or without good pages.
+    """
     bad = [score for score, one in zip(scores, is_bad, strict=True) if one]
     good = [score for score, one in zip(scores, is_bad, strict=True) if not one]
     if not bad or not good:
@@ -186,7 +189,7 @@ def separation(scores: Sequence[float], is_bad: Sequence[bool]) -> float | None:
 
 
 def figures_of(pages: Sequence[ReadPage]) -> tuple[RiskCurve, Figures]:
-    """The curve of every other page, and how it does on the rest."""
+    """Fit the curve on every other page and measure it on the rest."""
     shuffled = random.Random(0).sample(pages, len(pages))  # noqa: S311 - halves, not secrets
     fit, held_out = shuffled[::2], shuffled[1::2]
     curve = fitted(fit)
@@ -247,7 +250,7 @@ def _kind(name: str, pages: Sequence[ReadPage], curve: RiskCurve) -> Figures:
 
 
 def section(figures: Mapping[str, Any]) -> str:
-    """What docs/checkpoints.md shows."""
+    """Format the figures as the section of docs/checkpoints.md."""
     curve, pages, doubtful = figures["curve"], figures["pages"], figures["doubtful"]
     rows = ["| risk | pages | bad | words missing, mean |", "| --- | --- | --- | --- |"]
     for band in figures["bands"]:

@@ -1,13 +1,13 @@
-"""The engine against transformers' own ``generate()``, in one run, on the same pages.
+"""Compare the engine with transformers' own ``generate()``, in one run, on the same pages.
 
     python -m benchmarks.engine                      the packaged checkpoint, on CPU
     python -m benchmarks.engine --full-size          the full architecture with random weights, on a GPU
 
-Pages per second of: the engine with 16 pages in flight and with one; ``generate()`` one page at a time;
-and ``generate()`` on padded batches of 16 in order of arrival. Output lengths are forced (20 to 400
-tokens, the end token ignored), the same for all, so figures do not depend on what the weights make of a
-page. Each repeat runs all four in turn; medians over the repeats are reported. The last line of stdout is
-one JSON document.
+Measures pages per second of four ways: the engine with 16 pages in flight and with one, ``generate()`` one
+page at a time, and ``generate()`` on padded batches of 16 in order of arrival. Output lengths are forced
+(20 to 400 tokens, the end token ignored) and the same for all, so the figures do not depend on what the
+weights make of a page. Each repeat runs all four in turn; medians over the repeats are reported. The last
+line of stdout is one JSON document.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from benchmarks.synthetic import SyntheticOcr, pocket_network, random_pocket
 
 NEVER_LOOPS = LoopRule(unit=10**6)
 NEVER_BANS = NgramRule(n=1000, window=1000)
-"""A rule that never fires costs the engine what any rule costs; ``generate()`` runs without one."""
+"""A rule that never fires. It costs the engine what any rule costs; ``generate()`` runs without one."""
 
 FULL_SIZE_OUT = ROOT / "benchmarks" / "results" / "engine-h200.json"
 Ids = list[list[int]]
@@ -83,7 +83,10 @@ def engine_run(model: SyntheticOcr, num_running: int) -> tuple[Callable[[Workloa
 
 
 def prompts_of(model: SyntheticOcr, work: Workload) -> list[Prompt]:
-    """What the engine prefills, for its rivals; making them is not timed for them, and is for the engine."""
+    """Make the prompts that the engine prefills, for its rivals.
+
+    Making prompts is timed for the engine but not for its rivals.
+    """
     limits = settings(1)
     tasks = [new_task(model, limits, page, ReadOptions(prune="none"), "bench") for page in work.pages]
     prepared = [prepare(model, task.page.image, task.attempt_plan, task.prompt_ids) for task in tasks]
@@ -92,8 +95,9 @@ def prompts_of(model: SyntheticOcr, work: Workload) -> list[Prompt]:
 
 
 def generate(network: Any, prompts: Sequence[Prompt], lengths: Sequence[int]) -> Ids:
-    """One padded batch: padded on the left, run until its longest page is done, cut to each page's own
-    length.
+    """Generate one batch, padded on the left, until its longest page is done.
+
+    Each output is cut to its page's own length.
     """
     longest = max(len(prompt) for prompt in prompts)
     embeds = torch.zeros(len(prompts), longest, prompts[0].embeds.shape[1])

@@ -1,4 +1,4 @@
-"""The full-size figures as the tables of docs/engine.md: ``python -m benchmarks.engine_table``."""
+"""Print the full-size figures as the tables of docs/engine.md: ``python -m benchmarks.engine_table``."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def _stage(row: Mapping[str, Any], stage: str) -> str:
-    """Milliseconds a page, and the share of the physical limit in per cent where it says something."""
+    """Format milliseconds a page, and the share of the physical limit if it is at least 1 per cent."""
     milliseconds = row[f"{stage}_ms_a_page"]
     shown = f"{milliseconds:.2f}" if milliseconds < 100 else f"{milliseconds:.0f}"
     share = row.get(f"{stage}_share", 0.0)

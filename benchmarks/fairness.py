@@ -1,18 +1,18 @@
-"""What others feel of a large document: single pages beside a job of 60 pages, alone and with high priority.
+"""Time single pages beside a job of 60 pages, with and without high priority, against single pages alone.
 
     python -m benchmarks.fairness [--pages 60] [--samples 4] [--baseline REVISION] [--out FILE]
 
-Starts the service on SQLite and times jobs of one page by the service's own clock, from accepted to finished:
-some alone, before and after the large job, and some at different moments beside it, in turn with the default
-priority and with priority 9. Medians count; ``times`` are medians over the median alone.
+Starts the service on SQLite and times jobs of one page by the service's own clock, from accepted to finished.
+Some run alone, before and after the large job. Others run at different moments beside it, in turn with the
+default priority and with priority 9. Medians count; ``times`` are medians divided by the median alone.
 
-``memory_mib``: resident memory of the worker before the large job, at most, and after it. ``delete_s``: from
-the request that cancels a large job until no page of it is with the model; ``after_delete_s``: a page begun
-at once after that. ``unread_pages``: not read within their deadline. ``pages_per_s`` and ``cpu_ms``: a job
-of ``--pages-alone`` pages with nothing beside it, ``--rounds`` times, in turn with the baseline, because a
-machine's speed drifts.
+``memory_mib``: resident memory of the worker before the large job, at its peak, and after the job.
+``delete_s``: time from the request that cancels a large job until none of its pages is with the model.
+``after_delete_s``: time of a page submitted right after that. ``unread_pages``: pages not read within their
+deadline. ``pages_per_s`` and ``cpu_ms``: speed of a job of ``--pages-alone`` pages with nothing beside it,
+measured ``--rounds`` times, in turn with the baseline, because a machine's speed drifts.
 
-``--baseline`` measures all of it for another commit, too, checked out beside this one.
+``--baseline`` also measures another commit, which is checked out beside this one.
 """
 
 import argparse
@@ -41,7 +41,7 @@ POLL_S = 0.1
 JOB_PATIENCE_S = 1800.0
 HIGH_PRIORITY = 9
 FIRST_PAGES = 3
-"""Read of the large job before anything is timed beside it."""
+"""Pages of the large job that are read before anything is timed beside it."""
 FAKE_SETTINGS = {"RTPRUNE_MAX_PAGES_IN_FLIGHT": "8"}
 FAKE_PROMPT = json.dumps({"delay_s": 0.2})
 SETTLE_S = 2.0
@@ -49,7 +49,7 @@ SETTLE_S = 2.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. ``root``: the checkout that is served."""
+    """Sizes of a measurement. ``root``: the checkout that is served."""
 
     root: Path
     reader: str
@@ -68,7 +68,7 @@ class Felt:
 
 
 class Service:
-    """A service with its worker and its folder, used as a client."""
+    """Client of one running service; knows its process and its folder."""
 
     def __init__(self, http: httpx.Client, pid: int, folder: Path, reader: str) -> None:
         self._http, self._pid, self._folder = http, pid, folder
@@ -85,7 +85,7 @@ class Service:
         return str(answer.raise_for_status().json()["id"])
 
     def page_s(self, priority: int | None = None) -> float:
-        """Seconds that a job of one page takes."""
+        """Return the seconds that a job of one page takes."""
         self._seed += 1
         return seconds(self.ended(self.submit(a4_page(self._seed % 7, self._seed), priority)))
 
@@ -94,7 +94,7 @@ class Service:
         return job
 
     def ended(self, job_id: str) -> dict[str, Any]:
-        """A job of which a page could not be read in time ends, too: it is counted."""
+        """Wait until a job has ended and return it. Count its pages that were not read in time."""
         deadline = time.monotonic() + JOB_PATIENCE_S
         while (job := self.job(job_id))["status"] in {"queued", "running"}:
             if time.monotonic() > deadline:
@@ -104,7 +104,7 @@ class Service:
         return job
 
     def large(self, num_pages: int) -> str:
-        """A job of so many pages, of which the first are read."""
+        """Submit a job of ``num_pages`` pages; return its id when the first pages are read."""
         self._seed += 1
         job_id = self.submit(a4_frames(num_pages, self._seed))
         while self.job(job_id)["pages"]["done"] < min(FIRST_PAGES, num_pages):
@@ -112,14 +112,14 @@ class Service:
         return job_id
 
     def rate(self, num_pages: int) -> Rate:
-        """Of one job alone."""
+        """Measure the speed of one job with nothing beside it."""
         self._seed += 1
         before = cpu_s(self._pid)
         job = self.ended(self.submit(a4_frames(num_pages, self._seed)))
         return Rate.of(num_pages, seconds(job), cpu_s(self._pid) - before)
 
     def delete_s(self, job_id: str) -> float:
-        """From the request until the job has no page with the model."""
+        """Cancel a job; return the seconds until it has no page with the model."""
         began = time.monotonic()
         self._http.delete(f"/v1/jobs/{job_id}").raise_for_status()
         while self._num_with_model(job_id):
@@ -142,14 +142,14 @@ class Service:
                 if parent == self._pid and b"app.worker" in (path / "cmdline").read_bytes():
                     return int(path.name)
             except OSError:
-                continue  # it ended while we looked
+                continue  # the process has ended meanwhile
         raise SystemExit("the service has no worker")
 
     def memory_mib(self) -> int:
         return round(resident_mib(self.worker_pid) or 0)
 
     def peak_mib(self) -> int:
-        """The most that the worker ever had."""
+        """Return the peak of the worker's resident memory."""
         for line in Path(f"/proc/{self.worker_pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 1024)
@@ -157,7 +157,7 @@ class Service:
 
 
 def seconds(job: dict[str, Any]) -> float:
-    """From accepted to finished, by the service's clock."""
+    """Return the seconds from accepted to finished, by the service's clock."""
     times = (datetime.fromisoformat(job[name]) for name in ("created_at", "finished_at"))
     created, finished = times
     return (finished - created).total_seconds()
@@ -175,14 +175,14 @@ def started(plan: Plan) -> Iterator[Service]:
 
 
 def felt(service: Service, plan: Plan) -> dict[str, Any]:
-    """Single pages and memory, around and beside one large job; then what cancelling one gives back."""
+    """Measure single pages and memory around and beside one large job, then what cancelling one frees."""
     pages = Felt()
     pages.alone += [service.page_s() for _ in range(plan.num_samples)]
     before_mib = service.memory_mib()
     job_id = service.large(plan.num_pages)
     for number in range(2 * plan.num_samples):
         if service.job(job_id)["status"] != "running":
-            break  # so slow that no more fit beside it
+            break  # single pages were too slow for more to fit beside it
         if number % 2:
             pages.high_priority.append(service.page_s(HIGH_PRIORITY))
             time.sleep(pages.alone[0])
@@ -220,7 +220,7 @@ def medians(pages: Felt) -> dict[str, float]:
 
 
 def measure(plans: dict[str, Plan], num_rounds: int) -> dict[str, Any]:
-    """Both checkouts in turn: a round of speed, then what is felt, then more rounds of speed."""
+    """Measure checkouts in turn: a round of speed, then what single pages take, then more rounds of speed."""
     figures: dict[str, Any] = {}
     rates: dict[str, list[Rate]] = {name: [] for name in plans}
     for number in range(max(1, num_rounds)):
@@ -247,7 +247,7 @@ def measure(plans: dict[str, Plan], num_rounds: int) -> dict[str, Any]:
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """Another commit of this repository, in a folder of its own."""
+    """Check out another commit of this repository in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
             ["git", "archive", "--format=tar", revision], cwd=ROOT, capture_output=True, check=True

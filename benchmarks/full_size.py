@@ -1,17 +1,15 @@
-"""The full-size architecture with random weights: what each stage takes on a GPU, and of what the
-hardware allows.
+"""Time each stage of the full-size architecture, with random weights on a GPU, against hardware limits.
 
-Run through ``python -m benchmarks.engine --full-size``. For each mode and number of pages: encode all
-pages, prune them, assemble their prompts, prefill them packed, decode ``output_tokens`` of each, all in one
-batch; some of the pages go through all but decoding before. ``pages_per_s`` counts all stages, images
-included. A stage's ``share`` is its physical limit divided by what it took: the larger of its floating-point
-operations at ``FLOPS`` and the bytes it must read at ``BYTES_PER_S``.
+Run through ``python -m benchmarks.engine --full-size``. For each mode and number of pages: encode all pages,
+prune them, assemble their prompts, prefill them packed, and decode ``output_tokens`` of each, all in one
+batch. Before that, some of the pages go through all stages but decoding, to warm up. ``pages_per_s`` counts
+all stages, images included. A stage's ``share`` is its physical limit divided by the time it took. The limit
+is the larger of its floating-point operations at ``FLOPS`` and the bytes it must read at ``BYTES_PER_S``.
 
-Pages and prompts are all different, and the tokens of a step are drawn at random before the next: the output
-of random weights soon is the same few tokens on every page, which choose the same experts, and a step would
-read few.
-``experts_read`` is the share of a layer's routed experts that the last step chose, mean over layers, and
-the limit counts no more than these.
+Pages and prompts all differ, and the tokens of a step are drawn at random before the next step. Otherwise
+random weights would soon write the same few tokens on every page. These would choose the same experts, and a
+step would read few of them. ``experts_read`` is the share of a layer's routed experts that the last step
+chose, mean over layers; the limit counts only these.
 """
 
 import math
@@ -41,11 +39,11 @@ from benchmarks.synthetic import SyntheticOcr
 from rtprune import VisualTokens
 
 PAPER_KEEP_RATIO = 0.8425
-"""What the dynamic ratio keeps on Large pages in the paper."""
+"""Keep ratio that the dynamic rule reaches on Large pages in the paper."""
 
 WARM_PAGES = 32
 NOISE_STEP = 997
-"""Numbers between the noise of one page and that of the next: no multiple of a patch."""
+"""Numbers between the start of one page's noise and that of the next: not a multiple of a patch."""
 
 Result = TypeVar("Result")
 
@@ -111,8 +109,9 @@ def cases(*, tiny: bool) -> list[Case]:
 
 
 def build(device: torch.device, *, tiny: bool) -> Any:
-    """Random weights, on ``device``; bfloat16 on CUDA. The SAM part's own default init of 1e-10 would be
-    dead.
+    """Build the network with random weights on ``device``; in bfloat16 on CUDA.
+
+    The SAM part's own initialisation of 1e-10 would give no signal, so it is replaced.
     """
     text = dict(TINY_TEXT) if tiny else {}
     config = UnlimitedOcrConfig(text_config=text, vision_config=TINY_VISION if tiny else {}, image_token_id=3)
@@ -130,8 +129,8 @@ def build(device: torch.device, *, tiny: bool) -> Any:
         for weights in network.model.vision_tower.sam_encoder.parameters():
             if weights.ndim > 1:
                 weights.normal_(0, 0.02)
-        # large beside what layers add: what comes next depends on the token, as in a model that writes, and
-        # pages whose tokens differ go on differing
+        # large beside what layers add: then the next token depends on the last one, as in a trained model,
+        # and pages whose tokens differ stay different
         network.model.language_model.embed_tokens.weight.normal_(0, 1)
     if device.type == "cuda":
         suit_cuda(network)  # as load_model does
@@ -139,14 +138,14 @@ def build(device: torch.device, *, tiny: bool) -> Any:
 
 
 class NoTokenizer:
-    """Pages are noise, and nobody reads what comes out."""
+    """A tokenizer without tokens: pages are noise, and nobody reads the output."""
 
     def token_id(self, token: str) -> int | None:  # noqa: ARG002
         return None
 
 
 class FullSizeOcr(SyntheticOcr):
-    """Encodes as the service does; pages are noise."""
+    """An ``OcrModel`` that encodes as the service does; pages are noise."""
 
     def __init__(self, network: Any, name: str, view_px: int = 1024) -> None:
         super().__init__(network, name)
@@ -161,7 +160,10 @@ class FullSizeOcr(SyntheticOcr):
         self._drawn = torch.empty(0)
 
     def page(self, case: Case, seed: int) -> PageViews:
-        """Noise that no two seeds share: cut from one piece at other places, which costs nothing."""
+        """Make a page of noise that differs for each seed.
+
+        Pages are cut from one piece of noise at different offsets, which costs nothing.
+        """
         view = self._noise(seed, 3, case.mode.view_px, case.mode.view_px)
         tiles = None
         if case.mode.tile_px:
@@ -170,7 +172,7 @@ class FullSizeOcr(SyntheticOcr):
         return PageViews(case.mode, view, tiles, case.tile_columns, case.tile_rows)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """As many ids as a prompt has, others for every text."""
+        """Return as many ids as a real prompt has; they differ for each text."""
         rng = random.Random(prompt)  # noqa: S311 - a fixed draw
         return [rng.randrange(4, self.embeddings.num_embeddings) for _ in range(12)]
 
@@ -190,7 +192,7 @@ class FullSizeOcr(SyntheticOcr):
 
 
 def patch_mask(page: PageViews) -> torch.Tensor:
-    """(L,) bool: rows of patches and a row break each, tiles first, then the view, then the separator."""
+    """Mark patch tokens, (L,) bool: rows of patches with a row break each; tiles, view, then separator."""
     grids = [(page.mode.view_px // 64, page.mode.view_px // 64)]
     if page.mode.tile_px and page.tile_rows:
         side = page.mode.tile_px // 64
@@ -238,14 +240,14 @@ class FullSize:
 
     def measure(self, case: Case, num_pages: int, encode_pages: int, prefill_tokens: int) -> dict[str, Any]:
         pages = [self._prepared(case, seed) for seed in range(num_pages)]
-        # kernels load and choose themselves before what counts
+        # warm up: kernels are loaded and chosen before the timed run
         self._until_prefill(pages[:WARM_PAGES], encode_pages, prefill_tokens)
         encoded, seconds = self._until_prefill(pages, encode_pages, prefill_tokens)
         prompts = [page.prompt for page in encoded]
         try:
             _, decode_s = self.watch(self._decode)
             experts_read = self._experts_read()
-        finally:  # the next configuration starts from an empty cache, whatever became of this one
+        finally:  # the next configuration needs an empty cache, even if this one failed
             self._empty()
         seconds["decode"] = decode_s
         visual = encoded[0].counts.visual
@@ -272,7 +274,7 @@ class FullSize:
     def _until_prefill(
         self, pages: Sequence[Prepared], encode_pages: int, prefill_tokens: int
     ) -> tuple[list[Encoded], dict[str, float]]:
-        """The pages as running rows, and the seconds of each stage that led there."""
+        """Turn the pages into running rows. Return them with the seconds of each stage."""
         self._empty()
         tokens, vision_s = self.watch(lambda: self._encode(pages, encode_pages))
         encoded, prompts_s = self.watch(lambda: self._prompts(pages, tokens))
@@ -307,7 +309,7 @@ class FullSize:
         return tokens
 
     def _prompts(self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens]) -> list[Encoded]:
-        """Everything the engine does between vision and prefill."""
+        """Do all that the engine does between vision and prefill."""
         vision = Vision(Recorded(self.model, list(tokens)), BatchLimit(len(pages)))
         encoded = [page for page in vision.encode(pages) if isinstance(page, Encoded)]
         if len(encoded) != len(pages):
@@ -320,7 +322,7 @@ class FullSize:
             self.decoder.prefill(some, [NgramRule()] * len(some)).read()
 
     def _decode(self) -> None:
-        """Reads one step late, as the engine does."""
+        """Decode all tokens. Reads each step's choices one step late, as the engine does."""
         pending = None
         for _ in range(self.output_tokens - 1):
             self.decoder.rows.tokens.random_(4, self._vocab)
@@ -337,7 +339,7 @@ class FullSize:
 
     @torch.inference_mode()
     def _experts_read(self) -> float:
-        """The share of a layer's routed experts that one more step would choose, mean over layers."""
+        """Return the share of a layer's routed experts that one more step would choose, mean over layers."""
         network: Any = self.model.network
         gates = [
             layer.mlp.gate for layer in network.model.language_model.layers if hasattr(layer.mlp, "gate")
@@ -360,7 +362,7 @@ class FullSize:
     def _limits(
         self, case: Case, prompts: Sequence[Prompt], visual: int, experts_read: float
     ) -> dict[str, float]:
-        """Seconds that each stage cannot beat."""
+        """Return the least seconds that the hardware allows for each stage."""
         num_pages = len(prompts)
         page = self.model.page(case, 0)
         sides = [view.shape[-1] for view in (page.view, *(() if page.tiles is None else page.tiles))]
@@ -381,7 +383,7 @@ class FullSize:
 
 
 class Recorded(FullSizeOcr):
-    """Gives tokens that were encoded before, so that pruning is timed by itself."""
+    """Returns tokens that were encoded before, so that pruning is timed alone."""
 
     def __init__(self, model: FullSizeOcr, tokens: list[VisualTokens]) -> None:
         super().__init__(model.network, model.name)

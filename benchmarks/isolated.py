@@ -1,8 +1,8 @@
-"""The full-size figures, each configuration where it can do the others no harm.
+"""Measure the full-size figures; a configuration that fails does not harm the others.
 
-A configuration that raises is a row with its error. One that takes its process with it (an illegal address,
-the kernel's memory killer) is one as well, and the rest goes on in a new process: the document is always
-printed.
+A configuration that raises becomes a row with its error. So does one that kills its process
+(an illegal address, the kernel's memory killer); the rest then continues in a new process. The document is
+always printed.
 """
 
 import argparse
@@ -20,14 +20,17 @@ from benchmarks.whole import NAME as WHOLE
 Configuration = tuple[str, int]
 PRUNED = "large pruned"
 PRUNE_PAGES = 32
-"""Where the aim for pruning is stated."""
+"""Number of pages at which the aim for pruning is stated."""
 WHOLE_PAGES = 64
-"""Where the aim for the whole is stated."""
+"""Number of pages at which the aim for the whole engine is stated."""
 PASSED_ON = ("device", "output_tokens", "encode_pages", "prefill_tokens", "raise_at", "die_at")
 
 
 def configurations(batches: Sequence[int], *, tiny: bool) -> list[Configuration]:
-    """Every case at every number of pages, smallest first, pruning at 32, and the whole engine with 64."""
+    """List every case at every number of pages, smallest first.
+
+    Pruning is also measured at 32 pages, and the whole engine at 64.
+    """
     names = [case.name for case in cases(tiny=tiny)]
     pruned = {*batches, PRUNE_PAGES} if max(batches) >= PRUNE_PAGES else {*batches}
     rows = [(name, pages) for name in names for pages in sorted(pruned if name == PRUNED else {*batches})]
@@ -56,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def told(args: argparse.Namespace, todo: list[Configuration]) -> Iterator[tuple[str, Any]]:
-    """What a process of its own has to say while it measures ``todo``."""
+    """Measure ``todo`` in a process of its own; yield (topic, value) as it reports them."""
     words = [sys.executable, "-m", "benchmarks.measuring", "--configurations", json.dumps(todo)]
     for name in PASSED_ON:
         words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
@@ -68,7 +71,7 @@ def told(args: argparse.Namespace, todo: list[Configuration]) -> Iterator[tuple[
 
 
 def summary(rows: dict[Configuration, dict[str, Any]]) -> dict[str, object]:
-    """The figures that aims are stated for; ``None`` where there is none."""
+    """Pick the figures that aims are stated for; ``None`` where one was not measured."""
 
     def figure(name: str, pages: int, key: str) -> object:
         return rows.get((name, pages), {}).get(key)

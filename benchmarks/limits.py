@@ -1,4 +1,4 @@
-"""What the hardware allows: operations and bytes a second, and what a pass of the decoder must read."""
+"""Limits of the hardware, operations and bytes a second, and what a pass of the decoder must read."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 FLOPS = 790e12
 """bfloat16 operations a second, measured on an H200."""
 BYTES_PER_S = 4.3e12
-"""Device memory, likewise."""
+"""Bytes a second that device memory delivers, measured on an H200."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Parameters of the decoder that a step reads: always, and if their expert is chosen."""
+    """Parameters of the decoder that a step reads: always, and only if their expert is chosen."""
 
     always: int
     routed: int
@@ -38,11 +38,17 @@ class Weights:
         return cls(always, routed, text.n_routed_experts, text.num_experts_per_tok, itemsize)
 
     def share_read(self, num_tokens: int) -> float:
-        """Of the routed experts by one pass over ``num_tokens``, if they choose at random."""
+        """Return the share of the routed experts that one pass reads.
+
+        Assumes that each of the ``num_tokens`` tokens chooses its experts at random.
+        """
         return 1 - (1 - self.experts_per_token / self.experts) ** num_tokens
 
     def limit_s(self, num_tokens: int, kv_bytes: float = 0.0, share: float | None = None) -> float:
-        """``share``: of the routed experts that are read, by default what chance gives."""
+        """Return the least seconds of one pass over ``num_tokens``.
+
+        ``share``: share of the routed experts that are read; by default what random choices give.
+        """
         share = self.share_read(num_tokens) if share is None else share
         active = self.always + self.routed * self.experts_per_token / self.experts
         read = self.itemsize * (self.always + self.routed * share)
@@ -50,8 +56,10 @@ class Weights:
 
 
 class ViewFlops:
-    """Operations that a view costs, counted on shapes alone: neither kernels nor captured graphs can be
-    counted. ``network``: the library's modules, on torch's meta device.
+    """Counts the operations that a view costs.
+
+    Counts on shapes alone, because kernels and captured graphs cannot be counted. ``network``: the library's
+    modules on torch's meta device.
     """
 
     def __init__(self, network: Any) -> None:

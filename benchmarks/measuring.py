@@ -1,7 +1,8 @@
-"""The process in which full-size configurations are measured: ``isolated`` starts it, reads what it tells,
-and starts another when it dies.
+"""Measure full-size configurations in a process of its own.
 
     python -m benchmarks.measuring --device cuda --configurations '[["base", 1], ["base", 16]]'
+
+``isolated`` starts this process, reads what it reports, and starts another when it dies.
 """
 
 import argparse
@@ -36,7 +37,10 @@ def describe(bench: FullSize) -> dict[str, object]:
 
 
 class Measuring:
-    """Configurations one by one. What fails is a row of its own; ``SystemExit`` if nothing can follow."""
+    """Measures configurations one by one. One that fails becomes a row with its error.
+
+    Raises ``SystemExit`` if the device is lost and nothing can follow.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -62,7 +66,7 @@ class Measuring:
             give_back_memory(self._device)
 
     def _built(self, todo: list[tuple[str, int]]) -> tuple[FullSize | None, list[tuple[str, int]]]:
-        """With slots for the most pages that memory holds; configurations of more fail."""
+        """Build the model with slots for as many pages as fit into memory; larger configurations fail."""
         while todo:
             most = max(num_pages for _, num_pages in todo)
             try:
@@ -91,7 +95,7 @@ class Measuring:
         if case is None:
             return measure_whole(bench.model, num_pages, self._args.output_tokens)
         if case.name not in self._warm:
-            bench.measure(case, 1, *at_once)  # kernels load and choose themselves
+            bench.measure(case, 1, *at_once)  # warm up: kernels are loaded and chosen
             self._warm.add(case.name)
         return bench.measure(case, num_pages, *at_once)
 
@@ -101,12 +105,12 @@ def failed(name: str, num_pages: int, why: str) -> dict[str, Any]:
 
 
 def tell(what: str, value: object) -> None:
-    """To the parent, a line each."""
+    """Report to the parent process, one line each."""
     print(json.dumps({what: value}), flush=True)
 
 
 def options() -> argparse.ArgumentParser:
-    """What parent and child are both told."""
+    """Make a parser of the options that parent and child share."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output-tokens", type=int, default=1000)
@@ -118,7 +122,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tiny-sizes", action="store_true", help="shrink it, to try this script on any machine"
     )
-    # for tests: a configuration, "base:16", that fails or takes its process with it
+    # for tests: a configuration, such as "base:16", that raises or kills its process
     parser.add_argument("--raise-at", default="", help=argparse.SUPPRESS)
     parser.add_argument("--die-at", default="", help=argparse.SUPPRESS)
     return parser

@@ -1,10 +1,10 @@
-"""A4 pages of text through the service, one at a time and several at once.
+"""Time A4 pages of text through the service, one at a time and several at once.
 
     python -m benchmarks.pages [--pages 6] [--rounds 3] [--out benchmarks/results/pages-cpu.json]
 
-Starts the service with the packaged checkpoint and posts the same pages to ``/v1/parse``, each a request of
-its own: the next one when the last was answered, and then all together. Rounds of both in turn, because a
-machine's speed drifts; the median of rounds counts. Seconds are the client's. Pages have some 2,500
+Starts the service with the packaged checkpoint and posts the same pages to ``/v1/parse``, each as a request
+of its own: first each after the last was answered, then all together. Rounds of both alternate, because a
+machine's speed drifts; the median of the rounds counts. Seconds are the client's. Pages have some 2,500
 characters at 150 dpi, black on white.
 """
 
@@ -23,7 +23,7 @@ from benchmarks.service import a4_page, serving
 
 
 def seconds_of(http: httpx.Client, pages: Sequence[bytes], *, at_once: int) -> float:
-    """From the first request to the last answer."""
+    """Return the seconds from the first request to the last answer."""
 
     def ask(page: bytes) -> None:
         answer = http.post("/v1/parse", files={"file": page}).raise_for_status().json()
@@ -41,7 +41,7 @@ def measure(num_pages: int, num_rounds: int) -> dict[str, object]:
     with serving({"RTPRUNE_READER": "model"}) as (http, _):
         seconds_of(http, [a4_page(0, seed=0)], at_once=1)  # warm
         for number in range(num_rounds):
-            # a seed changes no pixel: a document that the service knows would not be read again
+            # seeds change no pixel, only bytes: the service would not read a document that it knows again
             first, second = (
                 [a4_page(at, seed) for at in range(num_pages)] for seed in (2 * number + 1, 2 * number + 2)
             )

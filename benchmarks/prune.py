@@ -1,10 +1,10 @@
-"""What pruning costs a page, against the way of the released code. Run: ``python -m benchmarks.prune``.
+"""Time pruning a page, against the way of the released code. Run: ``python -m benchmarks.prune``.
 
-Both sides do the whole of it on a Large page (421 tokens of 1280 dimensions, 1280 px, 20 x 20 patches):
-density, diversity and ratio, selection, transport, fold. The released way is a stand-in written from its
-description (a Python loop over patches, 100 log-domain Sinkhorn iterations a page), without needless work.
-The batch's pixels lie in one tensor, as an encoder has them. Sides take turns, so that a busy machine slows
-both. Prints a table; the last line of stdout is one JSON document.
+Both sides do all of it on a Large page (421 tokens of 1280 dimensions, 1280 px, 20 x 20 patches): density,
+diversity and ratio, selection, transport, fold. The released way is a stand-in written from its description
+(a Python loop over patches, 100 log-domain Sinkhorn iterations a page), without needless work. The pixels of
+the batch lie in one tensor, as in an encoder. The sides take turns, so that a busy machine slows both. Prints
+a table; the last line of stdout is one JSON document.
 """
 
 import argparse
@@ -24,14 +24,17 @@ SIDE_PX, GRID, HIDDEN = 1280, 20, 1280
 
 
 class Pages(NamedTuple):
-    """``pixels``: (B, 3, 1280, 1280) on the device, as ``tokens`` are."""
+    """Pages to prune. ``pixels``: (B, 3, 1280, 1280), on the device of ``tokens``."""
 
     tokens: list[VisualTokens]
     pixels: Tensor
 
 
 def make_pages(count: int, device: torch.device) -> Pages:
-    """Tokens with a shared direction, lines of text-like dashes: keeps about 82 %, the paper 84 on Large."""
+    """Make tokens with a shared direction, and pixels with text-like dashes.
+
+    About 82 % of the patches are kept; the paper keeps 84 % on Large pages.
+    """
     generator = torch.Generator().manual_seed(0)
     is_patch = torch.tensor(([True] * GRID + [False]) * GRID + [False])
     pages = []
@@ -75,7 +78,10 @@ def released_plan(scores: Tensor) -> Tensor:
 
 
 def released_page(tokens: VisualTokens, pixels: Tensor) -> Tensor:
-    """One page -> (M, D) folded patch tokens; row breaks are left to the caller, in its favour."""
+    """Prune one page the released way: returns (M, D) folded patch tokens.
+
+    The caller must place the row breaks, which is in favour of the released way.
+    """
     patches = tokens.embeds[tokens.is_patch]
     units = torch.nn.functional.normalize(patches, dim=-1)
     squared = (units @ units.T) ** 2
@@ -107,12 +113,12 @@ def ours_batched(pages: Pages) -> list[Tensor]:
 
 
 def prune_alone_batched(pages: Pages) -> list[Tensor]:
-    """Without the density, which an engine may compute while the page is encoded."""
+    """Prune with a given density, which an engine may compute while the page is encoded."""
     return [pruned.embeds for pruned in prune_batch(pages.tokens, [0.1] * len(pages.tokens))]
 
 
 def stages(pages: Pages) -> dict[str, Callable[[Pages], object]]:
-    """The two stages that the released code does in loops, alone, on the first page."""
+    """Return the two stages that the released code does in loops, each alone, on the first page."""
     tokens, pixels = pages.tokens[0], pages.pixels[0]
     units = torch.nn.functional.normalize(tokens.embeds[tokens.is_patch], dim=-1)
     num_kept = prune_tokens(tokens, text_density(pixels, GRID, GRID)).num_kept_patches
@@ -146,7 +152,10 @@ METHODS: dict[str, Callable[[Pages], object]] = {
 def measure(
     methods: dict[str, Callable[[Pages], object]], pages: Pages, repeats: int, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Milliseconds a page: method -> median, least and most of ``repeats`` rounds, after one to warm up."""
+    """Time methods in turn. Return ms a page: median, least and most of ``repeats`` rounds.
+
+    One round before them warms up.
+    """
     times: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(repeats + 1):
         for name, run in methods.items():
@@ -175,7 +184,7 @@ def setting(pages: Pages) -> dict[str, object]:
 
 
 def times_faster(times: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Each row against the nearest row of the released way above it, by medians."""
+    """Divide the median of the nearest row of the released way above by each row's median."""
     released, factors = 0.0, {}
     for name, taken in times.items():
         released = taken["median"] if name.endswith("released way") else released

@@ -1,6 +1,4 @@
-"""What every benchmark says about itself: hardware, commit, and one JSON document as the last line of
-stdout.
-"""
+"""Report hardware, commit and figures of a benchmark as one JSON document, the last line of stdout."""
 
 import json
 import os
@@ -16,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def hardware(device: torch.device) -> str:
-    """One line, such as "NVIDIA H200, 139 GiB" or "AMD EPYC, 2 cores, 2 threads"."""
+    """Name the hardware in one line, such as "NVIDIA H200, 139 GiB" or "AMD EPYC, 2 cores, 2 threads"."""
     if device.type == "cuda" and not torch.cuda.is_available():
         return f"{_processor()}, no CUDA device"
     if device.type == "cuda":
@@ -26,7 +24,10 @@ def hardware(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit measured, with "+" when files differ from it; "unknown" outside a checkout."""
+    """Return the commit measured, with "+" when tracked files differ from it.
+
+    Return "unknown" outside a checkout.
+    """
     try:
         head = _git("rev-parse", "--short", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,14 +1,14 @@
-"""What the service costs beside the reader: overhead of one request, pages per second through the queue.
+"""Measure what the service adds to the reader: overhead of a request, pages a second through the queue.
 
     python -m benchmarks.service [--reader fake|model] [--database-url postgresql://...] [--pages 400] [--a4]
 
-``overhead_ms``: a request's time less what its page says it took to render and read. ``queue``: documents of
-many frames (TIFF, so that poppler is not measured) through ``POST /v1/jobs``, from the acceptance of the
-first to the end of the last as the jobs tell, so that asking costs next to nothing; ``alone``: the same
-frames through rasterizers and reader in one process, without database and HTTP. Both in turn, ``--rounds``
-times, because a machine's speed drifts; of rates, the median counts. ``cpu_ms``: processor time of a page
-over all processes but the client's, which says what the queue costs on a busy machine, too.
-The last line is one JSON document.
+``overhead_ms``: the time of a request less the time that its page took to render and read. ``queue``:
+documents of many frames (TIFF, so that poppler is not measured) through ``POST /v1/jobs``, from the
+acceptance of the first to the end of the last; the times are the jobs' own, so polling costs next to nothing.
+``alone``: the same frames through rasterizers and reader in one process, without database and HTTP. Both run
+in turn, ``--rounds`` times, because a machine's speed drifts; the median of the rates counts. ``cpu_ms``:
+processor time of a page over all processes but the client's, which shows what the queue costs even on a busy
+machine. The last line is one JSON document.
 """
 
 import argparse
@@ -47,14 +47,14 @@ CONCURRENCY = 8
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process and all that it started, as far as they live or were waited for."""
+    """Return the processor seconds of a process and its descendants, those that live or were waited for."""
     ticks: dict[int, int] = {}
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it ended while we looked
+            continue  # the process has ended meanwhile
         parents[int(path.parent.name)] = int(fields[1])
         ticks[int(path.parent.name)] = sum(map(int, fields[11:15]))
     family = {pid}
@@ -65,7 +65,7 @@ def cpu_s(pid: int) -> float:
 
 @dataclass(frozen=True)
 class Rate:
-    """Of one round."""
+    """Speed and processor time a page in one round."""
 
     pages_per_s: float
     cpu_ms: float
@@ -76,21 +76,21 @@ class Rate:
 
 
 Frames = Callable[[int, int], bytes]
-"""A document of so many pages. Its bytes differ with the seed, or it would be one that the service knows."""
+"""Makes a document of so many pages. Its bytes differ with the seed, or the service would know it already."""
 
 
 def blank_frames(num_pages: int, seed: int, side_px: int) -> bytes:
-    """Pages of one view and no text."""
+    """Make a document of blank pages, each of one view."""
     return _tiff([Image.new("RGB", (side_px, side_px), (255, 255, seed % 256))] * num_pages, seed)
 
 
 def a4_page(number: int, seed: int) -> bytes:
-    """The page of this number as a document of its own."""
+    """Make a document of the one page with this number."""
     return _tiff([a4_image(number)], seed, compression="group4")
 
 
 def a4_frames(num_pages: int, seed: int) -> bytes:
-    """Pages of some 2,000 characters at 150 dpi, black on white."""
+    """Make a document of pages of some 2,000 characters at 150 dpi, black on white."""
     return _tiff([a4_image(number) for number in range(num_pages)], seed, compression="group4")
 
 
@@ -121,7 +121,10 @@ def png(side_px: int, seed: int) -> bytes:
 
 @contextmanager
 def serving(settings: dict[str, str], root: Path | None = None) -> Iterator[tuple[httpx.Client, int]]:
-    """``rtprune serve`` with its worker, ready, and its process id. ``root``: another checkout to serve."""
+    """Run ``rtprune serve`` with its worker; yield a client and the process id once it is ready.
+
+    ``root``: another checkout to serve.
+    """
     with tempfile.TemporaryDirectory() as folder:
         port = _free_port()
         variables = {"RTPRUNE_DATA_DIR": folder, "RTPRUNE_PORT": str(port), "RTPRUNE_LOG_LEVEL": "WARNING"}
@@ -160,7 +163,7 @@ def _wait_ready(http: httpx.Client) -> None:
 
 
 def overheads_ms(http: httpx.Client, num_requests: int, side_px: int) -> dict[str, float]:
-    """One request at a time."""
+    """Time requests of one page, one at a time."""
     totals, overheads = [], []
     for seed in range(num_requests + 3):
         data = png(side_px, seed)
@@ -183,7 +186,7 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 def requests_per_s(http: httpx.Client, num_requests: int, side_px: int) -> float:
-    """One-page requests, some at a time."""
+    """Measure one-page requests a second, with ``CONCURRENCY`` at a time."""
 
     def ask(seed: int) -> None:
         http.post("/v1/parse", files={"file": png(side_px, 1000 + seed)}).raise_for_status()
@@ -195,9 +198,9 @@ def requests_per_s(http: httpx.Client, num_requests: int, side_px: int) -> float
 
 
 def queue_rate(http: httpx.Client, pid: int, documents: list[bytes], num_pages: int) -> Rate:
-    """Documents of so many pages together."""
+    """Measure the speed of the queue on documents of ``num_pages`` pages together."""
     cpu_before = cpu_s(pid)
-    # a key of its own: on a database that was used before, the same document would be a job that has ended
+    # a key of its own: without it, a database used before would return the old job of the same document
     posts = (
         http.post("/v1/jobs", files={"file": data}, headers={"Idempotency-Key": uuid.uuid4().hex})
         for data in documents
@@ -220,7 +223,7 @@ def _ended(http: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 async def alone_rate(settings: Settings, documents: list[bytes], num_pages: int) -> Rate:
-    """The same frames through rasterizers and reader of one process."""
+    """Measure the speed of the same frames through rasterizers and reader in this process."""
     per_document = num_pages // len(documents)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"document {number}" for number in range(len(documents))]
@@ -247,7 +250,7 @@ async def alone_rate(settings: Settings, documents: list[bytes], num_pages: int)
 
 @dataclass
 class Measured:
-    """Of one database, in one entry a round."""
+    """Figures of one database; lists have one entry a round."""
 
     overhead_ms: dict[str, float] = field(default_factory=dict)
     one_page_requests_per_s: float = 0.0
@@ -257,7 +260,7 @@ class Measured:
 def measure(
     arguments: argparse.Namespace, database_url: str, frames: Frames, number: int, of: Measured
 ) -> None:
-    """Round ``number``: pages through the queue; requests in the first round alone."""
+    """Run round ``number``: pages through the queue; only the first round also measures requests."""
     settings = {"RTPRUNE_READER": arguments.reader, "RTPRUNE_DATABASE_URL": database_url}
     settings |= {"RTPRUNE_MAX_PAGES": "10000", "RTPRUNE_MAX_QUEUED_PAGES": "100000"}
     per_document = arguments.pages_per_document
@@ -273,9 +276,10 @@ def measure(
 
 
 def summary(measured: Measured, alone: list[Rate]) -> dict[str, Any]:
-    """``queue_costs``: share of the reader's speed that is lost, each round beside its own.
+    """Summarise the rounds of one database.
 
-    ``cpu_costs``: share of processor time that is added.
+    ``queue_costs``: share of the reader's speed that is lost, each round compared with the reader's own
+    round. ``cpu_costs``: share of processor time that is added.
     """
     pairs = list(zip(measured.queue, alone, strict=True))
     slower = statistics.median(1 - queue.pages_per_s / reader.pages_per_s for queue, reader in pairs)

@@ -1,12 +1,13 @@
-"""How often each sign is misread: digits, letters, and ``& § < > = + # / { }`` and the like, one by one.
+"""Measure how often each sign is misread: digits, letters, and each of ``& § < > = + # / { }`` and more.
 
     python -m benchmarks.signs [--before FOLDER] [--pages 10] [--out benchmarks/results/signs.json]
 
-A4 pages at 150 dpi whose text has far more of them than a book has, each where documents have it: in fonts
-that training never draws, clean and degraded, and as PDF pages in usual typefaces. The sentences are this
-file's own, not training's. Pages are read as the service reads them, with the plain prompt, and aligned with
-what was printed; white space is left out. ``--before``: an earlier checkpoint on the same pages in the same
-run, such as ``git show COMMIT:app/pocket/weights/model.safetensors`` beside the other files of its folder.
+Pages are A4 at 150 dpi. Their text has far more signs than a book, each where documents have it. Some are
+drawn in fonts that training never uses, clean and degraded; others are PDF pages in usual typefaces. The
+sentences are this file's own, not training's. Pages are read as the service reads them, with the plain
+prompt, and aligned with what was printed; white space is left out. ``--before`` reads the same pages with an
+earlier checkpoint in the same run, such as ``git show COMMIT:app/pocket/weights/model.safetensors`` beside
+the other files of its folder.
 """
 
 import argparse
@@ -65,13 +66,13 @@ _JOINTS = "the of and to in for with from by under after before between without 
 
 
 class Sentences:
-    """Of words, of figures, or about signs; reproducible from ``rng``."""
+    """Sentences of words, of figures, or about signs; reproducible from ``rng``."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
     def paragraph(self, count: int) -> list[str]:
-        """Words of ``count`` sentences: a third of each sort."""
+        """Return the words of ``count`` sentences, about a third of each sort."""
         makers: Makers = (self._plain, self._figures, self._signs)
         return [word for _ in range(count) for word in self._rng.choice(makers)().split()]
 
@@ -131,14 +132,14 @@ class Sentences:
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """A page as it is uploaded, and what is printed on it."""
+    """A page as it is uploaded, and the text printed on it."""
 
     image: Image.Image
     text: str
 
 
 def drawn_page(rng: random.Random, families: Sequence[Family], *, is_degraded: bool) -> Printed:
-    """Wrapped sentences of one size in one font; characters that it lacks are left out."""
+    """Draw wrapped sentences of one size in one font; leave out characters that the font lacks."""
     face = Face(rng.choice(families).regular, rng.uniform(*BODY_PT) * DPI / PT_AN_INCH)
     page = PrintedPage(*A4_PX)
     baseline, lines = MARGIN_PX + face.size, list[str]()
@@ -156,7 +157,7 @@ def drawn_page(rng: random.Random, families: Sequence[Family], *, is_degraded: b
 
 
 def _paragraphs(rng: random.Random) -> list[list[str]]:
-    """More than fit on a page."""
+    """Return more paragraphs than fit on a page."""
     sentences = Sentences(rng)
     return [sentences.paragraph(rng.randint(3, 8)) for _ in range(16)]
 
@@ -178,7 +179,7 @@ def _upload(image: Image.Image) -> Image.Image:
 
 
 def pdf_pages(rng: random.Random, faces: Sequence[Path], count: int) -> list[Printed]:
-    """Of a PDF of one page a face and size, rasterized as an upload is."""
+    """Make a PDF with a typeface and size for each page, and rasterize it as an upload is."""
     from fpdf import FPDF  # noqa: PLC0415 - the rest needs it not
 
     pdf = FPDF(unit="pt", format="A4")
@@ -210,7 +211,7 @@ def pdf_pages(rng: random.Random, faces: Sequence[Path], count: int) -> list[Pri
 
 
 def pages_of(kind: str, settings: Settings, count: int) -> list[Printed]:
-    """The same ones in every run."""
+    """Return the pages of a kind, the same ones in every run."""
     rng = random.Random(f"{SEED} {kind}")  # noqa: S311 - draws pages, not secrets
     if kind == PDF:
         return pdf_pages(rng, [settings.render.folders[0] / face for face in PDF_FACES], count)
@@ -220,7 +221,7 @@ def pages_of(kind: str, settings: Settings, count: int) -> list[Printed]:
 
 @dataclass(slots=True)
 class Tally:
-    """Of characters printed, those that were read as something else, and as what; and those invented."""
+    """Counts of characters printed, of those misread and as what, and of those invented."""
 
     printed: Counter[str] = field(default_factory=Counter)
     misread: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -236,7 +237,7 @@ class Tally:
                 self.misread[printed, as_read] += 1
 
     def figures(self) -> dict[str, Any]:
-        """Errors of digits and letters together, of every sign alone."""
+        """Return errors of digits together, of letters together, and of every sign alone."""
         signs = {sign: self._of(sign) for sign in SIGNS}
         return {
             "digits": self._of(string.digits),
@@ -258,7 +259,7 @@ class Tally:
 
 
 def aligned(left: str, right: str) -> list[tuple[str, str]]:
-    """Pairs of characters with the fewest edits between the two; the empty string stands for none."""
+    """Align two texts with the fewest edits. Return pairs of characters; an empty string stands for none."""
     steps = _distances(left, right)
     pairs: list[tuple[str, str]] = []
     row, column = len(left), len(right)
@@ -278,7 +279,7 @@ def aligned(left: str, right: str) -> list[tuple[str, str]]:
 
 
 def _distances(left: str, right: str) -> npt.NDArray[np.int32]:
-    """Levenshtein's table, (L + 1, R + 1)."""
+    """Compute Levenshtein's table, (L + 1, R + 1)."""
     codes = np.array([ord(character) for character in right], np.int32)
     across = np.arange(len(right) + 1, dtype=np.int32)
     table = np.empty((len(left) + 1, len(right) + 1), np.int32)
@@ -287,13 +288,13 @@ def _distances(left: str, right: str) -> npt.NDArray[np.int32]:
         above, now = table[row - 1], table[row]
         now[0] = row
         now[1:] = np.minimum(above[1:] + 1, above[:-1] + (codes != ord(character)))
-        # then insertions, any number of them one after the other
+        # then insertions, any number in a row
         now[:] = np.minimum.accumulate(now - across) + across
     return table
 
 
 async def read_signs(checkpoint: str, pages: dict[str, list[Printed]]) -> dict[str, Any]:
-    """By kind of page and over all of them."""
+    """Read the pages; return figures of each kind of page and of all together."""
     reader = open_reader(checkpoint)
     whole = Tally()
     kinds: dict[str, Any] = {}
@@ -321,7 +322,7 @@ def _show(checkpoint: str, kind: str, tally: Tally) -> None:
 
 
 def measure(checkpoints: dict[str, str], settings: Settings, count: int) -> dict[str, Any]:
-    """``checkpoints``: by what their figures are called."""
+    """Measure checkpoints on the same pages. ``checkpoints``: name of the figures -> checkpoint."""
     pages = {kind: pages_of(kind, settings, count) for kind in KINDS}
     read = {name: asyncio.run(read_signs(folder, pages)) for name, folder in checkpoints.items()}
     return {"benchmark": "signs", "pages_a_kind": count, **read}

@@ -1,4 +1,4 @@
-"""Checkpoints for benchmarks: real decoder weights where there are some, pages made of random embeddings."""
+"""Checkpoints for benchmarks: real decoder weights if there are any, and pages of random embeddings."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,10 @@ NO_TOKEN = -1
 
 
 def pocket_network(path: Path | None) -> tuple[Any, str]:
-    """The checkpoint at ``path``, else the packaged one, else random weights of its size; and its name."""
+    """Load the checkpoint at ``path``, else the packaged one, else random weights; also return its name.
+
+    Raise ``FileNotFoundError`` when ``path`` has no weights.
+    """
     for candidate in [path] if path else [PACKAGED, START]:
         if (candidate / "model.safetensors").exists():
             network = UnlimitedOcrForConditionalGeneration.from_pretrained(candidate, dtype=torch.float32)
@@ -54,7 +57,7 @@ def random_pocket() -> Any:
 class SyntheticOcr:
     """An ``OcrModel`` whose pages are random embeddings and whose output never ends by itself.
 
-    So a page's cost depends on the lengths asked for and never on what the weights happen to read.
+    So the cost of a page depends only on the lengths asked for, not on what the weights happen to read.
     """
 
     def __init__(self, network: Any, name: str, view_px: int = 512) -> None:

@@ -1,4 +1,4 @@
-"""The whole engine with the full-size model: pages in as images, tokens out, everything beside everything."""
+"""Measure the whole engine with the full-size model: images in, tokens out, all stages at the same time."""
 
 import asyncio
 import json
@@ -20,15 +20,15 @@ from benchmarks.full_size import FullSizeOcr
 
 NAME = "engine base"
 WAVES = 4
-"""Pages in all, for each that runs at once: the first have nobody to decode beside their vision."""
+"""Total pages for each page that runs at once. The first wave has no decoding beside its vision."""
 
 
 def measure_whole(model: FullSizeOcr, num_running: int, output_tokens: int) -> dict[str, Any]:
-    """Pages a second from submitting ``WAVES * num_running`` pages at once to the last token of the last.
+    """Measure pages a second, from submitting ``WAVES * num_running`` pages at once to the very last token.
 
-    Pages have half to one and a half times ``output_tokens``, which is their mean. ``distinct_tokens``: of
-    the pages that start together, how many write different tokens in the same step, as a share, mean over
-    steps: where it is small, a step reads few experts. ``timing_ms``: means over pages.
+    Pages have half to one and a half times ``output_tokens``, which is their mean. ``distinct_tokens``: among
+    the pages that start together, the share that write different tokens in the same step, mean over steps; if
+    it is small, a step reads few experts. ``timing_ms``: means over pages.
     """
     lengths = spread_lengths(WAVES * num_running, output_tokens)
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def measure_whole(model: FullSizeOcr, num_running: int, output_tokens: int) -> d
 
 
 def spread_lengths(num_pages: int, mean: int) -> list[int]:
-    """Evenly from half to one and a half of ``mean``, in a fixed order that is not sorted."""
+    """Return lengths evenly spread from half to one and a half of ``mean``, in a fixed shuffled order."""
     half = mean // 2
     lengths = [mean - half + 2 * half * i // max(1, num_pages - 1) for i in range(num_pages)]
     random.Random(0).shuffle(lengths)  # noqa: S311 - a fixed draw
@@ -71,7 +71,7 @@ def spread_lengths(num_pages: int, mean: int) -> list[int]:
 
 
 def _settings(model: FullSizeOcr, num_running: int, most_tokens: int) -> EngineSettings:
-    """The service's on a GPU, for pages that neither loop nor repeat."""
+    """Return the settings that the service has on a GPU, for pages that neither loop nor repeat."""
     never = NgramRule(n=1000, window=1000)
     return EngineSettings(
         max_running_pages=num_running,

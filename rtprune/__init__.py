@@ -8,7 +8,7 @@
 >>> pruned.kept.tolist(), pruned.num_kept_patches, pruned.num_patches
 ([0, 1, 2, 4], 2, 3)
 
-A name is imported when it is first asked for: ``rtprune.client`` talks to a service and needs no torch.
+Names are imported on first use, because ``rtprune.client`` talks to a service and must not import torch.
 """
 
 from typing import TYPE_CHECKING

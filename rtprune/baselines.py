@@ -1,6 +1,7 @@
-"""Methods to compare with: one signature, a name in ``METHODS``, one contract test for all.
+"""Pruning methods to compare RTPrune with. All have one signature and a name in ``METHODS``; one contract
+test checks them all.
 
-A new one needs a ranking in ``rtprune/rivals.py`` and its row in the table.
+To add a method, write its ranking in ``rtprune/rivals.py`` and add a row to the table.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from rtprune.tokens import PrunedTokens, TokenBatch, VisualTokens
 
 
 class Method(Protocol):
-    """Prune one page."""
+    """A method that prunes one page."""
 
     def __call__(
         self,
@@ -26,16 +27,19 @@ class Method(Protocol):
         config: RTPruneConfig = DYNAMIC,
         evidence: Evidence = NO_EVIDENCE,
     ) -> PrunedTokens:
-        """Keep as many patch tokens as ``prune_tokens`` would of the same page.
+        """Prune one page, keeping as many patch tokens as ``prune_tokens`` keeps of it.
 
-        Raises what ``prune_tokens`` raises, and ``MissingEvidenceError``.
+        Raise what ``prune_tokens`` raises. Raise ``MissingEvidenceError`` when the method needs evidence that
+        was not given.
         """
 
 
 Choice = Callable[[Patches, Evidence], Tensor]
-"""One page's patches -> (N,) scores; the highest are kept."""
+"""A function that scores one page's N patches: returns (N,) scores, of which the highest are kept."""
 Rewriting = Callable[[Patches, Evidence, Tensor], Tensor]
-"""Patches and the (k,) kept positions among them -> (k, D) what stands there instead."""
+"""A function that replaces embeddings of kept patches: patches, evidence, (k,) positions of the kept ones
+among the patches -> (k, D).
+"""
 
 
 def select_by_norm(
@@ -44,7 +48,10 @@ def select_by_norm(
     config: RTPruneConfig = DYNAMIC,
     evidence: Evidence = NO_EVIDENCE,  # noqa: ARG001 - the signature of all
 ) -> PrunedTokens:
-    """RTPrune's first reading alone: the tokens of largest norm, nothing folded in (the paper's ablation)."""
+    """Keep the tokens of largest norm; fold nothing into them.
+
+    This is RTPrune's first reading alone, an ablation in the paper.
+    """
     return prune_page(tokens, density, config, rank=token_norms, fold=False)
 
 
@@ -56,7 +63,10 @@ def select_at_random(
     *,
     seed: int = 0,
 ) -> PrunedTokens:
-    """A uniform choice, the same for the same ``seed`` and length on every device."""
+    """Keep a uniformly random choice of patches.
+
+    The choice is the same for the same ``seed`` and length on every device.
+    """
 
     def rank(batch: TokenBatch, num_kept: Tensor) -> Tensor:  # noqa: ARG001 - a ranking's signature
         generator = torch.Generator().manual_seed(seed)
@@ -85,7 +95,7 @@ def _method(choose: Choice, rewrite: Rewriting | None = None) -> Method:
         def rank(batch: TokenBatch, num_kept: Tensor) -> Tensor:
             scores = torch.full_like(batch.norms, -torch.inf)
             patches = Patches.of_batch(batch, num_kept)
-            if len(patches) and batch.norms.isfinite().all():  # otherwise the frame reports an error
+            if len(patches) and batch.norms.isfinite().all():  # else prune_pages reports an error
                 scores[batch.is_patch] = choose(patches, evidence)
             return scores
 
@@ -103,7 +113,7 @@ def _rewritten(
         return pruned
     is_patch = tokens.is_patch.to(pruned.kept.device)
     receives = is_patch[pruned.kept]
-    place = is_patch.cumsum(0) - 1  # of each patch token, among the patch tokens
+    place = is_patch.cumsum(0) - 1  # number of each patch token among the patch tokens
     patches = Patches.of(tokens, pruned.num_kept_patches)
     embeds = pruned.embeds.clone()
     embeds[receives] = rewrite(patches, evidence, place[pruned.kept[receives]]).to(embeds.dtype)
@@ -130,4 +140,4 @@ METHODS: Mapping[str, Method] = {
     "nuewa": _method(rivals.nuewa, rivals.nuewa_rows),
     "oracle": _method(rivals.oracle),
 }
-"""Name -> method, as benchmarks and reports spell it."""
+"""The methods by the names that benchmarks and reports use."""

@@ -1,4 +1,4 @@
-"""What rivals of RTPrune look at beside the visual tokens, and one page's patch tokens as they see them."""
+"""Input of RTPrune's rivals: evidence besides the visual tokens, and the patch tokens of one page."""
 
 from dataclasses import dataclass, fields
 
@@ -9,19 +9,19 @@ from rtprune.tokens import TokenBatch, VisualTokens
 
 
 class MissingEvidenceError(ValueError):
-    """A method was called without something it chooses by."""
+    """A method was called without evidence that it needs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What encoder, prompt and pixels of one page say; a method takes what it needs.
+    """What encoder, prompt and pixels tell about one page; each method takes the fields it needs.
 
-    All but ``text`` have one row for each of the N patch tokens, in the order in which the decoder reads
-    them. With tiles that is the order of the stitched grid, not tile by tile as the encoder gives it.
+    All fields but ``text`` have one row for each of the N patch tokens, in the order in which the decoder
+    reads them. With tiles that is the order of the stitched grid; the encoder's own order is tile by tile.
     """
 
     class_attention: Tensor | None = None
-    """(N,) attention of CLIP's class token in the layer before the last, summed over heads."""
+    """(N,) attention of CLIP's class token in the last layer but one, summed over heads."""
     features: Tensor | None = None
     """(N, C) output of CLIP, before the projector."""
     hidden: Tensor | None = None
@@ -29,12 +29,16 @@ class Evidence:
     text: Tensor | None = None
     """(T, D) decoder embeddings of the prompt after the page."""
     ink: Tensor | None = None
-    """(N,) edge pixels of each patch."""
+    """(N,) number of edge pixels in each patch."""
     decode_attention: Tensor | None = None
-    """(N,) attention that generated tokens paid, summed over steps, layers and heads."""
+    """(N,) attention that generated tokens paid to each patch, summed over steps, layers and heads."""
 
     def take(self, name: str, num_rows: int | None) -> Tensor:
-        """Return a field as float64. Raises ``MissingEvidenceError``; ``ValueError`` for another length."""
+        """Return a field as float64.
+
+        Raise ``MissingEvidenceError`` when the field was not given, and ``ValueError`` when its length is not
+        ``num_rows`` (``None``: any length) or when it is not finite.
+        """
         value = getattr(self, name)
         if value is None:
             raise MissingEvidenceError(f"evidence.{name} is needed and was not given")
@@ -55,7 +59,7 @@ class Patches:
     """The N patch tokens of one page, and how many of them a method must keep.
 
     ``embeds``: (N, D) float64. ``norms``: (N,) float64. ``row``, ``column``: (N,) int64 places in the grid.
-    ``grid``: (N,) int64, which grid; rows of another width begin a new one.
+    ``grid``: (N,) int64, the grid that the patch is in; a new grid begins where the row width changes.
     """
 
     embeds: Tensor
@@ -70,17 +74,17 @@ class Patches:
 
     @property
     def units(self) -> Tensor:
-        """(N, D) of length 1; a token of norm 0 stays 0."""
+        """(N, D) embeddings scaled to length 1; a token of norm 0 stays 0."""
         return unit_rows(self.embeds)
 
     @classmethod
     def of_batch(cls, batch: TokenBatch, num_kept: Tensor) -> "Patches":
-        """The patches of a batch of one page."""
+        """Take the patches out of a batch of one page."""
         return cls._of(batch.parts[0].embeds[0], batch.is_patch[0], batch.norms[0], int(num_kept[0]))
 
     @classmethod
     def of(cls, tokens: VisualTokens, num_kept: int) -> "Patches":
-        """The patches of ``tokens``."""
+        """Take the patches out of ``tokens``."""
         norms = torch.linalg.vector_norm(tokens.embeds, dim=-1, dtype=torch.float64)
         return cls._of(tokens.embeds, tokens.is_patch.to(tokens.embeds.device), norms, num_kept)
 
@@ -94,7 +98,7 @@ class Patches:
 
 
 def _places(is_patch: list[bool]) -> list[tuple[int, int, int]]:
-    """Row, column and grid of each patch, from where the row breaks are."""
+    """Return row, column and grid of each patch, found from the positions of the row breaks."""
     places: list[tuple[int, int, int]] = []
     row = grid = width = 0
     line: list[int] = []
@@ -111,26 +115,28 @@ def _places(is_patch: list[bool]) -> list[tuple[int, int, int]]:
 
 
 def unit_rows(rows: Tensor) -> Tensor:
-    """(N, C) -> the same of length 1; a row of zeros stays."""
+    """Scale each row of an (N, C) tensor to length 1; a row of zeros stays zero."""
     norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / torch.where(norms > 0, norms, torch.inf)
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
-    """Positions of the ``count`` highest scores, highest first; of equal ones the earlier.
+    """Return positions of the ``count`` highest scores, highest first; of equal scores the earlier wins.
 
-    ``topk`` promises no order among equal ones.
+    Sorts, because ``topk`` promises no order among equal scores.
     """
     return scores.sort(descending=True, stable=True).indices[:count]
 
 
 def marked(indices: Tensor, length: int) -> Tensor:
-    """(length,) float64: 1 at ``indices``, 0 elsewhere. As scores they keep exactly these."""
+    """Return (length,) float64 scores: 1 at ``indices``, 0 elsewhere. As a ranking they keep exactly
+    ``indices``.
+    """
     scores = torch.zeros(length, dtype=torch.float64, device=indices.device)
     scores[indices] = 1.0
     return scores
 
 
 def spread(length: int, count: int, device: torch.device) -> Tensor:
-    """``count`` positions of ``length``, evenly apart, the first at 0."""
+    """Return ``count`` evenly spaced positions out of ``length``; the first is 0."""
     return torch.arange(count, device=device) * length // max(1, count)

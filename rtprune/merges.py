@@ -1,4 +1,4 @@
-"""What becomes of pruned tokens: ways to merge them into kept ones, to compare with RTPrune's transport."""
+"""Ways to merge pruned tokens into kept ones, to compare with RTPrune's transport."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,33 +13,42 @@ from rtprune.tokens import PrunedTokens, VisualTokens
 from rtprune.transport import transport_plan
 
 Merge = Callable[[Tensor, Tensor], Tensor]
-"""(M, D) kept and (P, D) pruned patch tokens, float64 -> (M, D) what the kept ones gain, before weighing."""
+"""A function that merges tokens: (M, D) kept and (P, D) pruned patch tokens, float64 -> (M, D), what to add
+to the kept ones before it is weighted.
+"""
 
 
 def nothing(kept: Tensor, pruned: Tensor) -> Tensor:  # noqa: ARG001 - the signature of all
-    """Pruned tokens are gone."""
+    """Drop pruned tokens: return zeros."""
     return torch.zeros_like(kept)
 
 
 def argmax_mean(kept: Tensor, pruned: Tensor) -> Tensor:
-    """Each pruned token goes to the kept one of largest cosine, which gains their mean (VisionZip's way)."""
+    """Assign each pruned token to the kept one of largest cosine; each kept one gains the mean of its own
+    (VisionZip's way).
+    """
     return means(pruned, (unit_rows(pruned) @ unit_rows(kept).T).argmax(1), len(kept))
 
 
 def nearest_mean(kept: Tensor, pruned: Tensor) -> Tensor:
-    """The same by Euclidean distance (SparseVLM's way)."""
+    """Assign each pruned token to the kept one at the smallest Euclidean distance; each kept one gains the
+    mean of its own (SparseVLM's way).
+    """
     return means(pruned, torch.cdist(pruned, kept).argmin(1), len(kept))
 
 
 def graph(kept: Tensor, pruned: Tensor) -> Tensor:
-    """Spread along a graph whose edges are positive cosines, divided by both ends' degrees (as GTP-ViT's)."""
+    """Spread pruned tokens along a graph (GTP-ViT's way).
+
+    Edges are positive cosines, divided by the square root of the product of both ends' degrees.
+    """
     edges = (unit_rows(kept) @ unit_rows(pruned).T).clamp(min=0)  # (M, P)
     degrees = edges.sum(1, keepdim=True) * edges.sum(0, keepdim=True)
     return edges / degrees.clamp(min=SMALLEST).sqrt() @ pruned
 
 
 def transport(kept: Tensor, pruned: Tensor) -> Tensor:
-    """RTPrune's: by the entropic plan with dustbins."""
+    """Merge by the entropic transport plan with dustbins (RTPrune's way)."""
     return transport_plan(unit_rows(kept) @ unit_rows(pruned).T).double() @ pruned
 
 
@@ -50,14 +59,14 @@ MERGES: Mapping[str, Merge] = {
     "gtp": graph,
     "transport": transport,
 }
-"""Name -> merge, as benchmarks and reports spell it."""
+"""The merges by the names that benchmarks and reports use."""
 
 
 @torch.no_grad()
 def merge_pruned(tokens: VisualTokens, pruned: PrunedTokens, merge: Merge) -> PrunedTokens:
-    """Merge what ``pruned`` dropped of ``tokens`` into what it kept: kept += 0.1 * merge.
+    """Merge the patch tokens that ``pruned`` dropped from ``tokens`` into those it kept: kept += 0.1 * merge.
 
-    Row breaks and the separator neither give nor receive. Nothing changes where nothing was dropped.
+    Row breaks and the separator neither give nor receive. A page that lost no patch is returned unchanged.
     """
     is_patch = tokens.is_patch.to(pruned.kept.device)
     is_dropped = is_patch.clone()

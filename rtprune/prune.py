@@ -23,15 +23,20 @@ from rtprune.transport import Solver, padded_plan
 
 FOLD_WEIGHT = 0.1
 Ranking = Callable[[TokenBatch, Tensor], Tensor]
-"""Pages and the (B,) patch tokens each may keep -> (B, L) scores on their device; the highest are kept."""
+"""A function that scores tokens: a batch and the (B,) numbers of patch tokens to keep -> (B, L) scores on the
+batch's device. The highest scores are kept.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RTPruneConfig:
-    """``keep_ratio``: share of patch tokens to keep, in (0, 1]; ``None``: chosen from the page (dynamic).
+    """Settings of RTPrune.
 
-    ``solver``: "sinkhorn" (ours), or "pot" for a second opinion by POT: the same answer, slower.
-    ``trace``: also say where each pruned patch token went (``PrunedTokens.folds``).
+    ``keep_ratio``: share of patch tokens to keep, in (0, 1]; ``None``: chosen for each page (dynamic).
+
+    ``solver``: "sinkhorn" is our own. "pot" cross-checks it by POT: same answer, slower.
+
+    ``trace``: also record where each pruned patch token went (``PrunedTokens.folds``).
     """
 
     keep_ratio: float | None = None
@@ -51,9 +56,10 @@ DYNAMIC = RTPruneConfig()
 def prune_tokens(tokens: VisualTokens, density: float, config: RTPruneConfig = DYNAMIC) -> PrunedTokens:
     """Prune one page of ``density`` in [0, 1] (see ``text_density``; unused when the ratio is fixed).
 
-    RTPrune, arXiv 2605.00392. Inputs are not changed; the answer has their dtype and device, and no gradient.
-    Waits for the device once. Raises ``ValueError`` for a density out of range, tokens that are not finite,
-    or a wrong layout.
+    The method is RTPrune, arXiv 2605.00392. Inputs are not changed. The result has their dtype and device,
+    and no gradient. Waits for the device once.
+
+    Raise ``ValueError`` for a density out of range, tokens that are not finite, or a wrong layout.
     """
     return prune_page(tokens, density, config, rank=token_norms, fold=True)
 
@@ -61,12 +67,13 @@ def prune_tokens(tokens: VisualTokens, density: float, config: RTPruneConfig = D
 def prune_batch(
     tokens: Sequence[VisualTokens], densities: Sequence[float] | Tensor, config: RTPruneConfig = DYNAMIC
 ) -> list[PrunedTokens]:
-    """Prune pages of any lengths in one padded batch; each gets what ``prune_tokens`` gives it alone.
+    """Prune pages of any lengths in one padded batch. Each page gets the result of ``prune_tokens``.
 
     ``densities``: one float a page, or a (B,) tensor, best on the tokens' device (see ``text_densities``).
-    Waits for the device once, however many pages. Raises ``InvalidPagesError``, a ``ValueError`` whose
-    ``indices`` name the bad pages, so that the others can be tried again; and ``ValueError`` when the pages
-    do not make one batch.
+    Waits for the device once, however many pages there are.
+
+    Raise ``InvalidPagesError``, a ``ValueError`` whose ``indices`` name the bad pages, so that the others can
+    be tried again. Raise ``ValueError`` when the pages do not make one batch.
     """
     return prune_pages(tokens, densities, config, rank=token_norms, fold=True)
 
@@ -78,7 +85,7 @@ def token_norms(batch: TokenBatch, num_kept: Tensor) -> Tensor:  # noqa: ARG001 
 def prune_page(
     tokens: VisualTokens, density: float, config: RTPruneConfig, *, rank: Ranking, fold: bool
 ) -> PrunedTokens:
-    """``prune_pages`` for one page, whose errors name no index."""
+    """Prune one page by ``prune_pages``; its errors name no page index."""
     try:
         return prune_pages([tokens], [density], config, rank=rank, fold=fold)[0]
     except InvalidPagesError as error:
@@ -94,7 +101,7 @@ def prune_pages(
     rank: Ranking,
     fold: bool,
 ) -> list[PrunedTokens]:
-    """The frame every method shares: ratio, selection by ``rank``, and the fold or none."""
+    """Choose the ratio, select patches by ``rank``, and fold the others in if ``fold``; for every method."""
     if len(densities) != len(tokens):
         raise ValueError(f"densities must be one a page: got {len(densities)} for {len(tokens)} pages")
     if not tokens:
@@ -114,7 +121,7 @@ def prune_pages(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Ratios:
-    """(B,) float64 each; ``diversity`` is ``None`` when the ratio is fixed."""
+    """Ratios of the pages, (B,) float64 each; ``diversity`` is ``None`` when the ratio is fixed."""
 
     density: Tensor
     diversity: Tensor | None
@@ -123,8 +130,11 @@ class _Ratios:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Selection:
-    """``order``: (B, L) int64 positions of tokens that stay, then of pruned patches, then of others, each in
-    page order. (B,) int64: ``num_tokens`` that stay, ``num_kept`` patches of them, of ``num_patches``.
+    """Which tokens of each page stay.
+
+    ``order``: (B, L) int64 positions: tokens that stay, then pruned patches, then all others, each group in
+    page order. The counts are (B,) int64: ``num_tokens`` that stay, and ``num_kept`` patches among them out
+    of ``num_patches``.
     """
 
     order: Tensor
@@ -135,7 +145,7 @@ class _Selection:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the host must know of one page before the device may go on."""
+    """What the host must know about one page before work on the device can go on."""
 
     num_patches: int
     num_kept_patches: int
@@ -166,17 +176,20 @@ def _select(batch: TokenBatch, scores: Tensor, num_kept: Tensor) -> _Selection:
     chosen = torch.arange(ranked.shape[1], device=ranked.device) < num_kept[:, None]
     kept_patches = torch.zeros_like(batch.is_patch).scatter(1, ranked, chosen) & batch.is_patch  # (B, L)
     kept = surviving(kept_patches, batch)
-    # a stable sort puts what is kept in front, in order: nonzero() would wait for the device
+    # a stable sort moves kept tokens to the front in page order; nonzero() would wait for the device
     order = torch.where(batch.is_patch, 1, 2).masked_fill_(kept, 0).sort(dim=1, stable=True).indices
     return _Selection(order, kept.sum(1), num_kept, batch.is_patch.sum(1))
 
 
 def _read_facts(batch: TokenBatch, ratios: _Ratios, selection: _Selection) -> list[_Facts]:
-    """The one place that waits for the device. Raises ``InvalidPagesError``."""
+    """Read the facts of all pages from the device. This is the only place that waits for the device.
+
+    Raise ``InvalidPagesError``.
+    """
     ends = (batch.is_real.sum(1, keepdim=True) - 1).clamp(min=0)
     columns = [
         batch.is_patch.gather(1, ends)[:, 0],
-        batch.norms.isfinite().all(1),  # a norm is finite where all of its token is
+        batch.norms.isfinite().all(1),  # a norm is finite if its whole token is
         ratios.density,
         selection.num_patches,
         selection.num_kept,
@@ -219,7 +232,7 @@ def _apply(
     facts: list[_Facts],
     fold_by: RTPruneConfig | None,
 ) -> list[PrunedTokens]:
-    """Gather what stays of the pages of ``part``; fold pruned patches in unless ``fold_by`` is None."""
+    """Gather the tokens that stay in pages of ``part``. Fold pruned patches in unless ``fold_by`` is None."""
     num_rows = max(fact.num_kept_tokens for fact in facts)
     kept_at = selection.order[part.pages, :num_rows]  # (b, K), past a page's own count: not in its answer
     rows = _gather_rows(part.embeds, kept_at)  # (b, K, D)
@@ -250,9 +263,9 @@ def _fold(
     facts: list[_Facts],
     config: RTPruneConfig,
 ) -> tuple[Tensor, list[Folds | None]]:
-    """(b, K, D) tokens that stay -> the same with kept patches += 0.1 * plan @ pruned; others bit for bit.
+    """Fold pruned patches into kept ones: kept patches += 0.1 * plan @ pruned. (b, K, D) -> (b, K, D).
 
-    With ``config.trace`` also where each page's pruned tokens went.
+    All other tokens stay bit for bit. With ``config.trace``, also return where pruned tokens went.
     """
     norms, is_patch = batch.norms[part.pages], batch.is_patch[part.pages]  # (b, L)
     num_tokens = selection.num_tokens[part.pages, None]
@@ -262,7 +275,7 @@ def _fold(
     is_column = steps[: max(fact.num_pruned for fact in facts)] < num_pruned  # (b, P)
     following = num_tokens + steps[: is_column.shape[1]]
     pruned_at = selection.order[part.pages].gather(1, following.clamp(max=part.embeds.shape[1] - 1))
-    # row breaks and the separator are rows without mass: leaving them out would cost a copy
+    # row breaks and the separator get no mass; removing their rows would cost a copy
     receives = (
         is_patch.gather(1, kept_at) & (steps[: rows.shape[1]] < num_tokens) & (num_pruned > 0)
     )  # (b, K)
@@ -271,7 +284,7 @@ def _fold(
     kept, pruned = rows.to(dtype), _gather_rows(part.embeds, pruned_at).to(dtype)  # (b, K, D), (b, P, D)
     cosines = product(kept, pruned / _divisors(norms, pruned_at, dtype)) / _divisors(norms, kept_at, dtype)
     plan = padded_plan(cosines, receives, is_column, solver=config.solver)  # (b, K, P)
-    # not baddbmm: on small pages it rounds once a pruned token, at the size of the sum
+    # not baddbmm: on small pages it rounds the whole sum again for each pruned token
     gained = product((FOLD_WEIGHT * plan).to(dtype), pruned.mT)
     # adding 0.0 would turn -0.0 into 0.0; adding -0.0 changes no bit
     num_others = receives.numel() - sum(fact.num_kept_patches for fact in facts if fact.num_pruned)
@@ -284,7 +297,7 @@ def _fold(
 
 
 def _folds(plan: Tensor, kept_at: Tensor, pruned_at: Tensor, facts: list[_Facts]) -> list[Folds | None]:
-    """(b, K, P) plan, (b, K) and (b, P) positions -> for each page, where its pruned tokens went."""
+    """Read where each page's pruned tokens went: (b, K, P) plan, (b, K) and (b, P) positions."""
     into = kept_at.gather(1, plan.argmax(1))  # (b, P)
     share = plan.sum(1).clamp(0, 1)  # (b, P)
     pages = zip(pruned_at, into, share, facts, strict=True)
@@ -295,14 +308,17 @@ def _folds(plan: Tensor, kept_at: Tensor, pruned_at: Tensor, facts: list[_Facts]
 
 
 def _gather_rows(embeds: Tensor, at: Tensor) -> Tensor:
-    """(b, L, D), (b, K) positions -> (b, K, D) copy."""
+    """Copy the rows at ``at``: (b, L, D) embeddings, (b, K) positions -> (b, K, D)."""
     num_pages, length, hidden = embeds.shape
     starts = torch.arange(num_pages, device=at.device)[:, None] * length
-    # index_select copies rows; gather, which looks each number up, takes ten times as long on a CPU
+    # index_select copies whole rows; gather looks up each number and takes ten times as long on a CPU
     return embeds.flatten(0, 1).index_select(0, (at + starts).flatten()).view(num_pages, -1, hidden)
 
 
 def _divisors(norms: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
-    """(b, L) norms, (b, K) positions -> (b, K, 1) norms; infinite for a norm of 0, so that cosines are 0."""
+    """Pick the norms at ``at``: (b, L) norms, (b, K) positions -> (b, K, 1).
+
+    A norm of 0 becomes infinite, so that its cosines are 0.
+    """
     chosen = norms.gather(1, at)
     return torch.where(chosen > 0, chosen, torch.inf).to(dtype)[..., None]

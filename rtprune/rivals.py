@@ -1,7 +1,8 @@
-"""How published methods choose patch tokens before the decoder: one page's patches -> scores.
+"""How published methods choose patch tokens before the decoder: patches of one page -> scores.
 
-Written from formulas of the papers named; parameters as their code has them, or as RTPrune's authors ported
-them to DeepSeek-OCR where they did. All in float64: a comparison must not hang on rounding.
+They are written from the formulas in the papers named. Parameters are those of the papers' code, or of
+RTPrune's authors where they ported a method to DeepSeek-OCR. All run in float64, so that no comparison
+depends on rounding.
 """
 
 import torch
@@ -10,26 +11,28 @@ from torch import Tensor
 from rtprune.evidence import Evidence, Patches, highest, marked, spread, unit_rows
 
 MAX_CONTEXTUAL = 30
-"""VisionZip's merged tokens, of those it keeps."""
+"""VisionZip: how many of the kept tokens at most receive merged ones."""
 IMPORTANT_SHARE = 0.5
-"""VisPruner: of the kept ones, those chosen by attention."""
+"""VisPruner: share of the kept tokens that is chosen by attention."""
 MAX_DROPPED_AT_ONCE = 8
-"""VisPruner: tokens given up a round."""
+"""VisPruner: tokens dropped in one round."""
 PILLAR_QUANTILE = 0.55
-"""Nuewa: kept tokens of at least this quantile of attention take nothing in."""
+"""Nuewa: kept tokens whose attention reaches this quantile are pillars, which take nothing in."""
 REACH_SQUARED = 280 / 24**2
-"""Nuewa: squared distance at which nothing is taken in any more, in sides of the grid; 280 on 24 x 24."""
+"""Nuewa: squared distance, in sides of the grid, from which on nothing is taken in; 280 on a 24 x 24 grid."""
 SMALLEST = 1e-12
 RELEVANCE_FLOOR = 1e-6
 
 
 def uniform(patches: Patches) -> Tensor:
-    """Every N/k-th token."""
+    """Keep every N/k-th token."""
     return marked(spread(len(patches), patches.num_kept, patches.row.device), len(patches))
 
 
 def checkerboard(patches: Patches) -> Tensor:
-    """Black squares, and white ones evenly apart where black ones are too few."""
+    """Keep the black squares of a checkerboard, evenly spaced; add evenly spaced white ones when black ones
+    are too few.
+    """
     is_white = (patches.row + patches.column) % 2
     black, white = (is_white == 0).nonzero()[:, 0], (is_white == 1).nonzero()[:, 0]
     device = patches.row.device
@@ -40,9 +43,10 @@ def checkerboard(patches: Patches) -> Tensor:
 
 
 def row_groups(patches: Patches) -> Tensor:
-    """(N,) int64: which of k runs along the rows each token is averaged into; -1 for a row that gets no run.
+    """Return (N,) int64: the run that each token is averaged into, of k runs along the rows; -1 for a row
+    without a run.
 
-    Each row gets its share of the k runs, and they split it as evenly as they can.
+    Each row gets its share of the k runs and splits them over its tokens as evenly as possible.
     """
     lines = torch.stack((patches.grid, patches.row), dim=1)
     _, counts = torch.unique_consecutive(lines, dim=0, return_counts=True)
@@ -58,7 +62,7 @@ def row_groups(patches: Patches) -> Tensor:
 
 
 def row_pooling(patches: Patches) -> Tensor:
-    """The first token of each run of ``row_groups``; ``pooled`` gives it the run's mean."""
+    """Keep the first token of each run of ``row_groups``; ``pooled`` replaces it by the mean of the run."""
     groups = row_groups(patches)
     before = groups.roll(1)
     before[0] = -1
@@ -66,7 +70,7 @@ def row_pooling(patches: Patches) -> Tensor:
 
 
 def pooled(patches: Patches, kept: Tensor) -> Tensor:
-    """(k,) kept positions -> (k, D) means of their runs."""
+    """Average each run: (k,) kept positions -> (k, D) means."""
     groups = row_groups(patches)
     inside = groups >= 0
     sums = torch.zeros(len(kept), patches.embeds.shape[1], dtype=torch.float64, device=kept.device)
@@ -75,15 +79,16 @@ def pooled(patches: Patches, kept: Tensor) -> Tensor:
 
 
 def divprune(patches: Patches) -> Tensor:
-    """Greedy max-min diversity by cosine distance, after DivPrune (CVPR 2025): the farthest token next.
+    """Keep tokens by greedy max-min diversity in cosine distance, after DivPrune (CVPR 2025).
 
-    Starts at the token farthest from its nearest neighbour. One step a token: to compare, not to serve.
+    Starts at the token farthest from its nearest neighbour, then always takes the token farthest from those
+    taken. Takes one step a token, so it is fit for comparisons but too slow to serve with.
     """
     units = patches.units
     distances = (1 - units @ units.T).fill_diagonal_(torch.inf)
     scores = torch.full_like(patches.norms, -torch.inf)
     newest = distances.amin(1).argmax()
-    nearest = torch.full_like(patches.norms, torch.inf)  # of each token, to those taken; -inf once taken
+    nearest = torch.full_like(patches.norms, torch.inf)  # distance to those taken; -inf once taken
     for step in range(patches.num_kept):
         scores[newest] = -step
         nearest = torch.minimum(nearest, distances[newest])
@@ -93,16 +98,16 @@ def divprune(patches: Patches) -> Tensor:
 
 
 def cdpruner(patches: Patches, evidence: Evidence) -> Tensor:
-    """Greedy MAP of a determinantal point process, after CDPruner (NeurIPS 2025).
+    """Keep tokens by greedy MAP of a determinantal point process, after CDPruner (NeurIPS 2025).
 
-    Its kernel is relevance times similarity of CLIP's features times relevance. As ported to DeepSeek-OCR,
-    relevance is the mean negative cosine of projected token and prompt embedding, scaled to [0, 1]. In the
-    port tiles come in another order in one factor than in the other; here both are in decoder order.
+    The kernel is relevance times similarity of CLIP's features times relevance. As in the port to
+    DeepSeek-OCR, relevance is the mean negative cosine between projected token and prompt embeddings, scaled
+    to [0, 1]. In the port the two factors order tiles differently; here both are in decoder order.
     """
     features = unit_rows(evidence.take("features", len(patches)))
     relevance = _scaled(-(patches.units @ unit_rows(evidence.take("text", None)).T).mean(1))
     kernel = relevance[:, None] * (features @ features.T) * relevance
-    gain = kernel.diagonal().clone()  # what each token would add, squared
+    gain = kernel.diagonal().clone()  # (N,) squared gain of adding each token
     known = kernel.new_zeros(patches.num_kept, len(patches))
     scores = torch.full_like(gain, -torch.inf)
     for step in range(patches.num_kept):
@@ -124,12 +129,12 @@ def _scaled(values: Tensor) -> Tensor:
 
 
 def fastervlm(patches: Patches, evidence: Evidence) -> Tensor:
-    """Attention of CLIP's class token, after FasterVLM."""
+    """Keep tokens by the attention of CLIP's class token, after FasterVLM."""
     return evidence.take("class_attention", len(patches))
 
 
 def vispruner(patches: Patches, evidence: Evidence) -> Tensor:
-    """Half by attention of the class token, half by what is unlike the rest, after VisPruner (ICCV 2025)."""
+    """Keep half by the class token's attention, half by dissimilarity, after VisPruner (ICCV 2025)."""
     ranked = highest(evidence.take("class_attention", len(patches)), len(patches))
     num_important = int(patches.num_kept * IMPORTANT_SHARE)
     important, rest = ranked[:num_important], ranked[num_important:]
@@ -145,7 +150,9 @@ def vispruner(patches: Patches, evidence: Evidence) -> Tensor:
 
 
 def visionzip_parts(patches: Patches, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions of dominant tokens, of contextual ones, and of those that are merged into these."""
+    """Return the positions of dominant tokens, of contextual ones, and of those that are merged into
+    contextual ones.
+    """
     attention = evidence.take("class_attention", len(patches))
     num_contextual = min(MAX_CONTEXTUAL, patches.num_kept // 2)
     dominant = highest(attention, patches.num_kept - num_contextual)
@@ -158,13 +165,15 @@ def visionzip_parts(patches: Patches, evidence: Evidence) -> tuple[Tensor, Tenso
 
 
 def visionzip(patches: Patches, evidence: Evidence) -> Tensor:
-    """Most by attention of the class token, the others evenly from the rest, after VisionZip (CVPR 2025)."""
+    """Keep most tokens by attention of the class token and the others at even spacing from the rest, after
+    VisionZip (CVPR 2025).
+    """
     dominant, contextual, _ = visionzip_parts(patches, evidence)
     return marked(torch.cat((dominant, contextual)), len(patches))
 
 
 def visionzip_rows(patches: Patches, evidence: Evidence, kept: Tensor) -> Tensor:
-    """(k,) kept positions -> (k, D): contextual tokens gain the mean of those most like them."""
+    """Add to each contextual token the mean of the tokens most like it: (k,) kept positions -> (k, D)."""
     _, contextual, merged = visionzip_parts(patches, evidence)
     if len(contextual) == 0 or len(merged) == 0:
         return patches.embeds[kept]
@@ -176,33 +185,33 @@ def visionzip_rows(patches: Patches, evidence: Evidence, kept: Tensor) -> Tensor
 
 
 def means(rows: Tensor, target: Tensor, num_targets: int) -> Tensor:
-    """(P, D), (P,) targets -> (num_targets, D) mean of each target's rows, 0 where it has none."""
+    """Average the rows of each target; 0 for a target without rows. (P, D), (P,) -> (num_targets, D)."""
     sums = rows.new_zeros(num_targets, rows.shape[1]).index_add_(0, target, rows)
     return sums / target.bincount(minlength=num_targets).clamp(min=1)[:, None]
 
 
 def nuewa(patches: Patches, evidence: Evidence) -> Tensor:
-    """The tokens of most attention in each window of 2 x 2, after the first stage of Nuewa."""
+    """Keep the tokens of most attention in each 2 x 2 window, after the first stage of Nuewa."""
     attention = evidence.take("class_attention", len(patches))
     place = torch.stack((patches.grid, patches.row // 2, patches.column // 2), dim=1)
     _, window = torch.unique(place, dim=0, return_inverse=True)
     num_windows = int(window.max()) + 1
     by_attention = highest(attention, len(patches))
-    ranked = by_attention[window[by_attention].sort(stable=True).indices]  # windows in turn, best first
+    ranked = by_attention[window[by_attention].sort(stable=True).indices]  # by window, best first
     counts = window.bincount(minlength=num_windows)
     starts = counts.cumsum(0) - counts
     place_in_window = torch.empty_like(window)
     place_in_window[ranked] = torch.arange(len(patches), device=window.device) - starts[window[ranked]]
     is_candidate = place_in_window < -(-patches.num_kept // num_windows)
-    # candidates first, whatever the others' attention: at odd sides some windows have fewer than four
+    # candidates first; at odd sides some windows have fewer than four tokens, so others fill up the rest
     order = by_attention[(~is_candidate[by_attention]).long().sort(stable=True).indices]
     return marked(order[: patches.num_kept], len(patches))
 
 
 def nuewa_rows(patches: Patches, evidence: Evidence, kept: Tensor) -> Tensor:
-    """(k,) kept positions -> (k, D): all but pillars take in what is near and alike.
+    """Mix near and similar tokens into each kept token that is no pillar: (k,) kept positions -> (k, D).
 
-    The original mixes CLIP's states and projects them; the projector is linear, so here its output is mixed.
+    The original mixes CLIP's states and projects them. The projector is linear, so this mixes its output.
     """
     attention = evidence.take("class_attention", len(patches))[kept]
     hidden = unit_rows(evidence.take("hidden", len(patches)))
@@ -219,10 +228,10 @@ def nuewa_rows(patches: Patches, evidence: Evidence, kept: Tensor) -> Tensor:
 
 
 def ink(patches: Patches, evidence: Evidence) -> Tensor:
-    """Patches of most edge pixels: what could be chosen before the encoder runs."""
+    """Keep the patches of most edge pixels: a choice that could be made before the encoder runs."""
     return evidence.take("ink", len(patches))
 
 
 def oracle(patches: Patches, evidence: Evidence) -> Tensor:
-    """What the decoder looked at when it read the page unpruned: no method, a bound to compare with."""
+    """Keep what the decoder attended to when it read the page unpruned: an upper bound, not a method."""
     return evidence.take("decode_attention", len(patches))

@@ -1,4 +1,4 @@
-"""One page's visual sequence before and after pruning, and the pages of one call padded into one tensor."""
+"""The visual sequence of one page before and after pruning, and pages padded into one batch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,11 @@ class InvalidPagesError(ValueError):
 class VisualTokens:
     """One page between projector and decoder, in decoder order.
 
-    ``embeds``: (L, D) float. ``is_patch``: (L,) bool, on the CPU or beside ``embeds``; False for row breaks
-    and for the view separator, which is last. Raises ``ValueError`` for wrong shapes and dtypes, and for a
-    wrong layout where ``is_patch`` lies on the CPU; one on another device is read by the pruning call, in the
-    one transfer that it makes anyway.
+    ``embeds``: (L, D) float. ``is_patch``: (L,) bool, on the CPU or on the device of ``embeds``; False for
+    row breaks and for the view separator, which is last.
+
+    Raise ``ValueError`` for wrong shapes and dtypes, and for a wrong layout when ``is_patch`` is on the CPU.
+    A mask on another device is checked by the pruning call, in the one transfer that it makes anyway.
     """
 
     embeds: Tensor
@@ -44,7 +45,7 @@ class VisualTokens:
                 f"is_patch must be bool ({len(self.embeds)},) like embeds, "
                 f"got {self.is_patch.dtype} {tuple(self.is_patch.shape)}"
             )
-        # the check reads the mask: free on the CPU, a wait for the device elsewhere
+        # reading the mask is free on the CPU; elsewhere it waits for the device
         if self.is_patch.device.type == "cpu":
             problem = layout_problem(int(self.is_patch.sum()), ends_in_patch=bool(self.is_patch[-1]))
             if problem is not None:
@@ -66,12 +67,12 @@ class Folds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrunedTokens:
-    """What the decoder reads instead of the page's ``VisualTokens``.
+    """The tokens that the decoder reads instead of the page's ``VisualTokens``.
 
-    ``embeds``: (K, D), the dtype and device of the input; on a GPU a view of memory that pages share.
+    ``embeds``: (K, D), with the dtype and device of the input; on a GPU a view of memory that pages share.
     ``kept``: (K,) int64, ascending indices into the L input tokens, which are also their position ids.
-    ``num_tokens`` is L: text after the page continues at that position, not at K.
-    ``diversity`` is ``None`` when the ratio was fixed, for then it is not computed.
+    ``num_tokens`` is L: text after the page continues at that position, not at K. ``diversity`` is ``None``
+    when the ratio was fixed, because then it is not computed.
     """
 
     embeds: Tensor
@@ -82,12 +83,12 @@ class PrunedTokens:
     num_patches: int
     num_kept_patches: int
     folds: Folds | None = None
-    """With ``RTPruneConfig.trace``, of a page that lost a patch to a method that folds; else ``None``."""
+    """Where pruned patches went, if ``RTPruneConfig.trace`` is set, the method folds and any was pruned."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchPart:
-    """Pages worked on together: ``embeds`` (b, L, D) of the batch's rows ``pages``. Not to be changed."""
+    """Pages processed together: ``embeds`` (b, L, D) of the batch's rows ``pages``. Do not modify."""
 
     pages: slice
     embeds: Tensor
@@ -95,12 +96,12 @@ class BatchPart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenBatch:
-    """B pages: is_patch and is_break are (B, L) bool, padded to the longest.
+    """B pages; ``is_patch`` and ``is_break`` are (B, L) bool, padded to the longest page.
 
-    ``parts``: on a CPU each page alone, at its own length and not copied: it stays in the cache, and its
-    answer is bit for bit the single page's. Elsewhere all pages at once, padded.
-    ``is_real``: (B, L) bool, False in the padding. ``norms``: (B, L) float64 L2 norms, 0 in the padding.
-    ``lengths``: each page's own L.
+    ``parts``: on a CPU each page alone, uncopied and at its own length, so that it stays in the cache and its
+    result equals the single page's bit for bit. Elsewhere all pages in one padded part. ``is_real``: (B, L)
+    bool, False in the padding. ``norms``: (B, L) float64 L2 norms, 0 in the padding. ``lengths``: each page's
+    own L.
     """
 
     parts: tuple[BatchPart, ...]
@@ -112,7 +113,7 @@ class TokenBatch:
 
     @classmethod
     def of(cls, pages: Sequence[VisualTokens]) -> "TokenBatch":
-        """Raises ``ValueError`` when pages differ in hidden size, dtype or device."""
+        """Pad pages into one batch. Raise ``ValueError`` when they differ in hidden size, dtype or device."""
         first = pages[0].embeds
         kinds = [(page.embeds.shape[1], page.embeds.dtype, page.embeds.device) for page in pages]
         for index, kind in enumerate(kinds):
@@ -143,10 +144,10 @@ def layout_problem(num_patches: int, *, ends_in_patch: bool) -> str | None:
 
 
 def surviving(kept_patches: Tensor, batch: TokenBatch) -> Tensor:
-    """(B, L) bool of kept patches -> (B, L) bool of all tokens kept: those, row breaks, separators.
+    """Add row breaks and separators to the kept patches: (B, L) bool -> (B, L) bool of all tokens kept.
 
-    Of row breaks without a kept patch between them only the first stays; so when the first rows of a grid
-    are emptied, one leading break stays. A page that lost no patch is left as it is.
+    Of consecutive row breaks without a kept patch between them only the first stays. If the first rows of a
+    grid are emptied, one leading break therefore stays. A page that lost no patch keeps all its tokens.
     """
     patches_before = kept_patches.cumsum(1)  # (B, L), at a break: kept patches in front of it
     marks = torch.where(batch.is_break, patches_before + 1, 0)

@@ -10,20 +10,22 @@ from rtprune.precision import without_autocast
 Solver = Literal["sinkhorn", "pot"]
 DUSTBIN = 0.2
 ITERATIONS = 10
-"""Within 4e-10 of the limit for every mix of cosines tried, +-1 alone included (float64); 5 leave 1e-5."""
+"""Sinkhorn iterations. 10 come within 4e-10 of the limit for every mix of cosines tried, also all +-1
+(float64); 5 leave 1e-5.
+"""
 
 
 @torch.no_grad()
 def transport_plan(scores: Tensor, dustbin: float = DUSTBIN) -> Tensor:
-    """(M, P) or (B, M, P) cosines -> float32 plan of the same shape: how pruned tokens go to kept ones.
+    """Compute how pruned tokens go to kept ones. (M, P) or (B, M, P) cosines -> float32 plan, same shape.
 
-    One dustbin row and column, all entries ``dustbin``, are added; rows have mass (1, ..., 1, P), columns
-    (1, ..., 1, M). The plan maximises <plan, scores> + entropy under these marginals; dustbins are dropped,
-    so rows and columns sum to less than 1. M or P of 0 gives an empty plan.
+    One dustbin row and column are added, with all entries ``dustbin``. Rows have mass (1, ..., 1, P), columns
+    (1, ..., 1, M). The plan maximises <plan, scores> + entropy under these marginals. Dustbins are dropped
+    from the result, so rows and columns sum to less than 1. M or P of 0 gives an empty plan.
 
-    Meant for scores in [-1, 1]: the kernel's entries then lie within a factor e^2 of each other, which is why
-    linear-domain iterations are exact and 10 of them enough. Wider scores converge more slowly, and spreads
-    beyond about 80 underflow. Raises ``ValueError`` for another rank or an integer dtype.
+    Scores should be in [-1, 1]: the kernel's entries then lie within a factor e^2 of each other, so
+    linear-domain iterations are exact and 10 of them are enough. Wider scores converge more slowly, and
+    spreads beyond about 80 underflow. Raise ``ValueError`` for another rank or an integer dtype.
 
     >>> transport_plan(torch.tensor([[0.9, 0.1], [0.2, 0.8]])).sum(0) < 1
     tensor([True, True])
@@ -47,10 +49,11 @@ def padded_plan(
     dustbin: float = DUSTBIN,
     solver: Solver = "sinkhorn",
 ) -> Tensor:
-    """(B, M, P) scores, (B, M) and (B, P) bool: which are real -> (B, M, P) float32, 0 where one is not.
+    """Compute plans of padded pages: (B, M, P) scores -> (B, M, P) float32, 0 in the padding.
 
-    The masks lie on the device of ``scores``; a page's two are never all False. What is not real gets no
-    mass, which leaves the others' plan exactly as it is without it.
+    ``is_row`` (B, M) and ``is_column`` (B, P) are bool: True for real entries. They are on the device of
+    ``scores``, and a page's two masks are never all False. Padding gets no mass, so the plan of the real
+    entries is exactly what it would be without padding.
     """
     num_rows, num_columns = is_row.sum(1, keepdim=True), is_column.sum(1, keepdim=True)
     rows = torch.cat([is_row, num_columns], dim=1).float()  # (B, M + 1), the dustbin's mass last
@@ -67,23 +70,23 @@ def padded_plan(
 
 
 def _sinkhorn(scores: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Scaling iterations u = a / (K v), v = b / (K^T u), in the linear domain."""
-    # any constant may be taken off all scores of a page; without this, ones beyond 88 would overflow
+    """Run the scaling iterations u = a / (K v), v = b / (K^T u) in the linear domain."""
+    # subtracting a constant from a page's scores leaves its plan; without it, scores beyond 88 overflow
     kernel = (scores - scores.amax((1, 2), keepdim=True)).exp()  # (B, M + 1, P + 1)
     v = torch.ones_like(columns)
     u = torch.ones_like(rows)
     for _ in range(ITERATIONS):
-        # product and sum rather than bmm, which TF32 would coarsen
+        # product and sum instead of bmm, which TF32 would make less precise
         u = rows / (kernel * v[:, None, :]).sum(2)
         v = columns / (kernel * u[:, :, None]).sum(1)
     return u[:, :, None] * kernel * v[:, None, :]
 
 
 def _solve_with_pot(scores: Tensor, rows: Tensor, columns: Tensor, total: Tensor) -> Tensor:
-    """The same plan by POT, in float64 and in the log domain: slower, and it waits for the device.
+    """Compute the same plan with POT, in float64 and in the log domain. Slower, and it waits for the device.
 
-    Traps: POT's ``sinkhorn`` makes CPU tensors on other devices, ``log_sinkhorn`` does not. ``tol`` bounds
-    an error measured before the plan is scaled by M + P, so its default would stop far too early.
+    Traps: POT's ``sinkhorn`` makes CPU tensors on other devices; ``log_sinkhorn`` does not. ``tol`` bounds an
+    error measured before the plan is scaled by M + P, so its default would stop far too early.
     """
     from ot.batch import solve_batch  # noqa: PLC0415 - heavy, and optional for everything else
 

@@ -1,7 +1,8 @@
-"""Attention for training on a CPU, whose fused kernels are slow backwards.
+"""Attention for training on a CPU, where the backward pass of fused kernels is slow.
 
-Plain products in bfloat16 beat ``scaled_dot_product_attention`` 2 to 4 times in SAM's windows, and 1.5 times
-over a page's sequence when what lies ahead is not computed. On a GPU the fused kernels stay.
+Plain products in bfloat16 are 2 to 4 times as fast as ``scaled_dot_product_attention`` in SAM's windows. Over
+a page's sequence they are 1.5 times as fast, if keys after the query are not computed. A GPU keeps its fused
+kernels: none of this applies there.
 """
 
 from typing import Any
@@ -26,9 +27,9 @@ def blocked_causal(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(B, heads, T, d) each -> (B, T, heads, d). Causal attention, a block of queries at a time.
+    """Compute causal attention for one block of queries at a time. (B, heads, T, d) each -> (B, T, heads, d).
 
-    ``mask``: (B, 1, T, T) bool, causal itself, where some keys are hidden.
+    ``mask``: (B, 1, T, T) bool, needed where some keys are hidden; it must be causal itself.
     """
     length = query.shape[2]
     query, key = (query * scaling).to(value.dtype), key.to(value.dtype)
@@ -47,19 +48,21 @@ def blocked_causal(
 
 
 def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(..., L, d), (..., L, d), (..., L, e) -> (..., L, e); the query is scaled already."""
+    """Compute attention; the query is scaled already. (..., L, d), (..., L, d), (..., L, e) ->
+    (..., L, e).
+    """
     with _as_it_is():
         dtype = value.dtype
         return (query.to(dtype) @ key.to(dtype).transpose(-1, -2)).softmax(-1) @ value
 
 
 def _as_it_is() -> torch.autocast:
-    """Autocast would take every softmax to float32, which costs more than the products around it."""
+    """Turn autocast off: it would take every softmax to float32, at more cost than the products around it."""
     return torch.autocast("cpu", enabled=False)
 
 
 def use_plain_attention(network: Any) -> None:
-    """In every part of the network, in place."""
+    """Switch every part of the network to these attention functions, in place."""
     AttentionInterface.register(BLOCKED, blocked_causal)
     network.model.language_model.config._attn_implementation = BLOCKED
     network.model.vision_tower.vision_encoder.config._attn_implementation = "eager"

@@ -1,4 +1,4 @@
-"""Rendered pages as tensors for one optimiser step. Step n of a run is the same wherever it is made."""
+"""Batches of rendered pages, one for each optimiser step. Step n of a run is the same on every machine."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -18,17 +18,20 @@ from training.vocabulary import CHARACTERS, EOS, ID_OF
 Ids = npt.NDArray[np.int64]
 IGNORED = -100
 CLASS_OF = {character: index for index, character in enumerate(CHARACTERS)}
-"""Classes of the dense head; 0, the space's, is no character."""
+"""Class of each character in the dense head. Class 0, the space's, means "no character"."""
 _LONGER = 1.3
-"""Pages up to this much longer than the shortest share a pass through the decoder."""
+"""Pages up to this many times as long as the shortest share a pass through the decoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one page is to answer. ``ids``: (T,) int64 tokens, the end token last. ``patches``: (T,) int64
-    row-major patch each token is printed on, or ``IGNORED``.
+    """The text that one page is to be read as.
 
-    Arrays, no tensors: each tensor that a process hands to another holds a file open, a thousand a batch.
+    ``ids``: (T,) int64 tokens, the end token last. ``patches``: (T,) int64, the row-major patch that each
+    token is printed on, or ``IGNORED``.
+
+    These are arrays, not tensors, because each tensor passed between processes holds a file open: 1,000 a
+    batch.
     """
 
     ids: Ids
@@ -37,8 +40,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pages of one view size. ``views``: (B, V, V) uint8 gray. ``cells``: (B, N, 32) classes of the patches,
-    row-major.
+    """Pages of one view size.
+
+    ``views``: (B, V, V) uint8 gray. ``cells``: (B, N, 32) classes of the patches' cells, patches row-major.
     """
 
     views: torch.Tensor
@@ -51,7 +55,7 @@ class Batch:
 
     @property
     def side(self) -> int:
-        """Patch tokens in a row."""
+        """Number of patch tokens in a row."""
         return self.views.shape[-1] // PATCH_PX
 
     def answers(self, *, tagged: bool) -> tuple[Answer, ...]:
@@ -60,14 +64,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Answers of the ``rows`` of a batch together: (B', T) each, filled up with ``IGNORED``."""
+    """Answers of some pages of a batch, padded with ``IGNORED``: (B', T) each.
+
+    ``rows``: the pages' positions in the batch.
+    """
 
     rows: torch.Tensor
     ids: torch.Tensor
     patches: torch.Tensor
 
     def last_read(self) -> torch.Tensor:
-        """(B', T) patch of the last printed character before each token, or ``IGNORED``."""
+        """Return (B', T): the patch of the last printed character before each token, or ``IGNORED``."""
         before = self.patches.roll(1, dims=1)
         before[:, 0] = IGNORED
         places = torch.arange(before.shape[1]).expand_as(before)
@@ -98,13 +105,13 @@ Style = PageStyle | LineStyle
 
 @dataclass(frozen=True, slots=True)
 class Renderers:
-    """Of whole pages, and of lines as the service shows them."""
+    """Renderers of whole pages and of lines as the service shows them."""
 
     pages: PageRenderer
     lines: LineRenderer
 
     def views(self, rng: random.Random, style: Style, pixels: float) -> list[RenderedPage]:
-        """As many of one style as ``pixels`` make, or one."""
+        """Render views of one style until they have ``pixels`` pixels together; at least one view."""
         view_px = VIEW_PX if isinstance(style, LineStyle) else style.view_px
         count = max(1, int(pixels // view_px**2))
         if isinstance(style, LineStyle):
@@ -113,7 +120,7 @@ class Renderers:
 
 
 class Steps(Dataset[Batch]):
-    """Batch of any step: views of one of the styles."""
+    """Data set of batches by step; the views of a batch share one of the styles."""
 
     def __init__(self, renderers: Renderers, styles: Sequence[Style], pixels: float, seed: int) -> None:
         self._renderers, self._styles, self._pixels, self._seed = renderers, styles, pixels, seed
@@ -124,7 +131,10 @@ class Steps(Dataset[Batch]):
 
 
 def batches(steps: Steps, first: int, end: int, processes: int) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from ``first`` to before ``end``, rendered ahead by so many processes; 0: by this one."""
+    """Yield (step, batch) from ``first`` to before ``end``.
+
+    ``processes`` render ahead; with 0, this process renders.
+    """
     loader: DataLoader[Batch] = DataLoader(
         steps,
         batch_size=None,
@@ -136,7 +146,7 @@ def batches(steps: Steps, first: int, end: int, processes: int) -> Iterator[tupl
 
 
 def targets(batch: Batch, *, tagged: bool) -> list[Targets]:
-    """Pages of similar length together, so that little of a pass is padding."""
+    """Group pages of similar length, so that little of a pass is padding."""
     answers = batch.answers(tagged=tagged)
     order = sorted(range(len(answers)), key=lambda index: len(answers[index].ids))
     groups: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Average two checkpoints, weight by weight: what a late stage taught, with less of the rest forgotten.
+"""Average two checkpoints weight by weight, to keep what a late stage taught and forget less of the rest.
 
     python -m training.blend --earlier FOLDER --later FOLDER --out FOLDER [--vision 0.7] [--decoder 1]
 
@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 VISION_PARTS = ("sam_model", "vision", "projector", "newline", "separator", "seperator")
-"""In the names of tensors between the page and its visual tokens."""
+"""Parts of the names of tensors that belong to vision: all between the page and its visual tokens."""
 
 
 def blend(
     earlier: dict[str, torch.Tensor], later: dict[str, torch.Tensor], vision: float, decoder: float
 ) -> dict[str, torch.Tensor]:
-    """Interpolate tensors of the same names and shapes; in float32, given back in the later one's dtype.
+    """Interpolate tensors of the same names and shapes in float32; return them in the later one's dtype.
 
-    ``vision``, ``decoder``: the later one's shares, in [0, 1]. Raise ``ValueError`` where names differ.
+    ``vision``, ``decoder``: the later one's shares, in [0, 1]. Raise ``ValueError`` when names differ.
     """
     if earlier.keys() != later.keys():
         raise ValueError(f"tensors of one checkpoint alone: {sorted(earlier.keys() ^ later.keys())[:5]}")

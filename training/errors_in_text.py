@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 
 def edit_distance(left: str, right: str) -> int:
-    """Levenshtein: insertions, deletions and substitutions, each 1.
+    """Compute the Levenshtein distance: insertions, deletions and substitutions, each 1.
 
-    Hyyrö 2003, after Myers 1999: a column of the table is two bit vectors, of the places where it rises and
-    where it falls by one from row to row. Python's integers hold a column of any length.
+    The algorithm is Hyyrö 2003, after Myers 1999. A column of the table is two bit vectors: the places where
+    it rises and where it falls by one from row to row. Python's integers hold a column of any length.
     """
     column, across = (left, right) if len(left) >= len(right) else (right, left)
     if not across:
@@ -30,7 +30,7 @@ def edit_distance(left: str, right: str) -> int:
 
 
 def character_error_rate(read: Sequence[str], truth: Sequence[str]) -> float:
-    """Edits over all pages by true characters over all pages; a run of whitespace counts as one space."""
+    """Divide the edits of all pages by their true characters; a run of whitespace counts as one space."""
     edits = length = 0
     for page_read, page_truth in zip(read, truth, strict=True):
         left, right = " ".join(page_read.split()), " ".join(page_truth.split())

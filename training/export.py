@@ -3,7 +3,8 @@
     python -m training.export --run runs/pocket --out app/pocket/weights
 
 The folder gets bfloat16 safetensors (the running mean of the weights), config, tokenizer, modes, and the
-training facts that its card quotes. Errors come from ``benchmarks/accuracy.py``, which reads this folder.
+training facts that its card quotes. The card's error rates come from ``python -m benchmarks.accuracy``, which
+reads this folder.
 """
 
 import argparse
@@ -18,11 +19,11 @@ from training.settings import Settings, load_settings
 from training.vocabulary import GROUNDED_PROMPT, build_tokenizer
 
 MIN_CONFIDENCE = -0.7
-"""Below it is most of what it makes of other scripts, and next to nothing of what it can read."""
+"""Lowest trusted confidence. Most text invented for other scripts is below it, hardly any that is right."""
 
 
 def export(settings: Settings, run: Path, out: Path) -> None:
-    """Raise RuntimeError when the run's weights are not of the settings' sizes."""
+    """Write the checkpoint folder. Raise ``RuntimeError`` when the run's weights have other sizes."""
     state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     network = fresh_network(settings.model, settings.run.seed)
     native = {name.replace(".attn.native.", ".attn."): tensor for name, tensor in state["mean"].items()}

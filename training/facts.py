@@ -1,4 +1,4 @@
-"""How long a checkpoint was trained on what, run after run: ``training.json`` beside its weights."""
+"""Training history of a checkpoint, one entry a run: ``training.json`` beside its weights."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ FILE = "training.json"
 
 
 class RunFacts(BaseModel):
-    """One run. ``stage`` and ``step``: where it stood in its settings when it was exported."""
+    """Facts of one run. ``stage`` and ``step``: its position in its settings when it was exported."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,9 +25,9 @@ _Runs = TypeAdapter(tuple[RunFacts, ...])
 
 
 def read_facts(checkpoint: Path) -> tuple[RunFacts, ...]:
-    """Of all runs behind a checkpoint folder, the last one last; none where it has no such file.
+    """Return the facts of all runs behind a checkpoint folder, the latest last; none without the file.
 
-    Raise pydantic's ``ValidationError`` where the file says something else.
+    Raise pydantic's ``ValidationError`` when the file has another content.
     """
     file = checkpoint / FILE
     return _Runs.validate_json(file.read_bytes()) if file.is_file() else ()

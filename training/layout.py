@@ -1,7 +1,7 @@
-"""Where everything on a training page stands: headings, paragraphs, lists, tables, one column or two.
+"""Layout of training pages: headings, paragraphs, lists, tables, in one column or two.
 
-A page is laid out in drawing pixels and knows, for every character it prints, where its centre is. What is to
-be read of it is the sequence of its blocks.
+A page is laid out in drawing pixels. It knows the centre of every character it prints. The text to be read is
+the sequence of its blocks.
 """
 
 import random
@@ -17,7 +17,7 @@ BULLETS = "•–-*"  # noqa: RUF001
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Fonts of one design; ``bold`` may be the regular one."""
+    """Fonts of one design; ``bold`` may be the same file as ``regular``."""
 
     regular: Path
     bold: Path
@@ -25,10 +25,12 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class LayoutStyle:
-    """``em``: of the body text, drawing pixels. ``structured``: chance of headings, lists, tables and
-    columns. ``tracking``: white between letters, in ems. ``ligatures``: fi, fl and the like in one glyph.
-    ``levels``: how large headings of the first and the second level are, in the body's size; else each for
-    itself.
+    """Sizes and chances of a page's layout.
+
+    ``em``: size of the body text, in drawing pixels. ``structured``: chance of headings, lists, tables and
+    columns. ``tracking``: white between letters, in ems. ``ligatures``: print fi, fl and the like as one
+    glyph. ``levels``: sizes of first-level and second-level headings, in sizes of the body text; ``None``
+    draws a size for each heading.
     """
 
     width: float
@@ -148,7 +150,7 @@ class Layout:
         self, kind: str, left: float, right: float, num_lines: int, before: list[Piece],
         before_plain: list[Piece], *, indent: float = 0.0,
     ) -> None:  # fmt: skip
-        """A paragraph of up to ``num_lines`` lines at the cursor."""
+        """Print a paragraph of up to ``num_lines`` lines at the cursor and add it as a block."""
         rng, face = self._rng, self._body
         width = right - left
         budget = int(num_lines * width / (face.size * 2.4)) + 4
@@ -289,7 +291,7 @@ def _natural(words: Sequence[str], face: Face) -> float:
 
 
 def _wrap(words: list[str], face: Face, widths: Sequence[float]) -> Iterator[list[str]]:
-    """Words into lines of these widths; a word wider than its line is cut to what fits."""
+    """Break words into lines of these widths; cut a word that is wider than its line to what fits."""
     space = face.advance(" ")
     position = 0
     for width in widths:

@@ -1,6 +1,6 @@
-"""Lines of print as the service shows them: pages drawn, worn, and cut by the service's own code.
+"""Lines of print as the service shows them: pages are drawn, worn, and cut by the service's own code.
 
-What a view is to be read as follows from which marks lie in its rows.
+The text of a view follows from the marks that lie in its rows.
 """
 
 import io
@@ -24,19 +24,22 @@ from training.text import TextSource
 
 WIDTH_EM, HEIGHT_EM, STRUCTURED_HEIGHT_EM = (14.0, 44.0), (5.0, 13.0), (15.0, 24.0)
 VIEWS_A_PAGE = 5
-"""At most, so that a batch has prints of several kinds."""
+"""Most views taken from one page, so that a batch has print of several kinds."""
 TRACKED_SHARE, TRACKING_EM = 0.2, (-0.03, 0.14)
 LIGATURES_SHARE = 0.4
-"""Typesetters and most PDFs have them, word processors mostly not."""
+"""Share of pages with ligatures. Typesetters and most PDFs use them, word processors mostly do not."""
 STRETCH = (0.6, 1.6)
 DOTTED_SHARE, DOTS_AN_EM = 0.3, (13.0, 26.0)
-"""Of worn copies: print made of dots, as of receipts."""
+"""Share of worn copies whose print is made of dots, as on receipts, and the dots in an em."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineStyle:
-    """``em_px``: of the body text on the page as uploaded. ``degraded`` and ``worn``: chances of scan damage
-    and of one-bit or low-resolution copies. ``structured``: as a page's.
+    """Sizes and chances of the pages that lines are cut from.
+
+    ``em_px``: range of the body text's size on the page as uploaded. ``degraded`` and ``worn``: chances of
+    scan damage and of one-bit or low-resolution copies. ``structured``: as in a page's style. ``stretched``:
+    chance of print narrower or wider than its font.
     """
 
     em_px: tuple[float, float]
@@ -48,7 +51,9 @@ class LineStyle:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A character on the evened page: its centre, and whether a space or the line's begin is before it."""
+    """A character on the straightened page: its centre, and whether a space or the line's start is before
+    it.
+    """
 
     x: float
     y: float
@@ -57,7 +62,7 @@ class Placed:
 
 
 class LineRenderer:
-    """The same ``rng`` and style give the same views."""
+    """Renders views of lines. The same ``rng`` and style give the same views."""
 
     def __init__(self, text: TextSource, families: Sequence[Family]) -> None:
         self._text, self._families = text, families
@@ -100,13 +105,15 @@ class LineRenderer:
 
 
 def _drawn(rng: random.Random, views: Sequence[RenderedPage], most: int) -> list[RenderedPage]:
-    """At random, and fuller views rather than those with a word or two, which cost as much to read."""
+    """Choose at most ``most`` views at random, preferring fuller ones: a view with a word or two costs as
+    much to read.
+    """
     order = sorted(views, key=lambda view: rng.random() ** (1 / (2 + len(view.marks))))
     return order[-most:]
 
 
 def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
-    """A copy of a copy: strokes thicker or thinner, dots, coarse pixels, one bit."""
+    """Make the image look like a copy of a copy: strokes thicker or thinner, dots, coarse pixels, one bit."""
     if rng.random() < DOTTED_SHARE:
         image = _dotted(rng, image, em)
     if rng.random() < 0.5:
@@ -133,14 +140,14 @@ def worn(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
 
 
 def _pressure(rng: random.Random, shape: tuple[int, ...], em: float) -> npt.NDArray[np.float32]:
-    """Of the type on the paper, (H, W) around 0: where it was light, hairlines are lost."""
+    """Draw the uneven pressure of type on paper, (H, W) around 0. Where it is light, hairlines are lost."""
     field = np.random.default_rng(rng.getrandbits(32)).standard_normal(shape, dtype=np.float32)
     smooth = ndimage.gaussian_filter(field, em * rng.uniform(0.1, 0.5))
     return np.asarray(smooth / max(1e-6, float(smooth.std())) * rng.uniform(0.0, 0.18), np.float32)
 
 
 def _dotted(rng: random.Random, image: Image.Image, em: float) -> Image.Image:
-    """Printed by pins or a thermal head: each dot black or white, its edge soft, some of them faint."""
+    """Print the image as pins or a thermal head do: in black or white dots with soft edges, some faint."""
     share = rng.uniform(*DOTS_AN_EM) / em
     if share >= 1:
         return image
@@ -169,7 +176,7 @@ def placed_marks(ink: Ink, page: PrintedPage, size: tuple[int, int], shares: Seq
 
 
 def _word_begins(page: PrintedPage) -> list[bool]:
-    """For each mark, whether a space stands before it."""
+    """Tell for each mark whether a space stands before it."""
     begins = [True] * len(page.marks)
     for block in page.blocks:
         before = -1
@@ -190,7 +197,7 @@ def _shown(ink: Ink, placed: Sequence[Placed]) -> Iterator[RenderedPage]:
 
 
 def _is_on(one: Placed, line: Line, lines: Sequence[Line]) -> bool:
-    """In its box, and in no other whose middle is nearer."""
+    """Tell whether a character lies in the line's box and in no other box whose middle is nearer."""
 
     def reach(other: Line) -> float:
         inside = other.left <= one.x < other.right and other.top <= one.y < other.bottom

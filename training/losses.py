@@ -1,4 +1,4 @@
-"""What the pocket checkpoint is taught by, beside the next token."""
+"""Losses that teach the pocket checkpoint, besides that of the next token."""
 
 import math
 from typing import Any
@@ -15,10 +15,10 @@ GUIDED_POSITIONS = 512
 
 
 def dense_loss(logits: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(..., 32, classes), (..., 32) -> cross-entropy, and the share of cells with a character named right.
+    """Compute the cross-entropy of cells, and the share of characters named right.
 
-    Most cells hold no character: of those as many take part as there are others, and all of them together
-    weigh a third of the loss.
+    Shapes: (..., 32, classes) logits, (..., 32) classes. Most cells hold no character. Of these, a random
+    sample as large as the others takes part (at least 64), and it makes up a third of the loss.
     """
     flat, target = logits.flatten(0, -2), cells.flatten()
     printed = target.nonzero().squeeze(1)
@@ -33,10 +33,10 @@ def dense_loss(logits: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def norm_loss(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """(B, N, D), (B, N, 32) -> hinge: each patch with text is to have a norm 15 % above the largest without.
+    """Compute a hinge that pushes the norm of each patch with text 15 % above the largest norm without.
 
-    RTPrune keeps tokens of large norm. In a large model norms tell text from paper by themselves; a small one
-    has to be told.
+    (B, N, D) patches, (B, N, 32) cells -> scalar. RTPrune keeps tokens of large norm. In a large model norms
+    tell text from paper by themselves; a small one has to be taught.
     """
     has_text = (cells > 0).any(-1)  # (B, N)
     log_norms = patches.norm(dim=-1).log()
@@ -46,17 +46,17 @@ def norm_loss(patches: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
 
 
 class Guide:
-    """Shows some attention heads of one decoder layer where to look.
+    """Teaches some attention heads of one decoder layer where to look.
 
-    Left to itself a decoder this small takes very long to find out that it must read line by line. Two heads
-    of a layer are told, by a cross-entropy over the visual tokens, to look at the patch of the last character
-    that was read; two of the layer after it at the patch of the one to name. Nothing of it remains in the
-    model that is shipped. (Guided attention, as speech synthesis uses it: Tachibana et al. 2017,
-    arXiv:1710.08969.)
+    A decoder this small takes very long to find out by itself that it must read line by line. Two heads of a
+    layer are taught, by a cross-entropy over the visual tokens, to look at the patch of the last character
+    that was read. Two heads of the next layer are taught to look at the patch of the character to name.
+    Nothing of this remains in the shipped model. (Guided attention, as in speech synthesis: Tachibana et al.
+    2017, arXiv:1710.08969.)
     """
 
     def __init__(self, attention: Any) -> None:
-        """``attention``: the layer's own, with ``q_proj`` and ``k_proj``."""
+        """Watch ``attention``, the layer's own module, which has ``q_proj`` and ``k_proj``."""
         self._attention = attention
         self._seen: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] | None = None
         attention.register_forward_pre_hook(self._look, with_kwargs=True)
@@ -66,10 +66,12 @@ class Guide:
         self._seen = (hidden, kwargs["position_embeddings"])  # type: ignore[assignment]
 
     def loss(self, visual: slice, first_text: int, target: torch.Tensor) -> torch.Tensor:
-        """``visual``: positions in the last forward's sequence; ``first_text``: the position that predicts
-        the first token. ``target``: (B, T) visual index each text position is to look at, or ``IGNORED``.
+        """Compute the cross-entropy between where the guided heads looked and where they should look.
 
-        Of every row the same ``GUIDED_POSITIONS`` at random take part.
+        ``visual``: positions of the visual tokens in the last forward's sequence. ``first_text``: the
+        position that predicts the first token. ``target``: (B, T), the visual token that each text position
+        should look at, or ``IGNORED``. ``GUIDED_POSITIONS`` random positions take part, the same in every
+        row. Raise ``RuntimeError`` without a forward before.
         """
         if self._seen is None:
             raise RuntimeError("no forward before the loss")
@@ -91,7 +93,7 @@ class Guide:
         return functional.cross_entropy(scores.flatten(0, 2), repeated.flatten(), ignore_index=IGNORED)
 
     def _heads(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) -> (B, heads, T, d) of the guided heads."""
+        """Project hidden states to the guided heads. (B, T, D) -> (B, heads, T, d)."""
         dim: int = self._attention.head_dim
         projected = functional.linear(hidden, weight[: GUIDED_HEADS * dim])
         return projected.view(len(hidden), -1, GUIDED_HEADS, dim).transpose(1, 2)

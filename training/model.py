@@ -1,4 +1,4 @@
-"""The pocket checkpoint as a network: transformers' own classes at small sizes, and a head to teach it by."""
+"""Network of the pocket checkpoint: transformers' own classes at small sizes, and a head for training."""
 
 import math
 from pathlib import Path
@@ -25,7 +25,7 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
             "num_hidden_layers": sizes.decoder_layers,
             "num_attention_heads": sizes.decoder_heads,
             "num_key_value_heads": sizes.decoder_heads,
-            # The default is a sliding attention, and `sliding_window=None` is refused.
+            # The default is sliding attention, and `sliding_window=None` is refused.
             "layer_types": ["full_attention"] * sizes.decoder_layers,
             "mlp_layer_types": ["dense"] * (sizes.decoder_layers - 1) + ["sparse"],
             "n_routed_experts": sizes.experts,
@@ -46,11 +46,11 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "mlp_dim": 4 * sizes.sam_width,
                 "output_channels": sizes.sam_neck,
                 "downsample_channels": list(sizes.sam_downsample),
-                # Position tables are small and stretched to the view: they say where on the page, roughly.
+                # Position tables are small and stretched to the view, so they give rough places on the page.
                 "image_size": sizes.sam_table_px,
                 "patch_size": 16,
                 "window_size": sizes.sam_window,
-                # In a view of a whole page, attention over all 16 px patches would cost more than all else.
+                # Attention over all 16 px patches of a whole page would cost more than all else.
                 "global_attn_indexes": list(sizes.sam_global),
             },
             "encoder_config": {
@@ -58,7 +58,7 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
                 "num_hidden_layers": sizes.vision_layers,
                 "num_attention_heads": sizes.vision_heads,
                 "intermediate_size": 4 * sizes.vision_width,
-                # Its patches are the SAM part's output: one for 64 px, so "16 px" of a quarter-size image.
+                # Its patches are the SAM part's output, one for 64 px: "16 px" of a quarter-size image.
                 "image_size": sizes.view_px // 4,
                 "patch_size": 16,
             },
@@ -67,7 +67,10 @@ def pocket_config(sizes: ModelSettings) -> UnlimitedOcrConfig:
 
 
 def fresh_network(sizes: ModelSettings, seed: int) -> Any:
-    """Random weights. The library initialises the SAM part with 1e-10, which never learns anything."""
+    """Build a network with random weights.
+
+    The library initialises the SAM part with 1e-10, from which it never learns; so it is initialised anew.
+    """
     torch.manual_seed(seed)
     network = UnlimitedOcrForConditionalGeneration(pocket_config(sizes))
     for name, module in network.named_modules():
@@ -84,13 +87,14 @@ def fresh_network(sizes: ModelSettings, seed: int) -> Any:
 
 
 def grow_from(network: Any, folder: Path) -> None:
-    """Start from an earlier checkpoint of the same widths, in place: the function is the earlier one's.
+    """Copy an earlier checkpoint of the same widths into the network, in place, so that it computes the same.
 
-    Position tables of other sizes are stretched, windows of attention widened.
-    Rows of the vocabulary beyond the earlier one keep their fresh values. A dense FFN where the network has a
-    mixture becomes its shared expert, and the routed experts start silent. Decoder layers beyond the earlier
-    ones are put before the last and start silent.
-    Raises KeyError or RuntimeError when the two do not fit.
+    Position tables of other sizes are stretched and windows of attention widened. Rows of the vocabulary
+    beyond the earlier one keep their fresh values. Where the earlier one has a dense FFN and the network a
+    mixture, the FFN becomes the shared expert, and the routed experts start silent. Decoder layers beyond the
+    earlier ones are inserted before the last and start silent.
+
+    Raise ``KeyError`` or ``RuntimeError`` when the two do not fit.
     """
     grown_from = UnlimitedOcrForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     earlier = grown_from.state_dict()
@@ -121,13 +125,16 @@ def grow_from(network: Any, folder: Path) -> None:
 
 
 def _wider(table: torch.Tensor, length: int) -> torch.Tensor:
-    """(2w - 1, d) relative positions -> (length, d): those that were too far are like the farthest known."""
+    """Widen a table of relative positions. (2w - 1, d) -> (length, d).
+
+    Distances beyond the table get the values of the farthest one it has.
+    """
     missing = (length - len(table)) // 2
     return torch.cat([table[:1].expand(missing, -1), table, table[-1:].expand(missing, -1)])
 
 
 def _stretched(grid: torch.Tensor, side: int) -> torch.Tensor:
-    """(S, S, d) -> (side, side, d)."""
+    """Resize a position table by bicubic interpolation. (S, S, d) -> (side, side, d)."""
     channels_first = grid.permute(2, 0, 1)[None]
     return functional.interpolate(channels_first, size=(side, side), mode="bicubic")[0].permute(1, 2, 0)
 
@@ -138,9 +145,9 @@ def _own_name(name: str, own: dict[str, nn.Parameter], last_earlier: int, last_o
 
 
 class DenseHead(nn.Module):
-    """(B, N, D) patch tokens -> (B, N, 32, classes): which character is centred in each cell.
+    """Names the character centred in each cell. (B, N, D) patch tokens -> (B, N, 32, classes).
 
-    Thrown away after training.
+    It is thrown away after training.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:

@@ -1,4 +1,4 @@
-"""A page as it is printed: what is drawn where, where each character's centre is, and how it is read."""
+"""A page as printed: what is drawn where, the centre of each character, and how it is to be read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from PIL import ImageFont
 from training.vocabulary import CHARACTERS
 
 Mark = tuple[float, float, str]
-"""(x, y, character): its centre in pixels."""
+"""(x, y, character): a printed character and its centre in pixels."""
 Piece = tuple[str, int]
-"""A character or special token to be read, and the number of its mark; -1 where nothing is printed for it."""
+"""A character or special token to be read, and the number of its mark; -1 when it is not printed."""
 Box = tuple[float, float, float, float]
 
 
@@ -22,12 +22,12 @@ def _loaded(path: Path, size: float) -> ImageFont.FreeTypeFont:
 
 
 LIGATURES = {"ffi": "\ufb03", "ffl": "\ufb04", "ff": "\ufb00", "fi": "\ufb01", "fl": "\ufb02"}
-"""Letters that books and PDFs print as one glyph, longest first; still read as the letters."""
+"""Letters that books and PDFs print as one glyph, longest first. They are still read as letters."""
 
 
 @cache
 def _ligatures(path: Path) -> dict[str, str]:
-    """Those that the font has a glyph for."""
+    """Return the ligatures that the font has glyphs for."""
     font = _loaded(path, 32)
     missing = bytes(font.getmask("\U000f1234"))
     return {letters: glyph for letters, glyph in LIGATURES.items() if bytes(font.getmask(glyph)) != missing}
@@ -35,17 +35,17 @@ def _ligatures(path: Path) -> dict[str, str]:
 
 @cache
 def printable(path: Path) -> frozenset[str]:
-    """Characters of the vocabulary that the font has; one it lacks is drawn as the same box as any other."""
+    """Return the characters of the vocabulary that the font has; it draws the same box for all others."""
     font = _loaded(path, 32)
     missing = bytes(font.getmask("\U000f1234"))
     return frozenset(c for c in CHARACTERS if c.isascii() or bytes(font.getmask(c)) != missing)
 
 
 class Face:
-    """A font at a size, in drawing pixels, that remembers how wide its characters are."""
+    """A font at a size, in drawing pixels; caches the widths of its characters."""
 
     def __init__(self, path: Path, size: float, tracking: float = 0.0, *, ligatures: bool = False) -> None:
-        """``tracking``: white added after each character, in sizes. ``ligatures``: those of the font."""
+        """Load a font. ``tracking``: white after each character, in sizes. ``ligatures``: use the font's."""
         self.path = path
         self._ligatures = _ligatures(path) if ligatures and not tracking else {}
         self.tracking = tracking * size
@@ -58,7 +58,7 @@ class Face:
         return sum(self.advance(glyph) for glyph, _ in self.glyphs(text))
 
     def glyphs(self, text: str) -> list[tuple[str, str]]:
-        """What is drawn, and the characters it is read as."""
+        """Split text into glyphs: (what is drawn, the characters it is read as)."""
         drawn: list[tuple[str, str]] = []
         at = 0
         while at < len(text):
@@ -73,13 +73,13 @@ class Face:
         return self._advance[character]
 
     def fit(self, word: str) -> str:
-        """The word without characters the font lacks."""
+        """Return the word without the characters that the font lacks."""
         return "".join(character for character in word if character in self._has)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Text drawn in one go: (x, baseline) of its left end."""
+    """Text drawn in one go. (``x``, ``baseline``) is its left end."""
 
     text: str
     x: float
@@ -89,7 +89,7 @@ class Run:
 
 @dataclass(slots=True)
 class PrintedBlock:
-    """A region of the page. ``markdown`` and ``plain``: how it is to be read."""
+    """A region of the page. ``markdown`` and ``plain``: its text for each of the two prompts."""
 
     kind: str
     box: Box
@@ -128,7 +128,7 @@ class PrintedPage:
     def print_line(
         self, words: Sequence[str], x: float, baseline: float, face: Face, width: float | None = None
     ) -> list[Piece]:
-        """Words beside each other; spread to ``width`` when given."""
+        """Print words beside each other; spread them to ``width`` when it is given."""
         space = face.advance(" ")
         if width is not None and len(words) > 1:
             space = (width - sum(face.width(word) for word in words)) / (len(words) - 1)

@@ -1,4 +1,4 @@
-"""Several processes that train one network: started together, each with its own core or GPU."""
+"""Run several processes that train one network, each with a core or GPU of its own."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from torch import distributed
 
 
 def start_processes(count: int, arguments: Sequence[str]) -> int:
-    """Run this program ``count`` times as one training; the exit status of the first that fails, else 0."""
+    """Run this program ``count`` times as one training. Return the largest exit status, 0 if none failed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -29,7 +29,10 @@ def start_processes(count: int, arguments: Sequence[str]) -> int:
 
 
 def rank_and_world() -> tuple[int, int]:
-    """As the environment says; processes on a CPU get a core each."""
+    """Read rank and world size from the environment and join the process group.
+
+    On a CPU each process gets a core of its own.
+    """
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world > 1:
         on_gpu = torch.cuda.is_available()

@@ -1,7 +1,7 @@
-"""Pages that a machine prints: an image, what is to be read of it, and which character stands where.
+"""Rendered pages: an image, its text, and the place of every character.
 
-A page is drawn, made "native" (what a scanner or a PDF rasterizer would deliver), degraded, and only then
-padded to its view, as the service does with an upload.
+A page is drawn, resized to "native" (what a scanner or a PDF rasterizer would deliver), degraded, and only
+then padded to its view, as the service does with an upload.
 """
 
 import io
@@ -27,16 +27,16 @@ BICUBIC = Image.Resampling.BICUBIC
 
 
 PAGE_SHAPES = (297 / 210, 297 / 210, 11 / 8.5, 11 / 8.5, 1.5, 1.2, 1.0, 0.75, 210 / 297)
-"""Height over width: A4 and letter most, books, squares, screens, A4 lying."""
+"""Height over width: mostly A4 and letter, then books, squares, screens, and A4 in landscape."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageStyle:
-    """Pages in a padded view of ``view_px``.
+    """Sizes and chances of pages in a padded view of ``view_px``.
 
-    ``em_px``: size of the body text in the view. ``scale``: pixels of the upload for each of the view's.
-    ``degraded``: chance of scan damage. ``structured``: chance of headings, lists, tables, columns and page
-    numbers.
+    ``em_px``: range of the body text's size in the view. ``scale``: range of the upload's pixels for each
+    pixel of the view. ``degraded``: chance of scan damage. ``structured``: chance of headings, lists, tables,
+    columns and page numbers.
     """
 
     view_px: int
@@ -46,14 +46,15 @@ class PageStyle:
     degraded: float
     max_characters: int
     square: bool = False
-    """As a view of a region is: no gray beside the page."""
+    """Draw a square page, without gray beside it, as in the view of a region."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPage:
-    """``native``: the page as it would be uploaded, gray. ``pixels``: (V, V) uint8, its padded view.
+    """A page and its text.
 
-    ``marks``: centres in pixels of ``pixels``.
+    ``native``: the gray page as it would be uploaded. ``pixels``: (V, V) uint8, its padded view. ``marks``:
+    centres in pixels of ``pixels``.
     """
 
     native: Image.Image
@@ -64,17 +65,17 @@ class RenderedPage:
 
     @property
     def text(self) -> str:
-        """What "Free OCR." is to answer."""
+        """The right answer to "Free OCR."."""
         return "".join(piece for piece, _ in self.plain)
 
     @property
     def grounded(self) -> str:
-        """What the grounded prompt is to answer."""
+        """The right answer to the grounded prompt."""
         return "".join(piece for piece, _ in self.markdown)
 
 
 class PageRenderer:
-    """The same seed and style give the same page."""
+    """Renders pages. The same seed and style give the same page."""
 
     def __init__(self, text: TextSource, families: Sequence[Family]) -> None:
         missing = [
@@ -111,12 +112,12 @@ class PageRenderer:
 
 
 def padded(image: Image.Image, view_px: int) -> Image.Image:
-    """As the service makes its view."""
+    """Pad an image to its view as the service does."""
     return ImageOps.pad(image, (view_px, view_px), method=BICUBIC, color=PAD_GRAY)
 
 
 def _in_view(placed: Sequence[Mark], size: tuple[int, int], view_px: int) -> tuple[Mark, ...]:
-    """Marks in shares of the image's sides -> in pixels of its padded view."""
+    """Convert marks from shares of the image's sides to pixels of its padded view."""
     scale = view_px / max(size)
     width, height = size[0] * scale, size[1] * scale
     left, top = (view_px - width) / 2, (view_px - height) / 2
@@ -124,7 +125,7 @@ def _in_view(placed: Sequence[Mark], size: tuple[int, int], view_px: int) -> tup
 
 
 def _markdown(page: PrintedPage) -> list[Piece]:
-    """Grounding tags and Markdown of every block, as the model writes them."""
+    """Write the grounding tags and the Markdown of every block, as the model should."""
     regions: list[list[Piece]] = []
     for block in page.blocks:
         corners = ", ".join(str(value) for value in _per_mille(block.box, page))
@@ -135,7 +136,7 @@ def _markdown(page: PrintedPage) -> list[Piece]:
 
 
 def _per_mille(box: Box, page: PrintedPage) -> tuple[int, int, int, int]:
-    """Corners in thousandths of the page's sides, 0 to 999."""
+    """Convert a box to thousandths of the page's sides, 0 to 999."""
     left, top, right, bottom = box
     xs = [min(999, max(0, int(x / page.width * 999))) for x in (left, right)]
     ys = [min(999, max(0, int(y / page.height * 999))) for y in (top, bottom)]
@@ -155,7 +156,7 @@ def _unprinted(text: str) -> list[Piece]:
 
 
 def draw_page(rng: random.Random, page: PrintedPage) -> Image.Image:
-    """Black or dark print on white or gray paper, (W, H) gray."""
+    """Draw black or dark print on white or gray paper: a gray image of the page's size."""
     paper = rng.randint(215, 255) if rng.random() < 0.3 else 255
     ink = rng.randint(0, 80) if rng.random() < 0.4 else 0
     image = Image.new("L", (round(page.width), round(page.height)), paper)
@@ -169,8 +170,10 @@ def draw_page(rng: random.Random, page: PrintedPage) -> Image.Image:
 
 
 def degrade(rng: random.Random, image: Image.Image, marks: list[Mark]) -> tuple[Image.Image, list[Mark]]:
-    """What a mild scan does: skew of up to a degree, blur, noise, shading, JPEG. ``marks`` in shares of the
-    sides."""
+    """Apply mild scan damage: skew of up to a degree, blur, noise, shading, JPEG.
+
+    ``marks`` are in shares of the sides and move with the page.
+    """
     if rng.random() < 0.4:
         image, marks = _skewed(image, marks, rng.uniform(-1.0, 1.0))
     if rng.random() < 0.4:
@@ -206,14 +209,14 @@ def _skewed(image: Image.Image, marks: list[Mark], degrees: float) -> tuple[Imag
 
 
 def patch_of(x: float, y: float, view_px: int) -> int:
-    """Row-major number of the patch token of the view that a point lies in; -1 outside."""
+    """Return the row-major number of the patch token that a point of the view lies in; -1 outside."""
     if not (0 <= x < view_px and 0 <= y < view_px):
         return -1
     return int(y // PATCH_PX) * (view_px // PATCH_PX) + int(x // PATCH_PX)
 
 
 def cell_targets(page: RenderedPage, class_of: dict[str, int]) -> npt.NDArray[np.int64]:
-    """(patches, 32) classes: whose centre lies in each 8 x 16 px cell of each patch token; 0 is nobody's."""
+    """Return the class of the character centred in each 8 x 16 px cell; 0 for none. (patches, 32) int64."""
     view_px = page.pixels.shape[0]
     columns = PATCH_PX // CELL_WIDTH_PX
     target = np.zeros(((view_px // PATCH_PX) ** 2, CELLS_PER_PATCH), dtype=np.int64)

@@ -15,14 +15,14 @@ LEADING = 1.35
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A region of a page. ``lines``: a heading's or paragraph's only text, a list's items, a table's rows."""
+    """A region of a page. ``lines``: the only text of a heading or paragraph, items, or a table's rows."""
 
     kind: str
     lines: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """What is printed."""
+        """The text as printed."""
         return "\n".join(line.replace("|", " ") for line in self.lines)
 
 

@@ -1,4 +1,4 @@
-"""What the decoder sees of the visual tokens: all of them, or what RTPrune keeps."""
+"""What the decoder sees of the visual tokens: all of them, or only those that RTPrune keeps."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,7 @@ from training.render import PATCH_PX
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the decoder sees of pages: (B, L, D) visual tokens, and (B, L) bool which of them are kept;
-    ``None`` for all.
-    """
+    """Visual tokens of pages, (B, L, D), and (B, L) bool, which of them are kept; ``None`` keeps all."""
 
     embeds: torch.Tensor
     kept: torch.Tensor | None = None
@@ -23,10 +21,9 @@ class Seen:
 
 
 def prune(visual: torch.Tensor, views: torch.Tensor) -> Seen:
-    """(B, L, D) visual tokens of pages and their (B, V, V) views -> what RTPrune keeps, what it folds in
-    added.
+    """Prune visual tokens (B, L, D) of pages with views (B, V, V); add what RTPrune folds into the kept ones.
 
-    The fold is a constant to the gradient: the method's answer has none.
+    The fold is a constant to the gradient, because RTPrune's result has none.
     """
     side = views.shape[-1] // PATCH_PX
     is_patch = torch.tensor(([True] * side + [False]) * side + [False], device=visual.device)
@@ -45,8 +42,9 @@ def prune(visual: torch.Tensor, views: torch.Tensor) -> Seen:
 
 
 def attention_masks(hidden: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
-    """``hidden``: (B, T) bool keys that nobody may look at. Without any there is no mask at all: attention
-    kernels then skip what lies ahead instead of hiding it.
+    """Make the masks of the decoder. ``hidden``: (B, T) bool, keys that no query may see.
+
+    Without hidden keys there is no mask at all, so that attention kernels skip later keys, not mask them.
     """
     if hidden is None:
         return {"full_attention": None, "reference_sliding_attention": None}
@@ -57,7 +55,7 @@ def attention_masks(hidden: torch.Tensor | None) -> dict[str, torch.Tensor | Non
 
 
 def visual_index(patches: torch.Tensor, side: int, kept: torch.Tensor | None) -> torch.Tensor:
-    """(B, T) row-major patch numbers -> places among the visual tokens; ``IGNORED`` where pruned."""
+    """Convert (B, T) row-major patch numbers to places among the visual tokens; ``IGNORED`` where pruned."""
     number = patches.clamp(min=0)
     place = number // side * (side + 1) + number % side
     is_there = patches != IGNORED

@@ -1,4 +1,4 @@
-"""The settings file of a training run, checked on load."""
+"""Settings of a training run, checked on load."""
 
 import tomllib
 from pathlib import Path
@@ -55,7 +55,7 @@ class ModelSettings(_Frozen):
 
 
 class RenderSettings(_Frozen):
-    """``fonts`` and ``held_out``: (regular, bold) of each family, under ``folders``."""
+    """Fonts and text of the pages. ``fonts``, ``held_out``: (regular, bold) of each family in ``folders``."""
 
     folders: tuple[Path, ...] = Field(min_length=1)
     fonts: tuple[tuple[str, str], ...] = Field(min_length=1)
@@ -77,7 +77,7 @@ class RenderSettings(_Frozen):
     )
 
     def families(self, *, held_out: bool = False) -> list[Family]:
-        """Of the training pages, or of those that only measure."""
+        """Return the families of training pages, or those held out for measuring."""
         pairs = self.held_out if held_out else self.fonts
         return [Family(self._found(regular), self._found(bold)) for regular, bold in pairs]
 
@@ -87,7 +87,9 @@ class RenderSettings(_Frozen):
 
 
 class View(_Frozen):
-    """Pages of one view size: ``em_px`` of body text in the view; ``scale``: the upload's pixels for each."""
+    """Pages of one view size. ``em_px``: of body text in the view; ``scale``: upload pixels for each
+    pixel.
+    """
 
     px: int = Field(multiple_of=64)
     em_px: tuple[float, float]
@@ -97,7 +99,7 @@ class View(_Frozen):
 
 
 class Lines(_Frozen):
-    """Lines of pages, shown as the service shows them. ``em_px``: of body text on the page as uploaded."""
+    """Lines cut from pages as the service does. ``em_px``: size of body text on the page as uploaded."""
 
     em_px: tuple[float, float]
     weight: int = Field(1, ge=1)
@@ -106,7 +108,7 @@ class Lines(_Frozen):
 
 
 class Stage(_Frozen):
-    """A stretch of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
+    """A stage of the curriculum. ``lr`` runs from the first to the second value along a cosine."""
 
     name: str
     steps: int = Field(ge=1)
@@ -139,14 +141,14 @@ class Settings(_Frozen):
     stage: tuple[Stage, ...] = Field(min_length=1)
 
     def renderers(self, *, held_out: bool = False) -> Renderers:
-        """Raise ``FileNotFoundError`` that names the fonts which are not installed."""
+        """Make the renderers. Raise ``FileNotFoundError`` that names the fonts which are not installed."""
         render = self.render
         text = TextSource(render.words, render.common, render.ledger, render.technical, render.signs)
         families = self.render.families(held_out=held_out)
         return Renderers(PageRenderer(text, families), LineRenderer(text, families))
 
     def styles(self, stage: Stage) -> list[Style]:
-        """Each as often as its weight says."""
+        """Return the styles of a stage, each as often as its weight says."""
         return [_style(view, stage) for view in stage.views for _ in range(view.weight)]
 
 
@@ -165,9 +167,9 @@ def _style(view: View | Lines, stage: Stage) -> Style:
 
 
 def load_settings(path: Path, root: Path = Path("/")) -> Settings:
-    """Raise pydantic's ``ValidationError``, naming the field that is missing, unknown or out of range.
+    """Read settings. Raise pydantic's ``ValidationError`` that names a missing, unknown or wrong field.
 
-    ``root``: fonts and words are looked for under it, for machines that bring their own.
+    ``root``: folder to look for fonts and words in, for machines that bring their own.
     """
     with path.open("rb") as file:
         settings = Settings.model_validate(tomllib.load(file))

@@ -7,15 +7,15 @@ from pathlib import Path
 
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation
 COMMON_SHARE = 0.5
-"""Of the words of ordinary English text, those in ``_COMMON``."""
+"""Share of words that come from ``_COMMON``, as in ordinary English text."""
 TERM_SHARE = 0.25
-"""Of the words of technical paragraphs."""
+"""Share of terms among the words of technical paragraphs."""
 QUANTITIES_SHARE = 0.35
-"""Of technical paragraphs: nothing but quantities, as in the cells of a table."""
+"""Share of technical paragraphs that hold only quantities, as cells of a table do."""
 FIGURES_SHARE = 0.4
-"""Of paragraphs of signs: nothing but figures, as in the columns of a statement."""
+"""Share of paragraphs of signs that hold only figures, as columns of a statement do."""
 SIGN_SHARE = 0.4
-"""Of the words of other paragraphs of signs."""
+"""Share of signs among the words of the other paragraphs of signs."""
 _UNITS = """
 g g kg mg t m cm mm km l ml s ms h min V A W kW Hz kHz MHz GHz B KB MB GB °C °F K % % € $ £ pt px dpi in ft lb
 oz mi N Pa bar J kJ mol dB rpm x
@@ -37,12 +37,11 @@ _CURLY = str.maketrans({'"': "“", "'": "’"})  # noqa: RUF001
 
 
 class TextSource:
-    """Words of text, reproducible from the ``random.Random`` passed in.
+    """Source of random text, reproducible from the ``random.Random`` passed in.
 
-    ``common``: share of paragraphs in which common words are as frequent as in ordinary English.
-    ``ledger``: of paragraphs of labels and amounts. ``technical``: of sentences among which lists of numbers,
-    citations, identifiers and addresses stand. ``signs``: of paragraphs with digits and signs that words
-    seldom have.
+    Each share is one of paragraphs. ``common``: common words are as frequent as in ordinary English.
+    ``ledger``: labels and amounts. ``technical``: sentences with lists of numbers, citations, identifiers and
+    addresses. ``signs``: digits and signs that words seldom have.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class TextSource:
         self._frequencies = [1 / (rank + 2.7) for rank in range(len(_COMMON))]
 
     def paragraph(self, rng: random.Random, num_words: int) -> list[str]:
-        """Words with sentence case and punctuation attached, ready to be laid out."""
+        """Return words with sentence case and punctuation attached, ready to be laid out."""
         for share, kind in (
             (self._signs_share, self._signs),
             (self._ledger_share, self._ledger),
@@ -81,7 +80,7 @@ class TextSource:
         return [self._code(rng) for _ in range(num_words)]
 
     def heading(self, rng: random.Random) -> list[str]:
-        """One to seven words in one of the usual cases, some with a section number before them."""
+        """Return one to seven words in one of the usual cases, sometimes after a section number."""
         words = [self._plain_word(rng) for _ in range(rng.randint(1, 7))]
         case = rng.random()
         if case < 0.45:
@@ -95,7 +94,7 @@ class TextSource:
         return words
 
     def cell(self, rng: random.Random) -> list[str]:
-        """What stands in one cell of a table."""
+        """Return the words of one cell of a table."""
         if rng.random() < 0.5:
             return [self._number(rng)]
         return [self._plain_word(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
@@ -123,7 +122,7 @@ class TextSource:
         return words
 
     def _ledger(self, rng: random.Random, num_words: int) -> list[str]:
-        """Receipts, forms, letterheads: labels in one case, and what belongs to them."""
+        """Return text as on receipts, forms and letterheads: labels in one case, each with its amounts."""
         case = rng.choice([str.upper, str.upper, str.capitalize, str.capitalize, str.lower])
         colon = rng.choice([":", ":", " :", ""])
         words: list[str] = []
@@ -162,7 +161,7 @@ class TextSource:
         return [word for term in terms for word in term][:num_words]
 
     def _term(self, rng: random.Random) -> list[str]:
-        """What stands in a technical text between its words."""
+        """Return a term as technical texts have them between their words."""
         one, other = (rng.choice(self._words).lower() for _ in range(2))
         numbers = ", ".join(str(rng.randint(0, 10 ** rng.randint(1, 3))) for _ in range(rng.randint(1, 6)))
         makers: list[Callable[[], str]] = [
@@ -190,7 +189,7 @@ class TextSource:
         return makers[maker]().split() if maker < len(makers) else self._quantity(rng)
 
     def _signs(self, rng: random.Random, num_words: int) -> list[str]:
-        """Digits and signs: a paragraph of figures, or words with signs among them."""
+        """Return a paragraph of figures, or words with signs among them."""
         if rng.random() < FIGURES_SHARE:
             return [self._figure(rng) for _ in range(num_words)]
         words = self._sentences(rng, num_words, common=COMMON_SHARE)
@@ -198,7 +197,7 @@ class TextSource:
         return [word for term in terms for word in term][:num_words]
 
     def _figure(self, rng: random.Random) -> str:
-        """A number in one of the forms that documents have; every digit as often as any other."""
+        """Return a number in one of the forms that documents use; every digit is equally likely."""
 
         def digits(count: int) -> str:
             return "".join(rng.choices(string.digits, k=count))
@@ -225,7 +224,7 @@ class TextSource:
         return makers[rng.randrange(len(makers))]()
 
     def _sign_term(self, rng: random.Random) -> list[str]:
-        """A sign where documents have it: ampersands, sections, comparisons, paths, code."""
+        """Return a sign as documents use it: ampersands, sections, comparisons, paths, code."""
         one, other = (rng.choice(self._words)[:9] for _ in range(2))
         name, letter, count = one.capitalize(), rng.choice("abcdfgnpqxyz"), self._figure(rng)
         relation = rng.choice(
@@ -283,7 +282,7 @@ class TextSource:
         return makers[kind]().split() if kind < len(makers) else [count]
 
     def _quantity(self, rng: random.Random) -> list[str]:
-        """A number and its unit, apart or together; or what else fills a cell."""
+        """Return a number and its unit, apart or together, or something else that fills a cell."""
         kind = rng.random()
         if kind < 0.2:
             return [

@@ -3,8 +3,8 @@
     python -m training.train --settings training/pocket.toml --run runs/pocket --minutes 90
     python -m training.train --processes 2        # one for each core (or GPU), gradients averaged
 
-Resumes from the run folder by itself. Ends with the curriculum or the wall-clock budget, always at a saved
-state.
+Resumes from the run folder by itself. Stops at the end of the curriculum or of the wall-clock budget; the
+state is always saved.
 """
 
 import argparse
@@ -44,12 +44,12 @@ class Progress:
 
 
 class Trainer:
-    """One run: network, dense head, optimiser, running mean, and where the curriculum stands."""
+    """One run: network, dense head, optimiser, running mean, and the position in the curriculum."""
 
     def __init__(
         self, settings: Settings, run: Path, start: Path | None, render_processes: int | None = None
     ) -> None:
-        """``render_processes``: as the settings say where it is ``None``; it changes no batch."""
+        """Start a run. ``render_processes``: ``None`` takes the settings' number; it changes no batch."""
         self.settings, self.run = settings, run
         self.render_processes = (
             settings.run.render_processes if render_processes is None else render_processes
@@ -62,7 +62,7 @@ class Trainer:
             grow_from(self.network, start)
             self.earlier = read_facts(start)
         self.network.set_experts_implementation("grouped_mm")
-        # a CPU without bfloat16 units computes in it fifty times slower than in float32
+        # on a CPU without bfloat16 units, bfloat16 is fifty times slower than float32
         self.half = self.device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())
         fold_sam_attention(self.network)
         self.network.to(self.device).train()
@@ -87,7 +87,7 @@ class Trainer:
         }
 
     def train(self, minutes: float) -> bool:
-        """True when the whole curriculum is done."""
+        """Train for ``minutes``. Return True when the whole curriculum is done."""
         deadline = time.monotonic() + 60 * minutes
         while self.progress.stage < len(self.settings.stage):
             if not self._train_stage(self.settings.stage[self.progress.stage], deadline):
@@ -124,11 +124,11 @@ class Trainer:
     def _step(
         self, batch: Batch, stage: Stage, step: int, tally: dict[str, list[float]], *, ended: bool
     ) -> bool:
-        """One optimiser step. True when the time of any process is over."""
+        """Do one optimiser step. Return True when the time of any process is over."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
         rng = random.Random(f"{stage.name}{step}/{self.rank}")
-        torch.manual_seed(rng.getrandbits(63))  # the losses sample: a resumed run is to sample the same
+        torch.manual_seed(rng.getrandbits(63))  # losses sample at random: a resumed run must repeat it
         losses: dict[str, torch.Tensor] = {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             patches = self.patches(batch.views)
@@ -163,14 +163,14 @@ class Trainer:
         return ended
 
     def patches(self, views: torch.Tensor) -> torch.Tensor:
-        """(B, V, V) uint8 gray -> (B, N, D) projected patch tokens, row-major."""
+        """Encode views to projected patch tokens, row-major. (B, V, V) uint8 gray -> (B, N, D)."""
         pixels = (views.to(self.device).float() / 127.5 - 1).unsqueeze(1).expand(-1, 3, -1, -1)
         model = self.network.model
         projected: torch.Tensor = model.multi_modal_projector(model.vision_tower(pixels).last_hidden_state)
         return projected
 
     def visual_tokens(self, patches: torch.Tensor) -> torch.Tensor:
-        """(B, N, D) -> (B, L, D): a row break after each row, the view separator last."""
+        """Add a row break after each row, and the view separator last. (B, N, D) -> (B, L, D)."""
         model = self.network.model
         batch, num_patches, width = patches.shape
         side = math.isqrt(num_patches)
@@ -181,7 +181,7 @@ class Trainer:
     def _reading_losses(
         self, batch: Batch, patches: torch.Tensor, prompt: torch.Tensor, *, tagged: bool, is_pruned: bool
     ) -> dict[str, torch.Tensor]:
-        """Of the next token, and of where attention looks, over all pages of the batch."""
+        """Compute the losses of the next token and of attention, averaged over the tokens of the batch."""
         visual = self.visual_tokens(patches)
         seen = prune(visual, batch.views) if is_pruned else Seen(visual)
         count = sum(len(answer.ids) for answer in batch.answers(tagged=tagged))
@@ -194,7 +194,7 @@ class Trainer:
     def _read(
         self, seen: Seen, group: Targets, side: int, prompt: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both losses, summed over the tokens of these pages."""
+        """Compute both losses, summed over the tokens of these pages."""
         ids = group.ids.to(self.device)
         logits = self.logits(seen, ids.clamp(min=0)[:, :-1], prompt)
         loss = functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), ignore_index=IGNORED)
@@ -213,9 +213,10 @@ class Trainer:
         return self.guide_next.loss(where, first, next_one) + self.guide_here.loss(where, first, last_one)
 
     def logits(self, seen: Seen, text: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-        """Pages and (B, T) text -> (B, 1 + T, V) what follows the prompt and each token of the text.
+        """Predict what follows the prompt and each token of the text. (B, T) text -> (B, 1 + T, V).
 
-        A pruned token stays in the sequence, where nobody sees it: positions are those of the whole one.
+        A pruned token stays in the sequence, hidden from all queries, so that positions are those of the
+        whole sequence.
         """
         language_model = self.network.model.language_model
         batch, num_visual, _ = seen.embeds.shape
@@ -257,8 +258,9 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, stage: Stage) -> dict[str, float]:
-        """On pages of unseen fonts, with the running mean: how many characters are named right after the true
-        text before them, and where attention looked.
+        """Measure the share of characters that are named right after the true text before them.
+
+        Reads pages in unseen fonts with the running mean of the weights.
         """
         trained = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.network.load_state_dict(self.mean)
@@ -292,7 +294,7 @@ class Trainer:
             log.write(line + "\n")
 
     def save(self) -> None:
-        """Replace the saved state at once: a run killed while saving resumes from the one before."""
+        """Replace the saved state in one step: a run killed while saving resumes from the state before."""
         if self.rank != 0:
             return
         partial = self.run / "state.partial"

@@ -1,4 +1,4 @@
-"""The pocket checkpoint's character vocabulary. Ids never move: a later checkpoint may only append."""
+"""Character vocabulary of the pocket checkpoint. Ids never move: a later checkpoint may only append."""
 
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.decoders import Fuse
@@ -14,9 +14,9 @@ TYPOGRAPHIC = "–—‘’‚“”„†‡•…‰‹›€™−≤≥≠�
 GROUNDED_PROMPT = "\n<|grounding|>Convert the document to markdown."
 PLAIN_PROMPT = "\nFree OCR."
 CHARACTERS = ASCII[:-1] + LATIN_1 + TYPOGRAPHIC
-"""What a page may print, and spaces."""
+"""Characters that a page may print, and the space."""
 _CONTROL = ["<|begin|>", "<|end|>", "<|pad|>", "<image>"]
-# The two prompts are one token each: spelled out they would cost every page some forty positions.
+# Each of the two prompts is one token: spelled out, it would cost every page some forty positions.
 _SPECIAL = [
     "<|grounding|>",
     "<|ref|>",
@@ -32,7 +32,7 @@ _SPECIAL = [
 
 
 def tokens() -> list[str]:
-    """Every token, in the order of its id."""
+    """Return every token, in the order of its id."""
     return [*_CONTROL, *ASCII, *_SPECIAL, *LATIN_1, *TYPOGRAPHIC]
 
 
@@ -40,7 +40,7 @@ ID_OF = {token: index for index, token in enumerate(tokens())}
 
 
 def build_tokenizer() -> Tokenizer:
-    """One token a character; special tokens are recognised in text; any other character is unknown."""
+    """Build the tokenizer: one token a character; special tokens are recognised, other characters unknown."""
     tokenizer = Tokenizer(WordLevel(ID_OF, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = Fuse()

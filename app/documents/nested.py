@@ -1,7 +1,7 @@
-"""Read JSON bodies with documents inside: base64, data URLs, or addresses.
+"""JSON bodies with documents somewhere inside: base64, data URLs, or addresses.
 
-The body is spooled under the limits of uploads and parsed in a thread. Its documents are written to
-separate files before the other fields are checked.
+The body is spooled under the limits of uploads, parsed in a thread, and its documents are written to files of
+their own before the rest is looked at.
 """
 
 import asyncio
@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.documents.forms import MAX_FILES
-from app.documents.sources import JSON_BYTES_A_BYTE, Body, check_rest, decode_base64, json_body
-from app.errors import BadOption, BadRequest, UnsupportedMediaType
+from app.documents.sources import DATA, JSON_BYTES_A_BYTE, Body, check_rest, decode_base64, json_body
+from app.errors import BadOption, UnsupportedMediaType
 from app.settings import Settings
 
-DATA_SCHEME = "data:"
-BASE64_MARK = ";base64"
-MAX_DATA_HEAD_CHARS = 256
+MAX_DOCUMENTS = 32
+"""Documents of one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A document as JSON gives it: ``base64``, or an ``address``, which may be a data URL."""
+    """A document as JSON names it: ``base64`` or an ``address``, which may be a data URL."""
 
     base64: str | None = None
     address: str | None = None
@@ -31,7 +29,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """A document from the body, stored at ``path``, or still to be fetched from ``address``."""
+    """A document that was in the body, at ``path``, or whose ``address`` is to be asked."""
 
     path: Path | None
     address: str | None
@@ -39,52 +37,43 @@ class Nested:
 
 
 Take = Callable[[dict[str, Any]], Iterable[Named]]
-"""Takes the documents out of a body. Afterwards the body must be without them."""
+"""Takes the documents out of a body, which must be a new object without them afterwards."""
 
 
 async def receive_json(
     chunks: AsyncIterator[bytes],
     content_type: str,
     content_length: int | None,
-    new_path: Callable[[], Path],
+    place: Callable[[], Path],
     settings: Settings,
     take: Take,
 ) -> tuple[list[Nested], dict[str, Any]]:
-    """Spool a JSON body. Return its documents and its other fields. Raise the request's own error."""
+    """Spool a JSON body and return its documents and the rest of it. Raise what is wrong."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("send application/json")
     max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + settings.max_form_kib * 1024
-    path = new_path()
+    path = place()
     await Body(chunks, settings, max_bytes, content_length).spool(path)
-    return await asyncio.to_thread(_read, path, new_path, settings, take)
+    return await asyncio.to_thread(_read, path, place, settings, take)
 
 
 def _read(
-    path: Path, new_path: Callable[[], Path], settings: Settings, take: Take
+    path: Path, place: Callable[[], Path], settings: Settings, take: Take
 ) -> tuple[list[Nested], dict[str, Any]]:
     with json_body(path, settings) as fields:
         named = list(take(fields))
         check_rest(fields, settings)
-        if len(named) > MAX_FILES:
-            raise BadOption(f"a request may have {MAX_FILES} documents")
-        return [_written(one, new_path, settings) for one in named], fields
+        if len(named) > MAX_DOCUMENTS:
+            raise BadOption(f"a request may have {MAX_DOCUMENTS} documents")
+        return [_written(one, place, settings) for one in named], fields
 
 
-def _written(named: Named, new_path: Callable[[], Path], settings: Settings) -> Nested:
-    address = named.address
-    text = named.base64
-    if address is not None and address[: len(DATA_SCHEME)].lower() == DATA_SCHEME:
-        text, address = _data_of(address), None
+def _written(named: Named, place: Callable[[], Path], settings: Settings) -> Nested:
+    text, address = named.base64, named.address
+    if address is not None and address[: len(DATA)].lower() == DATA:
+        text, address = DATA + address[len(DATA) :], None
     if text is None:
         return Nested(None, address, named.filename)
-    path = new_path()
+    path = place()
     decode_base64(text, path, settings)
     return Nested(path, None, named.filename)
-
-
-def _data_of(url: str) -> str:
-    """Return the base64 of a data URL. Ignore the type that it names."""
-    comma = url.find(",", 0, MAX_DATA_HEAD_CHARS)
-    if comma < 0 or not url[:comma].lower().endswith(BASE64_MARK):
-        raise BadRequest("a data URL must have the form data:TYPE;base64,DATA")
-    return url[comma + 1 :]

@@ -1,7 +1,7 @@
-"""Spool an upload to a file while it arrives, within limits.
+"""Bytes in: an upload is spooled to a file while it arrives, within limits.
 
-Only the files of a form are spooled. A JSON body is spooled whole and then parsed in a thread. A body that
-is the document itself is spooled as it is.
+Of a form the files alone are spooled; of JSON the whole body, which is then parsed in a thread. A body that
+is a document itself is spooled as it is.
 """
 
 import asyncio
@@ -33,15 +33,14 @@ WRITE_BYTES = MIB
 DECODED_CHARS = MIB
 LARGE_BODY_BYTES = 4 * MIB
 JSON_BYTES_A_BYTE = 1.5
-"""Most bytes of JSON per byte of the file in it. Base64 has 4 for 3, and some clients escape ``/`` and
-``+``."""
+"""Bytes of JSON for one of its file: base64 has 4 for 3, and some escape ``/`` and ``+``."""
 STRUCTURE = (b"{", b"[", b",", b'"')
 BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
 SEVERAL_FIELDS = frozenset({"files", "files[]", "file[]"})
-"""Names of form parts that may be repeated, each with a document."""
+"""Names of parts of which there may be several, each with a document."""
 URL_FIELD = "url"
 MAX_FILENAME_CHARS = 200
 RAW_TYPE = re.compile(rb"application/(?:pdf|x-pdf|octet-stream)|image/[a-z0-9.+-]+")
@@ -52,12 +51,12 @@ NO_BASE64 = "file is not base64 of the standard alphabet, padded, nor that as da
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
 
 _PARSING = threading.Semaphore(2)
-"""Limits how many large bodies are parsed at a time."""
+"""Large bodies that are parsed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledFile:
-    """One of several files of a form. ``filename``: the client's name for it."""
+    """One of several files of a form. ``filename``: what the client calls it."""
 
     path: Path
     filename: str
@@ -65,9 +64,9 @@ class SpooledFile:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A document that arrived, and the request's other fields: JSON values, or text from a form.
+    """A document that arrived, and the other fields of its request: JSON values, or text from a form.
 
-    ``source`` is ``None`` with ``several``, and when the request names a ``url`` instead of a file.
+    ``source`` is ``None`` when a request that may name a ``url`` instead had no file, and with ``several``.
     """
 
     source: Source | None
@@ -77,7 +76,7 @@ class Upload:
 
 
 def is_document(content_type: str) -> bool:
-    """Tell whether a body of this type is the document itself. Its options are then in the query."""
+    """Tell whether a body of this type is a document itself. Its options stand in the address then."""
     kind, _ = parse_options_header(content_type)
     return RAW_TYPE.fullmatch(kind) is not None
 
@@ -92,12 +91,10 @@ async def receive(
     may_name_url: bool = False,
     place_more: Callable[[], Path] | None = None,
 ) -> Upload:
-    """Spool the file of a request to ``path``. Only the few KiB of a form's other fields stay in memory.
+    """Spool the file of a request to ``path``. Of a form, only its few KiB are held in memory.
 
-    ``place_more`` gives a path for each of several files; without it a form may have one.
-
-    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it
-    stalls.
+    ``place_more`` gives a path for each of several files; without it a form has one.
+    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it stalls.
     """
     kind, parameters = parse_options_header(content_type)
     max_form_bytes = settings.max_form_kib * 1024
@@ -123,7 +120,7 @@ async def receive(
         return Upload(None, fields, from_form, several)
     if not has_file and from_form and str(fields.get(URL_FIELD, "")).startswith(DATA):
         await asyncio.to_thread(path.unlink, missing_ok=True)
-        decode_base64(fields.pop(URL_FIELD), path, settings)  # in this thread, because a form field is small
+        decode_base64(fields.pop(URL_FIELD), path, settings)  # which is as small as a form is
         has_file = True
     if has_file:
         return Upload(sniff_file(path), fields, from_form)
@@ -134,11 +131,11 @@ async def receive(
 
 
 Feed = Callable[[bytes], list[tuple[Path, bytes | bytearray]]]
-"""Returns the bytes of a chunk to write, each with its file. Files follow one after the other."""
+"""What to write of a chunk, and where: to files one after the other."""
 
 
 class Body:
-    """A request's body that is being written to one file or several."""
+    """A request's body on its way to a file, or to several."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], settings: Settings, max_bytes: int, content_length: int | None
@@ -152,11 +149,10 @@ class Body:
         self._max_bytes = max_bytes
 
     async def spool(self, path: Path, feed: Feed | None = None) -> None:
-        """Write the body to a new file. With ``feed``, write what it returns for each chunk: the files in
-        a form."""
+        """Write the body to a new file; with ``feed``, what that makes of each chunk: the files in a form."""
         limit_mib = self._settings.max_upload_mib
         num_bytes = body_bytes = 0
-        # the file is written in other threads, one awaited write at a time
+        # file objects of the event loop's thread, written in others: one write at a time, each awaited
         spooled = path.open("xb", buffering=0)
         buffer = bytearray()
         try:
@@ -164,7 +160,7 @@ class Body:
                 body_bytes += len(chunk)
                 if (
                     body_bytes > self._max_bytes
-                ):  # counted as well as the file: a form may go on after its last boundary
+                ):  # of which little need be file: a form may go on after its end
                     raise TooLarge(f"the body is larger than a file of {limit_mib} MiB needs")
                 for target, data in [(path, chunk)] if feed is None else feed(chunk):
                     if target != path:
@@ -185,7 +181,7 @@ class Body:
 
 
 def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
-    """Return a message that the request has no document, with the fields it has: clients mistake the name."""
+    """Say that the request has no document, and what it has instead: clients mistake the name."""
     lacking = "the form has no part called file" if from_form else NO_JSON_FILE
     instead = ", ".join(name[:40] for name in fields) or "nothing"
     return f"{lacking}{', nor an address at url' if may_name_url else ''}; there is {instead}"
@@ -213,7 +209,7 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
 
 
 class Multipart:
-    """A parser of a form. Its files go to disk; the other parts are small and stay in memory."""
+    """A form: its files go to disk, the other parts are small and kept."""
 
     def __init__(
         self,
@@ -222,6 +218,9 @@ class Multipart:
         path: Path,
         settings: Settings,
         place_more: Callable[[], Path] | None,
+        several_fields: frozenset[str] = SEVERAL_FIELDS,
+        *,
+        has_lists: bool = False,
     ) -> None:
         if not boundary:
             raise BadRequest("the multipart content type has no boundary")
@@ -229,7 +228,11 @@ class Multipart:
         self._path = path
         self._max_files = settings.max_files
         self._place_more = place_more
-        self._fields: dict[str, str] = {}
+        self._several_fields = several_fields
+        self._has_lists = has_lists
+        """Whether a field may come more than once."""
+        self._fields: dict[str, list[str]] = {}
+        self._num_fields = 0
         self._disposition = bytearray()
         self._header = bytearray()
         self._name = ""
@@ -271,7 +274,12 @@ class Multipart:
             raise BadRequest("the multipart body ends before its last boundary")
         if self.has_file and self._several:
             raise BadOption("give one document in file, or several in files, not both")
-        return dict(self._fields)
+        return {name: texts[-1] for name, texts in self._fields.items()}
+
+    @property
+    def lists(self) -> dict[str, tuple[str, ...]]:
+        """The texts of each field, of which there may be several."""
+        return {name: tuple(texts) for name, texts in self._fields.items()}
 
     @property
     def several(self) -> tuple[SpooledFile, ...]:
@@ -306,21 +314,26 @@ class Multipart:
         except (KeyError, UnicodeDecodeError) as error:
             raise BadRequest("a form part has no readable name") from error
         self._is_file = not parameters.keys().isdisjoint({b"filename", b"filename*"})
-        if self._name in self._fields or (self._name == FILE_FIELD and self.has_file):
+        if not self._has_lists and (
+            self._name in self._fields or (self._name == FILE_FIELD and self.has_file)
+        ):
             raise BadOption(f"{self._name[:80]} is given twice")
-        if len(self._fields) >= MAX_FIELDS:
-            raise BadRequest(f"the form has more than {MAX_FIELDS} fields")
-        if self._name == FILE_FIELD:
+        if self._num_fields >= MAX_FIELDS * (2 if self._has_lists else 1):
+            raise BadRequest(f"the form has more than {self._num_fields} fields")
+        is_one_of_several = self._name in self._several_fields and self._place_more is not None
+        if self._name == FILE_FIELD and not is_one_of_several:
             self.has_file = True
             self._target = self._path
-        elif self._name in SEVERAL_FIELDS and self._place_more is not None:
+        elif is_one_of_several and self._place_more is not None:
             if len(self._several) >= self._max_files:
                 raise BadOption(f"the form has more than {self._max_files} files")
             self._target = self._place_more()
             filename = parameters.get(b"filename", b"").decode(errors="replace")[:MAX_FILENAME_CHARS]
             self._several.append(SpooledFile(self._target, filename))
         if self._target is not None:
-            self._written.append((self._target, b""))  # creates the file even if no data comes
+            self._written.append((self._target, b""))  # a file, if no data comes
+        elif self._is_file and self._has_lists:  # whose fields may be unknown ones, which are ignored
+            raise self._refusal(BadRequest(""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._target is not None:
@@ -333,13 +346,15 @@ class Multipart:
         if self._target is not None:
             return
         try:
-            self._fields[self._name] = self._value.decode()
+            self._fields.setdefault(self._name, []).append(self._value.decode())
+            self._num_fields += 1
         except UnicodeDecodeError as error:
             raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
 
     def _refusal(self, error: ParseError) -> ParseError:
-        """Return the error for a refused part. The likeliest reason is a document under a wrong name."""
-        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {FILE_FIELD}"
+        """Explain a refused part: the likeliest reason is a document under a wrong name."""
+        parts = " or ".join(sorted(self._several_fields)) if self._has_lists else FILE_FIELD
+        misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {parts}"
         return BadOption(misnamed) if self._is_file else error
 
     def _end(self) -> None:
@@ -350,13 +365,12 @@ class Multipart:
 def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
     """Parse the JSON object at ``path``, in a thread, and remove the file.
 
-    Parsing takes several times the body's size in memory, so at most two large bodies are parsed at a
-    time.
+    A large body is a few times in memory meanwhile: two of them are parsed at a time.
     """
     with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
         body = path.read_bytes()
         path.unlink()
-        # Base64 has none of these signs. Each may become an object of 60 bytes, so limit them before parsing.
+        # base64 has none of these. Each may become an object of 60 bytes, so their number is limited before
         if sum(map(body.count, STRUCTURE)) > settings.max_form_kib * 1024:
             raise TooLarge("the JSON besides the file is too large")
         try:
@@ -370,7 +384,7 @@ def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Write the file of a JSON body to ``path``. Return the other fields, and whether there is a file."""
+    """Put the file of a JSON body in its place. Return the other fields, and whether there is a file."""
     with json_body(path, settings) as fields:
         in_address = FILE_FIELD not in fields and str(fields.get(URL_FIELD)).startswith(DATA)
         has_file = FILE_FIELD in fields or in_address
@@ -395,7 +409,7 @@ def check_rest(fields: dict[str, Any], settings: Settings) -> None:
 
 
 def _depth(value: Any) -> int:
-    """Return how deeply lists and objects are nested."""
+    """Count how deep lists and objects lie in each other."""
     match value:
         case dict():
             return 1 + max(map(_depth, value.values()), default=0)
@@ -412,10 +426,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def decode_base64(text: str, path: Path, settings: Settings) -> None:
-    """Decode base64, or a data URI of it, into a new file, in a thread.
+    """Write what base64, or a data URI of it, stands for to a new file, in a thread.
 
-    Raise ``BadOption`` or ``TooLarge``. Decode piece by piece, so that other threads run in between. Line
-    breaks, which some encoders insert, are accepted.
+    Raise ``BadOption`` or ``TooLarge``. Piece by piece: other threads have their turn in between. Some
+    encoders break lines, which are read.
     """
     num_bytes = 0
     left = ""

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from app.document import AnswerOptions, PageResult, ParsedDocument
@@ -21,6 +22,7 @@ from app.output.pages import Joined, Rule, join_pages
 Shown = Callable[[str, str], str]
 """Gives what stands for a figure in Markdown, by its name and its caption."""
 SIGN_BYTES = 16
+MAX_STEM_CHARS = 100
 
 
 def page_markdown(page: PageResult, figures: Shown | None) -> str:
@@ -83,3 +85,23 @@ def docling_json(
     """Return the document as a DoclingDocument, which docling-core makes."""
     found: dict[str, Any] = json.loads(formatted(document, "docling", address, pictures))
     return {**found, "name": name}
+
+
+def figure_names(document: ParsedDocument) -> list[str]:
+    """List the figures of a document, each once, in order."""
+    blocks = (block for page in document.pages for block in page.blocks)
+    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))
+
+
+def stems(filenames: Sequence[str]) -> list[str]:
+    """Return names for documents, each another one, that are fit for a file."""
+    found: list[str] = []
+    for filename in filenames:
+        stem = PurePath(filename.replace("\\", "/")).stem.replace("\0", "")[:MAX_STEM_CHARS]
+        stem = stem if stem not in {"", ".", ".."} else "document"
+        number = 2
+        unique = stem
+        while unique in found:
+            unique, number = f"{stem}_{number}", number + 1
+        found.append(unique)
+    return found

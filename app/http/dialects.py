@@ -8,8 +8,7 @@ import asyncio
 import binascii
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from app.documents.formats import Source, sniff_file
-from app.documents.forms import MAX_FILES, Form, receive_form
-from app.documents.nested import Nested, Take, receive_json
+from app.documents.forms import Form, receive_form
+from app.documents.nested import MAX_DOCUMENTS, Nested, Take, receive_json
 from app.documents.sources import Body
-from app.errors import DocumentDeadline, InvalidRequest, NotFound, NotReady, ParseError, UnsupportedMediaType
+from app.errors import (
+    BadOption,
+    DocumentDeadline,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    ParseError,
+    UnsupportedMediaType,
+)
 from app.http.access import caller_of
+from app.http.answers import sent
 from app.http.connected import while_connected
 from app.http.middleware import error_headers, named_errors
+from app.http.openapi import JSON
 from app.http.receive import fetched, submit
 from app.http.schemas.parse import OptionFields
 from app.http.service import ENDING, Service, note_job, service_of
@@ -42,7 +51,6 @@ ErrorStatus = Callable[[ParseError], int]
 TICKET_MARK = "t-"
 MAX_TICKET_CHARS = 6000
 ID_BYTES = 16
-SENT_BYTES = 2**17
 
 
 # --- errors
@@ -92,25 +100,8 @@ class Document:
     filename: str
 
 
-@contextmanager
-def spooling(service: Service) -> Iterator[Callable[[], Path]]:
-    """Give paths for the documents of one request. What is there is removed at the end."""
-    with service.spool.file() as base:
-        paths: list[Path] = []
-
-        def new_path() -> Path:
-            paths.append(base.with_name(f"{base.name}-{len(paths)}"))
-            return paths[-1]
-
-        try:
-            yield new_path
-        finally:
-            for path in paths:
-                path.unlink(missing_ok=True)
-
-
 async def received_form(
-    request: Request, service: Service, new_path: Callable[[], Path], file_fields: frozenset[str]
+    request: Request, service: Service, place: Callable[[], Path], file_fields: frozenset[str]
 ) -> tuple[list[Document], Mapping[str, tuple[str, ...]]]:
     """Spool the documents of a form, and return them with its fields."""
     await _check_body(request, service)
@@ -119,7 +110,7 @@ async def received_form(
             aiter(request.stream()),
             request.headers.get("content-type", ""),
             content_length(request),
-            new_path,
+            place,
             service.settings,
             file_fields=file_fields,
         )
@@ -127,7 +118,7 @@ async def received_form(
 
 
 async def received_json(
-    request: Request, service: Service, new_path: Callable[[], Path], take: Take
+    request: Request, service: Service, place: Callable[[], Path], take: Take
 ) -> tuple[list[Nested], dict[str, Any]]:
     """Spool a JSON body and the documents inside it."""
     await _check_body(request, service)
@@ -136,7 +127,7 @@ async def received_json(
             aiter(request.stream()),
             request.headers.get("content-type", ""),
             content_length(request),
-            new_path,
+            place,
             service.settings,
             take,
         )
@@ -152,11 +143,11 @@ async def received_raw(request: Request, service: Service, path: Path) -> Docume
     return Document(await asyncio.to_thread(sniff_file, path), "")
 
 
-async def opened(service: Service, nested: Nested, new_path: Callable[[], Path]) -> Document:
+async def opened(service: Service, nested: Nested, place: Callable[[], Path]) -> Document:
     """Fetch a document if JSON gave its address, and recognise its format."""
     if nested.path is not None:
         return Document(await asyncio.to_thread(sniff_file, nested.path), nested.filename)
-    source = await fetched(service, nested.address or "", new_path())
+    source = await fetched(service, nested.address or "", place())
     name = nested.filename or (nested.address or "").partition("?")[0].rpartition("/")[2][:255]
     return Document(source, name)
 
@@ -180,12 +171,16 @@ async def submitted(
     request: Request, service: Service, documents: Sequence[Document], fields: OptionFields
 ) -> list[Job]:
     """Accept every document as a job of its own, or none of them."""
+    if len(documents) > MAX_DOCUMENTS:
+        raise BadOption(f"a request may have {MAX_DOCUMENTS} documents here")
     jobs: list[Job] = []
     new: list[Job] = []
+    is_one = len(documents) == 1
     try:
         for number, document in enumerate(documents):
             submission = Submission("", repeatable=False)
-            job, is_new = await submit(request, service, document.source, fields, submission, number or None)
+            own = None if is_one else number
+            job, is_new = await submit(request, service, document.source, fields, submission, own)
             jobs.append(job)
             if is_new:
                 new.append(job)
@@ -263,7 +258,7 @@ class Ticket:
                 raise ValueError("it is too long")
             data = urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))
             num_jobs = data[0]
-            if not 0 < num_jobs <= MAX_FILES:
+            if not 0 < num_jobs <= MAX_DOCUMENTS:
                 raise ValueError("it has no jobs")
             ends = range(1, 1 + ID_BYTES * num_jobs, ID_BYTES)
             ids = tuple(data[at : at + ID_BYTES].hex() for at in ends)
@@ -284,3 +279,8 @@ async def jobs_of(request: Request, service: Service, ticket: Ticket, wait_s: fl
         waiting = asyncio.gather(*(service.jobs.watcher.wait(job.id, wait_s) for job in jobs))
         return await while_connected(request, _result(waiting))
     return jobs
+
+
+async def sent_json(request: Request, pieces: Iterable[str | bytes]) -> Response:
+    """Answer with JSON whose pieces are made in threads, while they are sent."""
+    return await sent(request, iter(pieces), {"Vary": "Accept-Encoding"}, JSON)

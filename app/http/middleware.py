@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import tracing
 from app.errors import InternalError, MethodNotAllowed, NotFound, NotReady, ParseError
 from app.http.schemas.problem import Problem
 from app.http.service import ENDING
@@ -23,6 +24,8 @@ logger = logging.getLogger("rtprune.http")
 
 CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNTRACED = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked again and again, by machines."""
 LINGER_S = 1.0
 LINGER_BYTES = 2**20
 
@@ -72,6 +75,20 @@ class OutermostMiddleware:
         # HEAD is GET without a body, which the server leaves out by its own, unchanged scope
         scope = {**scope, "method": "GET", "head": True} if scope["method"] == "HEAD" else scope
         exchange = _Exchange(scope, receive, send)
+        if scope["path"].removeprefix(scope.get("root_path", "")) in UNTRACED:
+            await self._exchange(scope, exchange)
+            return
+        parent = Headers(scope=scope).get("traceparent", "")
+        with tracing.span(scope["method"], parent=parent, is_server=True) as span:
+            await self._exchange(scope, exchange)
+            route = _route_of(scope)
+            span.rename(f"{_method_of(scope)} {route}")
+            span.set(http__route=route, http__request__method=_method_of(scope))
+            span.set(http__response__status_code=exchange.status, rtprune__request=exchange.id)
+            if exchange.status >= 500:
+                span.fail(str(exchange.status))
+
+    async def _exchange(self, scope: Scope, exchange: "_Exchange") -> None:
         token = request_id.set(exchange.id)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -116,10 +133,7 @@ class OutermostMiddleware:
             request_id.reset(token)
 
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
-        route = scope.get("route")
-        path = getattr(route, "path", "other")
-        method = "HEAD" if "head" in scope else scope["method"]
-        method = method if method in METHODS else "other"
+        path, method = _route_of(scope), _method_of(scope)
         seconds = time.perf_counter() - exchange.started
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
         self._metrics.request_seconds.labels(path, method).observe(seconds)
@@ -135,6 +149,16 @@ class OutermostMiddleware:
                 "ms": round(seconds * 1000, 1),
             },
         )
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the pattern that an address fits, never the address."""
+    return str(getattr(scope.get("route"), "path", "other"))
+
+
+def _method_of(scope: Scope) -> str:
+    method = "HEAD" if "head" in scope else scope["method"]
+    return method if method in METHODS else "other"
 
 
 def _is_ending(scope: Scope) -> bool:

@@ -34,6 +34,8 @@ class NewJob:
     priority: int
     webhook: str | None
     batch_pages: int
+    trace: str = ""
+    """``traceparent`` of the request, where traces are on."""
 
     @property
     def num_pages(self) -> int:
@@ -67,6 +69,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    trace: str = ""
 
     @property
     def is_open(self) -> bool:

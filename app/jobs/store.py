@@ -198,6 +198,7 @@ class Store:
                     webhook_status="pending" if job.webhook else None,
                     created_at=at,
                     touched_at=at,
+                    trace=job.trace,
                 )
             )
             if limits.quota is not None:

@@ -1,1 +1,1 @@
-"""How well a checkpoint reads: rendered and real pages, blank ones, the peers, and the cost of pruning."""
+"""Accuracy of a checkpoint: rendered and real pages, blank ones, peers, and the cost of pruning."""

@@ -1,11 +1,11 @@
-"""How well a checkpoint reads, through the engine, beside its peers on the same pages in the same run.
+"""Measure how well a checkpoint reads through the engine, beside peers on the same pages in the same run.
 
     python -m benchmarks.accuracy --peers --documents FOLDER --curve --out benchmarks/results/accuracy.json
     python -m benchmarks.accuracy.report            the tables and the plot in docs/, from benchmarks/results
 
-Held-out rendered pages (unseen texts; unseen fonts but for "seen fonts"), blank pages, real documents, speed,
-and the error against what pruning keeps. The needed Debian packages are named in training/README.md. Each row
-is printed as it is measured; the last line of stdout is one JSON document.
+Covers held-out rendered pages (unseen texts; unseen fonts except in "seen fonts"), blank pages, real
+documents, speed, and error against what pruning keeps. training/README.md names the Debian packages needed.
+Each row is printed as it is measured; the last line of stdout is one JSON document.
 """
 
 import argparse
@@ -48,7 +48,7 @@ NOTES = {
 
 
 async def measure(arguments: argparse.Namespace, settings: Settings, save: Callable[[Figures], None]) -> None:
-    """All that is asked for, in one run; saved after each part, so that a run cut short keeps the others."""
+    """Measure all that is asked for. Save after each part, so that a run cut short keeps the parts before."""
     figures: dict[str, Any] = {
         "checkpoint": arguments.checkpoint,
         "threads": arguments.threads,
@@ -122,7 +122,7 @@ async def read_kinds(
 def read_by_peers(
     peers: Sequence[peers_of.Peer], kinds: Sequence[Kind]
 ) -> tuple[list[Figures], dict[str, str]]:
-    """A row a kind and peer; and why a peer stopped in between, which must not cost the other figures."""
+    """Return a row for each kind and peer, and why peers stopped midway; the other figures are kept."""
     rows: list[Figures] = []
     failed: dict[str, str] = {}
     for kind in kinds:

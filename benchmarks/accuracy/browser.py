@@ -1,7 +1,8 @@
-"""Pages that no code of this project sets: HTML in many styles, printed by WeasyPrint.
+"""Pages that no code of this project lays out: HTML in many styles, printed by WeasyPrint.
 
-The layouts of ``training/`` may be what its own reader expects. Here lists, cells, headings and columns stand
-as browsers and their like set them. WeasyPrint is no dependency: its command is called where it is found.
+The layouts of ``training/`` may be what this project's reader expects. Here lists, cells, headings and
+columns stand where browsers and their like put them. WeasyPrint is no dependency: its command is called where
+it is found.
 """
 
 import random
@@ -23,7 +24,7 @@ BROWSER = "browser"
 FIRST_SEED = 1 << 50
 PAGE_SECONDS = 60
 COMMON = 0.8
-"""Of paragraphs, in which common words are as frequent as in ordinary English."""
+"""Share of paragraphs in which common words are as frequent as in ordinary English."""
 BULLETS = {"disc": "•", "circle": "◦", "square": "▪", '"– "': "–"}  # noqa: RUF001
 RULES = {
     "grid": "td,th{border:1px solid #000}",
@@ -35,12 +36,12 @@ RULES = {
 
 
 class WeasyPrintMissing(Exception):
-    """The command cannot be run."""
+    """The command of WeasyPrint cannot be run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """``tag``: of HTML. ``parts``: a text, items of a list, or rows of a table."""
+    """A block of a page. ``tag``: its HTML tag. ``parts``: a text, items of a list, or rows of a table."""
 
     tag: str
     parts: tuple[tuple[str, ...], ...]
@@ -84,24 +85,24 @@ def _cell(cell: str, tag: str) -> str:
 
 
 def browser_pages(settings: Settings, command: str) -> "BrowserPages":
-    """In the fonts that training never draws."""
+    """Make the source of browser pages, in the fonts that training never draws."""
     render = settings.render
     text = TextSource(render.words, common=COMMON)
     return BrowserPages(command, text, render.families(held_out=True))
 
 
 class BrowserPages:
-    """``command``: WeasyPrint's. ``families``: fonts the pages are set in."""
+    """Source of browser pages. ``command``: WeasyPrint's. ``families``: fonts the pages are set in."""
 
     def __init__(self, command: str, text: TextSource, families: Sequence[Family]) -> None:
         self._command, self._text, self._families = command, text, families
 
     def kind(self, count: int) -> Kind:
-        """The same pages in every run. Raises ``WeasyPrintMissing``."""
+        """Print ``count`` pages, the same ones in every run. Raise ``WeasyPrintMissing``."""
         return Kind(BROWSER, tuple(self._page(FIRST_SEED + number) for number in range(count)))
 
     def _page(self, seed: int) -> Sample:
-        """As many blocks as there is room for."""
+        """Print a page of as many blocks as fit on it."""
         rng = random.Random(seed)  # noqa: S311 - draws pages, not secrets
         in_two = rng.random() < 0.3
         blocks = self._blocks(rng, max_columns=3 if in_two else 5)
@@ -150,7 +151,7 @@ class BrowserPages:
 
     def _sentence(self, rng: random.Random, num_words: int) -> str:
         words = self._text.paragraph(rng, num_words)
-        # what begins as an item does would be one in the truth's Markdown
+        # text that begins like a list item would be one in the true Markdown
         return " ".join(words).lstrip("-*+#0123456789.) ") or "None"
 
     def _title(self, rng: random.Random) -> str:
@@ -172,7 +173,7 @@ class BrowserPages:
         return " ".join(self._title(rng).split()[:3])
 
     def _style(self, rng: random.Random, *, in_two: bool) -> tuple[str, str, bool]:
-        """(CSS, bullet, whether the page has a number)."""
+        """Draw a style: (CSS, bullet, whether the page has a number)."""
         body = rng.choice(self._families)
         heading = body if rng.random() < 0.6 else rng.choice(self._families)
         is_numbered, bullet = rng.random() < 0.5, rng.choice([*BULLETS])

@@ -1,4 +1,4 @@
-"""Error against keep ratio, for RTPrune and the methods it is compared with, through the engine."""
+"""Measure error against keep ratio, for RTPrune and the methods it is compared with, through the engine."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,21 +18,23 @@ from training.vocabulary import PLAIN_PROMPT
 
 METHOD_NAMES = ("rtprune", "norm", "random")
 KEEP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, None)
-"""``None``: dynamic. Every method gets the ratio that RTPrune chooses for the page: they share that rule."""
+"""Keep ratios; ``None`` is dynamic: every method gets the ratio that RTPrune chooses for the page."""
 ONE_ATTEMPT = EngineSettings(max_attempts=1)
-"""The service reads a page that loops again, unpruned in the end: here that would hide what pruning costs."""
+"""Settings without second attempts. The service reads a looping page again, at last unpruned, which would
+hide the cost of pruning.
+"""
 
 
 def open_curve_reader(checkpoint: str, device: str) -> PageReader:
-    """A reader with ``ONE_ATTEMPT``."""
+    """Open a reader with ``ONE_ATTEMPT``."""
     return open_reader(checkpoint, device, ONE_ATTEMPT)
 
 
 @contextmanager
 def pruning_by(name: str) -> Iterator[None]:
-    """Engines of this process prune by a method of ``rtprune.METHODS``; not while pages are being read.
+    """Make engines of this process prune by a method of ``rtprune.METHODS``. Not while pages are being read.
 
-    The service knows RTPrune alone, so its call of it is what is swapped: all around it stays the service's.
+    The service knows RTPrune alone. So only its call of RTPrune is replaced; all else stays as it is.
     """
     method = METHODS[name]
 
@@ -51,9 +53,9 @@ async def curve(
     keep_ratios: Sequence[float | None] = KEEP_RATIOS,
     show: Callable[[Figures], object] = lambda _: None,
 ) -> list[Figures]:
-    """A row a method and ratio, and first the row of no pruning (ratio 1), which is every method's.
+    """Measure a row for each method and ratio. The first row, no pruning (ratio 1), belongs to every method.
 
-    ``reader``: of ``open_curve_reader``. Plain prompt.
+    ``reader``: from ``open_curve_reader``. Pages are read with the plain prompt.
     """
     rows = [await _point(reader, kind, "none", ReadOptions(prune="none", prompt=PLAIN_PROMPT))]
     show(rows[0])
@@ -79,5 +81,5 @@ async def _point(reader: PageReader, kind: Kind, method: str, options: ReadOptio
     truth = [sample.text for sample in kind.samples]
     figures |= character_scores(readings.texts, truth) | readings.figures()
     figures["page_errors"] = [round(error, 4) for error in page_errors(readings.texts, truth)]
-    del figures["seconds_per_page"]  # encoding is left out of all rows but the first
+    del figures["seconds_per_page"]  # not comparable: only the first row includes encoding
     return figures

@@ -1,6 +1,6 @@
-"""The pages that accuracy is measured on, each with its truth: rendered A4 and small ones, real, blank.
+"""Pages that accuracy is measured on, each with its truth: rendered A4 and small ones, real ones, blank ones.
 
-Nothing rendered here was trained on: training draws its seeds from 48 bits, these lie above them.
+No rendered page here was trained on: training draws its seeds from 48 bits, and these lie above them.
 """
 
 import io
@@ -26,9 +26,9 @@ DPI = 150
 A4_PX = (1240, 1754)
 BODY_PT = (9.0, 14.0)
 FILLED = 1_800
-"""Printed characters after which no block is begun; the last one makes it up to ``MOST``."""
+"""Printed characters after which no block is begun; the last block may make it up to ``MOST``."""
 FEWEST, MOST = 200, 2_500
-"""Characters of an A4 page's text; a page outside is drawn anew."""
+"""Range of an A4 page's text in characters; a page outside it is drawn anew."""
 SMALL_EM_PX, SMALL_CHARACTERS = (24.0, 44.0), 150
 
 CLEAN, DEGRADED, SEEN_FONTS, SMALL, BLANK = "clean", "degraded", "seen fonts", "small", "blank"
@@ -40,7 +40,7 @@ DOCUMENTS = {
     "receipts": ".jpg",
     "scans": ".tif",
 }
-"""Kinds of real pages, by how their images' names end; the truth lies beside them as .txt."""
+"""Kinds of real pages -> how the names of their images end; the truth lies beside them as .txt."""
 UPPER_CASED = frozenset({"receipts"})
 OUT_OF_SCOPE = {
     "chinese": "the pocket checkpoint's vocabulary is Latin-1 and typographic signs: it cannot write Chinese",
@@ -53,8 +53,10 @@ Paper = Callable[[random.Random], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """``image``: as it would be uploaded. ``text``: what is to be read; ``markdown``: the same as clean
-    Markdown, ``None`` where nobody knows it.
+    """A page with its truth.
+
+    ``image``: as it would be uploaded. ``text``: the true text. ``markdown``: the same as clean Markdown,
+    ``None`` when it is not known.
     """
 
     name: str
@@ -78,7 +80,9 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class DrawnPage:
-    """``marks``: centre in pixels of the image and character, of every mark of ``printed``."""
+    """A page and its print. ``marks``: centre in pixels of the image and character, of every mark of
+    ``printed``.
+    """
 
     sample: Sample
     printed: PrintedPage
@@ -86,7 +90,7 @@ class DrawnPage:
 
 
 class RenderedPages:
-    """Raises ``FileNotFoundError`` that names the fonts which are not installed."""
+    """Source of rendered pages. Raises ``FileNotFoundError`` that names the fonts which are not installed."""
 
     def __init__(self, settings: Settings) -> None:
         self._text = TextSource(settings.render.words)
@@ -94,11 +98,11 @@ class RenderedPages:
             kind: settings.render.families(held_out=kind != SEEN_FONTS) for kind in (*A4_KINDS, SMALL)
         }
         self._small = PageRenderer(self._text, self._families[SMALL])
-        PageRenderer(self._text, self._families[SEEN_FONTS])  # asks for its fonts
+        PageRenderer(self._text, self._families[SEEN_FONTS])  # fails now if fonts are missing
         self._view_px = settings.model.view_px
 
     def kind(self, name: str, count: int) -> Kind:
-        """``count`` pages of one of ``RENDERED``, the same ones in every run."""
+        """Return ``count`` pages of one of ``RENDERED``, the same ones in every run."""
         if name != SMALL:
             return Kind(name, tuple(page.sample for page in self.drawn_pages(name, count)))
         first = FIRST_SEED + RENDERED.index(name) * SEEDS_A_KIND
@@ -106,7 +110,7 @@ class RenderedPages:
         return Kind(name, tuple(islice((page for page in pages if page is not None), count)))
 
     def drawn(self, seed: int, kind: str) -> "DrawnPage | None":
-        """The A4 page of a seed; ``None`` where its text is too short or too long."""
+        """Draw the A4 page of a seed; ``None`` when its text is too short or too long."""
         rng = random.Random(seed)  # noqa: S311 - draws pages, not secrets
         em = rng.uniform(*BODY_PT) * DPI / 72
         style = LayoutStyle(*A4_PX, em=em, structured=1.0, max_characters=FILLED)
@@ -118,13 +122,13 @@ class RenderedPages:
         if kind == DEGRADED:
             image, marks = damaged(rng, image, marks)
         else:
-            image = ImageOps.autocontrast(image)  # white paper
+            image = ImageOps.autocontrast(image)  # makes the paper white
         markdown = to_markdown(_joined([block.markdown for block in page.blocks])).markdown
         sample = Sample(f"{kind} {seed - FIRST_SEED}", _upload(image), text, markdown)
         return DrawnPage(sample, page, tuple(marks))
 
     def drawn_pages(self, kind: str, count: int, skip: int = 0) -> list["DrawnPage"]:
-        """``count`` A4 pages, the same ones in every run; ``skip``: so many seeds, for other pages."""
+        """Return ``count`` A4 pages, the same ones in every run. Skip ``skip`` seeds to get other pages."""
         first = FIRST_SEED + RENDERED.index(kind) * SEEDS_A_KIND + skip
         pages = (self.drawn(seed, kind) for seed in range(first, first + SEEDS_A_KIND - skip))
         return list(islice((page for page in pages if page is not None), count))
@@ -153,8 +157,9 @@ def _upload(image: Image.Image) -> Image.Image:
 def damaged(
     rng: random.Random, image: Image.Image, marks: Sequence[Mark] = ()
 ) -> tuple[Image.Image, list[Mark]]:
-    """Degraded for certain: ``degrade`` leaves one page in ten as it is: that very object. ``marks`` in
-    pixels, moved with the page.
+    """Degrade a page until it has changed: ``degrade`` returns one page in ten as the same object.
+
+    ``marks`` are in pixels and move with the page.
     """
     width, height = image.size
     shares = [(x / width, y / height, character) for x, y, character in marks]
@@ -165,7 +170,10 @@ def damaged(
 
 
 def documents(folder: Path, most: int | None, endings: Mapping[str, str] = DOCUMENTS) -> list[Kind]:
-    """Kinds of ``endings`` that the folder has, at most so many pages of each; none without their truth."""
+    """Return the kinds of ``endings`` that the folder has: at most ``most`` pages of each, with their truth.
+
+    Raise ``FileNotFoundError`` when the folder has no such kind.
+    """
     kinds = []
     for name, ending in endings.items():
         images = sorted(path for path in (folder / name).glob(f"*{ending}") if _truth(path, ending).is_file())
@@ -191,7 +199,7 @@ def _truth(path: Path, ending: str) -> Path:
 
 
 def blank_pages(count: int) -> list[tuple[str, Image.Image]]:
-    """(paper, page) in turns of each paper."""
+    """Return (paper, page) for ``count`` blank pages, each kind of paper in turn."""
     rng = random.Random(FIRST_SEED)  # noqa: S311 - draws pages, not secrets
     names = [*PAPERS]
     return [(name, _upload(PAPERS[name](rng))) for name in (names[i % len(names)] for i in range(count))]
@@ -210,7 +218,7 @@ def _noisy(rng: random.Random) -> Image.Image:
 
 
 def _scanned(rng: random.Random) -> Image.Image:
-    """Paper under a scanner's lid: uneven light, grain, specks of dust, a dark edge, JPEG."""
+    """Draw paper under a scanner's lid: uneven light, grain, specks of dust, a dark edge, JPEG."""
     width, height = A4_PX
     light = np.linspace(0, rng.uniform(-20, -5), width, dtype=np.float32)
     pixels = np.full((height, width), rng.randint(225, 250), dtype=np.float32) + light

@@ -1,7 +1,7 @@
-"""tesseract and RapidOCR on the same pages. Neither is a dependency: they are called where they are found.
+"""Run tesseract and RapidOCR on the same pages. Neither is a dependency: both are used where found.
 
-tesseract is a process a page, its start included; RapidOCR is a process a kind, its loading not. Both get PNG
-files with the pages' resolution, and read with their own defaults (tesseract: ``eng``).
+tesseract is started for each page, and its start is timed. RapidOCR is started for each kind, and its loading
+is not timed. Both get PNG files with the pages' resolution and use their own defaults (tesseract: ``eng``).
 """
 
 import importlib.util
@@ -26,12 +26,13 @@ RAPIDOCR_SCRIPT = Path(__file__).with_name("rapidocr_folder.py")
 
 
 class PeerMissing(Exception):
-    """Why a peer cannot be measured here, and what to do about it."""
+    """A peer cannot be measured here; the message says why and what to do about it."""
 
 
 def recorded_peers(earlier: Path, readings: Sequence[Figures]) -> Figures:
-    """Figures of the peers from an earlier run, of kinds whose pages are as many and as long now as then: a
-    new checkpoint changes nothing about them. They say where they come from.
+    """Return the peers' figures from an earlier run, since a new checkpoint does not change them.
+
+    Only kinds whose pages are as many and as long now as then are taken. The figures name that run.
     """
     run: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8"))
     same = {(row["kind"], row["pages"], row["characters"]) for row in readings if row["prompt"] == PLAIN}
@@ -43,7 +44,7 @@ def recorded_peers(earlier: Path, readings: Sequence[Figures]) -> Figures:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``text``: empty for a page that failed."""
+    """A peer's answer for one page. ``text``: empty for a page that failed."""
 
     text: str
     seconds: float
@@ -55,7 +56,7 @@ class Peer(Protocol):
     version: str
 
     def read(self, pages: Sequence[Path]) -> list[Answer]:
-        """The pages of one folder, in order."""
+        """Read the pages of one folder, in order."""
 
 
 class Tesseract:
@@ -92,7 +93,10 @@ class RapidOcr:
     name = "rapidocr"
 
     def __init__(self, interpreter: str | None) -> None:
-        """``interpreter``: a Python that has it; without one, this Python must."""
+        """Find RapidOCR. ``interpreter``: a Python that has it; ``None``: this Python must have it.
+
+        Raise ``PeerMissing``.
+        """
         if interpreter is None:
             if not any(importlib.util.find_spec(name) for name in ("rapidocr", "rapidocr_onnxruntime")):
                 raise PeerMissing(
@@ -121,7 +125,7 @@ class RapidOcr:
 
 
 def find_peers(rapidocr_python: str | None, threads: int) -> tuple[list[Peer], dict[str, str]]:
-    """Those that run here, and why each other does not."""
+    """Return the peers that run here, and why each of the others does not."""
     peers: list[Peer] = []
     absent: dict[str, str] = {}
     try:

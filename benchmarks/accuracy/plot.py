@@ -1,11 +1,11 @@
-"""The pruning curve and the risk curve as SVG, without a plotting library."""
+"""Draw the pruning curve and the risk curve as SVG, without a plotting library."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Point = tuple[float, float]
-"""(share kept, error)."""
+"""A point of the pruning curve: (share kept, error)."""
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 56, 52
 COLOURS = ("#0b62c4", "#c2410c", "#6b7280", "#15803d")
@@ -18,8 +18,9 @@ def line_plot(
     marked: Mapping[str, Point],
     x_range: tuple[float, float],
 ) -> str:
-    """``lines``: name -> points, joined in the order of x, dots on them. ``marked``: name -> one more point,
-    a ring in that line's colour.
+    """Draw lines with dots, and one ring on each.
+
+    ``lines``: name -> points, joined in the order of x. ``marked``: name -> point of the ring in that colour.
     """
     highest = max(y for points in [*lines.values(), list(marked.values())] for _, y in points)
     step = next((step for step in STEPS if highest / step <= 6), STEPS[-1])
@@ -65,8 +66,10 @@ def line_plot(
 
 
 def risk_plot(figures: Mapping[str, Any]) -> str:
-    """Pages as dots: surprise at the low quantile in nats, on a logarithmic scale, against the share of their
-    words that are missing. Over them the curve that makes the surprise a risk.
+    """Draw pages as dots and the risk curve over them.
+
+    A page stands at its surprise at the low quantile, in nats on a logarithmic scale, and at the share of its
+    words that are missing. The curve turns surprise into risk.
     """
     least, most = -4.0, 1.0  # decades of nats
     half_nats, steepness = figures["curve"]["half_nats"], figures["curve"]["steepness"]

@@ -1,8 +1,8 @@
-"""RapidOCR over a folder of PNGs, for an interpreter that has it: ``python rapidocr_folder.py FOLDER``.
+"""Read a folder of PNGs with RapidOCR, for an interpreter that has it: ``python rapidocr_folder.py FOLDER``.
 
-Needs nothing of ours, so that RapidOCR may live in an environment of its own. Takes ``rapidocr`` or, where
-that is missing, ``rapidocr_onnxruntime``; the models must have come with the package. The last line of stdout
-is JSON: version, and for each file its text and seconds; loading the models is not counted.
+Imports nothing of this project, so that RapidOCR may live in an environment of its own. Uses ``rapidocr`` or,
+where that is missing, ``rapidocr_onnxruntime``; the models must come with the package. The last line of
+stdout is JSON: the version, and text and seconds of each file. Loading the models is not timed.
 """
 
 import importlib
@@ -18,7 +18,9 @@ Read = Callable[[str], list[str]]
 
 
 def find() -> tuple[str, Read]:
-    """(version, reader of one file: lines in the order RapidOCR gives them). Raises ``ImportError``."""
+    """Return (version, reader of one file). The reader gives lines in RapidOCR's order. Raise
+    ``ImportError``.
+    """
     try:
         newer: Any = importlib.import_module("rapidocr").RapidOCR()
         return _version("rapidocr"), lambda path: list(newer(path).txts or ())

@@ -1,4 +1,4 @@
-"""Pages through the engine, several in flight, and the row of figures they make."""
+"""Read pages through the engine, several in flight, and compute their row of figures."""
 
 import asyncio
 import time
@@ -20,25 +20,25 @@ from training.vocabulary import PLAIN_PROMPT
 IN_FLIGHT = 16
 PLAIN, MARKDOWN = "plain", "markdown"
 PROMPTS = {PLAIN: PLAIN_PROMPT, MARKDOWN: None}
-"""``None``: the checkpoint's own prompt, which asks for grounded Markdown."""
+"""Prompts by name. ``None``: the checkpoint's own prompt, which asks for grounded Markdown."""
 PRUNINGS = {
     "none": ReadOptions(prune="none"),
     "dynamic": ReadOptions(prune="rtprune"),
 }
-"""``dynamic`` is what the service does when nothing is asked for."""
+"""Prunings by name. ``dynamic`` is the service's default."""
 Figures = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """Pages of one call, in order, a failed one as its error. ``seconds``: for all of them together."""
+    """Readings of one call, in page order; a page that failed is its error. ``seconds``: for all together."""
 
     pages: tuple[Reading | ParseError, ...]
     seconds: float
 
     @property
     def texts(self) -> list[str]:
-        """Raw model text, nothing for a page that failed."""
+        """Raw model text of each page; empty for a page that failed."""
         return [page.text if isinstance(page, Reading) else "" for page in self.pages]
 
     @property
@@ -46,7 +46,7 @@ class Readings:
         return [render(page).markdown if isinstance(page, Reading) else "" for page in self.pages]
 
     def figures(self) -> Figures:
-        """How the pages ended and what they cost, whatever they say."""
+        """Return how the pages ended and what they cost, apart from what they say."""
         read = [page for page in self.pages if isinstance(page, Reading)]
         ends = (page.finish_reason if isinstance(page, Reading) else page.code for page in self.pages)
         return {
@@ -82,8 +82,10 @@ def options_of(prompt: str, pruning: str) -> ReadOptions:
 
 
 async def row(reader: PageReader, kind: Kind, prompt: str, pruning: str) -> Figures:
-    """The plain prompt's text against the page's, or the default prompt's Markdown, without its grounding
-    tags, against the page's Markdown.
+    """Read a kind of pages and score it.
+
+    The plain prompt's text is compared with the page's text. The default prompt's Markdown, without its
+    grounding tags, is compared with the page's Markdown.
     """
     readings = await read_all(reader, [sample.image for sample in kind.samples], options_of(prompt, pruning))
     figures: Figures = {"reader": reader.model_name, "kind": kind.name, "prompt": prompt, "pruning": pruning}
@@ -99,7 +101,7 @@ async def row(reader: PageReader, kind: Kind, prompt: str, pruning: str) -> Figu
 
 
 async def blank_row(reader: PageReader, papers: Sequence[tuple[str, Image.Image]]) -> Figures:
-    """How many blank pages give empty Markdown, as the service reads by default."""
+    """Count the blank pages that give empty Markdown, read with the service's defaults."""
     readings = await read_all(reader, [image for _, image in papers], options_of(MARKDOWN, "dynamic"))
     empty = [not markdown.strip() for markdown in readings.markdowns]
     by_paper = {
@@ -116,7 +118,7 @@ async def blank_row(reader: PageReader, papers: Sequence[tuple[str, Image.Image]
 
 
 async def speed(reader: PageReader, images: Sequence[Image.Image]) -> Figures:
-    """Seconds a page, one after the other and all at once, as the service reads by default."""
+    """Measure seconds a page, one after the other and all at once, with the service's defaults."""
     options = options_of(MARKDOWN, "dynamic")
     await read_all(reader, images[:1], options)  # warms up
     alone = [(await read_all(reader, [image], options)).seconds for image in images]

@@ -1,9 +1,9 @@
-"""Tables and plot of the documentation from recorded figures.
+"""Write the tables and the plot of the documentation from recorded figures.
 
     python -m benchmarks.accuracy.report
 
-Rewrites what stands between the markers in docs/checkpoints.md and docs/pruning.md, and
-docs/pruning-curve.svg. What was not measured is said to be so.
+Rewrites the text between the markers in docs/checkpoints.md and docs/pruning.md, and docs/pruning-curve.svg.
+Says so where something was not measured.
 """
 
 import argparse
@@ -30,9 +30,9 @@ Table = list[Sequence[object]]
 
 
 def write_docs(runs: Sequence[Mapping[str, Any]], docs: Path) -> None:
-    """``runs``: what was recorded, in one run or the curve in one of its own; the last that has it counts.
+    """Write the documentation. ``runs``: recorded figures; of runs with the same part, the last counts.
 
-    Raise ``ValueError`` for a page of the documentation without its markers.
+    The curve may be in a run of its own. Raise ``ValueError`` when a page of docs/ lacks its markers.
     """
     accuracy: Mapping[str, Any] = next((run for run in reversed(runs) if "readings" in run), {})
     curve: Mapping[str, Any] = next((run for run in reversed(runs) if "curve" in run), {})
@@ -46,7 +46,7 @@ def write_docs(runs: Sequence[Mapping[str, Any]], docs: Path) -> None:
 
 
 def recorded_runs() -> list[dict[str, Any]]:
-    """What lies in benchmarks/results."""
+    """Read the runs recorded in benchmarks/results."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS if path.is_file()]
 
 
@@ -159,7 +159,7 @@ def curve_section(figures: Mapping[str, Any]) -> str:
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the figures say of the fold and of the dynamic ratio, whichever way they fall."""
+    """State what the figures say about the fold and the dynamic ratio, whichever way they fall."""
     at = {(row["method"], row["ratio"]): row for row in rows}
     ratios = list(dict.fromkeys(row["ratio"] for row in rows[1:]))
     verdicts = [

@@ -1,4 +1,4 @@
-"""What was read, against what stands on the page: characters and structure."""
+"""Score what was read against what is printed: characters and structure."""
 
 import re
 from collections import Counter
@@ -12,15 +12,16 @@ from training.errors_in_text import character_error_rate, edit_distance
 HEADING = re.compile(r"(#{1,6})\s+(.*)")
 ITEM = re.compile(r"(?:(?P<bullet>[-*+•])|[0-9]{1,3}[.)])\s+\S")
 PAGE_NUMBER = re.compile(r"-\s*[0-9]{1,4}\s*-")
-"""Between dashes: no list, though Markdown takes it for one."""
+"""A page number between dashes. It is no list, though Markdown takes it for one."""
 MAX_HEADING_EDITS = 0.2
-"""Of a heading's characters, for it to count as the same."""
+"""Most edits, as a share of a heading's characters, for it to count as the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """Of a page, in reading order. ``headings``: (level, text). ``lists``: (numbered, items). ``tables``:
-    (rows, cells in the longest of them).
+    """Structure of a page, in reading order.
+
+    ``headings``: (level, text). ``lists``: (numbered, items). ``tables``: (rows, most cells in a row).
     """
 
     headings: tuple[tuple[int, str], ...] = ()
@@ -29,7 +30,7 @@ class Structure:
 
 
 def structure_of(markdown: str) -> Structure:
-    """What the blocks of clean Markdown are, by how they begin; an empty line ends a block."""
+    """Find the structure of clean Markdown from how its blocks begin; an empty line ends a block."""
     headings, lists, tables = [], [], []
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = block.strip().split("\n")
@@ -61,8 +62,9 @@ PARTS: dict[str, Callable[[Structure, Structure], bool]] = {
 
 
 def structure_scores(read: Sequence[str], truth: Sequence[str]) -> dict[str, dict[str, float | int | None]]:
-    """For each part, of the pages that have it or were read as having it, how many have it right; and of all
-    pages, those with every part right.
+    """Return for each part the share of pages that have it right, and for "all" those with every part right.
+
+    A part counts pages that have it or were read as having it; "all" counts every page.
     """
     pairs = [(structure_of(left), structure_of(right)) for left, right in zip(read, truth, strict=True)]
     scores = {
@@ -73,7 +75,7 @@ def structure_scores(read: Sequence[str], truth: Sequence[str]) -> dict[str, dic
 
 
 def without_escapes(markdowns: Sequence[str]) -> list[str]:
-    """Markdown in which what was escaped is as it is printed, to count characters."""
+    """Undo Markdown's escapes, so that characters count as they are printed."""
     return [unescaped(markdown) for markdown in markdowns]
 
 
@@ -94,8 +96,10 @@ def page_errors(read: Sequence[str], truth: Sequence[str]) -> list[float]:
 def character_scores(
     read: Sequence[str], truth: Sequence[str], *, ignores_case: bool = False
 ) -> dict[str, float | int]:
-    """Over all characters, and of the pages' own errors the mean and the median; and the share of all true
-    words that were read, wherever they came, which tells misread letters from a wrong reading order.
+    """Score characters: error over all of them, mean and median of the pages' own errors, and words read.
+
+    ``words_read`` is the share of all true words that were read, in any order. It tells misread letters from
+    a wrong reading order.
     """
     if ignores_case:
         read, truth = [text.casefold() for text in read], [text.casefold() for text in truth]

@@ -1,1 +1,1 @@
-"""What strangers can do to the service, measured: ``python -m benchmarks.hostile``."""
+"""Measure what strangers can do to the service: ``python -m benchmarks.hostile``."""

@@ -1,13 +1,13 @@
-"""Does what strangers could do to the service, and says what came of it.
+"""Attack the service as strangers could, and report how it holds.
 
     python -m benchmarks.hostile [--part livez mutations ...] [--out benchmarks/results/hostile-cpu.json]
 
 ``livez``: how fast it answers beside four clients that send chunks of a byte, 200 that send a byte a second,
-1,100 that say nothing, and 48 that get a result of 23 MB. ``mutations``: 400 documents with errors.
-``bombs``: files that say more than they are. ``leaving``: 200 clients each leave while they upload, wait, and
-are answered. ``kill``: SIGKILL to all processes at once, and a start on what is left. ``soak``: memory over
-3,000 pages. ``overload``: ten times the jobs that can be read. A part that fails is recorded, and the others
-go on.
+1,100 that send nothing, and 48 that download a result of 23 MB. ``mutations``: 400 documents with errors.
+``bombs``: files that declare or unpack to far more than their size. ``leaving``: 200 clients each that leave
+during an upload, a wait, and an answer. ``kill``: SIGKILL to all processes at once, then a restart on what is
+left. ``soak``: memory over 3,000 pages. ``overload``: ten times the jobs that can be read. A part that fails
+is recorded, and the others go on.
 
 ``--root`` serves another checkout. The last line is one JSON document.
 """
@@ -28,11 +28,11 @@ from benchmarks.report import ROOT, publish
 
 DEFAULT = Plan()
 PART_S = 300
-"""Longest time of a part, besides what its own size asks for."""
+"""Longest time of a part, in addition to what its own size needs."""
 
 
 def measure(names: list[str], plan: Plan) -> dict[str, Any]:
-    """Run parts one after the other. One that raises, or does not end, is a row with its error."""
+    """Run parts one after the other. A part that raises or does not end becomes a row with its error."""
     rows: dict[str, Any] = {}
     for name in names:
         began_at = time.monotonic()

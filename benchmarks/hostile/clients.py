@@ -1,6 +1,6 @@
-"""Clients that do what is expensive, in a process of their own.
+"""Clients that do expensive things, in a process of their own.
 
-One that floods says at its end what was answered; the others go on until they are killed.
+A flood reports at its end what was answered; the others go on until they are killed.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ TICK_S = 0.05
 SETTLE_S = 1.0
 ANSWER_S = 600.0
 MAX_UNANSWERED = 400
-"""Requests of a flood without an answer yet; what would be more is not sent, and counted."""
+"""Most requests of a flood without an answer. Further ones are not sent, and are counted."""
 NICENESS = 10
-"""Who measures goes ahead of who attacks."""
+"""Niceness of attackers, so that the measuring process goes first."""
 UPLOAD = (
     b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
@@ -40,13 +40,13 @@ CHUNK = b"1\r\nx\r\n"
 
 
 async def chunks(port: int, _: dict[str, Any]) -> None:
-    """Send chunks of a byte, as fast as ``BYTES_PER_S`` says."""
+    """Send chunks of a byte, ``BYTES_PER_S`` bytes from each client."""
     num_chunks = int(BYTES_PER_S * TICK_S / len(CHUNK))
     await asyncio.gather(*(_upload(port, num_chunks, TICK_S) for _ in range(NUM_CHUNKERS)))
 
 
 async def slow(port: int, _: dict[str, Any]) -> None:
-    """Send a byte of a body each second."""
+    """Send a byte of a body each second, from each client."""
     await asyncio.gather(*(_upload(port, 1, 1.0) for _ in range(NUM_SLOW)))
 
 
@@ -63,7 +63,7 @@ async def _upload(port: int, num_chunks: int, every_s: float) -> None:
 
 
 async def silent(port: int, _: dict[str, Any]) -> None:
-    """Connect and say nothing; connect again when that is ended."""
+    """Connect and send nothing; connect again when the connection is closed."""
 
     async def client() -> None:
         while True:
@@ -77,7 +77,7 @@ async def silent(port: int, _: dict[str, Any]) -> None:
 
 
 async def results(port: int, told: dict[str, Any]) -> None:
-    """Get the same large result, again and again."""
+    """Download the same large result again and again."""
 
     async def client(http: httpx.AsyncClient) -> None:
         while True:
@@ -136,7 +136,7 @@ async def flood(port: int, told: dict[str, Any]) -> dict[str, Any]:
 
 Attack = Callable[[int, dict[str, Any]], Coroutine[Any, Any, dict[str, Any] | None]]
 ATTACKS: dict[str, Attack] = {"chunks": chunks, "slow": slow, "silent": silent, "results": results}
-"""Those that go on until they are killed."""
+"""Attacks that go on until they are killed."""
 
 
 def _started(name: str, port: int, told: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -158,7 +158,7 @@ def attacking(name: str, port: int, **told: Any) -> Iterator[None]:
 
 
 def flooded(port: int, **told: Any) -> dict[str, Any]:
-    """Run a flood to its end. Returns what was answered."""
+    """Run a flood to its end. Return what was answered."""
     with _started("flood", port, told) as process:
         said, _ = process.communicate()
     found: dict[str, Any] = json.loads(said.splitlines()[-1])

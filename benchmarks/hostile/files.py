@@ -1,4 +1,4 @@
-"""Files that harm their reader: documents with errors of all kinds, and some that say more than they are."""
+"""Harmful files: documents with errors of all kinds, and bombs that unpack to far more than their size."""
 
 import io
 import random
@@ -16,11 +16,11 @@ MAX_SHARED = 60
 EDGES = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFF_FFFF, 0xFFFF_FFFF)
 """Values that counts and lengths are not expected to have."""
 WIDE = 9990
-"""Side of an image just under 100 megapixels, which the settings allow."""
+"""Side in pixels of an image just under 100 megapixels, which the settings allow."""
 
 
 def seeds() -> list[bytes]:
-    """Small documents of every format, and those at hand in ``../shared``."""
+    """Return small documents of every format, and those found in ``../shared``."""
     page = Image.new("RGB", (240, 160), "white")
     ImageDraw.Draw(page).multiline_text((8, 8), "A page of text\nwith two lines", "black")
     found = []
@@ -42,7 +42,7 @@ def seeds() -> list[bytes]:
 
 
 def mutations(num: int, seed: int) -> Iterator[bytes]:
-    """Give documents with errors, always the same for the same ``seed``."""
+    """Yield documents with errors, always the same for the same ``seed``."""
     chance = random.Random(seed)  # noqa: S311
     known = seeds()
     for number in range(num):
@@ -64,7 +64,7 @@ def _number(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
 
 
 def _digits(data: bytearray, chance: random.Random, _: list[bytes]) -> None:
-    """Put another number where one is written out, as in PDF."""
+    """Replace a digit of a number that is written out, as in PDF, by another number."""
     places = [at for at, byte in enumerate(data) if 48 <= byte <= 57]
     if places:
         at = chance.choice(places)
@@ -91,7 +91,7 @@ CHANGES = (_flip, _number, _digits, _cut, _repeat, _splice)
 
 
 def pdf(contents: bytes, page: str = "", *more: bytes, count: int = 1) -> bytes:
-    """Write a PDF of one page. ``page``: attributes; ``more``: objects from number 5."""
+    """Write a PDF of one page. ``page``: attributes of the page; ``more``: objects from number 5 on."""
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"<</Type/Pages/Kids[3 0 R]/Count %d>>" % count,
@@ -111,12 +111,15 @@ def pdf(contents: bytes, page: str = "", *more: bytes, count: int = 1) -> bytes:
 
 
 def stream(data: bytes, attributes: str = "") -> bytes:
-    """Write a stream of a PDF."""
+    """Write a PDF stream."""
     return b"<<%s/Length %d>>\nstream\n%s\nendstream" % (attributes.encode(), len(data), data)
 
 
 def bombs(*, tiny: bool = False) -> dict[str, Callable[[], bytes]]:
-    """Name files that say more than they are. ``tiny``: small ones of the same kinds."""
+    """Return names and makers of files that declare or unpack to far more than their size.
+
+    ``tiny``: make small ones of the same kinds.
+    """
     side, wide, deep, many, unpacked = (
         (64, 64, 2, 100, 10**6) if tiny else (60_000, WIDE, 14, 500_000, 5 * 10**8)
     )
@@ -142,7 +145,7 @@ def _image(side: int, file_format: str, **save: str) -> bytes:
 
 
 def _png(side: int) -> bytes:
-    """A black square of one bit a pixel."""
+    """Write a PNG of a black square with one bit a pixel."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -153,7 +156,7 @@ def _png(side: int) -> bytes:
 
 
 def _zeros(num_bytes: int) -> bytes:
-    """Pack so many zeros."""
+    """Compress ``num_bytes`` zeros."""
     packer = zlib.compressobj(1)
     block = bytes(2**20)
     packed = [packer.compress(block) for _ in range(num_bytes // len(block))]
@@ -173,7 +176,7 @@ def _pdf_image(side: int) -> bytes:
 
 
 def _forms(deep: int) -> bytes:
-    """Each form draws the next one ten times."""
+    """Write a PDF in which each form draws the next one ten times."""
     forms = [
         stream(
             b"/F Do " * 10 if number < deep - 1 else b"0 0 9 9 re f",
@@ -185,7 +188,7 @@ def _forms(deep: int) -> bytes:
 
 
 def _tiff_loop() -> bytes:
-    """A page whose next directory is its own."""
+    """Write a TIFF page whose next directory is its own."""
     tags = ((256, 16), (257, 16), (258, 1), (259, 1), (262, 1), (273, 8), (278, 16), (279, 32))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 40)

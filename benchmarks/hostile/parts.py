@@ -1,4 +1,4 @@
-"""The parts of the benchmark. Each starts a service, does one kind of harm, and says what came of it.
+"""The parts of the benchmark. Each starts a service, does one kind of harm, and reports the result.
 
 ``livez``: percentiles in ms, asked from a process on another processor. ``held``: memory, descriptors and
 files before, and some seconds after.
@@ -35,9 +35,9 @@ from benchmarks.report import ROOT
 NUM_SENDERS = 6
 SAMPLE_S = 0.1
 RENDER_S = 5
-"""``rasterize_deadline_s`` where files are harmful: the same answers in less time than by default."""
+"""``rasterize_deadline_s`` for harmful files: gives the same answers in less time than the default."""
 ADMITTED_S = 4.0
-"""How long the admitted load is measured before ten times as much is sent."""
+"""Seconds that the admitted load is measured for before ten times as much is sent."""
 OVER = 10
 MAX_RATE = 200.0
 SOAK_DOCUMENT_PAGES = 100
@@ -47,7 +47,7 @@ NUM_KILLS = 3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes of all parts. ``root``: another checkout to serve."""
+    """Sizes of all parts. ``root``: the checkout to serve."""
 
     seconds: float = 8.0
     result_pages: int = 2000
@@ -72,7 +72,7 @@ def frames(num_pages: int, side_px: int = 64) -> bytes:
 
 
 def large_result(service: Service, num_pages: int) -> str:
-    """Have a document read whose result has 11 KB a page. Returns its job's id."""
+    """Have a document read whose result has 11 KB a page. Return the job's id."""
     text = "<|ref|>text<|/ref|><|det|>[[50, 50, 900, 900]]<|/det|>" + "A sentence of words. " * 180
     job_id = service.submit(frames(num_pages), {"text": text[:3900]})
     service.wait_ended(ENDED_S)
@@ -80,7 +80,7 @@ def large_result(service: Service, num_pages: int) -> str:
 
 
 def livez(plan: Plan) -> dict[str, Any]:
-    """Ask ``/livez`` beside nobody, and beside each attack; before each one once more beside nobody."""
+    """Time ``/livez`` during each attack, and with no attack before each of them."""
     rows: dict[str, Any] = {}
     with serving(plan.root) as service:
         job_id = large_result(service, plan.result_pages)
@@ -95,7 +95,7 @@ def livez(plan: Plan) -> dict[str, Any]:
 
 
 def mutated(plan: Plan) -> dict[str, Any]:
-    """Send documents with errors. Each is answered, by what is wrong with it, and nothing dies."""
+    """Send documents with errors. Each should get an answer that names its error; no process should die."""
     with serving(plan.root, rasterize_deadline_s=RENDER_S, max_jobs_per_client=1000) as service:
         before, begun = service.warm(), time.monotonic()
         with probing(service.port) as probe, ThreadPoolExecutor(NUM_SENDERS) as senders:
@@ -117,7 +117,7 @@ def mutated(plan: Plan) -> dict[str, Any]:
 
 
 def _sender(service: Service) -> Callable[[bytes], tuple[str, float]]:
-    """Give what sends a document and returns its answer, such as "422 unreadable_file", and seconds."""
+    """Return a function that sends a document and returns its answer ("422 unreadable_file") and seconds."""
 
     def send(data: bytes) -> tuple[str, float]:
         began_at = time.monotonic()
@@ -134,7 +134,7 @@ def _sender(service: Service) -> Callable[[bytes], tuple[str, float]]:
 
 
 def bombed(plan: Plan) -> dict[str, Any]:
-    """Send files that say more than they are, one after the other."""
+    """Send files that unpack to far more than their size, one after the other."""
     rows: list[dict[str, Any]] = []
     with serving(plan.root, rasterize_deadline_s=RENDER_S) as service:
         before = service.warm()
@@ -165,7 +165,7 @@ def bombed(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _most_mib(service: Service) -> Iterator[list[float]]:
-    """Sample how much memory all rasterizers take together while the context lasts."""
+    """Sample the memory of all rasterizers together while the context lasts."""
     samples: list[float] = []
     over = threading.Event()
 
@@ -184,7 +184,7 @@ def _most_mib(service: Service) -> Iterator[list[float]]:
 
 
 def overloaded(plan: Plan) -> dict[str, Any]:
-    """Send ten times the jobs that are read, for long. Every one is refused politely, or ends."""
+    """Send ten times the jobs that can be read, for long. Each should be refused politely or end."""
     num_pages, prompt = 8, json.dumps({"delay_s": 0.2})
     limits: dict[str, Any] = {
         "max_pages_in_flight": 16,
@@ -195,7 +195,7 @@ def overloaded(plan: Plan) -> dict[str, Any]:
         document.write(frames(num_pages))
         document.flush()
         told = {"document": document.name, "prompt": prompt}
-        # what is queued at the start is not what is read in that time: so the rate is that of the ends
+        # measure the rate of jobs that ended: at first the queue accepts more jobs than are read
         flooded(service.port, **told, rate=30.0, seconds=min(ADMITTED_S, plan.overload_s))
         service.wait_ended(ENDED_S)
         ended = service.query("SELECT count(*), max(finished_at) - min(created_at) FROM rtprune_jobs")[0]
@@ -218,14 +218,14 @@ def overloaded(plan: Plan) -> dict[str, Any]:
 
 
 def _ends(service: Service, job_ids: list[str]) -> dict[str, Any]:
-    """Count how accepted jobs ended; ``lost``: those that the service knows nothing of."""
+    """Count how accepted jobs ended. ``lost``: those that the service does not know."""
     known = dict(service.query("SELECT id, status FROM rtprune_jobs"))
     ends = Counter(known.get(job_id, "lost") for job_id in job_ids)
     return {"accepted": len(job_ids), "ends": dict(ends), "lost": ends["lost"]}
 
 
 def left(plan: Plan) -> dict[str, Any]:
-    """Have clients leave in the middle of an upload, of waiting, and of an answer."""
+    """Let clients disconnect in the middle of an upload, of a wait, and of an answer."""
     with serving(plan.root, max_documents=2 * plan.num_leaving, max_jobs_per_client=10_000) as service:
         job_id = large_result(service, plan.result_pages)
         before = service.warm()
@@ -250,7 +250,7 @@ async def _leave_all(leaving: Leaving, port: int, job_id: str, num: int) -> None
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             await leaving(reader, writer, job_id)
-            if number % 2:  # a reset, not an end
+            if number % 2:  # close with a reset
                 connection: socket.socket = writer.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
@@ -289,7 +289,7 @@ async def _leave_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 def soaked(plan: Plan) -> dict[str, Any]:
-    """Read many pages. Memory of every process grows little after the first few hundred."""
+    """Read many pages. The memory of each process should grow little after the first few hundred."""
     from benchmarks.service import a4_frames  # noqa: PLC0415 - draws the pages; of no use to other parts
 
     samples: list[tuple[int, dict[str, float]]] = []
@@ -316,7 +316,7 @@ def soaked(plan: Plan) -> dict[str, Any]:
 
 
 def _memory(service: Service) -> dict[str, float]:
-    """Resident memory of each kind of process, of rasterizers the largest, in MiB."""
+    """Return resident memory in MiB of API, worker, and the largest rasterizer."""
     rasterizers = [resident_mib(pid) or 0.0 for pid in service.rasterizer_pids]
     return {
         "api": resident_mib(service.pid) or 0.0,
@@ -339,7 +339,7 @@ def _growth(samples: list[tuple[int, dict[str, float]]], begin: int, end: int) -
 
 
 def killed(plan: Plan) -> dict[str, Any]:
-    """Kill all processes at once while pages are read, and start again: again and again, on one folder."""
+    """Kill all processes at once while pages are read and start again, several times on one folder."""
     chance = random.Random(plan.seed)  # noqa: S311
     num_pages, num_jobs = (20, 2) if plan.tiny else (60, 6)
     num_killed, num_changed, restart_s = [], 0, []
@@ -373,7 +373,7 @@ def killed(plan: Plan) -> dict[str, Any]:
 
 
 def _stored(service: Service) -> dict[tuple[str, int], tuple[int, float]]:
-    """Every page that was written, and in which place and when."""
+    """Return every page that was written, with its place in the order and its time."""
     rows = service.query("SELECT job_id, page, seq, done_at FROM rtprune_pages")
     return {(job_id, page): (seq, done_at) for job_id, page, seq, done_at in rows}
 

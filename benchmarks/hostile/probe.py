@@ -1,4 +1,4 @@
-"""How fast ``/livez`` answers, asked from a process of its own until its standard input ends.
+"""Time ``/livez`` from a process of its own, until its standard input ends.
 
 The last line is one JSON document.
 """
@@ -23,7 +23,7 @@ ANSWER_S = 60.0
 
 @dataclass
 class Probe:
-    """``figures``: known when the probe has ended."""
+    """A running probe. ``figures``: set when the probe has ended."""
 
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ def probing(port: int) -> Iterator[Probe]:
 
 
 def asked(port: int) -> dict[str, Any]:
-    """Ask until standard input ends."""
+    """Ask ``/livez`` until standard input ends. Return times in ms and failures."""
     times_ms: list[float] = []
     num_failed = 0
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)

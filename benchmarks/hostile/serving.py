@@ -1,4 +1,4 @@
-"""The service that is attacked: on processors of its own, killed and started again on the same data."""
+"""The service under attack: on processors of its own, killed and started again on the same data."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ class Held:
 
 @contextlib.contextmanager
 def on_cpus(*, of_clients: bool) -> Iterator[None]:
-    """Start processes on the last processor, which is the clients', or on the others."""
+    """Start processes in this context on the clients' processor, which is the last, or on all others."""
     ours = os.sched_getaffinity(0)
     if len(ours) > 1:
         os.sched_setaffinity(0, {max(ours)} if of_clients else ours - {max(ours)})
@@ -72,7 +72,7 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, pinned: bool = True) -> None:
-        """Start it and wait until pages are read."""
+        """Start the service and wait until it reads pages. Raise ``TimeoutError``."""
         place = on_cpus(of_clients=False) if pinned else contextlib.nullcontext()
         with place, (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -91,14 +91,14 @@ class Service:
         raise TimeoutError("the service does not become ready")
 
     def warm(self) -> Held:
-        """Have it open what it keeps open, such as its database. Returns what it then holds."""
+        """Make the service open what it keeps open, such as its database. Return what it then holds."""
         page = io.BytesIO()
         Image.new("1", (64, 64), 1).save(page, "PNG")
         with ThreadPoolExecutor(NUM_WARM) as clients:
             list(clients.map(lambda _: self.submit(page.getvalue()), range(2 * NUM_WARM)))
             list(clients.map(lambda _: self.http.get("/v1/jobs"), range(2 * NUM_WARM)))
         self.wait_ended(START_S)
-        time.sleep(1)  # connections of the last answers end
+        time.sleep(1)  # let the connections of the last answers close
         return self.held()
 
     def stop(self) -> None:
@@ -108,7 +108,7 @@ class Service:
             self._process.wait(60)
 
     def kill(self) -> int:
-        """SIGKILL to API, worker, rasterizers and their readers at once. Returns how many there were."""
+        """Send SIGKILL to API, worker, rasterizers and their readers at once. Return how many there were."""
         family = [self.pid, *self._below(self.pid)]
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
@@ -129,7 +129,7 @@ class Service:
 
     @property
     def rasterizer_pids(self) -> list[int]:
-        """Of API and worker; not the readers that they fork."""
+        """Rasterizers of API and worker, without the readers that they fork."""
         parents = (self.pid, self.worker_pid)
         return [pid for of in parents for pid, _ in self._children(of) if RASTERIZER in _command(pid)]
 
@@ -145,7 +145,7 @@ class Service:
         )
 
     def settled(self, before: Held) -> Held:
-        """Wait until files and descriptors are as before, a while at most."""
+        """Wait until files and descriptors are as before, at most ``SETTLE_S`` seconds."""
         deadline = time.monotonic() + SETTLE_S
         while True:
             held = self.held()
@@ -155,7 +155,7 @@ class Service:
             time.sleep(POLL_S)
 
     def query(self, sql: str, *values: object) -> list[tuple[Any, ...]]:
-        """Ask the database of jobs."""
+        """Query the database of jobs."""
         database = sqlite3.connect(self.folder / "jobs.sqlite", timeout=30)
         try:
             return database.execute(sql, values).fetchall()
@@ -168,7 +168,7 @@ class Service:
         return int(self.query(sql)[0][0])
 
     def wait_ended(self, limit_s: float) -> None:
-        """Wait until no job is open. Raise ``TimeoutError``."""
+        """Wait until no job is open. Raise ``TimeoutError`` after ``limit_s``."""
         deadline = time.monotonic() + limit_s
         while num_open := self.num_open():
             if time.monotonic() > deadline:
@@ -176,7 +176,7 @@ class Service:
             time.sleep(POLL_S)
 
     def submit(self, data: bytes, directions: Mapping[str, Any] | None = None) -> str:
-        """Have a document read. ``directions``: for the fake reader."""
+        """Submit a document and return its job's id. ``directions``: for the fake reader."""
         fields = {} if directions is None else {"prompt": json.dumps(directions)}
         answer = self.http.post("/v1/jobs", files={"file": data}, data=fields).raise_for_status()
         return str(answer.json()["id"])
@@ -187,7 +187,7 @@ class Service:
 
     @staticmethod
     def _children(pid: int) -> list[tuple[int, int]]:
-        """(process, parent) of those whose parent it is."""
+        """Return (process, parent) of the processes whose parent is ``pid``."""
         return [(child, parent) for child, parent in _parents().items() if parent == pid]
 
     @staticmethod
@@ -200,7 +200,7 @@ class Service:
 
 @contextlib.contextmanager
 def serving(root: Path, *, pinned: bool = True, **settings: object) -> Iterator[Service]:
-    """A service with a folder of its own; settings as keywords, such as ``max_documents=3``."""
+    """Run a service with a folder of its own. Settings are keywords, such as ``max_documents=3``."""
     variables = {f"RTPRUNE_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         service = Service(Path(folder), {"RTPRUNE_READER": "fake", **variables}, root)
@@ -214,13 +214,13 @@ def serving(root: Path, *, pinned: bool = True, **settings: object) -> Iterator[
 def _parents() -> dict[int, int]:
     found: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             found[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
     return found
 
 
 def _num_descriptors(pid: int) -> int:
-    """Count open files and sockets; 0 where one has to be root to see them."""
+    """Count open files and sockets; 0 where only root may see them."""
     try:
         return len(list(Path(f"/proc/{pid}/fd").iterdir()))
     except PermissionError:

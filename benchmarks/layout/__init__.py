@@ -1,1 +1,1 @@
-"""What finding lines, columns and structure costs, apart from what misread letters cost."""
+"""Measure the errors of finding lines, columns and structure, apart from those of misread letters."""

@@ -1,10 +1,10 @@
-"""How well pages are cut into lines and put together again, when every line is read without error.
+"""Measure how well pages are cut into lines and put together again, when every line is read without error.
 
     python -m benchmarks.layout --documents FOLDER --out benchmarks/results/layout.json
 
-Rendered A4 pages with known truth, and real born-digital PDFs (FOLDER/*.pdf with images of 150 dpi and texts
-beside them; needs poppler's pdftotext, whose words and order are the truth there). The last line of stdout is
-one JSON document.
+Uses rendered A4 pages with known truth, and real born-digital PDFs (FOLDER/*.pdf with images of 150 dpi and
+texts beside them). For PDFs the truth is the words and the order of poppler's pdftotext, which must be
+installed. The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -42,7 +42,7 @@ Figures = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Of one page, as it would be read without an error in any line."""
+    """The text of one page as it would be read without an error in any line."""
 
     plain: str
     markdown: str
@@ -62,7 +62,7 @@ def read_page(image: Image.Image, glyphs: Sequence[Glyph]) -> Layout:
 
 
 def rendered_row(kind: str, pages: Sequence[DrawnPage]) -> tuple[Figures, list[str]]:
-    """Figures of one kind of pages, and the names of those whose structure is not right."""
+    """Return figures of one kind of pages, and the names of those whose structure is wrong."""
     read = [read_page(page.sample.image, glyphs_of(page)) for page in pages]
     markdown, true_markdown = [one.markdown for one in read], [page.sample.markdown or "" for page in pages]
     faults = {field.name: sum(getattr(one.faults, field.name) for one in read) for field in fields(Faults)}
@@ -87,7 +87,7 @@ def wrong_parts(markdown: str, truth: str) -> list[str]:
 
 
 def documents_row(folder: Path) -> Figures:
-    """Of real pages."""
+    """Return figures of real pages."""
     pdfs = [pdf for pdf in sorted(folder.glob("*.pdf")) if pdf.with_suffix(".txt").is_file()]
     if not pdfs:
         raise FileNotFoundError(f"{folder} has no PDFs with texts beside them")

@@ -1,4 +1,4 @@
-"""A reader without error: says what is printed in a line's box, from where every mark of the page stands."""
+"""A reader without error: returns what is printed in a line's box, from the places of the page's marks."""
 
 import subprocess
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ NO_UNIT = -1
 class Glyph:
     """A character, or a word, with its centre in pixels of the page's image.
 
-    ``word``: its number; ``unit``: of the printed line or cell that is to be found in one piece, ``NO_UNIT``
-    for signs that need not be in any, such as bullets.
+    ``word``: its number. ``unit``: number of the printed line or cell that should be found in one piece;
+    ``NO_UNIT`` for signs that need not be in any, such as bullets.
     """
 
     x: float
@@ -42,7 +42,7 @@ class Oracle:
         self._at = np.array([ink.placed(glyph.x, glyph.y) for glyph in glyphs]).reshape(-1, 2)  # (G, 2)
 
     def inside(self, line: Line) -> list[Glyph]:
-        """From left to right."""
+        """Return the glyphs in a line's box, from left to right."""
         x, y = self._at.T
         held = (line.left <= x) & (x < line.right) & (line.top <= y) & (y < line.bottom)
         found = np.flatnonzero(held)
@@ -76,8 +76,9 @@ class Oracle:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Of printed lines and cells: ``lost`` whole, ``split`` so many times, ``merged``: found lines with more
-    than one of them.
+    """Faults in finding printed lines and cells.
+
+    ``lost``: not found at all. ``split``: number of splits. ``merged``: found lines that hold several.
     """
 
     units: int = 0
@@ -88,7 +89,7 @@ class Faults:
 
 
 def glyphs_of(page: DrawnPage) -> list[Glyph]:
-    """Characters of a rendered page."""
+    """Return the characters of a rendered page."""
     glyphs: list[Glyph] = []
     word = unit = 0
     for block in page.printed.blocks:
@@ -106,7 +107,7 @@ def glyphs_of(page: DrawnPage) -> list[Glyph]:
 
 
 def _bullets(markdown: Sequence[Piece]) -> set[int]:
-    """Marks of signs that stand before an item; those of numbers are part of its line."""
+    """Return the marks of bullets before items. Numbers are not among them: they are part of their line."""
     starts = [0, *(at + 1 for at, (piece, _) in enumerate(markdown) if piece == "\n")]
     first = [markdown[at : at + 2] for at in starts if at + 1 < len(markdown)]
     return {
@@ -115,7 +116,7 @@ def _bullets(markdown: Sequence[Piece]) -> set[int]:
 
 
 def _unit_breaks(pieces: Sequence[Piece]) -> set[int]:
-    """Marks that begin a printed line or a cell."""
+    """Return the marks that begin a printed line or a cell."""
     breaks: set[int] = set()
     begins = False
     for piece, mark in pieces:
@@ -128,8 +129,8 @@ def _unit_breaks(pieces: Sequence[Piece]) -> set[int]:
 
 
 def words_of(pdf: Path) -> list[Glyph]:
-    """Words of a PDF's first page on its image at ``DPI``, as poppler finds them."""
-    # images are drawn of the crop box, so words are placed in it
+    """Return the words of a PDF's first page, placed on its image at ``DPI``, as poppler finds them."""
+    # images show the crop box, so words are placed in it
     command = ["pdftotext", "-cropbox", "-bbox", "-l", "1", str(pdf), "-"]
     text = subprocess.run(command, capture_output=True, check=True, text=True).stdout
     clean = "".join(character for character in text if character >= " " or character in "\n\t")

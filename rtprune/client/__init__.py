@@ -1,4 +1,4 @@
-"""Talk to an rtprune service: ``pip install 'rtprune[client]'``. Imports no torch; see docs/client.md."""
+"""Client of an rtprune service: ``pip install 'rtprune[client]'``. Imports no torch; see docs/client.md."""
 
 from rtprune.client.answers import (
     Attempt,

@@ -1,4 +1,7 @@
-"""The wire's types. Fields that a newer service adds are left out; a test compares these with its own."""
+"""Types of the service's answers. Unknown fields, which a newer service may send, are ignored.
+
+A test compares these types with the service's own.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -12,7 +15,7 @@ T = TypeVar("T")
 
 
 class Options(TypedDict, total=False):
-    """Options of a document, as ``docs/api.md`` explains them."""
+    """How a document is to be read; ``docs/api.md`` explains each option."""
 
     mode: str
     prune: Literal["rtprune", "none"]
@@ -30,7 +33,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a page or a document gave nothing."""
+    """Why a page or a document could not be read."""
 
     code: str
     detail: str
@@ -39,7 +42,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Warning:  # noqa: A001 - the wire's word
-    """Why the text may say less than the page."""
+    """Why the text may be incomplete."""
 
     code: str
     detail: str
@@ -47,7 +50,7 @@ class Warning:  # noqa: A001 - the wire's word
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at reading a page."""
+    """One attempt at reading a page."""
 
     mode: str
     prune: str
@@ -58,7 +61,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
+    """Token counts of a page.
+
+    ``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` only patch tokens.
+    """
 
     visual: int
     kept: int
@@ -74,7 +80,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture that was cut from the page, at the job's address below ``images/``."""
+    """A picture cut from the page; its address is the job's address followed by ``images/`` and ``name``."""
 
     name: str
     width: int
@@ -93,7 +99,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page. ``index`` is 0-based. With ``error``, nothing was read."""
+    """One page. ``index`` is 0-based. If ``error`` is set, nothing was read."""
 
     index: int
     width: int
@@ -126,7 +132,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document of which at least one page was read. ``markdown``: the pages as one text."""
+    """A document of which at least one page was read. ``markdown``: all pages as one text."""
 
     id: str
     model: str
@@ -139,7 +145,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Pages of a job."""
+    """Page counts of a job."""
 
     total: int
     done: int
@@ -149,7 +155,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds; ``None`` while not known."""
+    """Durations of a job in seconds; ``None`` while not known."""
 
     queued_s: float | None = None
     running_s: float | None = None
@@ -157,7 +163,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """What had to be repeated because a worker died."""
+    """How many pages were read again and how often the job was requeued, because a worker died."""
 
     pages: int
     requeues: int
@@ -165,7 +171,7 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """How far the delivery of a job's webhook is."""
+    """State of the delivery of a job's webhook."""
 
     url: str
     status: str
@@ -202,13 +208,13 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        """Whether pages of it are still to be read."""
+        """Whether the job has pages left to read."""
         return self.status in {"queued", "running"}
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What the service reads pages with."""
+    """The model and the modes that the service reads pages with."""
 
     status: str
     phase: str
@@ -217,7 +223,7 @@ class Readiness:
 
 
 def decode(kind: type[T], value: object) -> T:
-    """Read JSON as ``kind``. Raise ``UnexpectedAnswer`` for what does not fit."""
+    """Convert parsed JSON to ``kind``. Raise ``UnexpectedAnswer`` when it does not fit."""
     try:
         decoded: T = _decode(kind, value)
     except (TypeError, ValueError, KeyError) as error:

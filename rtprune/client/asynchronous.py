@@ -1,4 +1,4 @@
-"""The client, for code with an event loop."""
+"""The client for asynchronous code."""
 
 import contextlib
 import json
@@ -24,14 +24,15 @@ GIVE_UP_S = 5.0
 MEDIA_TYPES = {"json": "application/json", "markdown": "text/markdown", "text": "text/plain"}
 
 OnPage = Callable[[Page], None]
-"""Called with each page that was read."""
+"""Callback that gets each page as it is read."""
 
 
 class AsyncClient:
-    """A service. Use it as an async context manager, or ``close`` it.
+    """Client of one service. Use it as an async context manager, or call ``close``.
 
-    ``key``: an API key, where the service asks for one. ``num_retries``: attempts after the first, while the
-    service is busy or away; a document that is sent twice is one job. ``transport``: how it is reached.
+    ``key``: an API key, if the service asks for one. ``num_retries``: attempts after the first while the
+    service is busy or unreachable; a document that is sent twice becomes one job. ``transport``: the httpx
+    transport to use.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close connections. Jobs go on."""
+        """Close connections. Jobs continue."""
         await self._http.aclose()
 
     async def parse(
@@ -73,7 +74,7 @@ class AsyncClient:
     ) -> Document:
         """Read a document: a path, its bytes, or an address (``https://...``) that the service fetches.
 
-        Wait for as long as it takes. When this is cancelled, the job is cancelled.
+        Wait as long as it takes. When this call is cancelled, the job is cancelled.
         """
         job = await self.submit(document, on_upload=on_upload, **options)
         async with self.cancelling(job):
@@ -90,7 +91,7 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Hand a document in. Return its job as soon as both are on the service's disk."""
+        """Send a document. Return its job as soon as the service has both on disk."""
         fields = form({**options, "priority": priority, "webhook": webhook})
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         if isinstance(document, str) and "://" in document:
@@ -110,7 +111,7 @@ class AsyncClient:
             return decode(Job, _json(await self._exchange.body(request)))
 
     async def job(self, job: Job | str) -> Job:
-        """Return a job as it is now."""
+        """Return the current state of a job."""
         return decode(Job, _json(await self._get(_address(job))))
 
     async def jobs(self, *, status: str | None = None, limit: int = 20) -> tuple[Job, ...]:
@@ -120,7 +121,7 @@ class AsyncClient:
         return tuple(decode(Job, one) for one in answer["jobs"])
 
     async def cancel(self, job: Job | str) -> Job:
-        """Stop a job. One that has ended stays as it is."""
+        """Cancel a job. A job that has ended stays as it is."""
         address = _address(job)
         return decode(
             Job, _json(await self._exchange.body(lambda: self._http.build_request("DELETE", address)))
@@ -128,19 +129,19 @@ class AsyncClient:
 
     @asynccontextmanager
     async def cancelling(self, job: Job) -> AsyncIterator[None]:
-        """Stop a job, once, if the block under this does not end well: nobody waits for it any more."""
+        """Cancel the job, trying once, when the block raises or is cancelled: then nobody waits for it."""
         try:
             yield
         except BaseException:
-            # also when the block was cancelled: the service is told all the same
+            # tell the service even if the block was cancelled
             with anyio.move_on_after(GIVE_UP_S, shield=True), contextlib.suppress(httpx.HTTPError):
                 await self._http.delete(_address(job))
             raise
 
     async def pages(self, job: Job | str, *, after: int = 0) -> AsyncGenerator[Page, None]:
-        """Give pages as they are read, until the job has ended. ``after``: leave out the first so many.
+        """Yield pages as they are read, until the job has ended. Leave out the first ``after`` pages.
 
-        A stream that breaks off is taken up where it was.
+        A stream that breaks off is resumed where it stopped.
         """
         async with aclosing(self._follow(job, after)) as news:
             async for one in news:
@@ -148,7 +149,7 @@ class AsyncClient:
                     yield one
 
     async def wait(self, job: Job | str, *, on_page: OnPage | None = None) -> Job:
-        """Return a job when it has ended."""
+        """Wait until the job has ended and return it."""
         async with aclosing(self._follow(job, 0)) as news:
             async for one in news:
                 if isinstance(one, Job):
@@ -158,13 +159,13 @@ class AsyncClient:
         return await self.job(job)
 
     async def result(self, job: Job | str) -> Document:
-        """Return what came of an ended job. Raise its error."""
+        """Return the document of an ended job. Raise ``ServiceError`` when it failed."""
         return decode(Document, _json(await self.answer(job, "json")))
 
     async def answer(self, job: Job | str, format: str = "markdown", **shown: Any) -> bytes:  # noqa: A002
-        """Return what came of an ended job as ``json``, ``markdown``, ``text`` or another format it has.
+        """Return the result of an ended job as ``json``, ``markdown``, ``text`` or another format it has.
 
-        ``shown``: options that say how it is shown, such as ``math`` and ``headers``.
+        ``shown``: options of presentation, such as ``math`` and ``headers``.
         """
         query = form(shown)
         if format not in MEDIA_TYPES:
@@ -172,7 +173,9 @@ class AsyncClient:
         return await self._get(f"{_address(job)}/result", query, MEDIA_TYPES.get(format, "*/*"))
 
     async def readiness(self) -> Readiness:
-        """Return what pages are read with. Raise ``ServiceError`` ``not_ready`` if nothing reads, at once."""
+        """Return what pages are read with. Raise ``ServiceError`` ``not_ready``, without retries, if no
+        worker reads.
+        """
         once = Exchange(self._http, 0)
         body = await once.body(lambda: self._http.build_request("GET", "readyz"))
         return decode(Readiness, _json(body))
@@ -208,7 +211,7 @@ class AsyncClient:
 
 
 def _address(job: Job | str) -> str:
-    # relative: a service behind a prefix has one in its address here
+    # relative, so that a path prefix in the service's address is kept
     return f"v1/jobs/{job if isinstance(job, str) else job.id}"
 
 

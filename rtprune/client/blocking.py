@@ -1,4 +1,4 @@
-"""The client, for code without an event loop."""
+"""The client for code without an event loop."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,10 @@ from rtprune.client.uploads import OnUpload
 
 
 class Client:
-    """``AsyncClient`` in a thread of its own: one call at a time from here, also inside a notebook's loop."""
+    """Blocking client: an ``AsyncClient`` in a thread of its own. Also works inside a notebook's loop.
+
+    Takes one call at a time.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close connections, and end the thread. Jobs go on."""
+        """Close connections and end the thread. Jobs continue."""
         self._portal.call(self._client.close)
         self._opening.__exit__(None, None, None)
 
@@ -49,7 +52,7 @@ class Client:
         on_page: OnPage | None = None,
         **options: Unpack[Options],
     ) -> Document:
-        """Read a document: a path, its bytes, or the address that the service fetches it from."""
+        """Read a document: a path, its bytes, or an address (``https://...``) that the service fetches."""
         return self._portal.call(
             lambda: self._client.parse(document, on_upload=on_upload, on_page=on_page, **options)
         )
@@ -64,7 +67,7 @@ class Client:
         idempotency_key: str | None = None,
         **options: Unpack[Options],
     ) -> Job:
-        """Hand a document in. Return its job as soon as both are on the service's disk."""
+        """Send a document. Return its job as soon as the service has both on disk."""
         return self._portal.call(
             lambda: self._client.submit(
                 document,
@@ -77,7 +80,7 @@ class Client:
         )
 
     def job(self, job: Job | str) -> Job:
-        """Return a job as it is now."""
+        """Return the current state of a job."""
         return self._portal.call(self._client.job, job)
 
     def jobs(self, *, status: str | None = None, limit: int = 20) -> tuple[Job, ...]:
@@ -85,11 +88,11 @@ class Client:
         return self._portal.call(lambda: self._client.jobs(status=status, limit=limit))
 
     def cancel(self, job: Job | str) -> Job:
-        """Stop a job. One that has ended stays as it is."""
+        """Cancel a job. A job that has ended stays as it is."""
         return self._portal.call(self._client.cancel, job)
 
     def pages(self, job: Job | str, *, after: int = 0) -> Iterator[Page]:
-        """Give pages as they are read, until the job has ended."""
+        """Yield pages as they are read, until the job has ended. Leave out the first ``after`` pages."""
         pages = self._client.pages(job, after=after)
         try:
             while (page := self._portal.call(anext, pages, None)) is not None:
@@ -98,17 +101,17 @@ class Client:
             self._portal.call(pages.aclose)
 
     def wait(self, job: Job | str, *, on_page: OnPage | None = None) -> Job:
-        """Return a job when it has ended."""
+        """Wait until the job has ended and return it."""
         return self._portal.call(lambda: self._client.wait(job, on_page=on_page))
 
     def result(self, job: Job | str) -> Document:
-        """Return what came of an ended job. Raise its error."""
+        """Return the document of an ended job. Raise ``ServiceError`` when it failed."""
         return self._portal.call(self._client.result, job)
 
     def answer(self, job: Job | str, format: str = "markdown", **shown: Any) -> bytes:  # noqa: A002
-        """Return what came of an ended job in a format."""
+        """Return the result of an ended job in a format."""
         return self._portal.call(lambda: self._client.answer(job, format, **shown))
 
     def readiness(self) -> Readiness:
-        """Return what pages are read with. Raise ``ServiceError`` ``not_ready`` if nothing reads."""
+        """Return what pages are read with. Raise ``ServiceError`` ``not_ready`` if no worker reads."""
         return self._portal.call(self._client.readiness)

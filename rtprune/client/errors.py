@@ -1,9 +1,9 @@
-"""What can go wrong with a call.
+"""Errors of the client.
 
 ClientError
 ├── ServiceError       the service refused, or the document could not be read; has its ``code``
 ├── Unreachable        no answer, after all retries
-└── UnexpectedAnswer   something that is no rtprune service answered
+└── UnexpectedAnswer   the answer is not that of an rtprune service
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ class ClientError(Exception):
 
 
 class ServiceError(ClientError):
-    """The service's own error. ``code`` is stable; the text is one sentence."""
+    """An error that the service reported. ``code`` is stable; the text is one sentence."""
 
     def __init__(self, code: str, detail: str, status: int, *, retryable: bool, request_id: str = "") -> None:
         super().__init__(detail)
@@ -26,7 +26,7 @@ class ServiceError(ClientError):
 
     @classmethod
     def of(cls, problem: Mapping[str, Any], status: int) -> "ServiceError":
-        """Read ``application/problem+json``."""
+        """Make an error from an ``application/problem+json`` body."""
         return cls(
             str(problem.get("code", "unknown")),
             str(problem.get("detail") or problem.get("title") or f"the service answered {status}"),
@@ -41,4 +41,4 @@ class Unreachable(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """The answer is not one of an rtprune service: an address that is another's, or a proxy's page."""
+    """The answer does not come from an rtprune service: the address is wrong, or a proxy answered."""

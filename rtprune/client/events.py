@@ -1,4 +1,4 @@
-"""Server-sent events of a byte stream."""
+"""Parse server-sent events from a byte stream."""
 
 import re
 from collections.abc import AsyncIterable, AsyncIterator
@@ -17,7 +17,7 @@ class Event:
 
 
 async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[Event]:
-    """Give whole events; one that is broken off is none."""
+    """Yield complete events; drop one that is cut off at the end of the stream."""
     found: dict[str, list[str]] = {}
     async for line in _lines(chunks):
         if not line:
@@ -31,7 +31,7 @@ async def events(chunks: AsyncIterable[bytes]) -> AsyncIterator[Event]:
 
 
 async def _lines(chunks: AsyncIterable[bytes]) -> AsyncIterator[str]:
-    """Split at line ends of the event stream alone: text may have others, such as U+2028."""
+    """Split the stream at its own line ends only. Text may contain other separators, such as U+2028."""
     parts: list[bytes] = []
     async for chunk in chunks:
         parts.append(chunk)

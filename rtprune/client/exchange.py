@@ -1,4 +1,4 @@
-"""Requests that are made again when the service is busy or away."""
+"""Send requests, and repeat them while the service is busy or unreachable."""
 
 import asyncio
 import contextlib
@@ -18,14 +18,14 @@ FIRST_PAUSE_S = 0.25
 MAX_PAUSE_S = 30.0
 CONNECT_S = 10.0
 SILENCE_S = 60.0
-"""Longest silence while an answer is awaited. Event streams have a sign of life every 15 s."""
+"""Longest silence while waiting for an answer. Event streams send a heartbeat every 15 s."""
 
 Request = Callable[[], httpx.Request]
-"""Makes a request. Called for each attempt: a body can be sent once."""
+"""Makes a request. Called for each attempt, because a body can be sent only once."""
 
 
 class Exchange:
-    """Sends requests. ``num_retries``: attempts after the first."""
+    """Sends requests with retries. ``num_retries``: attempts after the first."""
 
     def __init__(self, http: httpx.AsyncClient, num_retries: int) -> None:
         self._http = http
@@ -33,7 +33,7 @@ class Exchange:
 
     @asynccontextmanager
     async def answer(self, request: Request) -> AsyncIterator[httpx.Response]:
-        """Give a successful answer, its body unread.
+        """Yield a successful response with its body unread.
 
         Raise ``ServiceError``, ``Unreachable`` or ``UnexpectedAnswer``.
         """
@@ -44,17 +44,17 @@ class Exchange:
             await response.aclose()
 
     async def body(self, request: Request) -> bytes:
-        """Give the body of a successful answer. Raise as ``answer`` does."""
+        """Return the body of a successful response. Raise as ``answer`` does."""
         for attempt in range(self._num_retries + 1):
             try:
                 async with self.answer(request) as response:
                     return await response.aread()
-            except httpx.TransportError as error:  # broken off after its beginning
+            except httpx.TransportError as error:  # the answer broke off after it began
                 await self.pause(attempt, error)
         raise AssertionError("the last attempt returns or raises")
 
     async def pause(self, attempt: int, error: Exception) -> None:
-        """Wait before the attempt after this one. Raise ``Unreachable`` when it was the last."""
+        """Wait before the next attempt. Raise ``Unreachable`` when this was the last."""
         if attempt >= self._num_retries:
             raise Unreachable(
                 f"no answer after {attempt + 1} attempts: {error or type(error).__name__}"
@@ -83,7 +83,7 @@ class Exchange:
 
 
 def retry_after_s(text: str) -> float | None:
-    """Read ``Retry-After``: seconds, or a date. ``None`` for anything else."""
+    """Parse ``Retry-After``, which is seconds or a date. Return ``None`` for anything else."""
     if text.isascii() and text.isdecimal():
         return float(text)
     try:
@@ -94,7 +94,7 @@ def retry_after_s(text: str) -> float | None:
 
 
 def _pause_s(attempt: int) -> float:
-    """Grow from attempt to attempt; clients that failed together do not come back together."""
+    """Return a pause that grows with each attempt; it is random, so that clients do not retry in step."""
     longest_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**attempt)
     return random.uniform(longest_s / 2, longest_s)  # noqa: S311 - no secret
 

@@ -1,4 +1,4 @@
-"""A document on its way to a service."""
+"""Files and form fields that are sent to a service."""
 
 import io
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 OnUpload = Callable[[int, int], None]
-"""Called with the bytes that were sent and their number in all."""
+"""Callback that gets the number of bytes sent so far and the total."""
 MAX_NAME_CHARS = 200
 
 
 class Upload(AbstractContextManager["Upload"], io.RawIOBase):
-    """A readable file that tells how much of it was taken."""
+    """A readable file that reports how much of it has been read."""
 
     def __init__(self, document: Path | bytes, told: OnUpload | None = None) -> None:
         self.name = document.name[-MAX_NAME_CHARS:] if isinstance(document, Path) else "document"
@@ -54,6 +54,6 @@ class Upload(AbstractContextManager["Upload"], io.RawIOBase):
 
 
 def form(options: dict[str, Any]) -> dict[str, str]:
-    """Options as form fields; what is ``None`` is not given."""
+    """Convert options to form fields; leave out those that are ``None``."""
     texts = {name: str(value) for name, value in options.items() if value is not None}
     return {name: text.lower() if isinstance(options[name], bool) else text for name, text in texts.items()}

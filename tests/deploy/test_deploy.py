@@ -1,5 +1,6 @@
 """What can be checked of containers without an engine for them."""
 
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,9 @@ from packaging.utils import canonicalize_name
 from service_client import ROOT
 
 COMPOSE = ("docker-compose.yml", "docker-compose.cpu.yml")
-MANIFESTS = sorted((ROOT / "docker" / "kubernetes").glob("*.yaml"))
+KUBERNETES = ROOT / "docker" / "kubernetes"
+MANIFESTS = sorted((KUBERNETES / "base").glob("[!k]*.yaml"))
+EXAMPLES = sorted((KUBERNETES / "examples").glob("*.yaml"))
 TORCH_SIDE = {"torch", "transformers", "numpy", "scipy", "ot", "safetensors", "tokenizers", "huggingface_hub"}
 
 
@@ -160,8 +163,9 @@ def test_an_image_runs_as_nobody_and_copies_what_exists(target: str) -> None:
     assert users == ["USER 10001:10001"]
     assert any(line.startswith("HEALTHCHECK") or "HEALTHCHECK" in line for line in lines)
     for line in lines:
-        if line.startswith("COPY"):
+        if line.startswith("COPY") and "--from=wheel" not in line:
             assert all((ROOT / source).exists() for source in shlex.split(line)[1:-1]), line
+    assert any(line.startswith("COPY --from=wheel") for line in lines), "the package, and its command"
     torch_is_installed = any("requirements-worker" in line for line in lines)
     assert torch_is_installed == (target == "worker")
 
@@ -174,8 +178,87 @@ def test_every_module_that_is_run_exists() -> None:
     texts = [(ROOT / name).read_text() for name in ("Dockerfile", *COMPOSE)]
     texts += [path.read_text() for path in MANIFESTS]
     run = set().union(*map(modules_run, texts))
-    assert run >= {"app.cli", "app.worker", "app.jobs.healthcheck"}
+    assert run >= {"app.jobs.healthcheck"}
     assert all(find_spec(module) for module in run)
+
+
+def test_images_start_subcommands_that_there_are() -> None:
+    from app.cli import COMMANDS
+
+    started = {
+        target: json.loads(line.removeprefix("CMD "))
+        for target, lines in dockerfile_stages().items()
+        for line in lines
+        if line.startswith("CMD ")
+    }
+    assert started == {"api": ["rtprune", "serve"], "worker": ["rtprune", "worker"]}
+    assert {command for _, command in started.values()} <= set(COMMANDS)
+
+
+def test_images_have_what_documents_in_s3_and_traces_need() -> None:
+    api = requirements("requirements-api.txt")
+    assert declared("s3") - declared() <= set(api)
+    assert declared("otel") - declared() <= set(api)
+    fonts = next(line for line in dockerfile_stages()["api"] if "apt-get" in line)
+    assert {"fonts-urw-base35", "fonts-dejavu-core", "fonts-wqy-microhei"} <= set(fonts.split())
+
+
+def test_checkpoints_are_downloaded_once() -> None:
+    """Where the hub's files go is a volume that every worker has."""
+    assert any("HF_HOME=/cache/" in line for line in dockerfile_stages()["worker"])
+    for name in COMPOSE:
+        for service, fields in compose(name)["services"].items():
+            if service.startswith("worker"):
+                assert "cache:/cache" in fields["volumes"], service
+                assert any(volume.endswith(":/models:ro") for volume in fields["volumes"])
+    kinds = {(one["kind"], one["metadata"]["name"]): one for one in documents()}
+    pod = kinds["Deployment", "rtprune-worker"]["spec"]["template"]["spec"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    for path in ("/cache", "/models"):
+        assert "persistentVolumeClaim" in volumes[mounts[path]]
+
+
+def test_the_pocket_checkpoint_reserves_no_gpu() -> None:
+    for name in COMPOSE:
+        for service, fields in compose(name)["services"].items():
+            model = fields.get("environment", {}).get("RTPRUNE_MODEL", "")
+            assert "pocket" not in model or "nvidia" not in json.dumps(fields), service
+    for document in documents():
+        assert "nvidia" not in json.dumps(document), "the base reads with the pocket checkpoint"
+
+
+def test_an_overlay_gives_workers_gpus() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not on this machine")
+    kinds = {}
+    for folder in ("base", "overlays/gpu"):
+        build = ["kubectl", "kustomize", str(KUBERNETES / folder)]
+        built = subprocess.run(build, capture_output=True, text=True, check=True).stdout
+        kinds[folder] = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(built)}
+    assert kinds["base"].keys() == kinds["overlays/gpu"].keys()
+    assert {(one["kind"], one["metadata"]["name"]) for one in documents()} == kinds["base"].keys()
+    pod = kinds["overlays/gpu"]["Deployment", "rtprune-worker"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert (variables["RTPRUNE_DEVICE"], variables["BLOB_URL"]) == ("cuda", "/blobs")
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_examples_name_services_that_there_are() -> None:
+    services = {one["metadata"]["name"]: one for one in documents() if one["kind"] == "Service"}
+    for path in EXAMPLES:
+        for one in yaml.safe_load_all(path.read_text()):
+            if one["kind"] == "Ingress":
+                backend = one["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+                ports = {port["name"] for port in services[backend["name"]]["spec"]["ports"]}
+                assert backend["port"]["name"] in ports
+            else:
+                assert one["kind"] == "ServiceMonitor"
+                service = services[one["metadata"]["name"]]
+                assert one["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+                ports = {port["name"] for port in service["spec"]["ports"]}
+                assert {endpoint["port"] for endpoint in one["spec"]["endpoints"]} <= ports
 
 
 def documents() -> list[dict[str, Any]]:
@@ -184,7 +267,8 @@ def documents() -> list[dict[str, Any]]:
 
 def test_manifests_are_valid() -> None:
     validator = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-    for document in documents():
+    ingresses = [yaml.safe_load((KUBERNETES / "examples" / "ingress.yaml").read_text())]
+    for document in documents() + ingresses:
         validator.validate(document, "1.29", strict=True)
 
 
@@ -203,7 +287,11 @@ def test_pods_are_locked_down_and_workers_scale() -> None:
     scaler = kinds["HorizontalPodAutoscaler", "rtprune-worker"]["spec"]
     assert scaler["scaleTargetRef"]["name"] == "rtprune-worker"
     metric = scaler["metrics"][0]["external"]["metric"]["name"]
-    assert f'"{metric.removeprefix("rtprune_")}"' in (ROOT / "app" / "telemetry.py").read_text()
+    assert f'"{metric.removeprefix("rtprune_")}"' in (ROOT / "app" / "metrics.py").read_text()
+    api = kinds["Deployment", "rtprune-api"]["spec"]["template"]["spec"]["containers"][0]
+    assert "preStop" in api["lifecycle"]
+    policies = {name for kind, name in kinds if kind == "NetworkPolicy"}
+    assert policies == {"rtprune-api", "rtprune-worker"}
 
 
 def test_settings_in_deployments_exist() -> None:

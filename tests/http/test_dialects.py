@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,7 +85,7 @@ def slow_job(client: httpx.Client) -> str:
 # --- tickets
 
 
-@given(st.lists(st.uuids(), min_size=1, max_size=16), st.dictionaries(st.text(), st.text(), max_size=3))
+@given(st.lists(st.uuids(), min_size=1, max_size=32), st.dictionaries(st.text(), st.text(), max_size=3))
 def test_a_ticket_says_what_it_was_made_of(ids: list[Any], answer: dict[str, str]) -> None:
     ticket = Ticket(tuple(one.hex for one in ids), answer)
     assert Ticket.read(str(ticket)) == ticket
@@ -161,6 +162,20 @@ def test_docling_refuses_what_is_not_done_and_ignores_what_it_does_not_know(ours
     local = ours.post("/v1/convert/source", json={"sources": [{"url": "http://127.0.0.1:1/a.pdf"}]})
     assert (local.status_code, local.json()["code"]) == (400, "url_refused")
     assert ours.post("/v1/convert/source", json={"sources": []}).status_code == 422
+
+
+def test_docling_makes_a_zip_of_several_documents(ours: httpx.Client) -> None:
+    files = [("files", ("a.png", picture())), ("files", ("../a.pdf", pdf_bytes(A4)))]
+    options = {"to_formats": ["md", "json"], "image_export_mode": "referenced"}
+    refused = ours.post("/v1/convert/file", files=files, data=options)
+    assert (refused.status_code, "zip" in refused.json()["detail"]) == (400, True)
+    packed = ours.post("/v1/convert/file", files=files, data=options | {"target_type": "zip"})
+    assert packed.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        names = ["a/a.md", "a/a.json", "a/images/p1-1.png", "a_2/a_2.md", "a_2/a_2.json"]
+        assert archive.namelist() == names
+        assert "](images/p1-1.png)" in archive.read("a/a.md").decode()
+        assert archive.read("a/images/p1-1.png").startswith(b"\x89PNG")
 
 
 def test_a_docling_task_is_its_clients(ours: httpx.Client, theirs: httpx.Client) -> None:
@@ -343,6 +358,9 @@ def test_a_chat_honours_what_vllm_is_sent(ours: httpx.Client) -> None:
     options = asked.fields(Settings()).options(Settings())
     assert options.read.ngram == (30, 90)
     assert options.read.max_output_tokens == Settings().max_output_tokens
+    parts = [{"type": "document_url", "document_url": data_url(pdf_bytes(A4))}]
+    as_mistral = {"messages": [{"role": "user", "content": parts}]}
+    assert ours.post("/v1/chat/completions", json=as_mistral).status_code == 200
     prompt = ChatBody.checked({"messages": [{"role": "user", "content": "<image>\nFree OCR."}]}).prompt
     assert prompt == "Free OCR."
     assert [model["id"] for model in ours.get("/v1/models").json()["data"]] == ["fake"]

@@ -68,7 +68,9 @@ def test_without_a_key_only_what_tells_nothing_is_answered(keyed: tuple[Server, 
                 if path in {"/livez", "/readyz"}:
                     assert answer.status_code == 200
                     continue
-                assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized"), (verb, path)
+                assert answer.status_code == 401, (verb, path)
+                if answer.headers["content-type"] == "application/problem+json":  # dialects have theirs
+                    assert answer.json()["code"] == "unauthorized"
                 assert answer.headers["www-authenticate"] == "Bearer"
     page = server.http.get("/docs")
     assert page.status_code == 200

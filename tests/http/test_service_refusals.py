@@ -45,7 +45,7 @@ TESTED_ELSEWHERE = {
     *("document_failed", "internal_error", "invalid_request", "page_too_long"),
     *("url_refused", "url_failed", "idempotency_conflict", "not_finished", "job_cancelled", "expired"),
     *("queue_full", "too_many_jobs", "storage_unavailable", "storage_full"),
-    *("unauthorized", "forbidden", "rate_limited", "format_unavailable"),
+    *("unauthorized", "forbidden", "rate_limited", "format_unavailable", "too_many_files"),
 }
 
 

@@ -1,9 +1,11 @@
 """docling-serve, version 1: convert files and sources, at once or as tasks that are watched."""
 
 import asyncio
-from collections.abc import Sequence
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from fastapi import Path, Query, WebSocket, WebSocketDisconnect
 from starlette.datastructures import MutableHeaders
@@ -16,7 +18,7 @@ from app.errors import BadOption, InvalidRequest, NotFinished, NotFound, ParseEr
 from app.http.access import needs
 from app.http.answers import sent
 from app.http.connected import while_connected
-from app.http.contents import Shown, docling_json, document_markdown, formatted
+from app.http.contents import Shown, docling_json, document_markdown, figure_names, formatted, stems
 from app.http.dialects import (
     MAX_TICKET_CHARS,
     Ticket,
@@ -26,10 +28,10 @@ from app.http.dialects import (
     opened,
     received_form,
     received_json,
-    spooling,
+    sent_json,
     submitted,
 )
-from app.http.openapi import JSON, dialect_errors, example, form_schema, json_schema
+from app.http.openapi import dialect_errors, example, form_schema, json_schema
 from app.http.schemas.dialects import DetailShape
 from app.http.schemas.docling import (
     NO_TASK,
@@ -47,8 +49,9 @@ from app.http.schemas.docling import (
 )
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.answer import pieces_of
 from app.output.embedding import Embedding, Pictures
-from app.output.figures import Address
+from app.output.figures import FOLDER, Address
 
 router = dialect_router("docling", error_body, status_of)
 
@@ -57,6 +60,9 @@ MAX_WAIT_S = 60.0
 UPDATE_S = 5.0
 """How often a websocket tells of a task that goes on."""
 IMAGE_PLACEHOLDER = "<!-- image -->"
+ZIP = "application/zip"
+ZIP_HEADERS = {"Content-Disposition": 'attachment; filename="converted_docs.zip"'}
+MAX_FILENAME_CHARS = 255
 GOING_AWAY = 1001
 POLICY_VIOLATION = 1008
 
@@ -75,17 +81,19 @@ TASK_EXAMPLE = {
         "num_failed": 0,
     },
 }
+CONVERTED_EXAMPLE = {
+    "document": {"filename": "report.pdf", "md_content": "# Annual report"},
+    "status": "success",
+    "processing_time": 1.2,
+    "timings": {},
+    "job_id": "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
+}
 CONVERTED = {
     "description": "At least one page was read.",
-    "content": example(
-        {
-            "document": {"filename": "report.pdf", "md_content": "# Annual report"},
-            "status": "success",
-            "processing_time": 1.2,
-            "timings": {},
-            "job_id": "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
-        }
-    ),
+    "content": {
+        **example(CONVERTED_EXAMPLE),
+        ZIP: {"schema": {"type": "string", "format": "binary"}, "example": "..."},
+    },
 }
 ACCEPTED = {"description": "The task, which goes on.", "content": example(TASK_EXAMPLE)}
 FILE_BODY = {
@@ -293,24 +301,26 @@ def _message(kind: Any, task: DoclingTask | None = None, error: str | None = Non
 
 
 async def _accept(request: Request, service: Service, *, is_form: bool) -> tuple[list[Job], Ticket]:
-    with spooling(service) as new_path:
+    with service.spool.files() as place:
         if is_form:
-            documents, fields = await received_form(request, service, new_path, FILES)
+            documents, fields = await received_form(request, service, place, FILES)
             if not documents:
                 raise InvalidRequest("files: Field required")
             asked = Asked.of_form(fields)
             is_zip = check_target(fields.get("target_type", ("inbody",))[-1])
         else:
-            nested, body = await received_json(request, service, new_path, _take)
+            nested, body = await received_json(request, service, place, _take)
             asked = Asked.checked(body.get("options") or {})
             is_zip = check_target(_kind(body.get("target")))
-            documents = [await opened(service, one, new_path) for one in nested]
-        if is_zip or len(documents) > 1:
-            raise BadOption("zip archives are not made here: send one document, with the target inbody")
+            documents = [await opened(service, one, place) for one in nested]
+        if len(documents) > 1 and not is_zip:
+            raise BadOption("several documents make a zip: send one, or ask for the target zip")
         jobs = await submitted(request, service, documents, asked.fields())
     answer = asked.shown()
-    if names := [document.filename for document in documents if document.filename]:
+    if any(names := [document.filename for document in documents]):
         answer["names"] = names
+    if is_zip:
+        answer["zip"] = True
     return jobs, Ticket(tuple(job.id for job in jobs), answer)
 
 
@@ -353,16 +363,21 @@ def _answer(shape: DoclingTask) -> Response:
 
 
 async def _result(request: Request, service: Service, jobs: Sequence[Job], ticket: Ticket) -> Response:
-    job = jobs[0]
-    if job.status == "cancelled" or job.is_open:
+    if any(job.is_open or job.status == "cancelled" for job in jobs):
         raise NotFinished("the task has no result")
     answer = dict(ticket.answer)
-    names = answer.pop("names", None)
+    is_zip = bool(answer.pop("zip", False))
+    names = answer.pop("names", ["document"] * len(jobs))
     try:
         asked = Asked.checked(answer)
-        filename = str(names[0])[:255] if names else "document"
-    except (InvalidRequest, IndexError, KeyError, TypeError) as error:
+    except InvalidRequest as error:
         raise NotFound("there is no such task") from error
+    if not isinstance(names, list) or len(names) != len(jobs):
+        raise NotFound("there is no such task")
+    if is_zip or len(jobs) > 1:
+        file = await while_connected(request, _zipped(service, jobs, [str(name) for name in names], asked))
+        return await sent(request, pieces_of(file), dict(ZIP_HEADERS), ZIP, may_pack=False)
+    [job], filename = jobs, str(names[0])[:MAX_FILENAME_CHARS]
     link = f"{root_of(request)}/v1/jobs/{job.id}/images/"
 
     def picture(name: str) -> Picture:
@@ -376,9 +391,48 @@ async def _result(request: Request, service: Service, jobs: Sequence[Job], ticke
         contents = _contents(document, asked, filename, address, picture)
         return ConvertShape.of(document, contents).model_dump_json(exclude_none=True)
 
-    is_heavy = not {"json", "doctags"}.isdisjoint(asked.to_formats)
-    text = await while_connected(request, service.results.made(job, make, is_heavy=is_heavy))
-    return await sent(request, embedding.filled([text]), {}, JSON)
+    text = await while_connected(request, service.results.made(job, make, is_heavy=_is_heavy(asked)))
+    return await sent_json(request, embedding.filled([text]))
+
+
+def _is_heavy(asked: Asked) -> bool:
+    return not {"json", "doctags"}.isdisjoint(asked.to_formats)
+
+
+async def _zipped(service: Service, jobs: Sequence[Job], names: Sequence[str], asked: Asked) -> IO[bytes]:
+    """Write a zip to a file: a document's contents under its name, and the figures that they refer to."""
+    file: IO[bytes] = tempfile.TemporaryFile(dir=service.spool.tmp_dir)  # noqa: SIM115 - closed when sent
+    try:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for job, name, stem in zip(jobs, names, stems(names), strict=True):
+                making = _packed(service, archive, job, name, stem, asked)
+                await service.results.made(job, making, is_heavy=_is_heavy(asked))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _packed(
+    service: Service, archive: zipfile.ZipFile, job: Job, name: str, stem: str, asked: Asked
+) -> Callable[[], None]:
+    def picture(figure: str) -> Picture:
+        return service.results.picture(job, figure)
+
+    def pack() -> None:
+        document = service.results.document(job)
+        embedding = Embedding(picture)
+        address = _address(asked, FOLDER, embedding)
+        contents = _contents(document, asked, name, address, picture)
+        for suffix, text in contents.texts().items():
+            with archive.open(f"{stem}/{stem}.{suffix}", "w") as entry:
+                for piece in embedding.filled([text]):
+                    entry.write(piece.encode() if isinstance(piece, str) else piece)
+        for figure in figure_names(document) if asked.is_referenced else ():
+            packed = zipfile.ZipInfo(f"{stem}/{FOLDER}{figure}")  # which deflates nothing: PNG is compressed
+            archive.writestr(packed, picture(figure).data)
+
+    return pack
 
 
 def _contents(

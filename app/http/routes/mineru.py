@@ -15,7 +15,7 @@ from app.errors import InvalidRequest, NotFound, ParseError
 from app.http.access import needs
 from app.http.answers import sent
 from app.http.connected import while_connected
-from app.http.contents import document_markdown
+from app.http.contents import document_markdown, figure_names, stems
 from app.http.dialects import (
     MAX_TICKET_CHARS,
     Ticket,
@@ -23,10 +23,10 @@ from app.http.dialects import (
     dialect_router,
     jobs_of,
     received_form,
-    spooling,
+    sent_json,
     submitted,
 )
-from app.http.openapi import JSON, dialect_errors, example, form_schema
+from app.http.openapi import dialect_errors, example, form_schema
 from app.http.routes.health import health
 from app.http.schemas.dialects import DetailShape
 from app.http.schemas.mineru import (
@@ -40,10 +40,10 @@ from app.http.schemas.mineru import (
     content_list,
     error_body,
     model_output,
-    stems,
 )
 from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
+from app.output.answer import pieces_of
 from app.output.embedding import Embedding
 
 router = dialect_router("mineru", error_body)
@@ -55,7 +55,6 @@ router.add_api_route(
 )
 
 FILES = frozenset({"files"})
-PIECE_BYTES = 2**18
 TaskId = Annotated[str, Path(max_length=MAX_TICKET_CHARS)]
 ERRORS = dialect_errors(DetailShape, error_body)
 ZIP = {"application/zip": {"schema": {"type": "string", "format": "binary"}, "example": "..."}}
@@ -176,8 +175,8 @@ async def result(request: Request, task_id: TaskId) -> Response:
 
 
 async def _accept(request: Request, service: Service) -> tuple[list[Job], Ticket]:
-    with spooling(service) as new_path:
-        documents, fields = await received_form(request, service, new_path, FILES)
+    with service.spool.files() as place:
+        documents, fields = await received_form(request, service, place, FILES)
         if not documents:
             raise InvalidRequest("files: Field required")
         asked = Asked.of_form(fields)
@@ -220,7 +219,7 @@ async def _result(
         return JSONResponse(task.model_dump(), 409)
     if asked.response_format_zip:
         file = await while_connected(request, _zipped(service, jobs, names, asked))
-        return await sent(request, _pieces(file), {}, "application/zip", may_pack=False)
+        return await sent(request, pieces_of(file), {}, "application/zip", may_pack=False)
     results: dict[str, DocumentResult] = {}
     embeddings: list[Embedding] = []
     for job, name in zip(jobs, names, strict=True):
@@ -236,7 +235,7 @@ async def _result(
     pieces: Iterator[str | bytes] = iter([shape.model_dump_json(exclude_none=True)])
     for embedding in embeddings:
         pieces = embedding.filled(pieces)
-    return await sent(request, pieces, {}, JSON)
+    return await sent_json(request, pieces)
 
 
 async def _made(service: Service, job: Job, asked: Asked, embedding: Embedding) -> DocumentResult:
@@ -255,7 +254,7 @@ def _contents(document: ParsedDocument, asked: Asked, embedding: Embedding) -> D
         md_content=_markdown(document) if asked.return_md else None,
         content_list=content_list(document.pages) if asked.return_content_list else None,
         model_output=model_output(document.pages) if asked.return_model_output else None,
-        images={name: embedding.address(name) for name in _figures(document)}
+        images={name: embedding.address(name) for name in figure_names(document)}
         if asked.return_images
         else None,
     )
@@ -263,11 +262,6 @@ def _contents(document: ParsedDocument, asked: Asked, embedding: Embedding) -> D
 
 def _markdown(document: ParsedDocument) -> str:
     return document_markdown(document, lambda name, alt: f"![{alt}](images/{name})")
-
-
-def _figures(document: ParsedDocument) -> list[str]:
-    blocks = (block for page in document.pages for block in page.blocks)
-    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))
 
 
 async def _zipped(service: Service, jobs: Sequence[Job], names: Sequence[str], asked: Asked) -> IO[bytes]:
@@ -296,7 +290,7 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
         for path, text in texts.items():
             if text is not None:
                 archive.writestr(f"{folder}/{path}", text)
-        for image in _figures(document) if asked.return_images else ():
+        for image in figure_names(document) if asked.return_images else ():
             packed = zipfile.ZipInfo(f"{folder}/images/{image}")  # which deflates nothing: PNG is compressed
             archive.writestr(packed, service.results.picture(job, image).data)
 
@@ -307,10 +301,3 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
             raise
         detail = str(error) or error.title
         await asyncio.to_thread(archive.writestr, f"{folder}/error.txt", detail)
-
-
-def _pieces(file: IO[bytes]) -> Iterator[bytes]:
-    with file:
-        file.seek(0)
-        while piece := file.read(PIECE_BYTES):
-            yield piece

@@ -26,10 +26,10 @@ from app.http.dialects import (
     opened,
     received_form,
     received_json,
-    spooling,
+    sent_json,
     submitted,
 )
-from app.http.openapi import JSON, dialect_errors, example, form_schema, json_schema
+from app.http.openapi import dialect_errors, example, form_schema, json_schema
 from app.http.schemas.mistral import (
     FOOTER_TYPES,
     HEADER_TYPES,
@@ -148,10 +148,10 @@ async def ocr(request: Request) -> Response:
     service = service_of(request)
     with service.admitted():
         service.check_ready()
-        with spooling(service) as new_path:
-            [nested], fields = await received_json(request, service, new_path, _take)
+        with service.spool.files() as place:
+            [nested], fields = await received_json(request, service, place, _take)
             asked = OcrBody.checked(fields)
-            document = await _document(request, service, nested, asked, new_path)
+            document = await _document(request, service, nested, asked, place)
             num_bytes = document.source.path.stat().st_size
             jobs = await submitted(request, service, [document], asked.fields())
         [job] = await awaited(request, service, jobs)
@@ -162,7 +162,7 @@ async def ocr(request: Request) -> Response:
         return ocr_answer(document, asked, num_bytes, embedding).model_dump_json(exclude_none=True)
 
     text = await while_connected(request, service.results.made(job, make))
-    return await sent(request, embedding.filled([text]), {}, JSON)
+    return await sent_json(request, embedding.filled([text]))
 
 
 def _take(body: dict[str, Any]) -> list[Named]:
@@ -184,17 +184,17 @@ def _take(body: dict[str, Any]) -> list[Named]:
 
 
 async def _document(
-    request: Request, service: Service, nested: Nested, asked: OcrBody, new_path: Callable[[], Path]
+    request: Request, service: Service, nested: Nested, asked: OcrBody, place: Callable[[], Path]
 ) -> Document:
     file_id = asked.document.file_id
     if nested.address is not None and (own := _own_file(request, nested.address)) is not None:
         file_id = own
     if nested.path is None and file_id is not None:
         file = await _file(request, service, file_id)
-        path = new_path()
+        path = place()
         await asyncio.to_thread(_copy, service, file, path)
         return Document(await asyncio.to_thread(sniff_file, path), file.filename)
-    return await opened(service, nested, new_path)
+    return await opened(service, nested, place)
 
 
 def _copy(service: Service, file: StoredFile, path: Path) -> None:
@@ -331,8 +331,8 @@ def _blocks(page: PageResult) -> list[Any]:
 async def upload(request: Request) -> Response:
     """A file in, its id out. It belongs to its key, and is kept as long as results are."""
     service = service_of(request)
-    with service.admitted(), spooling(service) as new_path:
-        documents, fields = await received_form(request, service, new_path, FILE)
+    with service.admitted(), service.spool.files() as place:
+        documents, fields = await received_form(request, service, place, FILE)
         if len(documents) != 1:
             raise InvalidRequest("file: one file is needed")
         if (purpose := fields.get("purpose", ("ocr",))[-1]) != "ocr":

@@ -26,7 +26,6 @@ from app.http.dialects import (
     dialect_router,
     opened,
     received_json,
-    spooling,
     submitted,
 )
 from app.http.openapi import dialect_errors, example, json_schema
@@ -54,6 +53,8 @@ from app.jobs.job import Job
 router = dialect_router("openai", error_body, status_of)
 
 DONE = "[DONE]"
+DOCUMENTS = frozenset({"image_url", "document_url", "file"})
+"""Types of a message's parts; ``document_url`` is what Mistral's clients send."""
 ERRORS = dialect_errors(OpenAIError, error_body, status_of)
 ANSWER_EXAMPLE = {
     "id": "chatcmpl-5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071",
@@ -116,12 +117,12 @@ async def complete(request: Request) -> Response:
     service = service_of(request)
     with service.admitted():
         service.check_ready()
-        with spooling(service) as new_path:
-            nested, fields = await received_json(request, service, new_path, _take)
+        with service.spool.files() as place:
+            nested, fields = await received_json(request, service, place, _take)
             asked = ChatBody.checked(fields)
             if not nested:
                 raise InvalidRequest("messages: an image_url is needed, of a page to read")
-            documents = [await opened(service, one, new_path) for one in nested]
+            documents = [await opened(service, one, place) for one in nested]
             jobs = await submitted(request, service, documents, asked.fields(service.settings))
         if asked.stream:
             return _streamed(request, service, asked, jobs)
@@ -162,13 +163,14 @@ def _take(body: dict[str, Any]) -> list[Named]:
     for message in messages:
         parts = message.get("content") if isinstance(message, dict) else None
         found = (part for part in (parts if isinstance(parts, list) else ()) if isinstance(part, dict))
-        named += [_image(part) for part in found if part.get("type") in {"image_url", "file"}]
+        named += [_image(part) for part in found if part.get("type") in DOCUMENTS]
     return named
 
 
 def _image(part: dict[str, Any]) -> Named:
     """Take the document out of one part, and leave its type there."""
     image, file = part.pop("image_url", None), part.pop("file", None)
+    image = part.pop("document_url", None) if image is None else image
     if isinstance(file, dict):
         address, name = file.get("file_data"), file.get("filename", "")
     else:

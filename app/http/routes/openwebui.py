@@ -9,7 +9,7 @@ from app.errors import BadOption
 from app.http.access import needs
 from app.http.connected import while_connected
 from app.http.contents import document_markdown
-from app.http.dialects import awaited, dialect_router, received_raw, spooling, submitted
+from app.http.dialects import awaited, dialect_router, received_raw, submitted
 from app.http.openapi import dialect_errors, example
 from app.http.schemas.dialects import DetailShape, DialectFields, detail_body
 from app.http.schemas.openwebui import LoadedShape, LoaderMetadata
@@ -65,8 +65,8 @@ async def process(request: Request) -> Response:
         raise BadOption(f"X-Filename may have {MAX_NAME_CHARS} characters")
     with service.admitted():
         service.check_ready()
-        with spooling(service) as new_path:
-            document = await received_raw(request, service, new_path())
+        with service.spool.files() as place:
+            document = await received_raw(request, service, place())
             jobs = await submitted(request, service, [document], DialectFields.from_json({}))
         [job] = await awaited(request, service, jobs)
 

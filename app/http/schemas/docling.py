@@ -4,6 +4,7 @@ Options that change nothing here are accepted and ignored, as docling-serve igno
 Those that ask for work that is not done are refused. ``docs/dialects.md`` lists both.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -102,6 +103,11 @@ class Asked(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             raise InvalidRequest(_first(error)) from error
+
+    @property
+    def is_referenced(self) -> bool:
+        """Whether contents refer to figures that are elsewhere."""
+        return self.include_images and self.image_export_mode == "referenced"
 
     def fields(self) -> DialectFields:
         """Translate into our options."""
@@ -232,6 +238,18 @@ class DocumentContents(BaseModel):
     html_content: str | None = None
     text_content: str | None = None
     doctags_content: str | None = None
+
+    def texts(self) -> dict[str, str]:
+        """Return the contents that there are, by the suffix of their file."""
+        whole = None if self.json_content is None else json.dumps(self.json_content, ensure_ascii=False)
+        found = {
+            "md": self.md_content,
+            "json": whole,
+            "html": self.html_content,
+            "txt": self.text_content,
+            "doctags": self.doctags_content,
+        }
+        return {suffix: text for suffix, text in found.items() if text is not None}
 
 
 class ConvertShape(BaseModel):

@@ -55,9 +55,9 @@ class ListFields(BaseModel):
 
 
 class WaitFields(BaseModel):
-    """The query of ``GET /v1/jobs/{id}``."""
+    """The query of ``GET /v1/jobs/{id}``. Other parameters are ignored, as proxies and caches add some."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     wait: float | None = Field(
         None,

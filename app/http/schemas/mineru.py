@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import PurePath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +18,6 @@ PROTOCOL_VERSION = 2
 VERSION = "3.4.4"
 """What this speaks like."""
 END_PAGE = 99_999
-MAX_STEM_CHARS = 100
 TaskStatus = Literal["pending", "processing", "completed", "failed"]
 Backend = Literal["pipeline", "vlm-engine", "hybrid-engine", "vlm-http-client", "hybrid-http-client"]
 BOX_SIDE = 1000
@@ -175,20 +173,6 @@ class ResultShape(BaseModel):
 
 class ParsedShape(MineruTask, ResultShape):
     """The task and its results."""
-
-
-def stems(filenames: Sequence[str]) -> list[str]:
-    """Return names for documents, each another one, that are fit for a file."""
-    found: list[str] = []
-    for filename in filenames:
-        stem = PurePath(filename.replace("\\", "/")).stem.replace("\0", "")[:MAX_STEM_CHARS]
-        stem = stem if stem not in {"", ".", ".."} else "document"
-        number = 2
-        unique = stem
-        while unique in found:
-            unique, number = f"{stem}_{number}", number + 1
-        found.append(unique)
-    return found
 
 
 def content_list(pages: Sequence[PageResult]) -> str:

@@ -56,9 +56,10 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    type: Literal["text", "image_url", "file"]
+    type: Literal["text", "image_url", "document_url", "file"]
     text: str | None = Field(None, max_length=MAX_PROMPT_CHARS)
     image_url: Any = Field(None, description="{url: ...}")
+    document_url: Any = Field(None, description="An address, as Mistral's clients send it.")
     file: Any = Field(None, description="{file_data: a data URL, filename: ...}")
 
 

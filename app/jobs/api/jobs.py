@@ -16,6 +16,7 @@ from typing import Self
 
 from sqlalchemy.exc import DBAPIError
 
+from app import tracing
 from app.document import ParsedDocument, ParseOptions, Status
 from app.documents.formats import Source
 from app.documents.raster.pool import Rasterizers
@@ -185,6 +186,7 @@ class Jobs:
             priority=submission.priority,
             webhook=submission.webhook,
             batch_pages=self._settings.batch_pages,
+            trace=tracing.traceparent(),
         )
 
         limits = self._limits

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from app import tracing
 from app.document import Failure, Page, PageResult, Reading
 from app.errors import (
     BadOption,
@@ -212,7 +213,7 @@ class BatchRunner:
         document.
         """
         # keep the turn until the result is written: only then is the page closed in the database
-        async with self._turn(job, before):
+        async with self._turn(job, index, before):
             started = time.perf_counter()
             width, height = before.width, before.height
             try:
@@ -223,11 +224,12 @@ class BatchRunner:
                     width, height = page.image.size
                     async with self._with_model(job, page, before):
                         reading = await self._read_page(job, page)
-                    rendered = render(reading)
-                    checks = await asyncio.to_thread(
-                        check_page, page, reading, rendered.markdown, rendered.blocks
-                    )
-                    pictured = await asyncio.to_thread(self._pictured, page, rendered)
+                    with tracing.span("render"):
+                        rendered = render(reading)
+                        checks = await asyncio.to_thread(
+                            check_page, page, reading, rendered.markdown, rendered.blocks
+                        )
+                        pictured = await asyncio.to_thread(self._pictured, page, rendered)
                 total_ms = (time.perf_counter() - started) * 1000
                 result = PageResult(
                     index,
@@ -250,7 +252,7 @@ class BatchRunner:
             await self._store_result(job, result)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, job: Job, before: Attempt) -> AsyncIterator[None]:
+    async def _turn(self, job: Job, index: int, before: Attempt) -> AsyncIterator[None]:
         """Wait for a place among the pages that are read. A suspect shares its turn with few others."""
         suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
         async with self._turnstile.place(Claim(job.id, job.priority, suspects, job.client)):
@@ -261,7 +263,8 @@ class BatchRunner:
                 raise RuntimeError("pages are read in tasks")
             self._reading_now.add(task)
             try:
-                yield
+                with tracing.span("page", parent=job.trace, rtprune__job=job.id, rtprune__page=index):
+                    yield
             finally:
                 self._reading_now.discard(task)
 
@@ -297,23 +300,29 @@ class BatchRunner:
             raise PageFailed("the model failed on this page") from error
 
     async def _rasterized(self, job: Job, path: Path, index: int) -> Page:
-        return await self._rasterizers.page(
-            path,
-            job.format,
-            index,
-            job.options.dpi,
-            is_first=index == job.pages[0].start,
-            claim=Claim(job.id, job.priority, client=job.client),
-        )
+        with tracing.span("rasterize"):
+            return await self._rasterizers.page(
+                path,
+                job.format,
+                index,
+                job.options.dpi,
+                is_first=index == job.pages[0].start,
+                claim=Claim(job.id, job.priority, client=job.client),
+            )
 
     async def _read_page(self, job: Job, page: Page) -> Reading:
         limit_s = self._settings.page_deadline_s
         stream = self._reader.submit(page, job.options.read, document_id=job.id, priority=job.priority)
-        try:
-            async with _within(limit_s, PageDeadline(f"not read within {limit_s:g} s")):
-                return await stream.result()
-        finally:
-            stream.cancel()
+        with tracing.span("read") as span:
+            try:
+                async with _within(limit_s, PageDeadline(f"not read within {limit_s:g} s")):
+                    reading = await stream.result()
+            finally:
+                stream.cancel()
+            span.set(
+                **{f"rtprune__{stage}_ms": milliseconds for stage, milliseconds in reading.timing_ms.items()}
+            )
+        return reading
 
     def _pictured(self, page: Page, rendered: Rendered) -> Pictured:
         return take_pictures(
@@ -342,8 +351,9 @@ class BatchRunner:
             tokens=page.reading.tokens if page.reading else None,
             pictures=page.pictures,
         )
-        await self._writer.write(done)
         outcome = page.shortfall or "read"
+        with tracing.span("store", rtprune__outcome=outcome):
+            await self._writer.write(done)
         WORKER_PAGES.labels(outcome).inc()
         logger.info("page", extra={"document": job.id, "index": page.index, "outcome": outcome})
 

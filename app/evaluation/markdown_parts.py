@@ -1,0 +1,69 @@
+"""Markdown of any tool -> text blocks, formulas and tables in reading order."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from app.evaluation.html_tables import Table, is_dash_line, parse_html_table, parse_pipe_table
+
+Kind = Literal["text", "formula", "table"]
+
+_FENCE_AROUND_ALL = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
+_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<img\b[^>]*>|<!--.*?-->", re.DOTALL)
+_PIECE = re.compile(
+    r"(?P<table><table\b.*?(?:</table\s*>|\Z))"
+    r"|\$\$(?P<dollars>.*?)\$\$"
+    r"|\\\[(?P<brackets>.*?)\\\]"
+    r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.*?\\end\{(?P=name)\*?\})"
+    r"|^```[^\n]*\n(?P<code>.*?)^```",
+    re.DOTALL | re.MULTILINE | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``content``: text, or the formula's TeX without delimiters, or all text of the table."""
+
+    kind: Kind
+    content: str
+    table: Table | None = None
+
+
+def split_markdown(markdown: str) -> list[Part]:
+    """All parts, in order. Pictures and comments give none; code is text."""
+    around_all = _FENCE_AROUND_ALL.match(markdown)
+    text = _IMAGE.sub("", around_all[1] if around_all else markdown)
+    parts: list[Part] = []
+    start = 0
+    for piece in _PIECE.finditer(text):
+        parts += _blocks(text[start : piece.start()])
+        parts.append(_special(piece))
+        start = piece.end()
+    parts += _blocks(text[start:])
+    return [part for part in parts if part.content.strip() or part.table is not None]
+
+
+def _special(piece: re.Match[str]) -> Part:
+    if piece["table"] is not None:
+        table = parse_html_table(piece["table"])
+        return Part("table", table.text, table)
+    if piece["code"] is not None:
+        return Part("text", piece["code"])
+    formulas = (piece["dollars"], piece["brackets"], piece["environment"])
+    return Part("formula", next(formula for formula in formulas if formula is not None))
+
+
+def _blocks(text: str) -> Iterator[Part]:
+    """Paragraphs between empty lines, and pipe tables."""
+    for paragraph in re.split(r"\n[ \t]*\n", text):
+        lines = paragraph.strip().split("\n")
+        first = next((y - 1 for y in range(1, len(lines)) if is_dash_line(lines[y])), None)
+        if first is None or "|" not in lines[first]:
+            yield Part("text", paragraph.strip())
+            continue
+        end = next((y for y in range(first, len(lines)) if "|" not in lines[y]), len(lines))
+        yield Part("text", "\n".join(lines[:first]))
+        table = parse_pipe_table(lines[first:end])
+        yield Part("table", table.text, table)
+        yield Part("text", "\n".join(lines[end:]))

@@ -1,0 +1,190 @@
+"""A page's Markdown against its annotation in OmniDocBench's format, by OmniDocBench's rules.
+
+Text and formulas are matched together: a formula read as text finds its truth. Headers, captions and the like
+take their readings away without being counted. Tables that match none in the truth are text. Written from
+the benchmark's description; docs/evaluation.md tells where it differs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rapidfuzz.distance import Levenshtein
+
+from app.evaluation.html_tables import TableScores, compare_tables, parse_html_table
+from app.evaluation.markdown_parts import Part, split_markdown
+from app.evaluation.matching import MAX_IGNORED_DISTANCE, Match, match_parts, pair_up
+from app.evaluation.normal_forms import comparable_formula, comparable_text
+from app.evaluation.scores import PageScore
+
+COUNTED = frozenset({"text_block", "title", "code_txt", "code_txt_caption", "reference"})
+IGNORED = frozenset({
+    "figure_caption", "figure_footnote", "table_caption", "table_footnote", "code_algorithm",
+    "code_algorithm_caption", "header", "footer", "page_footnote", "page_number", "equation_caption",
+})  # fmt: skip
+FORMULA, TABLE = "equation_isolated", "table"
+MAX_TABLE_DISTANCE = 0.9
+NO_ORDER = 1_000_000
+
+
+class TruthError(ValueError):
+    """The annotation is not in the format."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Element:
+    """``text``: as it is compared."""
+
+    category: str
+    text: str
+
+    @property
+    def is_formula(self) -> bool:
+        return self.category == FORMULA
+
+
+@dataclass(frozen=True, slots=True)
+class TruePage:
+    """``name``: of the image, without its ending: predictions are called the same."""
+
+    name: str
+    annotation: Mapping[str, Any]
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        given = self.annotation["page_info"].get("page_attribute", {})
+        return {key: value for key, value in given.items() if isinstance(value, str)}
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.annotation, sort_keys=True)
+
+    def score(self, markdown: str) -> PageScore:
+        """Score what was read of this page."""
+        return PageScore(self.name, _samples(self.annotation, split_markdown(markdown)), self.attributes)
+
+
+def read_omnidocbench(path: Path) -> list[TruePage]:
+    """Raises ``TruthError``, which says what is wrong."""
+    try:
+        pages = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            TruePage(PurePosixPath(page["page_info"]["image_path"]).stem, page)
+            for page in pages
+            if isinstance(page["layout_dets"], list)
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TruthError(f"{path}: not in OmniDocBench's format: {error!r}") from error
+
+
+def _samples(annotation: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, tuple[float, float]]:
+    elements = [element for element in annotation["layout_dets"] if not element.get("ignore")]
+    tables = [parse_html_table(e.get("html", "")) for e in elements if e["category_type"] == TABLE]
+    table_parts = [part for part in parts if part.table is not None]
+    pairs = pair_up(
+        [comparable_text(table.text) for table in tables],
+        [comparable_text(part.content) for part in table_parts],
+        MAX_TABLE_DISTANCE,
+    )
+    matched = {row: table_parts[column] for row, column in pairs}
+    scores = [
+        compare_tables(part.table, table) if (part := matched.get(row)) and part.table else NOT_READ
+        for row, table in enumerate(tables)
+    ]
+    taken = {id(part) for part in matched.values()}
+    samples = _text_samples(_truth(annotation, elements), [part for part in parts if id(part) not in taken])
+    for name in ("teds", "teds_structure", "grits", "cells"):
+        if scores:
+            samples[name] = (sum(getattr(score, name) for score in scores), float(len(scores)))
+    return samples
+
+
+NOT_READ = TableScores(0.0, 0.0, 0.0, 0.0)
+
+
+def _truth(annotation: Mapping[str, Any], elements: Sequence[Mapping[str, Any]]) -> list[_Element]:
+    """Text and formulas in reading order; parts of one paragraph that a column or page parts are joined."""
+    heads = _continued(annotation)
+    elements = sorted(elements, key=_place)  # parts of a paragraph are joined in the order they are read
+    texts: dict[Any, str] = {}
+    for element in elements:
+        head = heads.get(element.get("anno_id"), element.get("anno_id"))
+        if head != element.get("anno_id"):
+            texts[head] = texts.get(head, "") + str(element.get("text") or "")
+    found = []
+    for element in elements:
+        category, number = element["category_type"], element.get("anno_id")
+        if category == FORMULA:
+            text = comparable_formula(str(element.get("latex") or ""))
+        elif category in COUNTED | IGNORED and heads.get(number, number) == number:
+            text = comparable_text(str(element.get("text") or "") + texts.get(number, ""))
+        else:
+            continue
+        if text:
+            found.append(_Element(category, text))
+    return found
+
+
+def _place(element: Mapping[str, Any]) -> int:
+    order = element.get("order")
+    return order if isinstance(order, int) else NO_ORDER
+
+
+def _continued(annotation: Mapping[str, Any]) -> dict[Any, Any]:
+    """Number of a part -> that of the part which it goes on from, through all in between."""
+    heads: dict[Any, Any] = {}
+    for relation in annotation.get("extra", {}).get("relation", []):
+        if relation.get("relation_type") == "truncated":
+            source = relation["source_anno_id"]
+            heads[relation["target_anno_id"]] = heads.get(source, source)
+    return heads
+
+
+def _text_samples(truth: Sequence[_Element], parts: Sequence[Part]) -> dict[str, tuple[float, float]]:
+    read = [(comparable_formula if p.kind == "formula" else comparable_text)(p.content) for p in parts]
+    kept = [index for index, text in enumerate(read) if text]
+    ignored = [element.text for element in truth if element.category in IGNORED]
+    gone = {column for _, column in pair_up(ignored, [read[i] for i in kept], MAX_IGNORED_DISTANCE)}
+    kept = [index for place, index in enumerate(kept) if place not in gone]
+    counted = [element for element in truth if element.category not in IGNORED]
+    texts, readings = [element.text for element in counted], [read[index] for index in kept]
+    matches = match_parts(texts, readings)
+
+    samples: dict[str, tuple[float, float]] = {}
+    edits = length = 0
+    formula_edits: list[float] = []
+    for match in matches:
+        left = "".join(texts[row] for row in match.truth)
+        right = "".join(readings[column] for column in match.read)
+        if match.truth and all(counted[row].is_formula for row in match.truth):
+            formula_edits += [Levenshtein.normalized_distance(left, right)] * len(match.truth)
+        elif match.truth or not all(parts[kept[column]].kind == "formula" for column in match.read):
+            edits += Levenshtein.distance(left, right)
+            length += max(len(left), len(right))
+        # a formula that was read and is not there counts nowhere, as in the benchmark
+    if any(not element.is_formula for element in counted):
+        samples["text_edit"] = (edits / length, 1.0)
+    if formula_edits:
+        samples["formula_edit"] = (sum(formula_edits), float(len(formula_edits)))
+    if counted:
+        samples["order_edit"] = (_order_edit(matches), 1.0)
+    return samples
+
+
+def _order_edit(matches: Sequence[Match]) -> float:
+    """Edit distance between the true order of what was found and the order in which it was read."""
+    found = [match for match in matches if match.truth and match.read]
+    if not found:
+        return 1.0
+    right = [min(match.truth) for match in sorted(found, key=lambda match: min(match.truth))]
+    said = [min(match.truth) for match in sorted(found, key=lambda match: min(match.read))]
+    return float(Levenshtein.normalized_distance(right, said))
+
+
+def prediction_names(name: str) -> Iterator[str]:
+    """What a tool may have called its file of a page."""
+    yield f"{name}.md"
+    yield f"{name}.mmd"
+    yield f"{name}.txt"

@@ -1,0 +1,60 @@
+"""Pages whose truth is a text beside them: character and word error, and tables where it is Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rapidfuzz.distance import Levenshtein
+
+from app.evaluation.html_tables import compare_tables
+from app.evaluation.markdown_parts import Part, split_markdown
+from app.evaluation.normal_forms import one_spaced
+from app.evaluation.scores import PageScore
+
+ENDINGS = (".md", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPage:
+    """``truth``: what stands on the page."""
+
+    name: str
+    truth: str
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def key(self) -> str:
+        return self.truth
+
+    def score(self, markdown: str) -> PageScore:
+        """Edits over true characters and words; a run of white space counts as one space."""
+        truth, read = one_spaced(self.truth), one_spaced(markdown)
+        samples: dict[str, tuple[float, float]] = {}
+        if truth:
+            samples["character_error"] = (float(Levenshtein.distance(truth, read)), float(len(truth)))
+            words = truth.split()
+            samples["word_error"] = (float(Levenshtein.distance(words, read.split())), float(len(words)))
+        samples |= _table_samples(split_markdown(self.truth), split_markdown(markdown))
+        return PageScore(self.name, samples)
+
+
+def read_plain_truth(folder: Path) -> list[WrittenPage]:
+    """Every text of a folder."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    return [WrittenPage(path.stem, path.read_text(encoding="utf-8")) for path in paths]
+
+
+def _table_samples(truth: Sequence[Part], read: Sequence[Part]) -> dict[str, tuple[float, float]]:
+    """True tables against those read, in order: a missing one counts as 0."""
+    tables = [part.table for part in truth if part.table is not None]
+    others = [part.table for part in read if part.table is not None]
+    if not tables:
+        return {}
+    scores = [compare_tables(left, right) for left, right in zip(others, tables, strict=False)]
+    return {
+        name: (sum(getattr(score, name) for score in scores), float(len(tables)))
+        for name in ("teds", "teds_structure", "grits", "cells")
+    }

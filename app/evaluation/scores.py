@@ -1,0 +1,115 @@
+"""One page's scores, and what many pages make of them: means, intervals, groups by attribute."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+SEED = 20_260_101
+MIN_PAGES_FOR_INTERVAL = 2
+
+LOWER_IS_BETTER = frozenset({
+    "text_edit", "formula_edit", "order_edit", "character_error", "word_error",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PageScore:
+    """``samples``: metric -> (sum of what was measured, what it is divided by). A metric of many pages is the
+    one sum over the other: a mean over pages, tables or characters, as the metric has it.
+
+    ``attributes``: what the page is, to group by.
+    """
+
+    name: str
+    samples: Mapping[str, tuple[float, float]]
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``low``, ``high``: the 95 % interval of the bootstrap over pages; ``None`` where there is one page."""
+
+    value: float
+    low: float | None
+    high: float | None
+    count: float
+    """What the sum was divided by: pages, tables, formulas, characters, tests."""
+
+
+def summarize(pages: Sequence[PageScore]) -> dict[str, Score]:
+    """Every metric that at least one page has."""
+    names = sorted({name for page in pages for name in page.samples})
+    scores = {}
+    draws = _draws(len(pages))
+    for name in names:
+        rows = np.array([page.samples.get(name, (0.0, 0.0)) for page in pages], dtype=np.float64)
+        total, count = rows.sum(0)
+        if count > 0:
+            low, high = _interval(rows, draws)
+            scores[name] = Score(float(total / count), low, high, float(count))
+    overall = _overall(pages, draws)
+    return scores if overall is None else {"overall": overall, **scores}
+
+
+def by_attribute(pages: Sequence[PageScore]) -> dict[str, dict[str, dict[str, Score]]]:
+    """Attribute -> its value -> scores of the pages that have it."""
+    groups: dict[str, dict[str, list[PageScore]]] = {}
+    for page in pages:
+        for attribute, value in page.attributes.items():
+            groups.setdefault(attribute, {}).setdefault(value, []).append(page)
+    return {
+        attribute: {value: summarize(members) for value, members in sorted(values.items())}
+        for attribute, values in sorted(groups.items())
+    }
+
+
+OVERALL_PARTS = {"text_edit": -1.0, "formula_edit": -1.0, "teds": 1.0}
+"""What OmniDocBench's Overall is the mean of, and whether more is better."""
+
+
+def _overall(pages: Sequence[PageScore], draws: np.ndarray) -> Score | None:
+    """((1 - text edit) + TEDS + (1 - formula edit)) / 3 * 100; ``None`` unless all three were measured."""
+    sums = np.array([
+        [page.samples.get(name, (0.0, 0.0)) for name in OVERALL_PARTS] for page in pages
+    ], dtype=np.float64).reshape(len(pages), len(OVERALL_PARTS), 2)  # fmt: skip
+    totals = sums.sum(0)
+    if not (totals[:, 1] > 0).all():
+        return None
+    signs = np.array(list(OVERALL_PARTS.values()))
+    value = float(_goodness(totals[None], signs)[0])
+    if len(draws) == 0:
+        return Score(value, None, None, len(pages))
+    resampled = sums[draws].sum(1)  # (R, 3, 2)
+    kept = resampled[(resampled[..., 1] > 0).all(1)]
+    low, high = _quantiles(_goodness(kept, signs)) if len(kept) else (None, None)
+    return Score(value, low, high, len(pages))
+
+
+def _goodness(totals: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    means = totals[..., 0] / totals[..., 1]
+    result: np.ndarray = np.where(signs > 0, means, 1 - means).mean(-1) * 100
+    return result
+
+
+def _draws(num_pages: int) -> np.ndarray:
+    """(R, pages) indices: pages drawn with replacement, the same in every run."""
+    if num_pages < MIN_PAGES_FOR_INTERVAL:
+        return np.empty((0, num_pages), dtype=np.int64)
+    return np.random.default_rng(SEED).integers(0, num_pages, (RESAMPLES, num_pages))
+
+
+def _interval(rows: np.ndarray, draws: np.ndarray) -> tuple[float | None, float | None]:
+    if len(draws) == 0:
+        return None, None
+    sums = rows[draws].sum(1)  # (R, 2)
+    sums = sums[sums[:, 1] > 0]
+    return _quantiles(sums[:, 0] / sums[:, 1]) if len(sums) else (None, None)
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)

@@ -1,0 +1,63 @@
+"""Opens the truth that pages are scored against, in whichever of three formats it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from app.evaluation import omnidocbench, unit_tests
+from app.evaluation.omnidocbench import TruePage, TruthError, read_omnidocbench
+from app.evaluation.plain_truth import read_plain_truth
+from app.evaluation.scores import PageScore
+from app.evaluation.unit_tests import CheckedPage, read_unit_tests
+
+
+class ScoredPage(Protocol):
+    """One page with its truth."""
+
+    @property
+    def name(self) -> str:
+        """Stem of the document's file name."""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What the page is, to group by."""
+
+    @property
+    def key(self) -> str:
+        """Everything that a score depends on beside what was read."""
+
+    def score(self, markdown: str) -> PageScore:
+        """Score what was read of this page; an empty text for a page that was not read."""
+
+
+def open_truth(path: Path) -> list[ScoredPage]:
+    """Pages of OmniDocBench's ``.json``, or of a folder: olmOCR-bench's ``.jsonl``, or ``.md`` and ``.txt``.
+
+    Raises ``TruthError``, which says what is wrong.
+    """
+    if not path.exists():
+        raise TruthError(f"{path}: no such file or folder")
+    pages: list[ScoredPage] = []
+    if path.is_file():
+        pages += read_omnidocbench(path)
+    elif any(path.glob("*.jsonl")):
+        pages += read_unit_tests(path)
+    else:
+        pages += read_plain_truth(path)
+    if not pages:
+        raise TruthError(f"{path}: no truth found: wanted is .json, or a folder with .jsonl, .md or .txt")
+    return pages
+
+
+def find_prediction(folder: Path, page: ScoredPage) -> Path | None:
+    """The file in which a tool wrote what it read of ``page``."""
+    return next((folder / name for name in _names(page) if (folder / name).is_file()), None)
+
+
+def _names(page: ScoredPage) -> Iterator[str]:
+    if isinstance(page, CheckedPage):
+        return unit_tests.prediction_names(page.name, page.page)
+    return omnidocbench.prediction_names(page.name)
+
+
+__all__ = ["ScoredPage", "TruePage", "TruthError", "find_prediction", "open_truth"]

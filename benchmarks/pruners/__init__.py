@@ -1,0 +1,1 @@
+"""RTPrune's rivals on the pages and weights that accuracy is measured on."""

@@ -1,0 +1,159 @@
+"""Collects what rivals of RTPrune choose by, from the encoder and the unpruned reading of the same pages."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from app.ocr.engine.decoder import kv_shape
+from app.ocr.engine.vision import PATCH_PX
+from app.ocr.models.deepseek import DeepSeekOcr
+from app.ocr.models.model import OcrModel, PageViews
+from benchmarks.pruners.watched import MAX_STEPS, decode_attention
+from rtprune import Evidence, VisualTokens, text_densities
+
+LAST_LAYERS = 3
+"""One of so many of CLIP's layers, the last ones, are averaged for Nuewa."""
+
+
+class EvidenceBook:
+    """Evidence of every page encoded while ``collecting``, found again by its visual tokens.
+
+    Each page is read once to its end for what its decoder looks at, whichever methods prune it later.
+    """
+
+    def __init__(self, prompt: str, max_steps: int = MAX_STEPS) -> None:
+        self._prompt, self._max_steps = prompt, max_steps
+        self._known: dict[str, Evidence] = {}
+        self.norms: list[torch.Tensor] = []
+        """(N,) of every page known, beside ``found``."""
+        self.found: list[Evidence] = []
+        self.kv_bytes_a_token = 0
+
+    def of(self, tokens: VisualTokens) -> Evidence:
+        """Evidence of a page that was encoded before. ``KeyError`` for another."""
+        return self._known[_key(tokens)]
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """While this lasts, whatever a ``DeepSeekOcr`` of this process encodes is taken in."""
+        encode: Callable[[DeepSeekOcr, Sequence[PageViews]], list[VisualTokens]] = DeepSeekOcr.encode
+
+        def encode_and_learn(model: DeepSeekOcr, pages: Sequence[PageViews]) -> list[VisualTokens]:
+            tokens = encode(model, pages)
+            self._learn(model, pages, tokens)
+            return tokens
+
+        with patch.object(DeepSeekOcr, "encode", encode_and_learn):
+            yield
+
+    @torch.inference_mode()
+    def _learn(self, model: OcrModel, pages: Sequence[PageViews], tokens: Sequence[VisualTokens]) -> None:
+        self.kv_bytes_a_token = kv_shape(model).bytes_per_token
+        new = {_key(one): (page, one) for page, one in zip(pages, tokens, strict=True)}
+        by_length: dict[int, list[str]] = defaultdict(list)
+        for key, (page, one) in new.items():
+            if key not in self._known:
+                if page.tiles is not None:
+                    raise ValueError("evidence is collected of single views alone, not of tiles")
+                by_length[len(one.embeds)].append(key)
+        for keys in by_length.values():
+            learned = evidence_of(model, [new[key] for key in keys], self._prompt, self._max_steps)
+            for key, evidence in zip(keys, learned, strict=True):
+                self._known[key] = evidence
+                tokens_of = new[key][1]
+                self.norms.append(tokens_of.embeds[tokens_of.is_patch].norm(dim=-1))
+                self.found.append(evidence)
+
+
+def evidence_of(
+    model: OcrModel, pages: Sequence[tuple[PageViews, VisualTokens]], prompt: str, max_steps: int = MAX_STEPS
+) -> list[Evidence]:
+    """All fields, of pages of one view and one size each."""
+    views = torch.stack([page.view for page, _ in pages]).to(model.device, model.dtype)
+    tokens = [one for _, one in pages]
+    attention, features, hidden = _encoder_says(model.network, views)
+    looked_at = decode_attention(model, tokens, prompt, max_steps)
+    text = model.embed(torch.tensor(model.prompt_ids(prompt), device=model.device))
+    return [
+        Evidence(
+            class_attention=attention[i],
+            features=features[i],
+            hidden=hidden[i],
+            text=text,
+            ink=_ink(views[i]),
+            decode_attention=looked_at[i],
+        )
+        for i in range(len(pages))
+    ]
+
+
+def _encoder_says(network: Any, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(B, 3, S, S) -> (B, N) attention of the class token, (B, N, C) output and averaged hidden states."""
+    tower = network.model.vision_tower
+    layers = tower.vision_encoder.encoder.layers
+    seen: dict[int, torch.Tensor] = {}
+    inputs: list[torch.Tensor] = []
+    watched = layers[-2] if len(layers) > 1 else layers[-1]
+
+    def note(index: int) -> Callable[..., None]:
+        def after(_: object, __: object, output: Any) -> None:
+            seen[index] = output[0] if isinstance(output, tuple) else output
+
+        return after
+
+    with ExitStack() as hooks:
+        for index, layer in enumerate(layers):
+            hooks.enter_context(_removed(layer.register_forward_hook(note(index))))
+        norm = watched.layer_norm1
+        hooks.enter_context(_removed(norm.register_forward_hook(lambda _, __, output: inputs.append(output))))
+        tower(views)
+    attention = watched.self_attn
+    shape = (*inputs[0].shape[:2], attention.num_heads, attention.head_dim)
+    query = attention.q_proj(inputs[0][:, :1]).view(len(views), 1, *shape[2:]).transpose(1, 2)
+    key = attention.k_proj(inputs[0]).view(shape).transpose(1, 2)  # (B, H, 1 + N, D)
+    shares = (query.float() @ key.float().mT * attention.scale).softmax(-1)[:, :, 0]  # (B, H, 1 + N)
+    last = [
+        seen[index][:, 1:] for index in range(len(layers) - max(1, len(layers) // LAST_LAYERS), len(layers))
+    ]
+    return shares.sum(1)[:, 1:], last[-1], torch.stack(last).mean(0)
+
+
+@contextmanager
+def _removed(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _ink(view: torch.Tensor) -> torch.Tensor:
+    """(3, S, S) -> (N,) edge pixels of every patch, row by row."""
+    side = view.shape[-1] // PATCH_PX
+    patches = view.float().view(3, side, PATCH_PX, side, PATCH_PX)  # (3, r, h, c, w)
+    return text_densities(patches.permute(1, 3, 0, 2, 4).flatten(0, 1), 1, 1) * PATCH_PX**2
+
+
+def _key(tokens: VisualTokens) -> str:
+    data = tokens.embeds.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()
+
+
+def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float | None:
+    """Spearman's, of two (N,) scores; ``None`` where one of them is all the same."""
+    pair = torch.stack((_ranks(left), _ranks(right)))
+    if (pair.std(1) == 0).any():
+        return None
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+def _ranks(scores: torch.Tensor) -> torch.Tensor:
+    """(N,) float64 ranks, ties sharing their mean."""
+    _, place, counts = torch.unique(scores.double(), return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    ranks: torch.Tensor = (ends - (counts - 1) / 2)[place]
+    return ranks

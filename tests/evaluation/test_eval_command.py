@@ -1,0 +1,126 @@
+"""``rtprune eval`` as it is run: three kinds of truth, several tools, going on where a run was cut short."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from service_client import ROOT, serving
+
+from app.evaluation.program import main
+from app.evaluation.scores import PageScore
+from app.evaluation.truth import TruePage
+
+
+def annotation(name: str, text: str, language: str) -> dict[str, object]:
+    block = {"category_type": "text_block", "order": 1, "anno_id": 1, "ignore": False, "text": text}
+    info = {"image_path": f"{name}.jpg", "page_attribute": {"language": language}}
+    return {"layout_dets": [block], "page_info": info, "extra": {"relation": []}}
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    file = tmp_path / "truth.json"
+    pages = [annotation("one", "abcdefghij", "english"), annotation("two", "klmnopqrst", "german")]
+    file.write_text(json.dumps(pages))
+    for tool, texts in {
+        "right": {"one": "abcdefghij", "two": "klmnopqrst"},
+        "half": {"one": "abcde"},
+    }.items():
+        (tmp_path / tool).mkdir()
+        for name, text in texts.items():
+            (tmp_path / tool / f"{name}.md").write_text(text)
+    return file
+
+
+def test_tools_are_compared(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = truth.parent
+    assert main([str(truth), str(folder / "right"), f"other={folder / 'half'}"]) == 0
+    told = capsys.readouterr()
+    assert "| text_edit ↓ | 0.000 (0.000 to 0.000) | 0.750 (0.500 to 1.000) |" in told.out
+    assert "| language | german | 0.000 | 1.000 |" in told.out
+    assert "| pages (missing) | 2 (0) | 2 (1) |" in told.out
+    assert "other: 2/2 pages" in told.err
+    assert main([str(truth), str(folder / "right"), "--json"]) == 0
+    tool = json.loads(capsys.readouterr().out)["tools"]["right"]
+    assert tool["scores"]["text_edit"]["value"] == 0
+    assert tool["by_page"]["one"] == {"text_edit": 0, "order_edit": 0}
+
+
+def test_a_later_run_scores_only_what_is_new(
+    truth: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scored = []
+    score = TruePage.score
+
+    def counted(page: TruePage, markdown: str) -> PageScore:
+        scored.append(page.name)
+        return score(page, markdown)
+
+    monkeypatch.setattr(TruePage, "score", counted)
+    command = [str(truth), str(truth.parent / "half"), "--out", str(truth.parent / "out")]
+    assert main(command) == 0
+    kept = truth.parent / "out" / "half.pages.jsonl"
+    kept.write_text(kept.read_text() + '{"key": "cut sh')
+    first = (truth.parent / "out" / "results.json").read_text()
+    assert main(command) == 0
+    assert scored == ["one", "two"]
+    assert (truth.parent / "out" / "results.json").read_text() == first
+    (truth.parent / "half" / "two.md").write_text("klmnopqrst")
+    assert main(command) == 0
+    assert scored == ["one", "two", "two"]
+    capsys.readouterr()
+
+
+def test_what_is_wrong_is_said_in_one_line(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = truth.parent / "empty"
+    empty.mkdir()
+    for command, said in (
+        ([str(empty), str(empty)], "no truth found"),
+        ([str(truth.parent / "none"), str(empty)], "no such file"),
+        ([str(truth), str(truth.parent / "none")], "no such folder"),
+        ([str(truth), str(empty), "--read", "http://localhost:1"], "--documents"),
+    ):
+        assert main(command) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_folders_of_texts_and_of_unit_tests(tmp_path: Path) -> None:
+    """Through the program, with nothing of the service imported."""
+    texts, tests, read = (tmp_path / name for name in ("texts", "tests", "read"))
+    for folder in (texts, tests, read):
+        folder.mkdir()
+    (texts / "a.txt").write_text("one two")
+    (tests / "a.jsonl").write_text('{"pdf": "x/a.pdf", "page": 1, "type": "present", "text": "two"}\n')
+    (read / "a.md").write_text("one twa")
+    for truth, told in ((texts, "| character_error ↓ | 0.143 |"), (tests, "| tests_passed ↑ | 0.500 |")):
+        code = (
+            "import sys; from app.program import main; main();"
+            "print('torch' in sys.modules, 'fastapi' in sys.modules)"
+        )
+        command = [sys.executable, "-c", code, "eval", str(truth), str(read)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert told in ran.stdout
+        assert ran.stdout.endswith("False False\n")
+
+
+def test_a_server_reads_what_is_missing(
+    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents, read = tmp_path / "documents", tmp_path / "read"
+    documents.mkdir()
+    read.mkdir()
+    (read / "two.md").write_text("klmnopqrst")
+    for name in ("one", "two"):
+        data = io.BytesIO()
+        Image.new("RGB", (64, 64), "white").save(data, "PNG")
+        (documents / f"{name}.png").write_bytes(data.getvalue())
+    with serving(tmp_path / "data") as server:
+        server.wait_ready()
+        address = f"http://127.0.0.1:{server.port}"
+        assert main([str(truth), str(read), "--read", address, "--documents", str(documents)]) == 0
+    assert (read / "one.md").exists(), capsys.readouterr().err
+    assert (read / "two.md").read_text() == "klmnopqrst", "what is there is not read again"

@@ -1,0 +1,221 @@
+"""Scores worked out by hand, and what holds for any model text."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.evaluation.html_tables import Table, cell_agreement, compare_tables, parse_html_table
+from app.evaluation.markdown_parts import split_markdown
+from app.evaluation.matching import match_parts
+from app.evaluation.normal_forms import comparable_formula, comparable_text
+from app.evaluation.omnidocbench import TruePage, TruthError, read_omnidocbench
+from app.evaluation.plain_truth import WrittenPage
+from app.evaluation.scores import PageScore, by_attribute, summarize
+from app.evaluation.unit_tests import CheckedPage, passes
+
+TRUTH = "<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>"
+
+
+def table(html: str) -> Table:
+    return parse_html_table(html)
+
+
+def element(category: str, order: int | None, **fields: object) -> dict[str, object]:
+    return {"category_type": category, "order": order, "anno_id": order, "ignore": False, **fields}
+
+
+def page(*elements: dict[str, object], relation: tuple[dict[str, object], ...] = ()) -> TruePage:
+    info = {"image_path": "p.jpg", "page_attribute": {"language": "english", "special_issue": ["x"]}}
+    return TruePage("p", {"layout_dets": [*elements], "page_info": info, "extra": {"relation": [*relation]}})
+
+
+def measured(one: TruePage, markdown: str) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in one.score(markdown).samples.items()}
+
+
+def test_table_scores_by_hand() -> None:
+    truth = table(TRUTH)
+    same = compare_tables(table(f"<div>{TRUTH.replace('td>', 'th>')}</div>"), truth)
+    assert (same.teds, same.teds_structure, same.grits, same.cells) == (1, 1, 1, 1), "th is td"
+    # one of seven nodes differs by its whole text
+    wrong = compare_tables(table(TRUTH.replace("d</td>", "x</td>")), truth)
+    assert wrong.teds == pytest.approx(1 - 1 / 7)
+    assert (wrong.teds_structure, wrong.grits, wrong.cells) == (1, 0.75, 0.75)
+    missing = compare_tables(table(""), truth)
+    assert (missing.teds, missing.grits, missing.cells) == (0, 0, 0)
+
+
+def test_a_value_in_another_column_is_seen_by_cells_and_not_by_text() -> None:
+    truth = table("<table><tr><td>2024</td><td>1,234</td><td></td></tr></table>")
+    moved = table("<table><tr><td>2024</td><td></td><td>1,234</td></tr></table>")
+    assert truth.text == moved.text
+    assert cell_agreement(moved, truth) == 0.5, "one of two cells is where it belongs, on both sides"
+    rows = table("<tr><td>a</td></tr><tr><td>new</td></tr><tr><td>b</td></tr>")
+    assert cell_agreement(rows, table("<tr><td>a</td></tr><tr><td>b</td></tr>")) == pytest.approx(4 / 5)
+
+
+def test_spans_fill_the_grid() -> None:
+    spanned = table('<tr><td rowspan="2">a</td><td colspan="2">b</td></tr><tr><td>c</td></tr>')
+    assert [[cell and cell.text for cell in row] for row in spanned.grid()] == [
+        ["a", "b", "b"],
+        ["a", "c", None],
+    ]
+    assert len(spanned.regular().rows[1]) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("ab "), st.integers(0, 300), st.integers(0, 300)), max_size=3),
+        max_size=4,
+    )
+)
+def test_tables_of_hostile_text_are_scored(rows: list[list[tuple[str, int, int]]]) -> None:
+    html = "".join(
+        "<tr>" + "".join(f'<td rowspan="{h}" colspan={w}>{text}' for text, h, w in row) for row in rows
+    )
+    scores = compare_tables(table(html), table(TRUTH))
+    assert all(0 <= value <= 1 for value in (scores.teds, scores.teds_structure, scores.grits, scores.cells))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet="ab|-$\\[]#`<>/tabled \n", max_size=80))
+def test_any_markdown_is_split_and_scored(markdown: str) -> None:
+    truth = page(element("text_block", 1, text="abc"), element("table", 2, html=TRUTH))
+    assert all(0 <= value <= 1 for value in measured(truth, markdown).values())
+
+
+def test_markdown_is_split_into_its_parts() -> None:
+    pipes = "| a | b |\n|---|:-:|\n| 1 | 2 |"
+    text = f"# Head\n\nOne\nline ![x](y.png)\n\n{pipes}\n\n$$x$$ and \\[y\\]\n{TRUTH}\n```\ncode\n```"
+    parts = split_markdown(f"```markdown\n{text}\n```")
+    assert [part.kind for part in parts] == [
+        "text",
+        "text",
+        "table",
+        "formula",
+        "text",
+        "formula",
+        "table",
+        "text",
+    ]
+    text_again = [part.content.strip() for part in split_markdown(text)]
+    assert text_again[2:] == ["a b 1 2", "x", "and", "y", "a b c d", "code"]
+
+
+def test_what_is_a_matter_of_taste_does_not_count() -> None:
+    assert comparable_text("**Bold** a_b&amp; “x”, ﬁ!") == comparable_text('Bold a b "x" fi')
+    assert comparable_formula(r"$$\left( {a} \right)\, \tag{1}$$") == comparable_formula("(a)")
+    assert comparable_formula(r"\lefteqn a") != comparable_formula("eqn a")
+
+
+def test_paragraphs_cut_elsewhere_are_matched() -> None:
+    assert [(m.truth, m.read) for m in match_parts(["abcdefghij", "zz"], ["abcde", "fghij", "zz"])] == [
+        ([0], [0, 1]),
+        ([1], [2]),
+    ]
+    joined = match_parts(["abcdefg", "hijkl"], ["abcdefghijkl"])
+    assert [(m.truth, m.read) for m in joined] == [([0, 1], [0])]
+    assert [(m.truth, m.read) for m in match_parts(["abc"], ["xyz"])] == [([0], []), ([], [0])]
+
+
+def test_text_edit_by_hand() -> None:
+    truth = page(
+        element("title", 1, text="abcdefghij"),
+        element("text_block", 2, text="klmno pqrst"),
+        element("header", None, text="running head"),
+        element("figure", 3),
+    )
+    assert measured(truth, "# abcdefghij\n\nklmnopqrst") == {"text_edit": 0, "order_edit": 0}
+    # one edit of twenty characters
+    assert measured(truth, "abcdefghiX\n\nklmnopqrst")["text_edit"] == pytest.approx(1 / 20)
+    # a header that is read is not counted; anything else that is not there is
+    assert measured(truth, "running head\n\nabcdefghij\n\nklmnopqrst")["text_edit"] == 0
+    extra = measured(truth, "abcdefghij\n\n123456789 0\n\nklmnopqrst")
+    assert extra["text_edit"] == pytest.approx(10 / 30)
+    assert measured(truth, "") == {"text_edit": 1, "order_edit": 1}
+
+
+def test_reading_order_by_hand() -> None:
+    truth = page(*(element("text_block", number, text=text * 9) for number, text in enumerate("abc")))
+    swapped = measured(truth, "\n\n".join(text * 9 for text in "acb"))
+    assert swapped["text_edit"] == 0
+    assert swapped["order_edit"] == pytest.approx(2 / 3)
+
+
+def test_formulas_tables_and_continued_paragraphs() -> None:
+    truth = page(
+        element("text_block", 1, text="first half "),
+        element("equation_isolated", 2, latex="$$ a+b $$"),
+        element("text_block", 3, text="second half"),
+        element("table", 4, html=TRUTH),
+        relation=({"relation_type": "truncated", "source_anno_id": 1, "target_anno_id": 3},),
+    )
+    scores = measured(truth, f"first half second half\n\n$$a-b$$\n\n{TRUTH}")
+    assert scores["text_edit"] == 0
+    assert scores["formula_edit"] == pytest.approx(1 / 3)
+    assert (scores["teds"], scores["cells"]) == (1, 1)
+
+
+def test_overall_is_the_mean_of_three() -> None:
+    samples = {"text_edit": (0.2, 1.0), "formula_edit": (0.5, 1.0), "teds": (1.4, 2.0)}
+    pages = [PageScore("a", samples, {"kind": "x"}), PageScore("b", {"text_edit": (0.0, 1.0)}, {"kind": "y"})]
+    scores = summarize(pages)
+    assert scores["overall"].value == pytest.approx((0.9 + 0.5 + 0.7) / 3 * 100)
+    assert scores["text_edit"].value == pytest.approx(0.1)
+    assert scores["text_edit"].low == 0
+    assert scores["text_edit"].high == pytest.approx(0.2)
+    assert summarize(pages) == scores, "the same in every run"
+    assert "overall" not in summarize(pages[1:])
+    assert by_attribute(pages)["kind"]["x"]["text_edit"].value == pytest.approx(0.2)
+
+
+def test_character_and_word_error_by_hand() -> None:
+    samples = WrittenPage("p", "one  two\nthree").score("one twa three").samples
+    assert samples == {"character_error": (1.0, 13.0), "word_error": (1.0, 3.0)}
+
+
+TABLE = "| Year | Cost |\n|---|---|\n| 2023 | 10 |\n| 2024 | 20 |"
+
+
+@pytest.mark.parametrize(
+    ("test", "markdown", "passed"),
+    [
+        ({"type": "present", "text": "It\u2019s here"}, "so **It's** here.", True),
+        ({"type": "present", "text": "It's here"}, "it's here", False),
+        ({"type": "present", "text": "abcdefghij", "max_diffs": 1}, "xx abcdeFghij xx", True),
+        ({"type": "present", "text": "abcdefghij", "max_diffs": 1}, "xx abcdeFGhij xx", False),
+        ({"type": "present", "text": "tail", "first_n": 5}, "the long tail", False),
+        ({"type": "absent", "text": "Page 3"}, "see page 3", False),
+        ({"type": "absent", "text": "3", "last_n": 2}, "3 is at the start", True),
+        ({"type": "order", "before": "first", "after": "second"}, "first, second", True),
+        ({"type": "order", "before": "second", "after": "first"}, "first, second", False),
+        ({"type": "table", "cell": "20", "up": "10", "left": "2024"}, TABLE, True),
+        ({"type": "table", "cell": "20", "top_heading": "Cost", "left_heading": "2024"}, TABLE, True),
+        ({"type": "table", "cell": "20", "top_heading": "Year"}, TABLE, False),
+        ({"type": "table", "cell": "20", "down": "10"}, TABLE, False),
+        ({"type": "math", "math": "a + b"}, "so $$a+b=c$$", True),
+        ({"type": "baseline"}, "text", True),
+        ({"type": "baseline"}, " \n--", False),
+        ({"type": "baseline"}, "end " + "no no " * 40, False),
+    ],
+)
+def test_unit_tests_by_hand(test: dict[str, Any], markdown: str, passed: bool) -> None:
+    assert passes(test, markdown) is passed
+
+
+def test_a_page_that_was_not_read_passes_nothing() -> None:
+    samples = CheckedPage("p", 1, ({"type": "absent", "text": "x"},)).score("").samples
+    assert samples["tests_passed"] == (0.0, 2.0)
+
+
+def test_what_is_no_annotation_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "truth.json"
+    for wrong in ("{", "3", json.dumps([{"page_info": {}}])):
+        file.write_text(wrong)
+        with pytest.raises(TruthError, match=r"truth\.json"):
+            read_omnidocbench(file)

@@ -29,8 +29,10 @@ CONNECT_S = 10.0
 RESOLVE_S = 10.0
 NUM_RESOLVERS = 64
 MAX_LOOKUPS_OF_DOMAIN = 8
-"""Most lookups at a time of names under one domain. Its name server may hang, and a thread that waits for it
-cannot be stopped."""
+"""Most lookups at a time of names under one domain.
+
+Its name server may hang, and a thread that waits for it cannot be stopped.
+"""
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 """All IPv6 addresses ever assigned to the public. Others are local, or embed IPv4 in ways that change."""
 NOT_PUBLIC = tuple(

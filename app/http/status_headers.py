@@ -1,4 +1,4 @@
-"""Headers that say what a text answer cannot: the status, and which pages fall short.
+"""Tell in headers what a text answer cannot: the status, and which pages fall short.
 
 They are structured fields (RFC 9651).
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from app.document import PageResult, ParsedDocument
 
 MAX_LISTED = 40
-"""Pages named in one header: proxies refuse headers of more than a few KiB."""
+"""Most pages named in one header, because proxies refuse headers of more than a few KiB."""
 
 
 def status_headers(document: ParsedDocument) -> dict[str, str]:

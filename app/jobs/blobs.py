@@ -35,8 +35,10 @@ class Blobs:
         self._has_timeouts = bool(getattr(self._fs, "async_impl", False))
 
     def put(self, path: Path) -> str:
-        """Store a file and return its name. It is on disk when this returns. The file itself may be moved
-        away."""
+        """Store a file and return its name.
+
+        It is on disk when this returns. The file itself may be moved away.
+        """
         name = uuid.uuid4().hex
         with _storage_errors():
             target = self._path(name)
@@ -85,8 +87,10 @@ class Blobs:
                 self._fs.rm_file(self._path(name), **self._timeout())
 
     def _timeout(self, num_bytes: int = 0) -> dict[str, float]:
-        """Return the timeout argument for one operation, if the file system takes one. The others have their
-        own."""
+        """Return the timeout argument for one operation, if the file system takes one.
+
+        The others have their own.
+        """
         return {"timeout": ANSWER_S + num_bytes / MIN_BYTES_PER_S} if self._has_timeouts else {}
 
     def _path(self, name: str) -> str:

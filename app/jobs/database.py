@@ -32,8 +32,10 @@ BUSY_MS = 4000
 DBOS_BUSY_MS = 30_000
 CONNECT_S = 3
 ANSWER_S = 8.0
-"""Longest time for a short query. It exceeds the limits for a lock and a connection, so that those fail
-first."""
+"""Longest time for a short query.
+
+It exceeds the limits for a lock and a connection, so that those fail first.
+"""
 KEEPALIVES = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,

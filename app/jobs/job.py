@@ -20,8 +20,10 @@ _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job that is being accepted: everything a worker needs. ``pages``: disjoint 0-based ranges, never
-    expanded."""
+    """A job that is being accepted: everything a worker needs.
+
+    ``pages``: disjoint 0-based ranges, never expanded.
+    """
 
     id: str
     client: str
@@ -116,8 +118,10 @@ def decode_ranges(text: str) -> tuple[range, ...]:
 
 
 def encode_page(page: PageResult) -> str:
-    """Encode a page as JSON, without its pictures. Raise ``ValueError`` for numbers that JSON does not
-    have."""
+    """Encode a page as JSON, without its pictures.
+
+    Raise ``ValueError`` for numbers that JSON does not have.
+    """
     # pictures are bytes and stand in their own table
     return json.dumps(_PAGE.dump_python(page, mode="json", exclude={"pictures"}), allow_nan=False)
 

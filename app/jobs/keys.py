@@ -33,8 +33,10 @@ class Key:
     name: str
     hash: str
     owner: str
-    """The client whose jobs the key reaches. Keys with the same owner share jobs, so a new key can replace
-    an old one."""
+    """The client whose jobs the key reaches.
+
+    Keys with the same owner share jobs, so a new key can replace an old one.
+    """
     scope: Scope
     max_jobs: int | None
     pages_per_minute: int | None
@@ -61,8 +63,10 @@ def key_hash(secret: str) -> str:
 
 
 class Keys:
-    """The table of keys. Each method is one transaction and raises ``StorageUnavailable`` or
-    ``StorageFull``."""
+    """The table of keys.
+
+    Each method is one transaction and raises ``StorageUnavailable`` or ``StorageFull``.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -82,8 +86,10 @@ class Keys:
         max_jobs: int | None = None,
         pages_per_minute: int | None = None,
     ) -> str:
-        """Make a key and return its secret, which cannot be shown again. Raise ``ValueError`` for a bad
-        argument."""
+        """Make a key and return its secret, which cannot be shown again.
+
+        Raise ``ValueError`` for a bad argument.
+        """
         owner = owner or name
         if not (NAME.fullmatch(name) and NAME.fullmatch(owner)):
             raise ValueError("a name has 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or digit")

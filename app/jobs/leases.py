@@ -54,8 +54,10 @@ class Leases:
         self._store = store
 
     def renew(self, worker: WorkerState, lease_s: float = LEASE_S) -> None:
-        """Take or prolong a lease. An expired lease can be taken again; work that others adopted stays
-        theirs."""
+        """Take or prolong a lease.
+
+        An expired lease can be taken again; work that others adopted stays theirs.
+        """
         with self._store.writing() as c:
             row = {
                 "host": worker.host,
@@ -117,8 +119,10 @@ class Leases:
             c.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
     def stranded(self, idle_s: float) -> list[Job]:
-        """Return unfinished jobs without activity for ``idle_s``. Only DBOS knows whether work for them is
-        queued."""
+        """Return unfinished jobs without activity for ``idle_s``.
+
+        Only DBOS knows whether work for them is queued.
+        """
         with self._store.reading() as c:
             query = sa.select(jobs).where(jobs.c.status.in_(OPEN), jobs.c.touched_at < now(c) - idle_s)
             rows = c.execute(query.order_by(jobs.c.touched_at).limit(EXPIRY_BATCH)).mappings()

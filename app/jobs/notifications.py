@@ -51,8 +51,10 @@ class Notifications:
         """When anything came over the socket that is carried, on the loop's clock."""
 
     def on(self, topic: Topic, handler: Handler) -> None:
-        """Call ``handler`` with names on the event loop. An empty collection means that some may have been
-        missed."""
+        """Call ``handler`` with names on the event loop.
+
+        An empty collection means that some may have been missed.
+        """
         self._handlers.setdefault(topic, []).append(handler)
 
     def tell(self, topic: Topic, names: Iterable[str]) -> None:

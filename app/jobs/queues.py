@@ -183,8 +183,10 @@ class WorkQueue:
         ]
 
     def put_back(self, work: Queued) -> None:
-        """Queue a running workflow again. The worker that runs it may continue, but its outcome no longer
-        counts."""
+        """Queue a running workflow again.
+
+        The worker that runs it may continue, but its outcome no longer counts.
+        """
         self._client.resume_workflow(work.workflow_id, queue_name=work.queue_name)
 
     def put_back_all(self, worker_id: str) -> int:

@@ -71,8 +71,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The length and speed of the queue. ``pages``: accepted and not done. ``pages_per_s``: over the last
-    minute."""
+    """The length and speed of the queue.
+
+    ``pages``: accepted and not done. ``pages_per_s``: over the last minute.
+    """
 
     jobs: int
     pages: int
@@ -149,8 +151,10 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """Open a connection for queries. Each query sees what is committed when it begins; later ones may
-        see more."""
+        """Open a connection for queries.
+
+        Each query sees what is committed when it begins; later ones may see more.
+        """
         with storage_errors(), self._reads.connect() as c:
             yield c
 
@@ -282,8 +286,10 @@ class Store:
     def listed(
         self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """List jobs of a client, newest first, after a cursor of (created_at, id). ``None``: of all
-        clients."""
+        """List jobs of a client, newest first, after a cursor of (created_at, id).
+
+        ``None``: of all clients.
+        """
         query = sa.select(jobs).where(jobs.c.options != "")
         if client is not None:
             query = query.where(jobs.c.client == client)

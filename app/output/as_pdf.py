@@ -194,8 +194,10 @@ def _is_wide(character: str) -> bool:
 
 @contextlib.contextmanager
 def _font(characters: set[str]) -> Iterator[Path]:
-    """Make a font whose glyphs have the widths of letters but no outlines. It is a file until it is
-    embedded."""
+    """Make a font whose glyphs have the widths of letters but no outlines.
+
+    It is a file until it is embedded.
+    """
     shown = sorted(characters | {" "})[:MAX_CHARACTERS]
     names = {ord(character): f"u{ord(character):X}" for character in shown}
     glyphs = [".notdef", *names.values()]

@@ -45,8 +45,10 @@ No letter is lower, and none as narrow is ``MIN_UPRIGHT_RULE_PX`` high.
 """
 MIN_UPRIGHT_RULE_PX = 24
 MIN_AREA_SIDE_PX = 14
-"""Least sides of a frame or a solid area. Letters fill more than ``FRAME_FILL`` and less than
-``SOLID_FILL``."""
+"""Least sides of a frame or a solid area.
+
+Letters fill more than ``FRAME_FILL`` and less than ``SOLID_FILL``.
+"""
 FRAME_FILL = 0.15
 SOLID_FILL = 0.75
 MARGIN = 6
@@ -55,8 +57,10 @@ TONES = (0.25, 1.6)
 """Range of halftones, as multiples of the least difference of print. Photographs are full of them."""
 TONES_PX = 31
 MIN_TONES = 0.5
-"""Least share of halftone pixels in a square of ``TONES_PX`` around a piece of a picture. Around letters it
-is below 0.25."""
+"""Least share of halftone pixels in a square of ``TONES_PX`` around a piece of a picture.
+
+Around letters it is below 0.25.
+"""
 MIN_PIECES = 2
 """Least number of pieces of print on a page that is not blank. A single piece is a stain."""
 

@@ -77,8 +77,10 @@ def _warnings(num_scaled: int, num_lost: int) -> list[PageWarning]:
 
 
 def _boxes(blocks: Sequence[Block], size: tuple[int, int]) -> dict[int, Box]:
-    """Return boxes of pictures in pixels, by their block's number. Skip repeated boxes and those that are
-    too small."""
+    """Return boxes of pictures in pixels, by their block's number.
+
+    Skip repeated boxes and those that are too small.
+    """
     boxes: dict[int, Box] = {}
     for number, block in enumerate(blocks):
         if is_picture(block):

@@ -34,8 +34,10 @@ def escaped(text: str) -> str:
 
 
 def escaped_heading(text: str) -> str:
-    """Escape print after ``# ``, where no block begins. Also escape ``#`` at its end, which would be
-    dropped."""
+    """Escape print after ``# ``, where no block begins.
+
+    Also escape ``#`` at its end, which would be dropped.
+    """
     return HEADING_END.sub(r"\#", _inline(text))
 
 

@@ -27,8 +27,10 @@ TABLE_ENDS = ("</tbody></table>", "</table>")
 
 
 def joined(last: Part, first: Part) -> Part | None:
-    """Join a page's last part with the next page's first part. Return ``None`` if they are not one
-    paragraph or table."""
+    """Join a page's last part with the next page's first part.
+
+    Return ``None`` if they are not one paragraph or table.
+    """
     if _is_table(last.markdown) and _is_table(first.markdown):
         table = _joined_tables(last, first)
         return None if table is None else replace(last, markdown=table)

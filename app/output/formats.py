@@ -1,5 +1,7 @@
-"""The formats of an answer, by name and media type. To add one, write a module with ``make`` and a line
-here."""
+"""The formats of an answer, by name and media type.
+
+To add one, write a module with ``make`` and a line here.
+"""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -30,8 +32,10 @@ class Format:
         return self.media_type.startswith("text/")
 
     def make(self, answer: Answer) -> Iterable[Piece]:
-        """Make an answer, in a thread. Raise ``FormatUnavailable`` if a package that it needs is not
-        installed."""
+        """Make an answer, in a thread.
+
+        Raise ``FormatUnavailable`` if a package that it needs is not installed.
+        """
         try:
             make: Make = importlib.import_module(self.module).make
         except ImportError as error:

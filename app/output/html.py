@@ -14,8 +14,10 @@ from app.output.spans import FENCE, Span, closed, spans_of
 TABLE_NAMES = "table|thead|tbody|tr|td|th"
 PLAIN_NAMES = "br|sub|sup"
 BLOCK_NAMES = frozenset({"center", "p", "div", "nobr", "tfoot", "caption", "col", "colgroup"})
-"""Tags that are always dropped. The others are dropped only in pairs, because a single ``<b>`` may be
-print."""
+"""Tags that are always dropped.
+
+The others are dropped only in pairs, because a single ``<b>`` may be print.
+"""
 INLINE_NAMES = frozenset(
     "a abbr b big cite code del dfn em font i ins kbd mark q s samp small span strike strong tt u var".split()
 )

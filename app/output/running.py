@@ -82,8 +82,10 @@ class _Candidate:
 
     @property
     def may_count(self) -> bool:
-        """Whether a number in it may be the page's. A number that alone tells one heading from another may
-        not."""
+        """Whether a number in it may be the page's.
+
+        A number that alone tells one heading from another may not.
+        """
         return self.is_number or (not self.is_heading and len(WORD.findall(self.key)) >= MIN_WORDS)
 
 

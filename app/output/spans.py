@@ -111,8 +111,10 @@ class _Scan:
             self._text_start = end
 
     def _fence_line(self, start: int, end: int) -> int | None:
-        """Return the number of marks of a line of fenced code; ``None`` for another line. Keep ``fence``
-        up to date."""
+        """Return the number of marks of a line of fenced code; ``None`` for another line.
+
+        Keep ``fence`` up to date.
+        """
         match = FENCE.match(self._text, start, end)
         if self.fence is not None:
             if match is None or not match["marks"].startswith(self.fence):

@@ -188,8 +188,10 @@ def _received(link: socket.socket, num_bytes: int) -> bytes:
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO, limits: Limits, others: Sequence[Path] | None) -> int:
-    """Answer requests by way of readers. Return the exit code of a reader that died; 0 when the parent is
-    gone."""
+    """Answer requests by way of readers.
+
+    Return the exit code of a reader that died; 0 when the parent is gone.
+    """
     reader: _Reader | None = None
     while True:
         # nothing can be buffered: the parent waits for an answer before it asks again

@@ -44,8 +44,10 @@ FILTER_ROWS = 3  # rows that Lanczos reads on either side, in rows of the smalle
 HEAD_BYTES = 2**16
 """How much of a file to read to find the size of the picture."""
 MIN_STRETCH, MAX_STRETCH = 1.1, 4.0
-"""Range of aspect ratios of pixels that are believed. Fax has 204 x 98 or 204 x 391 dpi; beyond, the numbers
-are junk."""
+"""Range of aspect ratios of pixels that are believed.
+
+Fax has 204 x 98 or 204 x 391 dpi; beyond, the numbers are junk.
+"""
 CLEARLY_CLEARER = 2.0
 """How many times more contrast a dark ground must give than a white one to be chosen."""
 READABLE_PX = 1500
@@ -73,8 +75,10 @@ open_tiff = OpenTiff()
 
 
 def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int, max_pixels: int) -> Page:
-    """Read one page of an image file. Raise ``TooManyPixels`` before decoding, or one of
-    ``DECODER_ERRORS``."""
+    """Read one page of an image file.
+
+    Raise ``TooManyPixels`` before decoding, or one of ``DECODER_ERRORS``.
+    """
     _check_size(_announced_size(path, file_format), max_image_pixels)
     with _opened(path, file_format, index) as image:
         _check_size(image.size, max_image_pixels)
@@ -171,8 +175,10 @@ def _stretch(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Return the orientation of a loaded image. Asking before it is loaded loads a PNG and hides its
-    damage."""
+    """Return the orientation of a loaded image.
+
+    Asking before it is loaded loads a PNG and hides its damage.
+    """
     try:
         return image.getexif().get(ORIENTATION)
     except DECODER_ERRORS:

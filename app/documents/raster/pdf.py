@@ -142,8 +142,10 @@ def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...])
 
 
 def _is_placeholder(path: str, words: tuple[str, ...]) -> bool:
-    """Tell whether the page stands in for a form that only XFA viewers draw. A static form also has its
-    pages."""
+    """Tell whether the page stands in for a form that only XFA viewers draw.
+
+    A static form also has its pages.
+    """
     return " ".join(words).lower().startswith(PLACEHOLDER) or _needs_rendering(path)
 
 

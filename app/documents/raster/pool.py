@@ -362,8 +362,10 @@ class Rasterizers:
         return sandbox
 
     async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        """Send a request and read the answer. Check the answer: a child is as hostile as the file it
-        reads."""
+        """Send a request and read the answer.
+
+        Check the answer: a child is as hostile as the file it reads.
+        """
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(child.link, pack(request))

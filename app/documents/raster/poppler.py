@@ -71,8 +71,10 @@ class PdfPage:
     width_pt: float
     height_pt: float
     is_cropped: bool
-    """Whether the size is that of the CropBox. ``False``: the CropBox lies outside the page and is
-    ignored."""
+    """Whether the size is that of the CropBox.
+
+    ``False``: the CropBox lies outside the page and is ignored.
+    """
     window_pt: tuple[int, int, int, int] | None
     """Left, top, width and height of the CropBox in the MediaBox as shown; ``None``: the whole MediaBox."""
     is_xfa: bool
@@ -154,8 +156,10 @@ def describe_page(path: str, number: int) -> PdfPage:
 
 @lru_cache(maxsize=2)
 def _boxes(path: str, first: int) -> tuple[bytes, bytes]:
-    """Run ``pdfinfo`` for the sizes of several pages. Cache it: the process reads other pages of the
-    document."""
+    """Run ``pdfinfo`` for the sizes of several pages.
+
+    Cache it: the process reads other pages of the document.
+    """
     return _run("pdfinfo", "-box", "-f", str(first), "-l", str(first + PAGES_AT_ONCE - 1), path)
 
 

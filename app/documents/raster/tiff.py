@@ -60,8 +60,10 @@ class _Frame:
 
 
 def page_frames(file: BinaryIO) -> list[int]:
-    """Return the numbers of the frames that are pages, in order. Raise ``ValueError`` for broken
-    directories."""
+    """Return the numbers of the frames that are pages, in order.
+
+    Raise ``ValueError`` for broken directories.
+    """
     frames = _frames(file)
     full = [frame for frame in frames if not frame.kind & (REDUCED | MASK)]
     largest = max(full, key=lambda frame: frame.width * frame.height, default=None)
@@ -80,8 +82,10 @@ def has_floating_samples(path: str, index: int) -> bool:
 
 
 def _is_page(frame: _Frame, largest: _Frame | None) -> bool:
-    """Tell whether a frame is a page. Skip masks, and reduced copies that really are
-    smaller."""
+    """Tell whether a frame is a page.
+
+    Skip masks, and reduced copies that really are smaller.
+    """
     if frame.kind & MASK:
         return False
     is_smaller = largest and frame.width < largest.width and frame.height < largest.height
@@ -161,8 +165,10 @@ class OpenTiff:
 
     @contextlib.contextmanager
     def page(self, path: str, index: int) -> Iterator[Image.Image]:
-        """Give a page, to be used before another one is requested. After an error the file is opened
-        again."""
+        """Give a page, to be used before another one is requested.
+
+        After an error the file is opened again.
+        """
         status = Path(path).stat()
         key = (path, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._opened is None or key != self._key:

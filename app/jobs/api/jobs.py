@@ -60,8 +60,10 @@ READINESS_TOLERANCE_S = 5.0
 
 
 class Jobs:
-    """The API's access to jobs: accept, show, list and cancel them. It is open from ``start`` to
-    ``close``."""
+    """The API's access to jobs: accept, show, list and cancel them.
+
+    It is open from ``start`` to ``close``.
+    """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
@@ -157,8 +159,10 @@ class Jobs:
         return await asyncio.to_thread(self._accept, source, options, pages, submission)
 
     def _check_mode(self, options: ParseOptions) -> None:
-        """Raise ``BadOption`` for a mode that no loaded model has. Accept any mode while no model is
-        known."""
+        """Raise ``BadOption`` for a mode that no loaded model has.
+
+        Accept any mode while no model is known.
+        """
         mode, modes = options.read.mode, self._readiness.modes
         if mode is not None and modes and mode not in modes:
             raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
@@ -238,8 +242,10 @@ class Jobs:
     async def listed(
         self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """List jobs of a client whose results are kept, newest first, after a cursor. ``None``: of all
-        clients."""
+        """List jobs of a client whose results are kept, newest first, after a cursor.
+
+        ``None``: of all clients.
+        """
         return await promptly(self.store.listed, client, status, before, limit)
 
     async def queue(self) -> Queue:
@@ -249,8 +255,10 @@ class Jobs:
         return await promptly(self.store.position, job) if job.status == "queued" else None
 
     async def cancel(self, job_id: str, client: str | None = None) -> Job:
-        """Stop a job within one decode step. A job that has ended stays as it is. ``client``: as for
-        ``job``."""
+        """Stop a job within one decode step.
+
+        A job that has ended stays as it is. ``client``: as for ``job``.
+        """
         await self.job(job_id, client)
         await promptly(self.store.cancel, job_id)
         return await self.job(job_id)
@@ -316,8 +324,10 @@ class Jobs:
             self._decided.notify_all()
 
     def _readiness_of(self, workers: list[WorkerState]) -> Readiness:
-        """Return the readiness of the worker that is furthest along. A failed worker counts before a loading
-        one."""
+        """Return the readiness of the worker that is furthest along.
+
+        A failed worker counts before a loading one.
+        """
         ready = [worker for worker in workers if worker.ready]
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)

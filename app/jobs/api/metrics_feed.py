@@ -17,8 +17,10 @@ Row = TypeVar("Row", PageEnd, JobEnd)
 
 
 class _Feed(Generic[Row]):
-    """New rows since this object was made. ``read``: return rows from a time on, oldest first, up to a
-    limit."""
+    """New rows since this object was made.
+
+    ``read``: return rows from a time on, oldest first, up to a limit.
+    """
 
     def __init__(self, read: Callable[[float, int], Sequence[Row]]) -> None:
         self._read: Callable[[float, int], Sequence[Row]] = read

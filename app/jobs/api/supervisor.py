@@ -119,8 +119,10 @@ class Supervisor:
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """End the worker, gently if it still runs. Expire its lease at once, because it is known to be
-        gone."""
+        """End the worker, gently if it still runs.
+
+        Expire its lease at once, because it is known to be gone.
+        """
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()

@@ -44,8 +44,10 @@ class JobWatcher:
         notifications.on("pages", self._wake)
 
     def close(self) -> None:
-        """Release every follower, now and later. Waits return the job as it is; event streams stop without
-        an end."""
+        """Release every follower, now and later.
+
+        Waits return the job as it is; event streams stop without an end.
+        """
         self._closed = True
         self._wake(())
 

@@ -34,8 +34,10 @@ EXPIRY_EVERY_S = 60.0
 
 
 class Maintenance:
-    """The duties of one worker, run until cancelled. When the database does not answer, the next turn tries
-    again."""
+    """The duties of one worker, run until cancelled.
+
+    When the database does not answer, the next turn tries again.
+    """
 
     def __init__(
         self,

@@ -127,8 +127,10 @@ class _WrittenBefore(Exception):
 
 
 class PageStore:
-    """Attempts and results. Each method is one transaction and raises ``StorageUnavailable`` or
-    ``StorageFull``."""
+    """Attempts and results.
+
+    Each method is one transaction and raises ``StorageUnavailable`` or ``StorageFull``.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -275,8 +277,10 @@ def _page_rows(new: Sequence[Done], num_done: int, worker_id: str, at: float) ->
 
 
 def _counted(job: sa.RowMapping, new: Sequence[Done], at: float) -> dict[str, Any]:
-    """Return a job's row as it is once these pages are written. Its status is ``None`` while the job goes
-    on."""
+    """Return a job's row as it is once these pages are written.
+
+    Its status is ``None`` while the job goes on.
+    """
     num_done = job["num_done"] + len(new)
     num_failed = job["num_failed"] + sum(entry.failed for entry in new)
     num_incomplete = job["num_incomplete"] + sum(entry.incomplete for entry in new)

@@ -176,8 +176,10 @@ class BatchRunner:
     def _begin(
         self, job_id: str, number: int, children: Sequence[Batch]
     ) -> tuple[Job | None, dict[int, Attempt]]:
-        """Return the job (``None`` if no longer wanted) and the unread pages of the batch. Call this in a
-        thread."""
+        """Return the job (``None`` if no longer wanted) and the unread pages of the batch.
+
+        Call this in a thread.
+        """
         job = self._store.begin(job_id, children, self._queue)
         return job, self._log.unread(job.id, job.batch(number)) if job else {}
 

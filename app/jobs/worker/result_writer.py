@@ -22,8 +22,10 @@ NEWEST_SHARE = 0.1
 
 
 class ResultWriter:
-    """The only writer of page events in a process. It waits for a missing or full database, so no result is
-    lost."""
+    """The only writer of page events in a process.
+
+    It waits for a missing or full database, so no result is lost.
+    """
 
     def __init__(self, log: PageStore, worker_id: str) -> None:
         self._log = log
@@ -63,8 +65,10 @@ class ResultWriter:
             self._page_s += (self._now() - begun_at - self._page_s) * NEWEST_SHARE
 
     async def _gather(self) -> None:
-        """Wait a moment so that quick successive entries form one group. Do not delay a page that is
-        alone."""
+        """Wait a moment so that quick successive entries form one group.
+
+        Do not delay a page that is alone.
+        """
         if len(self._open) > 1:
             gather_s = min(MAX_GATHER_S, max(MIN_GATHER_S, self._page_s * GATHER_SHARE))
             await asyncio.sleep(self._wrote_at + gather_s - self._now())

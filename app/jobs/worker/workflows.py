@@ -119,8 +119,10 @@ class Workflows:
             claiming.start(dbos)
 
     def register_queues(self) -> None:
-        """Register the queues with the concurrency of this worker. Call this in a thread, before
-        ``launch``."""
+        """Register the queues with the concurrency of this worker.
+
+        Call this in a thread, before ``launch``.
+        """
         num, batch_pages = self._settings.max_pages_in_flight, self._settings.batch_pages
         # One more where a batch has more pages than are read at a time. The next one of a document is then
         # claimed beside it, and does not stand in the queue before others'. More would keep workers idle.

@@ -114,7 +114,7 @@ class Access:
         except (StorageUnavailable, StorageFull):
             if self._read_at == -math.inf:
                 raise
-            # Trust the last known keys while the database is away: there are no jobs to show without it anyway.
+            # Trust the last known keys while the database is away: without it there are no jobs to show.
             self._read_at = asyncio.get_running_loop().time()
             return
         self._by_hash = {key.hash: key for key in keys}

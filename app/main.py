@@ -142,7 +142,7 @@ def _version() -> str:
         return "0"
 
 
-# Handlers get the class they are registered for; their signature has to say Exception.
+# Handlers only get the class they are registered for, but their signature must say Exception.
 async def _parse_error(request: Request, error: Exception) -> Response:
     return answer_problem(request, error if isinstance(error, ParseError) else InvalidRequest(str(error)))
 

@@ -18,8 +18,8 @@ Item = TypeVar("Item")
 class Claim:
     """A request for a place.
 
-    ``most``: the size of the group it must enter in, with others of the same ``most``; ``None``: no limit
-    below the number of places. ``client``: who sent the document.
+    ``most``: enter only while at most this many are inside, all with the same ``most``; ``None``: as many as
+    there are places. ``client``: who sent the document.
     """
 
     document_id: str
@@ -190,7 +190,7 @@ class Turnstile:
             yield
         finally:
             self._places.leave(ticket)
-            self._admit()  # others may have waited for this one's turn alone
+            self._admit()  # others may have waited only for this claim's turn
 
     def _admit(self) -> None:
         while (ticket := self._places.next()) is not None:

@@ -160,7 +160,7 @@ def _why(error: Exception) -> str:
 
 async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, state: WorkerState) -> PageReader:
     """Start the rasterizers and load the model. Show the worker's progress meanwhile."""
-    await asyncio.to_thread(PageStore(store).mark_worker_dead, state.id)  # one of the same name may have died
+    await asyncio.to_thread(PageStore(store).mark_worker_dead, state.id)  # its namesake may have died
     leases = Leases(store)
     await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
     await rasterizers.start()

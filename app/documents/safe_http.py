@@ -111,7 +111,7 @@ class SafeHttp:
                 # released when the thread ends, not when the wait does: a thread that hangs keeps its place
                 asking.add_done_callback(release)
                 return await asyncio.wrap_future(asking)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name may have
+        except (OSError, UnicodeError) as error:  # UnicodeError: an invalid label
             raise _NotFound(UNREACHABLE) from error
 
     def _may_reach(self, address: Address, port: int) -> bool:
@@ -150,7 +150,7 @@ class SafeHttp:
             httpx.HTTPError,
             httpx.InvalidURL,
             ValueError,
-        ) as error:  # ValueError: a location that is none
+        ) as error:  # ValueError: an invalid location
             raise UrlFailed(f"the document cannot be fetched ({type(error).__name__})") from error
         raise UrlFailed(f"the address redirects more than {MAX_REDIRECTS} times")
 

@@ -340,7 +340,7 @@ class Multipart:
             self._several.append(SpooledFile(self._target, filename))
         if self._target is not None:
             self._written.append((self._target, b""))  # creates the file even if no data comes
-        elif self._is_file and self._has_lists:  # whose fields may be unknown ones, which are ignored
+        elif self._is_file and self._has_lists:  # such forms may have unknown fields, which are ignored
             raise self._refusal(BadRequest(""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

@@ -94,22 +94,20 @@ class OutermostMiddleware:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
-        except ParseError as error:  # of what is decided before routing, or while an answer is sent
+        except ParseError as error:  # raised before routing, or while an answer is sent
             if exchange.status:  # the server cuts the answer short, so the client notices
                 logger.warning("an answer was broken off", extra={"reason": str(error)})
                 return
             response = problem_response(error, self._retry_after_s)
             await response(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
-            # The time for requests is over. The server would log a traceback, and answer a bare 500.
+            # The grace period for requests is over. The server would log a traceback and answer a bare 500.
             if not _is_ending(scope):
                 raise
             if exchange.status == 0:
                 response = problem_response(NotReady(ENDING), self._retry_after_s)
                 await response(scope, exchange.receive, exchange.send)
-        except (
-            Exception
-        ):  # the outermost boundary: a defect is logged whole, and answered without its details
+        except Exception:  # the outermost boundary: log a defect fully, and answer without its details
             logger.exception("request failed")
             if exchange.status == 0:
                 defect = InternalError("the service failed; its log has the reason")
@@ -138,7 +136,9 @@ class OutermostMiddleware:
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
         self._metrics.request_seconds.labels(path, method).observe(seconds)
         job_id = scope.get("job_id") or scope.get("path_params", {}).get("job_id", "")
-        job = {"job": job_id} if JOB_ID.fullmatch(job_id) else {}  # an address may have any text in its place
+        job = (
+            {"job": job_id} if JOB_ID.fullmatch(job_id) else {}
+        )  # the path may have any text instead of an id
         logger.info(
             "request",
             extra=job
@@ -197,7 +197,7 @@ class _Exchange:
             if self._body_pending or self._must_close:
                 headers["Connection"] = "close"
         elif self._body_pending and not message.get("more_body", False):
-            # The client is still sending. The answer is complete for it now, by its length; only then stop.
+            # The client is still sending. The answer is complete by its length; read a little before closing.
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}

@@ -12,12 +12,12 @@ MAX_LISTED = 40
 
 
 def status_headers(document: ParsedDocument) -> dict[str, str]:
-    """Headers of a document's answer. Pages count from 1, as in the option ``pages``.
+    """Return the headers of a document's answer. Pages count from 1, as in the option ``pages``.
 
     ``RTPrune-Status: partial``
     ``RTPrune-Pages: total=9, failed=1, incomplete=1``
     ``RTPrune-Shortfalls: 2;code=length, 5;code=unreadable_page``, the first ``MAX_LISTED``
-    ``RTPrune-Warnings: 3;code=missing_glyphs``, likewise; finish reasons are among the shortfalls alone
+    ``RTPrune-Warnings: 3;code=missing_glyphs``, likewise, without the finish reasons listed as shortfalls
     """
     pages = document.pages
     num_failed = sum(page.failure is not None for page in pages)

@@ -32,7 +32,7 @@ THROUGHPUT_WINDOW_S = 60.0
 DEFAULT_RETRY_S = 30
 MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
-VACUUM_PAGES = 2000  # of SQLite's file, 4 KiB each, given back in one turn
+VACUUM_PAGES = 2000  # pages of SQLite's file, 4 KiB each, freed in one turn
 
 # built once, because they run for every document or every look at a queue
 _KNOWN = sa.select(jobs).where(jobs.c.id == sa.bindparam("id_"))

@@ -23,19 +23,19 @@ Furniture = Literal["page_header", "page_footer", "page_number"]
 # heights and distances in thousandths of the page
 MARGIN = 140  # height of the zone at the edge of a page where heads and feet stand
 EDGE = 70  # height of the zone at the edge where no text begins
-MAX_HEIGHT = 40  # of a head or foot
-SMALL = 18  # height of a line of one
-MIN_WHITE = 8  # between a head and the text
-MAX_SHIFT = 15  # by which the same head stands higher or lower on another page
-MAX_CHARS = 150  # of a head or foot
-MAX_ROWS = 2  # of a head or foot
-MAX_IN_ROW = 4  # blocks beside each other in one
+MAX_HEIGHT = 40  # largest height of a head or foot
+SMALL = 18  # largest height of a single line of a head or foot
+MIN_WHITE = 8  # least white space between a head and the text
+MAX_SHIFT = 15  # largest vertical shift of the same head between pages
+MAX_CHARS = 150  # most characters of a head or foot
+MAX_ROWS = 2  # most rows of a head or foot
+MAX_IN_ROW = 4  # most blocks side by side in one row
 END: tuple[int, int, list[int]] = (2000, 2000, [])
-MIN_PAGES = 2  # on which a head is found again
-MIN_PAGES_OF_HEADING = 3  # the same, for one that the model calls a heading
-MIN_PAGES_WITHOUT_BOXES = 3  # the same, where nothing tells where it stands
-MIN_SHARE_OF_HEADING = 0.4  # of all pages; heads of left and right pages differ
-MIN_PARAGRAPHS = 3  # of a page without boxes, for its first or last to be a head
+MIN_PAGES = 2  # least number of pages on which a head repeats
+MIN_PAGES_OF_HEADING = 3  # the same, for a text that the model calls a heading
+MIN_PAGES_WITHOUT_BOXES = 3  # the same, on pages without boxes
+MIN_SHARE_OF_HEADING = 0.4  # least share of all pages; heads of left and right pages differ
+MIN_PARAGRAPHS = 3  # least paragraphs of a page without boxes for its first or last to be a head
 HEADINGS = frozenset({"title", "sub_title", "heading", "section_header"})
 HEADS = frozenset({"header", "page_header", "running_head"})
 FEET = frozenset({"footer", "page_footer"})
@@ -98,7 +98,7 @@ def find_furniture(pages: Sequence[tuple[int, Sequence[Part]]]) -> list[dict[int
     running = _pages_in_a_sentence(pages, [one for group in groups.values() for one in group])
     num_pages = sum(bool(parts) for _, parts in pages)
     found: list[dict[int, Furniture]] = [{} for _ in pages]
-    levels: set[tuple[bool, int]] = set()  # where numbers stand, in steps of MAX_SHIFT
+    levels: set[tuple[bool, int]] = set()  # heights at which page numbers stand, in steps of MAX_SHIFT
     for level in (level for group in groups.values() for level in _levels(group)):
         same = _counting(level)
         if not _is_repeated(same, num_pages, running):
@@ -110,7 +110,7 @@ def find_furniture(pages: Sequence[tuple[int, Sequence[Part]]]) -> list[dict[int
                 levels |= {(one.is_head, one.y // MAX_SHIFT + step) for step in (-1, 0, 1)}
     for one in (one for group in groups.values() for one in group):
         if one.type in NUMBERS and (one.is_head, one.y // MAX_SHIFT) in levels:
-            found[one.page].setdefault(one.part, "page_number")  # misread
+            found[one.page].setdefault(one.part, "page_number")  # its digits were misread
     return found
 
 

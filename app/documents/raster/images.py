@@ -54,7 +54,7 @@ READABLE_PX = 1500
 """Longer side of an A4 page at 128 dpi."""
 CLEARLY_MORE = 1.3
 
-# What Pillow and its plugins raise for damaged files, as seen. ``Exception`` would hide our defects.
+# What Pillow and its plugins were seen to raise for damaged files. ``Exception`` would hide our defects.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -95,7 +95,7 @@ def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int
                 "samples of more than 8 bits are not read where each colour has its own plane"
             )
         wider, higher = _stretch(image, tags)
-        if tags.get(ORIENTATION) in SIDEWAYS:  # loading a TIFF turns it
+        if tags.get(ORIENTATION) in SIDEWAYS:  # Pillow rotates a TIFF when it loads it
             wider, higher = higher, wider
         image.load()
         turn = None if tags else TURNS.get(_orientation(image))
@@ -244,7 +244,7 @@ def _floating(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         and tags.get(BITS_PER_SAMPLE) == (32,)
         and tags.get(SAMPLE_FORMAT, (1,)) == (UNSIGNED,)
     ):
-        # Pillow takes them for signed ones
+        # Pillow reads unsigned samples as signed
         wide = ImageMath.lambda_eval(lambda bands: bands["wide"] + (bands["wide"] < 0) * 2.0**32, wide=wide)
     return wide
 

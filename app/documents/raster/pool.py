@@ -39,7 +39,7 @@ REQUESTS_PER_CHILD = 1000
 """A child is replaced after this many requests, so that memory leaked by libraries stays small."""
 START_S = 60.0  # longest time until a fresh child is ready
 MIN_CHOSEN, MAX_CHOSEN = 3, 16
-MAX_LATE = 1000  # documents that are remembered for having been late
+MAX_LATE = 1000  # most slow documents to remember
 LAST_PLACE_S = 5.0
 """Longest time of a page in the last free place. Then it starts again, as a page of a slow document."""
 COUNT_WAIT_S = 30.0
@@ -382,7 +382,7 @@ class Rasterizers:
             raise _ChildDied from error
 
     async def _spawn(self) -> _Child:
-        # the wall deadline is what counts; CPU time may run ahead of it only where poppler uses threads
+        # the wall-clock deadline counts; CPU time exceeds it only where poppler uses threads
         cpu_s = math.ceil(self._settings.rasterize_deadline_s) + 1
         ours, theirs = socket.socketpair()
         ours.setblocking(False)

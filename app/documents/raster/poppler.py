@@ -169,7 +169,7 @@ def _window(
     """Return the CropBox on the rotated page. ``margins``: left, top, right and bottom, before rotation."""
     if max(margins) < 1 or not all(map(math.isfinite, margins)):
         return None
-    quarters = degrees // 90 % 4  # clockwise: the bottom comes to the left, the left to the top
+    quarters = degrees // 90 % 4  # clockwise: the bottom moves to the left, the left to the top
     left, top = margins[-quarters % 4], margins[(1 - quarters) % 4]
     width, height = (height_pt, width_pt) if quarters % 2 else (width_pt, height_pt)
     return math.floor(left), math.floor(top), math.ceil(width), math.ceil(height)
@@ -262,7 +262,7 @@ def undrawable() -> frozenset[str]:
 
 
 def _is_drawable(collection: str) -> bool:
-    # from standard input: a confined process can write no file
+    # by standard input, because a confined process cannot write a file
     ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), "-", given=_probe(collection))
     images = parse_buffer_to_ppm(ppm)
     if len(images) != 1:

@@ -30,8 +30,7 @@ class ReadyShape(BaseModel):
     model: str
     modes: list[str]
     sandbox: Sandbox | None = None
-    """How the decoders of this process are confined; ``null`` for each part that the kernel does not
-    offer."""
+    """How the decoders of this process are confined; ``null`` for what the kernel does not offer."""
     worker_sandbox: Sandbox | None = None
     """How the decoders of the workers are confined: what holds in all of them."""
 

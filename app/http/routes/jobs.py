@@ -120,7 +120,7 @@ async def _check_webhook(service: Service, url: str) -> None:
     operation_id="list_jobs",
     summary="Jobs of this client, newest first",
     dependencies=[needs("read")],
-    response_model_exclude_none=True,  # as a job alone is shown
+    response_model_exclude_none=True,  # as for a single job
     responses={
         200: {"description": "Jobs.", "content": example({"jobs": [job_example()]})},
         **problems(),
@@ -265,6 +265,6 @@ async def _events(request: Request, job_id: str, after: int) -> AsyncIterator[Se
             body = PageShape.of(event.page).model_dump_json()
             yield ServerSentEvent(body, event="page", id=str(event.seq))
     except (StorageUnavailable, StorageFull):
-        return  # the client comes again with the id of its last event
+        return  # the client reconnects with the id of its last event
     except ParseError:
         return  # the job expired meanwhile

@@ -86,7 +86,8 @@ async def _ended(
 ) -> Job:
     """Wait for a job.
 
-    Return it when it has ended or the time is over. Cancel it if the client leaves, if so asked.
+    Return it when it has ended or the time is over. If the client leaves, cancel a new job of one page, or
+    do as ``on_disconnect`` says.
     """
     try:
         return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s))

@@ -53,7 +53,7 @@ READINESS_EVERY_S = 0.25  # how often to look at the workers while none is ready
 READY_EVERY_S = 1.0
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
-NUM_COUNTERS = 2  # processes that count pages; one client has one of them at a time
+NUM_COUNTERS = 2  # processes that count pages; one client uses one of them at a time
 FIRST_CONNECT_S = 5.0
 READINESS_TOLERANCE_S = 5.0
 """How long the last known readiness stays valid while the database does not answer."""
@@ -91,7 +91,7 @@ class Jobs:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Self:
-        with contextlib.suppress(ParseError):  # without poppler images are read all the same
+        with contextlib.suppress(ParseError):  # images are read even without poppler
             await self._rasterizers.start()
         connecting = asyncio.create_task(self._connect(), name="jobs connection")
         watching = asyncio.create_task(self._watch(), name="jobs watch")
@@ -299,7 +299,7 @@ class Jobs:
             try:
                 await self._look()
             except (StorageUnavailable, StorageFull, DBAPIError):
-                # also when tables are missing for a moment, as while a database is restored
+                # DBAPIError: tables may be missing for a moment, while a database is restored
                 if time.monotonic() - self._heard_at > READINESS_TOLERANCE_S:
                     detail = "the database of jobs does not answer"
                     self._readiness = Readiness("starting", detail, self._readiness.model)

@@ -130,7 +130,7 @@ class Claiming(threading.Event):
 
     def _may_claim(self) -> bool:
         """Tell whether to poll: there is room, and there can be work for it. Set how much DBOS may claim."""
-        held = list(self._held)  # it changes on the event loop meanwhile
+        held = list(self._held)  # a copy, because the event loop changes it meanwhile
         most = max(self._room.num, len(held) + 1)
         try:
             if not held:
@@ -139,7 +139,7 @@ class Claiming(threading.Event):
                 is_full = len(held) >= self._room.num
                 may = self._room.is_for(next_up(self._store, self.queue_name) if is_full else None, held)
         except (StorageUnavailable, StorageFull):
-            may, most = True, self._room.num  # DBOS says what is wrong, and slows down
+            may, most = True, self._room.num  # poll: DBOS then logs what is wrong, and slows down
         # the object's value, not the database's: only the thread that calls this reads it
         self._queue._worker_concurrency = most
         return may

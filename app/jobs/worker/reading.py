@@ -273,7 +273,7 @@ class BatchRunner:
     @contextlib.asynccontextmanager
     async def _document_deadline(self, job: Job) -> AsyncIterator[None]:
         """Raise ``DocumentDeadline`` when the document's time is over."""
-        # time in which nobody could read is not held against the document
+        # time before this worker started does not count against the document
         begun_at = max(job.started_at or 0.0, self._began_at)
         limit_s = self._settings.document_deadline_s
         left_s = limit_s - (time.time() - begun_at)

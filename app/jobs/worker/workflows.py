@@ -124,8 +124,8 @@ class Workflows:
         Call this in a thread, before ``launch``.
         """
         num, batch_pages = self._settings.max_pages_in_flight, self._settings.batch_pages
-        # One more where a batch has more pages than are read at a time. The next one of a document is then
-        # claimed beside it, and does not stand in the queue before others'. More would keep workers idle.
+        # One more if a batch has more pages than are read at a time. The document's next batch is then
+        # claimed too, and does not block other documents in the queue. More would leave other workers idle.
         num_batches = max(1, num // batch_pages) + (num < batch_pages)
         for_others, for_higher = max(1, num // OTHERS_SHARE), max(1, num // HIGHER_SHARE)
         page_poll_s = self._settings.queue_poll_s
@@ -143,7 +143,7 @@ class Workflows:
         """
         await asyncio.to_thread(self._stop_claiming)
         await self._batches.close(grace_s)
-        # a warning for each workflow that is cancelled on purpose would hide others
+        # DBOS warns about each workflow cancelled on purpose, which would hide other warnings
         logging.getLogger("dbos").setLevel(logging.ERROR)
         try:
             await asyncio.to_thread(self._put_back)

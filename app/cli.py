@@ -1,4 +1,4 @@
-"""Run the command ``rtprune``: ``serve``, ``worker``, ``parse``, ``keys``, ``doctor`` and ``mcp``."""
+"""Run the command ``rtprune``: ``parse``, ``serve``, ``worker``, ``keys``, ``doctor``, ``mcp`` and ``eval``."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from app.commands import doctor, keys, mcp, parse, serve, worker
+from app.commands import doctor, evaluate, keys, mcp, parse, serve, worker
 from app.commands.words import WRONG_USE, given
 from app.settings import Settings
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "keys": keys,
     "doctor": doctor,
     "mcp": mcp,
+    "eval": evaluate,
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.evaluation.html_tables import Table, is_dash_line, parse_html_table, parse_pipe_table
+from app.evaluation.latex_tables import parse_tabular
 
 Kind = Literal["text", "formula", "table"]
 
@@ -13,6 +14,7 @@ _FENCE_AROUND_ALL = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n?```\s*\
 _IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<img\b[^>]*>|<!--.*?-->", re.DOTALL)
 _PIECE = re.compile(
     r"(?P<table><table\b.*?(?:</table\s*>|\Z))"
+    r"|(?P<tabular>\\begin\{tabular.*?(?:\\end\{tabular[x*]?\}|\Z))"
     r"|\$\$(?P<dollars>.*?)\$\$"
     r"|\\\[(?P<brackets>.*?)\\\]"
     r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.*?\\end\{(?P=name)\*?\})"
@@ -47,6 +49,9 @@ def split_markdown(markdown: str) -> list[Part]:
 def _special(piece: re.Match[str]) -> Part:
     if piece["table"] is not None:
         table = parse_html_table(piece["table"])
+        return Part("table", table.text, table)
+    if piece["tabular"] is not None:
+        table = parse_tabular(piece["tabular"])
         return Part("table", table.text, table)
     if piece["code"] is not None:
         return Part("text", piece["code"])

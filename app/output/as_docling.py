@@ -53,7 +53,8 @@ ITEM = re.compile(r"[ \t]*(?:([-+*•])|([0-9]{1,9}[.)]))[ \t]+(.*)")
 MATH = re.compile(r"\\\[(.*)\\\]|\$\$(.*)\$\$", re.DOTALL)
 CODE = re.compile(r"(`{3,}|~{3,})[^\n]*\n(.*?)\n?\1[ \t]*", re.DOTALL)
 SPAN = re.compile(r'(colspan|rowspan)="([0-9]{1,3})"')
-MAX_SPAN = 200
+MAX_GRID = 50_000
+"""Places in a table: its model has all of them, and a few words of a hostile page can claim millions."""
 
 
 def make(answer: Answer) -> Iterable[Piece]:
@@ -184,7 +185,11 @@ class _Writer:
         return ImageRef.model_validate({"mimetype": PNG, "dpi": dpi, "size": size, "uri": uri})
 
     def _table(self, part: Part, caption: TextItem | None) -> None:
-        self.document.add_table(table_data(part.markdown), caption=caption, prov=self._place(part))
+        data = table_data(part.markdown)
+        if data is None:
+            self._text(part, DocItemLabel.TEXT)
+        else:
+            self.document.add_table(data, caption=caption, prov=self._place(part))
 
 
 def _is_table(part: Part) -> bool:
@@ -204,8 +209,8 @@ def _items(markdown: str) -> list[tuple[str, str]]:
     return items
 
 
-def table_data(html: str) -> TableData:
-    """Return the cells of a table, each with its place in the grid."""
+def table_data(html: str) -> TableData | None:
+    """Return the cells of a table, each with its place in the grid; ``None`` if the grid is too large."""
     cells: list[TableCell] = []
     taken: set[tuple[int, int]] = set()
     num_columns = 0
@@ -216,8 +221,11 @@ def table_data(html: str) -> TableData:
             while (row, column) in taken:
                 column += 1
             spans = {name: int(number) for name, number in SPAN.findall(tag)}
-            across = min(max(1, spans.get("colspan", 1)), MAX_SPAN)
+            across = max(1, spans.get("colspan", 1))
             down = min(max(1, spans.get("rowspan", 1)), len(rows) - row)
+            num_columns = max(num_columns, column + across)
+            if max(len(taken) + across * down, len(rows) * num_columns) > MAX_GRID:
+                return None
             taken |= {(row + y, column + x) for y in range(down) for x in range(across)}
             cells.append(
                 TableCell(
@@ -232,7 +240,6 @@ def table_data(html: str) -> TableData:
                 )
             )
             column += across
-            num_columns = max(num_columns, column)
     return TableData(table_cells=cells, num_rows=len(rows), num_cols=num_columns)
 
 

@@ -24,6 +24,8 @@ class Format:
     """How figures are referred to if the client does not say."""
     is_heavy: bool = False
     """Whether making it takes far longer than joining the pages."""
+    extra: str = "serve"
+    """The extra of ``rtprune`` that installs the packages it needs."""
     is_file: bool = False
     """Whether clients save it rather than show it."""
 
@@ -40,7 +42,7 @@ class Format:
             make: Make = importlib.import_module(self.module).make
         except ImportError as error:
             raise FormatUnavailable(
-                f"{self.name} needs a package that is not installed here: pip install 'rtprune[docling]'"
+                f"{self.name} needs a package that is not installed here: pip install 'rtprune[{self.extra}]'"
             ) from error
         return make(answer)
 
@@ -57,8 +59,17 @@ _ALL = (
         "json",
         images="embed",
         is_heavy=True,
+        extra="docling",
     ),
-    Format("doctags", "text/vnd.doctags", "app.output.as_doctags", "doctags", images="none", is_heavy=True),
+    Format(
+        "doctags",
+        "text/vnd.doctags",
+        "app.output.as_doctags",
+        "doctags",
+        images="none",
+        is_heavy=True,
+        extra="docling",
+    ),
     Format("zip", "application/zip", "app.output.as_zip", "zip", is_heavy=True, is_file=True),
     Format("pdf", "application/pdf", "app.output.as_pdf", "pdf", images="none", is_heavy=True, is_file=True),
 )

@@ -15,7 +15,8 @@ PDF = pdf_bytes(A4, A4)
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("data"), max_upload_mib=1, max_files=3) as started:
+    limits = {"max_upload_mib": 1, "max_files": 3, "keep_page_images": "false"}
+    with serving(tmp_path_factory.mktemp("data"), **limits) as started:
         yield started
 
 
@@ -116,3 +117,14 @@ def test_several_files_have_the_limits_of_one(server: Server) -> None:
     assert first == again
     assert len(set(first)) == 2
     assert server.spooled() == []
+
+
+def test_without_pictures_of_pages_there_are_none_and_no_pdf(server: Server) -> None:
+    client = Client(server)
+    job_id = client.accepted(image_bytes())
+    client.ended(job_id)
+    missing = server.http.get(f"/v1/jobs/{job_id}/pages/1/image")
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+    assert "RTPRUNE_KEEP_PAGE_IMAGES" in missing.json()["detail"]
+    pdf = server.http.get(f"/v1/jobs/{job_id}/result", params={"format": "pdf"})
+    assert (pdf.status_code, pdf.json()["code"]) == (501, "format_unavailable")

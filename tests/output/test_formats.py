@@ -152,6 +152,21 @@ def test_docling_is_valid_by_its_own_model() -> None:
     assert "<picture>" in tags
 
 
+def test_a_table_that_claims_millions_of_cells_is_text() -> None:
+    cell = '<td colspan="999" rowspan="999">x</td>'
+    table = "<table>" + f"<tr>{cell * 20}</tr>" * 500 + "</table>"
+    text = f"<|ref|>table<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>{table}"
+    document = json.loads(made("docling", answer_of(text)))
+    assert (document["tables"], len(document["texts"])) == ([], 1)
+    assert made("doctags", answer_of(text)).startswith(b"<doctag>")
+
+
+def test_deeply_nested_markup_is_no_trouble() -> None:
+    text = "<sub>" * 5000 + ">" * 5000 + "<table><tr><td>" * 2000 + "x" + "*" * 5000 + "[" * 5000
+    for form in ("html", "text", "docling", "pdf", "zip"):
+        assert made(form, answer_of(text))
+
+
 def test_a_format_whose_packages_are_missing_names_them() -> None:
     with pytest.raises(FormatUnavailable, match=r"rtprune\[docling\]"):
         replace(FORMATS["docling"], module="app.output.as_nothing").make(answer_of(TEXT))

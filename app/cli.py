@@ -1,4 +1,4 @@
-"""The command ``rtprune``: ``serve``, ``worker``, ``parse``, ``keys``, ``doctor`` and ``mcp``."""
+"""Run the command ``rtprune`` and its subcommands."""
 
 import argparse
 import sys
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from app.commands import doctor, keys, mcp, parse, serve, worker
+from app.commands import doctor, evaluate, keys, mcp, parse, serve, worker
 from app.commands.words import WRONG_USE, given
 from app.settings import Settings
 
 
 class Command(Protocol):
-    """What a module of ``app.commands`` has."""
+    """The interface of the modules in ``app.commands``."""
 
     def add_to(self, commands: Any) -> None:
-        """Describe the arguments."""
+        """Add the command and its arguments to the parser."""
 
     def run(self, asked: argparse.Namespace, settings: Settings) -> int:
-        """Do it. Give the exit status."""
+        """Run the command. Return the exit status."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -30,11 +30,12 @@ COMMANDS: dict[str, Command] = {
     "keys": keys,
     "doctor": doctor,
     "mcp": mcp,
+    "eval": evaluate,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand. Give its exit status, 2 if the command line or a setting is wrong."""
+    """Run a subcommand. Return its exit status, 2 if the command line or a setting is wrong."""
     asked = parser().parse_args(arguments)
     try:
         settings = Settings(**given(asked, "host", "port"))
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the whole command line."""
+    """Return the parser of the whole command line."""
     program = argparse.ArgumentParser(prog="rtprune", description="Documents to Markdown.")
     program.add_argument("--version", action="version", version=f"rtprune {_version()}")
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -1,4 +1,4 @@
-"""The nouns every layer shares. Nothing here imports torch, a web framework or a queue."""
+"""Data types that every layer shares. Nothing here imports torch, a web framework or a queue."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
 TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]
-"""Of a document as a whole. ``running``: these are the pages so far of a job that has not ended."""
+"""Status of a whole document. ``running``: the pages so far of a job that has not ended."""
 
 WarningCode = Literal[
     "length",
@@ -32,20 +32,21 @@ WarningCode = Literal[
     "figure_scaled",
     "figures_left_out",
 ]
-"""Why an answer may say less than the page. The first four are finish reasons of a page not read to its end.
+"""Why an answer may say less than the page. The first four are finish reasons of pages not read to the end.
 
-``docs/api.md`` explains each; a test compares."""
+``docs/api.md`` explains each; a test compares.
+"""
 
 
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in thousandths of the page."""
 FARTHEST = 999
-"""The right and the lower edge of a page in boxes."""
+"""Coordinate of the right and lower edges of a page in boxes."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageWarning:
-    """A warning to the reader of a page's text. ``detail`` is one sentence, safe to show."""
+    """A warning about the text of a page. ``detail`` is one sentence, safe to show."""
 
     code: WarningCode
     detail: str
@@ -57,7 +58,7 @@ FINISH_WARNINGS: Mapping[FinishReason, PageWarning] = {
     "low_confidence": PageWarning("low_confidence", "The model was guessing; what is noise is left out."),
     "deadline": PageWarning("deadline", "The page's time ran out; the text ends where it had come to."),
 }
-"""Said of every page that was not read to its end."""
+"""The warning of a page that was not read to its end, by finish reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,9 @@ class ReadOptions:
     prompt: str | None = None
     max_output_tokens: int | None = None
     tokens: TokenReport = "counts"
-    """Whether a reading also tells of each patch token what became of it."""
+    """Whether a reading also tells what became of each patch token."""
     ngram: tuple[int, int] | None = None
-    """n and window, in tokens, of the rule that nothing repeats itself, for a page's first attempt."""
+    """n and window, both in tokens, of the no-repeat n-gram rule for a page's first attempt."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
@@ -90,21 +91,22 @@ MAX_SELECTION_CHARS = 1000
 
 @dataclass(frozen=True, slots=True)
 class PageSelection:
-    """Which pages to read: 1-based inclusive ranges, ``None`` for "to the end"; never expanded."""
+    """The pages to read: 1-based inclusive ranges, never expanded. An end of ``None`` means the last page."""
 
     ranges: tuple[tuple[int, int | None], ...] = ((1, None),)
     is_clamped: bool = False
-    """Whether pages after the last are left out, of a range that begins before it."""
+    """Whether a range that begins within the document may end after its last page."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """``"1-3,7,9-"`` -> selection. Raise ``BadOption`` that names the part which is no page range."""
+        """Parse a selection such as ``"1-3,7,9-"``. Raise ``BadOption`` that names the invalid part."""
         if len(text) > MAX_SELECTION_CHARS:
             raise BadOption(f"pages is longer than {MAX_SELECTION_CHARS} characters")
         return cls(tuple(_page_range(part.strip()) for part in text.split(",")))
 
     def within(self, num_pages: int) -> tuple[range, ...]:
-        """0-based disjoint ranges in document order, each page once whatever the order and overlap asked for.
+        """Return 0-based disjoint ranges in document order, with each page once, whatever the order and
+        overlap.
 
         Raise ``PageNotFound`` for a page after the last.
         """
@@ -141,29 +143,30 @@ FormatName = Literal["json", "markdown", "text", "html", "docling", "doctags", "
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """How an answer is shown. Changes nothing about how pages are read."""
+    """How an answer is shown. These options do not change how pages are read."""
 
     math: Literal["latex", "dollar"] | None = None
-    """Delimiters of math; ``None``: dollars in ``text/markdown``, as the model wrote them in JSON."""
+    """Delimiters of math; ``None``: dollars in ``text/markdown``, and the model's own in JSON."""
     headers: Literal["drop", "keep"] = "drop"
-    """Whether the document's Markdown has running heads, feet and page numbers."""
+    """Whether the document's Markdown keeps running heads, feet and page numbers."""
     join_pages: bool = True
-    """Whether a paragraph and a table that go on on the next page are joined."""
+    """Whether a paragraph or table that continues on the next page is joined."""
     page_marks: Literal["none", "comment", "rule"] = "comment"
-    """What stands where a page was not read, or not to its end; ``rule``: also between pages."""
+    """What marks a page that was not read, or not to its end. ``rule`` also puts a rule between pages."""
     images: Images | None = None
     """How an answer refers to figures: below the job's address, by address, as data, or not at all.
 
-    ``None``: as its format does by itself."""
+    ``None``: as its format does by default.
+    """
     format: FormatName | None = None
-    """In which format the result is given to who does not say; ``None``: JSON."""
+    """Format of the result for a client that names none; ``None``: JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParseOptions:
-    """How a document is parsed. ``dpi`` is for PDF pages alone; an image has its own pixels.
+    """How a document is parsed. ``dpi`` applies to PDF pages only, because an image has its own pixels.
 
-    ``None``: the resolution follows the page.
+    ``None``: the resolution is chosen from the page.
     """
 
     read: ReadOptions = field(default_factory=ReadOptions)
@@ -180,15 +183,18 @@ class Page:
     image: Image.Image
     rasterize_ms: float = 0.0
     dpi: float | None = None
-    """Resolution a PDF page was rendered at; ``None``: the image's own pixels."""
+    """Resolution at which a PDF page was rendered; ``None``: the image's own pixels."""
     words: tuple[str, ...] | None = None
-    """Words of a PDF page's usable text layer in its order; ``None`` where there is none."""
+    """Words of a PDF page's usable text layer, in its order; ``None`` without one."""
     warnings: tuple[PageWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """``visual`` and ``kept`` count the whole sequence, ``patches`` and ``kept_patches`` patch tokens."""
+    """Token counts of a page. ``visual`` and ``kept`` count the whole sequence.
+
+    ``patches`` and ``kept_patches`` count only patch tokens.
+    """
 
     visual: int
     kept: int
@@ -202,16 +208,17 @@ class TokenCounts:
 
     @property
     def retention(self) -> float:
-        """Share of the visual sequence kept; 1 for a page that ended before it was encoded."""
+        """Share of the visual sequence that was kept; 1 for a page that ended before it was encoded."""
         return self.kept / self.visual if self.visual else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ViewPatches:
-    """What became of the patch tokens of one grid, numbered row by row from 0. Others were dropped.
+    """What became of the patch tokens of one grid, numbered row by row from 0.
 
-    ``bbox``: the part of the page under the grid, beyond 0..999 where the view is padded. ``shown``: the part
-    of the page that the grid shows; ``None``, as ``bbox``, of a grid that shows nothing of it.
+    Tokens that are neither kept nor folded were dropped. ``bbox``: the part of the page under the grid,
+    beyond 0..999 where the view is padded. ``shown``: the part of the page that the grid shows. Both are
+    ``None`` for a grid that shows nothing of the page.
     """
 
     bbox: Box | None
@@ -236,7 +243,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture region that was cut from the page. ``width``, ``height``: in pixels, as it is kept."""
+    """A picture region that was cut from the page. ``width`` and ``height``: pixels of the stored image."""
 
     name: str
     width: int
@@ -245,7 +252,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An encoded image of a page: a figure, or with ``bbox`` ``None`` the whole page."""
+    """An encoded image of a page: a figure, or the whole page if ``bbox`` is ``None``."""
 
     name: str
     media_type: str
@@ -257,10 +264,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A region the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
+    """A region that the model grounded. ``bbox``: x1, y1, x2, y2 in 0..999 of the page.
 
     ``text``: what the model wrote, without escapes. ``markdown``: the same as it stands in the page's
-    Markdown; ``None`` where they do not differ.
+    Markdown; ``None`` if they do not differ.
     """
 
     type: str
@@ -268,17 +275,17 @@ class Block:
     text: str
     markdown: str | None = None
     figure: Figure | None = None
-    """What was cut from the page here; ``None`` for text, and for a picture that is not kept."""
+    """The figure cut from the page here; ``None`` for text, and for a picture that is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the engine made of one page: raw model text, counts, and milliseconds by stage.
+    """The engine's result for one page: raw model text, counts, and milliseconds by stage.
 
     ``timing_ms`` has the keys queue, preprocess, encode, prune, prefill, decode, summed over the attempts.
-    Work that pages share (a batched encode, a decode step) is divided equally among the pages it served, so
-    the sum over pages is the time spent and a page's own sum is below its wall time. ``queue`` is the time
-    the page waited without being worked on, before each attempt. The caller adds ``total``, wall time.
+    Work that pages share (a batched encode, a decode step) is divided equally among the pages it served. So
+    the sum over pages is the time spent, and a page's own sum is below its wall time. ``queue`` is the time
+    the page waited idle before each attempt. The caller adds ``total``, the wall time.
     """
 
     text: str
@@ -286,20 +293,22 @@ class Reading:
     confidence: float
     """Mean log-probability of the output tokens (natural logarithm), the end token included, at most 0.
 
-    Before the n-gram ban; 0 for a page without output."""
+    It is taken before the n-gram ban; 0 for a page without output.
+    """
     mode: str
     tokens: TokenCounts
     timing_ms: Mapping[str, float]
     risk: float = 0.0
-    """In [0, 1]: how likely the text is wrong in many places, from a low quantile of token probabilities."""
+    """Probability in [0, 1] that the text is wrong in many places, from a low quantile of token
+    probabilities."""
     attempts: tuple[Attempt, ...] = ()
     left_out: tuple[tuple[int, int, int, int], ...] = ()
-    """Boxes, as a ``Block``'s, of print that the reader saw and has no text of, or not all of it."""
+    """Boxes, as a ``Block``'s, of print that the reader saw but did not read, or not completely."""
     blocks: tuple[Block, ...] | None = None
-    """All of the text, from a reader that knows what stands where; ``None``: what there is to know is in the
-    text, as the model wrote it."""
+    """The whole text in blocks, from a reader that knows its positions; ``None``: they are tags in
+    ``text``."""
     views: tuple[ViewPatches, ...] = ()
-    """With ``tokens="detail"``, of the attempt that the text is of."""
+    """The patch tokens of the attempt that gave the text, with ``tokens="detail"``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +329,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class PageResult:
-    """One page of the answer. ``failure`` set means nothing was read; then ``reading`` is ``None``."""
+    """One page of the answer. If ``failure`` is set, nothing was read and ``reading`` is ``None``."""
 
     index: int
     width: int
@@ -333,15 +342,16 @@ class PageResult:
     warnings: tuple[PageWarning, ...] = ()
     dpi: float | None = None
     unread_ink: float | None = None
-    """Share of the page's ink outside everything that was read; ``None`` where it is not known."""
+    """Share of the page's ink outside everything that was read; ``None`` if unknown."""
     text_layer_recall: float | None = None
     """Share of the words of the PDF's text layer that are in the text; ``None`` without a usable layer."""
     pictures: tuple[Picture, ...] = ()
-    """Images of the page on their way to the store. A stored page has none: they are read one by one."""
+    """Images of the page on their way to the store. A stored page has none here: they are read one by one."""
 
     @property
     def shortfall(self) -> str | None:
-        """Why not all of the page was read: an error code or a finish reason; ``None`` for a whole page."""
+        """Why the page was not read completely: an error code or a finish reason; ``None`` for a whole
+        page."""
         if self.failure is not None:
             return self.failure.code
         if self.reading is not None and self.reading.finish_reason != "stop":

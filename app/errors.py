@@ -51,7 +51,7 @@ from typing import ClassVar
 
 
 class ParseError(Exception):
-    """Base of everything a client may be told. ``str(error)`` is safe to show: no paths, no stack traces."""
+    """Base of all errors that clients see. ``str(error)`` is safe to show: no paths, no stack traces."""
 
     code: ClassVar[str] = "parse_error"
     status: ClassVar[int] = 500
@@ -240,10 +240,10 @@ class DocumentDeadline(ParseError):
 
 
 def all_errors() -> Iterator[type[ParseError]]:
-    """Every error a client can meet, in the order of the tree above."""
+    """Yield every error class that a client can meet, in the order of the tree above."""
     yield from ParseError.__subclasses__()
 
 
 def error_named(code: str) -> type[ParseError]:
-    """The class behind a ``code`` that crossed a process boundary; ``InternalError`` for an unknown one."""
+    """Return the class of a ``code`` from another process; ``InternalError`` for an unknown one."""
     return next((error for error in all_errors() if error.code == code), InternalError)

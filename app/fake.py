@@ -1,4 +1,4 @@
-"""A page reader without a model, for trying clients and the service itself: ``RTPRUNE_READER=fake``.
+"""A page reader without a model, to try clients and the service itself: ``RTPRUNE_READER=fake``.
 
 It answers a line per page, a token for each word, and a picture where the page has colour. A prompt that is a
 JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
@@ -28,12 +28,12 @@ from app.errors import BadOption, PageFailed
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
 COLOURED = 64
-"""Difference of colour channels from which on a pixel is no gray."""
+"""Least difference between colour channels at which a pixel counts as coloured."""
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 
 
 class FakeStream:
-    """One page that is being read: ``delay_s`` of waiting, then the text."""
+    """A page that is being read: a wait of ``delay_s``, then the text."""
 
     def __init__(self, page: Page, options: ReadOptions, directions: dict[str, Any]) -> None:
         self._page = (page.index, page.image.width, page.image.height)
@@ -96,7 +96,10 @@ class FakeStream:
 
 
 def _views(patches: int, kept: int) -> tuple[ViewPatches, ...]:
-    """One view of the whole page, of which the first patches stay and the others go into the first."""
+    """Return one view of the whole page.
+
+    Its first patches are kept, and the others are folded into the first.
+    """
     side = round(patches**0.5)
     whole = (0, 0, FARTHEST, FARTHEST)
     folded = tuple((patch, 0, 0) for patch in range(kept, patches))
@@ -104,7 +107,7 @@ def _views(patches: int, kept: int) -> tuple[ViewPatches, ...]:
 
 
 class FakeReader:
-    """Keeps the contract of ``PageReader``."""
+    """A ``PageReader`` without a model."""
 
     model_name = "fake"
     modes: Collection[str] = MODES
@@ -132,7 +135,7 @@ class FakeReader:
 
 
 def _coloured(image: Image.Image) -> str:
-    """Ground a picture region around everything that has a colour."""
+    """Return a tag that grounds a picture region around all coloured pixels; empty without any."""
     red, green, blue = image.convert("RGB").split()
     colour = ImageChops.lighter(ImageChops.difference(red, green), ImageChops.difference(green, blue))
     box = colour.point([0] * COLOURED + [255] * (256 - COLOURED)).getbbox()

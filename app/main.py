@@ -1,4 +1,4 @@
-"""The HTTP application: wiring only."""
+"""Assemble the HTTP application from its parts."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -54,13 +54,13 @@ ROUTERS = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Its worker starts and ends with it."""
+    """Return the application. Its worker starts and ends with it."""
     settings = settings or Settings()
     metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # each document may wait for a disk or a blob store; who asks for a job must not wait behind them
+        # Each document may wait for a disk or a blob store. Requests for jobs must not queue behind those.
         threads = ThreadPoolExecutor(settings.max_documents + SPARE_THREADS, "io")
         asyncio.get_running_loop().set_default_executor(threads)
         tracing.configure("rtprune-api")
@@ -100,14 +100,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=TAGS,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # few clients send a body again to where they are sent
+        redirect_slashes=False,  # few clients send a body again after a redirect
     )
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(ParseError, _parse_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    # the last one is the first that a request meets
+    # a request passes the middleware added last first
     if origins := listed(settings.cors_origins):
         app.add_middleware(
             CORSMiddleware,
@@ -124,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def embedded(settings: Settings, jobs: Jobs, spool: Spool, metrics: Metrics) -> Supervisor:
-    """A worker beside these jobs."""
+    """Return the supervisor of the worker that reads these jobs."""
     return Supervisor(settings, spool.tmp_dir, metrics, jobs.leases, jobs.notifications, jobs.look_again)
 
 
@@ -142,7 +142,7 @@ def _version() -> str:
         return "0"
 
 
-# Handlers get the class they are registered for; their signature has to say Exception.
+# Handlers only get the class they are registered for, but their signature must say Exception.
 async def _parse_error(request: Request, error: Exception) -> Response:
     return answer_problem(request, error if isinstance(error, ParseError) else InvalidRequest(str(error)))
 
@@ -157,7 +157,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods_at(request: Request) -> list[str]:
-    """Of all routes of an address: the router names those of the first alone."""
+    """Return the methods of all routes of an address. The router itself names only those of the first."""
     methods: set[str] = set()
     path = request.scope["path"].removeprefix(root_of(request))
     for route in chain(request.app.routes, *(router.routes for router in ROUTERS)):

@@ -1,4 +1,4 @@
-"""``to_markdown`` under its public name."""
+"""The public name of ``to_markdown``."""
 
 from app.output.markdown import Rendered, to_markdown
 

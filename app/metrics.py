@@ -1,4 +1,4 @@
-"""What Prometheus is told, by the API and by workers. ``docs/metrics.md`` is compared with this by a test.
+"""Metrics of the API and of workers, for Prometheus. A test compares ``docs/metrics.md`` with them.
 
 Label values come from fixed sets, never from a request.
 """
@@ -27,7 +27,7 @@ STAGE_BUCKETS_S = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 HTTP_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 RISK_BUCKETS = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
-# of this process, whatever part of it notices; each registry shows them
+# counters of the whole process, shown by each registry
 STORAGE_ERRORS = Counter("rtprune_storage_errors", "Failures of the database or its disk", registry=None)
 RASTERIZER_DEATHS = Counter(
     "rtprune_rasterizer_deaths", "Rasterizers that died or were ended over a page", registry=None
@@ -44,7 +44,7 @@ WORKER_PAGES = Counter(
 
 
 def _of_process(registry: CollectorRegistry) -> None:
-    """Add what every process has."""
+    """Register the metrics that every process has."""
     ProcessCollector(registry=registry)
     build = Gauge(
         "rtprune_build_info", "1, with the versions as labels", ["version", "python"], registry=registry
@@ -59,7 +59,7 @@ def _of_process(registry: CollectorRegistry) -> None:
 
 
 class Metrics:
-    """The metrics on /metrics of the API."""
+    """The metrics at ``/metrics`` of the API."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -133,7 +133,7 @@ class Metrics:
 
 
 class WorkerMetrics(Collector):
-    """The metrics of a worker, at a port of its own. A reader that reports no load has none here."""
+    """The metrics of a worker, at a separate port. A reader that reports no load shows zeros."""
 
     def __init__(self, reader: object) -> None:
         self._reader = reader
@@ -144,7 +144,7 @@ class WorkerMetrics(Collector):
         self.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Look at the reader, when somebody asks."""
+        """Read the reader's load when metrics are requested."""
         load = self._reader.load if isinstance(self._reader, ReportsLoad) else ReaderLoad()
         gauges = {
             "waiting_pages": ("Pages that wait for the model, or are prepared for it", load.waiting),
@@ -159,5 +159,5 @@ class WorkerMetrics(Collector):
         yield CounterMetricFamily("rtprune_engine_tokens", "Tokens decoded, one a page and step", load.tokens)
 
     def serve(self, host: str, port: int) -> None:
-        """Answer at /metrics, in a thread, for as long as the process lives. Raise ``OSError``."""
+        """Serve ``/metrics`` in a thread for as long as the process lives. Raise ``OSError``."""
         start_http_server(port, host, self.registry)

@@ -1,4 +1,4 @@
-"""Open the reader that a checkpoint asks for. Imports torch: for workers, benchmarks and tests."""
+"""Open the reader for a checkpoint. This imports torch: only workers, benchmarks and tests use it."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,10 @@ from app.pocket.reader import PocketReader
 
 
 def folder_of(checkpoint: str) -> Path:
-    """Find a checkpoint: ``"pocket"``, a folder or a hub id. Raise ``CheckpointError`` if there is none."""
+    """Find the folder of a checkpoint: ``"pocket"``, a folder or a hub id.
+
+    Raise ``CheckpointError`` if it is missing.
+    """
     return pocket.WEIGHTS if checkpoint == pocket.NAME else locate(checkpoint)
 
 
@@ -27,17 +30,18 @@ def open_reader(
     on_death: Callable[[], None] | None = None,
     max_rss_mib: float = math.inf,
 ) -> Engine | PocketReader:
-    """Load a checkpoint and start its engine on ``device``; ``auto`` takes a GPU where there is one.
+    """Load a checkpoint and start its engine on ``device``; ``auto`` takes a GPU if there is one.
 
     ``checkpoint``: ``"pocket"``, a folder or a hub id. ``on_death``: see ``Engine``. ``max_rss_mib``:
-    resident memory at which this process would be ended.
+    resident memory in MiB at which this process would be ended.
+
     Raise ``CheckpointError`` for a folder that cannot be used, ``NotReady`` for weights that do not fit.
     """
     device = resolve_device(device)
     folder = folder_of(checkpoint)
     require_memory(folder, device, max_rss_mib)
     if device.startswith("cuda"):
-        # pages are prepared in threads of their own, which would each start as many again as there are cores
+        # pages are prepared in separate threads, each of which would start one more thread per core
         torch.set_num_threads(1)
     if pocket.is_pocket(folder):
         return pocket.open_pocket(device, settings, on_death, folder)

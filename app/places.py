@@ -1,6 +1,6 @@
-"""Who may go on, where few can at a time: pages of many clients' documents, of several priorities.
+"""Decide who enters next where few may at a time: pages of many clients' documents, of several priorities.
 
-``Places`` is the policy, without clocks or an event loop; ``Turnstile`` has coroutines wait by it.
+``Places`` is the policy, without clocks or an event loop. ``Turnstile`` makes coroutines wait by it.
 """
 
 import asyncio
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is known of somebody who wants a place.
+    """A request for a place.
 
-    ``most``: be among at most so many, all of the same ``most``; ``None``: as many as there are places.
-    ``client``: who sent the document.
+    ``most``: enter only while at most this many are inside, all with the same ``most``; ``None``: as many as
+    there are places. ``client``: who sent the document.
     """
 
     document_id: str
@@ -30,7 +30,7 @@ class Claim:
 
 @dataclass(eq=False, slots=True)
 class Ticket(Generic[Item]):
-    """Waits, then has a place, then is over. Told apart by identity."""
+    """A claim that waits, then has a place, then is over. Tickets are compared by identity."""
 
     claim: Claim
     item: Item
@@ -39,7 +39,7 @@ class Ticket(Generic[Item]):
 
 @dataclass(slots=True)
 class _Party:
-    """A client or a document. ``turn``: when it came or, after that, had its last turn."""
+    """A client or a document. ``turn``: when it arrived or last had a turn, on the policy's own counter."""
 
     turn: int
     num_tickets: int = 0
@@ -47,18 +47,18 @@ class _Party:
 
 
 class Places(Generic[Item]):
-    """``num`` places, and the order in which they are given.
+    """A policy for ``num`` places.
 
-    Higher priority goes first; of one priority, the client that has the fewest places, and of those the one
-    whose turn was longest ago; of one client, the document by the same rule. Pages of one document keep their
-    order.
+    The highest priority goes first. Within one priority, the client with the fewest places goes first, and
+    among those the one whose last turn was longest ago. Within one client, documents follow the same rule.
+    Pages of one document keep their order.
 
-    One document has at most ``num - for_others`` places, one client at most ``num - for_clients``, so that
-    another one finds some free. The last ``for_higher`` are given to a page whose priority is higher than
-    that of some page inside. A document that ``is_slow`` has one place, and all of these together have half.
+    One document has at most ``num - for_others`` places and one client at most ``num - for_clients``, so that
+    others find some free. The last ``for_higher`` places only go to a page of higher priority than some page
+    inside. A document that ``is_slow`` has one place, and all slow ones together have half.
 
-    Whoever asks to be among fewer is kept apart from all who ask otherwise: smaller groups go first, and
-    while one waits nobody of a larger one enters.
+    A claim with ``most`` never enters together with claims of another ``most``. Smaller groups go first, and
+    while one waits, nobody of a larger group enters.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Places(Generic[Item]):
         self._num, self._for_others, self._for_higher = num, for_others, for_higher
         self._for_clients, self._is_slow = for_clients, is_slow
         self._waiting: dict[int, dict[tuple[int, str], deque[Ticket[Item]]]] = {}
-        """By how many they may be, then by priority and document."""
+        """Waiting tickets by ``most``, then by priority and document."""
         self._inside: set[Ticket[Item]] = set()
         self._documents: dict[str, _Party] = {}
         self._clients: dict[str, _Party] = {}
@@ -97,7 +97,7 @@ class Places(Generic[Item]):
         return ticket
 
     def next(self) -> Ticket[Item] | None:
-        """Give a place to whoever is next; ``None`` if nobody may enter."""
+        """Give a place to the next ticket. Return ``None`` if nobody may enter."""
         if not self._waiting:
             return None
         most = min(self._waiting)
@@ -119,7 +119,7 @@ class Places(Generic[Item]):
         return ticket
 
     def leave(self, ticket: Ticket[Item]) -> None:
-        """Give a place back, or wait no longer."""
+        """Give up a ticket, whether it has a place or still waits."""
         for parties, name in self._parties(ticket.claim):
             parties[name].num_tickets -= 1
             parties[name].num_inside -= ticket.is_inside
@@ -138,7 +138,10 @@ class Places(Generic[Item]):
         return self._num if claim.most is None else min(self._num, claim.most)
 
     def _is_free_for(self, claim: Claim) -> bool:
-        """Whether the places that are kept let it in. Not asked of pages kept apart: they are few."""
+        """Tell whether the limits on shares admit a claim.
+
+        Claims with a smaller ``most`` are exempt: they are few.
+        """
         document, client = self._documents[claim.document_id], self._clients[claim.client]
         if document.num_inside >= self._num - self._for_others:
             return False
@@ -157,7 +160,7 @@ class Places(Generic[Item]):
         return -claim.priority, client.num_inside, client.turn, document.num_inside, document.turn
 
     def _remove(self, ticket: Ticket[Item]) -> None:
-        """Out of the line it waits in; nothing is kept of lines that are empty."""
+        """Take a ticket out of its line. Delete lines that become empty."""
         most, claim = self._most(ticket.claim), ticket.claim
         lines, key = self._waiting[most], (-claim.priority, claim.document_id)
         lines[key].remove(ticket)
@@ -168,7 +171,7 @@ class Places(Generic[Item]):
 
 
 class Turnstile:
-    """Has coroutines wait for a place. One that is cancelled gives its place, or its turn, back at once."""
+    """A policy's places for coroutines. A cancelled one gives up its place, or its turn, at once."""
 
     def __init__(self, places: Places[asyncio.Future[None]]) -> None:
         self._places = places
@@ -187,7 +190,7 @@ class Turnstile:
             yield
         finally:
             self._places.leave(ticket)
-            self._admit()  # others may have waited for this one's turn alone
+            self._admit()  # others may have waited only for this claim's turn
 
     def _admit(self) -> None:
         while (ticket := self._places.next()) is not None:

@@ -1,4 +1,4 @@
-"""What a child process needs in order never to outlive its parent."""
+"""Helpers for processes: private files, children that never outlive their parent, and memory."""
 
 import contextlib
 import ctypes
@@ -22,16 +22,18 @@ CGROUP_FILES = (
     ("", "", "memory.max", "memory.current"),
     ("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-"""Of control groups version 2 and 1: controller, its folder, the files that hold limit and use in bytes."""
+"""For control groups of version 2 and 1: controller, its folder, and the files with limit and use in
+bytes."""
 FILE_CACHE = re.compile(r"^(?:in)?active_file (\d+)$", re.MULTILINE)
-"""Lines of ``memory.stat``: what the kernel takes back before anything is short of memory."""
+"""Lines of ``memory.stat`` with file cache, which the kernel reclaims before memory runs short."""
 
 
 def keep_private() -> None:
-    """Let nobody else read what this process and its children write: documents, results, databases.
+    """Keep other users from reading what this process and its children write: documents, results, databases.
 
-    Nor its memory and environment, which have secrets: not even another process of the same user, such as a
-    decoder that was taken over where the kernel has no Landlock. A program that is started has to ask anew.
+    Also protect its memory and environment, which have secrets, even from other processes of the same user,
+    such as a compromised decoder where the kernel has no Landlock. A started program has to call this
+    again.
     """
     os.umask(0o077)
     with contextlib.suppress(OSError, AttributeError):  # not Linux
@@ -39,12 +41,15 @@ def keep_private() -> None:
 
 
 def python_module(name: str, *arguments: str) -> list[str]:
-    """Command line that runs one of our modules. ``-P``: nothing is imported from the current folder."""
+    """Return the command line that runs one of our modules.
+
+    ``-P``: import nothing from the current folder.
+    """
     return [sys.executable, "-P", "-m", name, *arguments]
 
 
 def child_environment(tmp_dir: Path, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Our environment, with temporary files in ``tmp_dir`` and this very ``app`` importable."""
+    """Return our environment, with temporary files in ``tmp_dir`` and this very ``app`` importable."""
     package_root = str(Path(app.__path__[0]).resolve().parent)
     paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
@@ -63,7 +68,7 @@ def when_orphaned(fd: int, action: Callable[[], None]) -> None:
 
     def watch() -> None:
         hangup = select.poll()
-        hangup.register(fd, 0)  # hang-up is reported even though nothing is asked for
+        hangup.register(fd, 0)  # a hang-up is reported even with an empty mask
         hangup.poll()
         action()
 
@@ -79,7 +84,7 @@ def exit_after(grace_s: float) -> Callable[[], None]:
 
 
 def kill_group(pid: int) -> None:
-    """SIGKILL a session leader and everything it started."""
+    """Send SIGKILL to a session leader and everything it started."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -87,13 +92,13 @@ def kill_group(pid: int) -> None:
 
 
 def memory_mib() -> float:
-    """Memory of this machine, or of the container around this process if that is less."""
+    """Return the memory in MiB of this machine, or of the container around this process if that is less."""
     physical_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
     return min([physical_mib, *(limit for limit, _ in _cgroup_limits())])
 
 
 def available_mib() -> float:
-    """Memory that a process here could still take without swapping, ``inf`` where nothing tells."""
+    """Return the memory in MiB that a process could take without swapping; ``inf`` if unknown."""
     found = [math.inf]
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -102,7 +107,7 @@ def available_mib() -> float:
 
 
 def _cgroup_limits() -> list[tuple[float, float]]:
-    """(limit, used) in MiB of every control group around this process that has a limit.
+    """Return (limit, used) in MiB of every control group around this process that has a limit.
 
     A container sees its own group as the root; a service of systemd has a path below it.
     """
@@ -116,7 +121,7 @@ def _cgroup_limits() -> list[tuple[float, float]]:
         inner = Path(own[controller])
         for group in (inner, *inner.parents):
             at = CGROUPS / folder / group.relative_to("/")
-            # a file that is missing, and a limit of "max": no limit here
+            # a missing file or a limit of "max" means no limit here
             with contextlib.suppress(OSError, ValueError):
                 limit = int((at / limit_name).read_text(encoding="ascii"))
                 used = int((at / used_name).read_text(encoding="ascii"))
@@ -126,30 +131,34 @@ def _cgroup_limits() -> list[tuple[float, float]]:
 
 
 def give_back_freed_memory() -> None:
-    """Return to the system what was freed. glibc keeps it for later, scattered over an arena for each few
-    threads: after a document of 60 pages, as much as the model takes. Takes some 50 ms of one thread.
+    """Return freed memory to the system. Takes about 50 ms of one thread.
+
+    glibc keeps it for later, scattered over several arenas: after a document of 60 pages, as much as the
+    model takes.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_mib(pid: int) -> float | None:
-    """Resident memory of a process, ``None`` where /proc does not tell."""
+    """Return the resident memory of a process in MiB; ``None`` where /proc does not tell."""
     pages = _resident_pages(pid)
     return None if pages is None else pages[0] * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def own_mib(pid: int) -> float | None:
-    """Resident memory of a process without the files it maps, ``None`` where /proc does not tell.
+    """Return the resident memory of a process in MiB without mapped files; ``None`` where /proc does not
+    tell.
 
-    The kernel takes those back at any time: weights, while they are loaded, are as much again.
+    The kernel can reclaim mapped files at any time. While weights are loaded, they double the resident
+    memory.
     """
     pages = _resident_pages(pid)
     return None if pages is None else (pages[0] - pages[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _resident_pages(pid: int) -> tuple[int, int] | None:
-    """In all, and those of them that are of files."""
+    """Return the number of resident memory pages, and how many of them belong to files."""
     try:
         _, resident, of_files, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
         return int(resident), int(of_files)

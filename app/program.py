@@ -1,4 +1,4 @@
-"""The command ``rtprune``: runs ``app.cli``, or says which packages are missing."""
+"""Run the command ``rtprune`` in ``app.cli``, or say which packages are missing."""
 
 import sys
 
@@ -7,10 +7,10 @@ EVAL = "eval"
 
 
 def main() -> int:
-    """Run the command line. Exit status 2 and one line when its packages are not installed."""
+    """Run the command line. Return 2 after one line on standard error when its packages are not installed."""
     is_eval = sys.argv[1:2] == [EVAL]
     try:
-        if is_eval:  # has an extra of its own, and needs nothing of the service
+        if is_eval:  # has its own extra, and needs no package of the service
             from app.evaluation.program import main as evaluate  # noqa: PLC0415 - as below
 
             return evaluate(sys.argv[2:])

@@ -1,4 +1,4 @@
-"""The seam between the service and whatever reads pages: everything above is tested with a fake."""
+"""The interface between the service and whatever reads pages. Everything above it is tested with a fake."""
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from app.document import Page, Reading, ReadOptions
 
 
 class Restart(str):
-    """An empty piece that takes back every piece before it: the page is being read again.
+    """An empty piece that revokes every piece before it, because the page is being read again.
 
     A page whose text ran into a loop is read again after some of its text was sent. A client that shows
-    pieces as they come clears what it shows; one that must not take anything back waits for ``result()``.
+    pieces as they come clears what it shows; one that cannot take anything back waits for ``result()``.
     """
 
     __slots__ = ()
@@ -21,17 +21,18 @@ class Restart(str):
 
 
 class PageStream(Protocol):
-    """One page being read."""
+    """A page that is being read."""
 
     def pieces(self) -> AsyncIterator[str]:
-        """Raw model text as it is decoded; ends when the page ends, without raising. At most one consumer.
+        """Yield raw model text as it is decoded. End when the page ends, without raising. At most one
+        consumer.
 
-        The pieces after the last ``Restart`` add up to ``result().text``, whatever was tried. A character
-        that takes several tokens arrives whole.
+        The pieces after the last ``Restart`` add up to ``result().text``, however many attempts there were. A
+        character that takes several tokens arrives whole.
         """
 
     async def result(self) -> Reading:
-        """Wait for the page. Raises the page's own ``ParseError`` if it failed; others are unaffected."""
+        """Wait for the page. Raise the page's own ``ParseError`` if it failed; other pages are unaffected."""
 
     def cancel(self) -> None:
         """Stop within one decode step and free the page's memory. Idempotent."""
@@ -45,22 +46,24 @@ class PageReader(Protocol):
 
     @property
     def modes(self) -> Collection[str]:
-        """Names of the view layouts that ``ReadOptions.mode`` may name."""
+        """Names of the view layouts that ``ReadOptions.mode`` may have."""
 
     def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> PageStream:
-        """Queue a page at once, without waiting. Raise ``BadOption`` for a mode or prompt this model cannot
-        serve.
+        """Queue a page at once, without waiting. Raise ``BadOption`` for an unsupported mode or prompt.
 
         Higher ``priority`` goes first; documents of one priority take turns.
         """
 
     async def close(self) -> None:
-        """Cancel what runs, release the device."""
+        """Cancel running pages and release the device."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderLoad:
-    """Counts of one moment, and since the start: decode steps, and tokens that they gave."""
+    """Counts at one moment.
+
+    ``steps`` and ``tokens`` count decode steps and decoded tokens since the start.
+    """
 
     waiting: int = 0
     running: int = 0

@@ -1,4 +1,4 @@
-"""Every setting of the service. ``docs/settings.md`` is compared with this class by a test."""
+"""Settings of the service. A test compares ``docs/settings.md`` with this class."""
 
 import base64
 import binascii
@@ -23,7 +23,7 @@ NO_SETTINGS = frozenset({"RTPRUNE_WORKER_ID", "RTPRUNE_MODELS", "RTPRUNE_SERVER"
 
 ORIGIN = re.compile(r"https?://[^/?#@\s,]+")
 ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
-"""A prefix of addresses: nothing in it could be taken for another host."""
+"""A prefix of addresses. Nothing in it could be taken for another host."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -34,7 +34,7 @@ def listed(text: str) -> list[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches a socket that listens there."""
+    """Tell whether only this machine reaches a socket that listens at this address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -42,12 +42,12 @@ def is_loopback(host: str) -> bool:
 
 
 def allowed_networks(text: str) -> list[Network]:
-    """``"10.0.0.0/8,fd00::/8"`` -> networks. Raise ``ValueError``."""
+    """Parse networks such as ``"10.0.0.0/8,fd00::/8"``. Raise ``ValueError``."""
     return [ipaddress.ip_network(part) for part in listed(text)]
 
 
 def allowed_ports(text: str) -> frozenset[int] | None:
-    """``"80,443"`` -> ports; ``None`` for ``any``. Raise ``ValueError``."""
+    """Parse ports such as ``"80,443"``; return ``None`` for ``any``. Raise ``ValueError``."""
     if text.strip() == "any":
         return None
     ports = frozenset(int(part) for part in text.split(",") if part.strip())
@@ -57,7 +57,10 @@ def allowed_ports(text: str) -> frozenset[int] | None:
 
 
 def webhook_keys(text: str) -> tuple[bytes, ...]:
-    """``"whsec_MfKQ... whsec_w8Bq..."`` -> the HMAC keys. Raise ``ValueError``, which shows no secret."""
+    """Return the HMAC keys in ``"whsec_MfKQ... whsec_w8Bq..."``.
+
+    Raise ``ValueError``, which shows no secret.
+    """
     return tuple(map(_webhook_key, text.split()))
 
 
@@ -268,12 +271,12 @@ class Settings(BaseSettings):
 
 
 def misspelt_variables(environment: Iterable[str]) -> list[str]:
-    """What to say of variables that look like settings and are none."""
+    """Return a message for each variable with our prefix that is not a setting."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | NO_SETTINGS
     said: list[str] = []
     for name in sorted(set(environment) - known):
         if name.startswith(PREFIX):
-            # without the prefix, which all have in common
+            # compared without the prefix, which all have in common
             close = difflib.get_close_matches(name[len(PREFIX) :], [one[len(PREFIX) :] for one in known], n=1)
             said.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{close[0]}?" if close else ""))
     return said

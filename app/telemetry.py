@@ -1,4 +1,4 @@
-"""Logs."""
+"""Write logs, as JSON or as text."""
 
 import json
 import logging
@@ -16,23 +16,24 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 NOT_EXTRA = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 LOGGERS = ("rtprune", "app", "uvicorn")
-"""Of which everything is logged that the level asks for."""
+"""Loggers that follow the configured level. Others log warnings only."""
 REPEATING = ("asyncio", "uvicorn.error")
-"""What strangers can make these say, they can make them say a million times."""
+"""Loggers whose messages strangers can provoke as often as they like."""
 REPEAT_S = 60.0
 WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 MAX_KINDS = 1000
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the request's id, and what ``extra`` added."""
+    """Formats a record as one JSON object: time, level, logger, message, request id, and what ``extra``
+    added."""
 
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(fields_of(record), default=str)
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """Return everything that a line says."""
+    """Return all fields of a log line."""
     line: dict[str, object] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
         "level": record.levelname.lower(),
@@ -50,13 +51,14 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: the same as ``JsonFormatter``, ``key=value`` after the message."""
+    """Formats a record as a line for people: the fields of ``JsonFormatter``, as ``key=value`` after the
+    message."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = fields_of(record)
         time_, level, name, message = (str(fields.pop(key)) for key in ("time", "level", "logger", "message"))
         trace = fields.pop("exception", None)
-        # as JSON where it is not one word: a value ends no line and begins no other field
+        # JSON unless it is one word, so that no value can end the line or imitate another field
         pairs = [f"{key}={_word(value)}" for key, value in fields.items()]
         line = " ".join([time_, f"{level:<7}", name, _one_line(message), *pairs])
         return f"{line}\n{trace}" if trace else line
@@ -72,9 +74,10 @@ def _one_line(text: str) -> str:
 
 
 class Seldom(logging.Filter):
-    """Lets a message pass once in ``REPEAT_S``, told by its first line: what a stranger causes fills no disk.
+    """Lets a message pass once in ``REPEAT_S``, so that strangers cannot fill the disk with log lines.
 
-    The next one that passes says how many did not.
+    Messages with the same first line count as the same. The next one that passes says how many were
+    dropped.
     """
 
     def __init__(self) -> None:
@@ -99,9 +102,9 @@ class Seldom(logging.Filter):
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Send log lines to standard error, as JSON or as text. For programs, not for importers.
+    """Send log lines to standard error. Only programs call this, never importers.
 
-    Of other packages warnings alone: what else they log has addresses with signatures, and text of pages.
+    Other packages only log warnings: their other lines contain signed URLs and text of pages.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if settings.log_format == "text" else JsonFormatter())

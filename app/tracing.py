@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, switched on by its own variables: ``OTEL_EXPORTER_OTLP_ENDPOINT=http://host:4318``.
+"""Record traces with OpenTelemetry, switched on by ``OTEL_EXPORTER_OTLP_ENDPOINT=http://host:4318``.
 
 A request is a span, and so is each page of its job, in whatever process it is read: the job's row carries the
-trace. Without the variables, or without the packages of the extra ``otel``, nothing here does anything.
+trace. Without that variable, or without the packages of the extra ``otel``, this module does nothing.
 """
 
 import logging
@@ -21,31 +21,31 @@ Attribute = str | int | float | bool
 
 
 class _Tracing:
-    """The process's tracer, and what ends it."""
+    """The process's tracer and its provider."""
 
     tracer: Any = None
     provider: Any = None
 
 
 class Span:
-    """A span, or nothing."""
+    """A span, or a placeholder that does nothing when traces are off."""
 
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
     def rename(self, name: str) -> None:
-        """Give it the name that is known only now."""
+        """Change the name, when it becomes known only later."""
         if self._span is not None:
             self._span.update_name(name)
 
     def set(self, **attributes: Attribute) -> None:
-        """Add attributes; ``__`` stands for a dot."""
+        """Add attributes. In their names, ``__`` stands for a dot."""
         if self._span is not None:
             for name, value in attributes.items():
                 self._span.set_attribute(name.replace("__", "."), value)
 
     def fail(self, why: str) -> None:
-        """Mark it as failed. ``why`` is a code, never text of a document."""
+        """Mark the span as failed. ``why`` is a code, never text of a document."""
         if self._span is not None:
             from opentelemetry.trace import Status, StatusCode  # noqa: PLC0415 - of an extra
 
@@ -53,7 +53,7 @@ class Span:
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Tell whether the variables name somewhere to send traces to."""
+    """Tell whether the environment names somewhere to send traces to."""
     return (
         any(environment.get(name) for name in ENDPOINTS)
         and environment.get("OTEL_SDK_DISABLED", "").lower() != "true"
@@ -62,7 +62,10 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def configure(service: str) -> None:
-    """Switch traces on if the environment asks for them. ``service``: its name, unless that says another."""
+    """Switch traces on if the environment asks for them.
+
+    ``service``: the name unless the environment sets one.
+    """
     if not is_wanted(os.environ):
         return
     try:
@@ -79,21 +82,21 @@ def configure(service: str) -> None:
     named = {} if os.environ.get("OTEL_SERVICE_NAME") else {"service.name": service}
     with suppress(PackageNotFoundError):
         named["service.version"] = version("rtprune")
-    # not the library's global one: other packages would add spans of their own
+    # not the library's global provider, to which other packages would add their spans
     _Tracing.provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
     _Tracing.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     _Tracing.tracer = _Tracing.provider.get_tracer("rtprune")
 
 
 def flush() -> None:
-    """Send what was not sent yet, for a moment."""
+    """Send traces that were not sent yet, for at most ``FLUSH_MS``."""
     if _Tracing.provider is not None:
         _Tracing.provider.force_flush(FLUSH_MS)
 
 
 @contextmanager
 def span(name: str, *, parent: str = "", is_server: bool = False, **attributes: Attribute) -> Iterator[Span]:
-    """Time what the body does. ``parent``: a ``traceparent`` of elsewhere; else the span around this one."""
+    """Time the body as a span. ``parent``: a ``traceparent`` from elsewhere; by default the current span."""
     if _Tracing.tracer is None:
         yield Span()
         return
@@ -111,7 +114,7 @@ def span(name: str, *, parent: str = "", is_server: bool = False, **attributes: 
 
 
 def traceparent() -> str:
-    """Return the current span as a header has it, to go on in another process; empty without one."""
+    """Return the current span as a header, to continue it in another process; empty without one."""
     if _Tracing.tracer is None:
         return ""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
@@ -122,6 +125,6 @@ def traceparent() -> str:
 
 
 def trace_id() -> str:
-    """Return the current trace's id, as logs have it; empty without one."""
+    """Return the current trace's id in the form that logs use; empty without one."""
     parts = traceparent().split("-")
     return parts[1] if len(parts) == 4 else ""

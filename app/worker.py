@@ -1,8 +1,8 @@
-"""One process, one device, one model: claims batches of pages from the queue, writes page results.
+"""Run a worker: one process, one device, one model. It claims batches of pages and writes their results.
 
-``python -m app.worker``: settings come from the environment, SIGTERM ends it. With ``--embedded``, as the API
-starts it, standard input is a socket: settings are the first line on it, later ones are wake-ups both ways,
-and the worker ends with its other end. Standard output and error are for logs alone.
+``python -m app.worker`` takes its settings from the environment; SIGTERM ends it. With ``--embedded``, as the
+API starts it, standard input is a socket. Its first line has the settings, later lines are wake-ups both
+ways, and the worker ends when the other end closes. Standard output and error are for logs alone.
 """
 
 import asyncio
@@ -48,23 +48,26 @@ logger = logging.getLogger("rtprune.worker")
 STARTING = "the worker is being started"
 LOADING = "the model is being loaded"
 DOWNLOAD_LEASE_S = 30.0
-"""How long a download is believed to go on without a word of it."""
+"""How long a download without news still counts as running."""
 GB = 1e9
 ORPHAN_GRACE_S = 3.0
 EMBEDDED_GRACE_S = 1.0
-"""The API has given those who wait their grace before it ends its worker."""
+"""Grace of an embedded worker. The API has already given waiting clients theirs before it ends its worker."""
 STORAGE_RETRY_S = 1.0
 SPARE_THREADS = 16
 FAKE_PAGES_IN_FLIGHT = 64
 MOST_FETCHES = 128
-"""Documents that are fetched at a time where nobody set how many pages are in flight."""
+"""Most documents fetched at a time if the number of pages in flight is not set."""
 SWITCH_S = 0.001
-"""The engine gives up the interpreter's lock at every operation of the model, and gets it back from a thread
-that writes to the database when that one's time is over: at Python's 5 ms, decoding is a quarter slower."""
+"""Interval at which threads hand over the interpreter's lock.
+
+The engine releases the lock at every operation of the model. It gets it back from a thread that writes to
+the database when that thread's interval ends. At Python's default of 5 ms, decoding is a quarter slower.
+"""
 
 
 def open_reader(settings: Settings) -> PageReader:
-    """The reader that the settings name. The model's code, and torch, are imported here, not before."""
+    """Open the reader that the settings name. The model's code and torch are imported only here."""
     if settings.reader == "fake":
         from app.fake import FakeReader  # noqa: PLC0415
 
@@ -72,7 +75,7 @@ def open_reader(settings: Settings) -> PageReader:
     from app.ocr.sizing import engine_settings  # noqa: PLC0415
     from app.open_reader import open_reader as open_model_reader  # noqa: PLC0415
 
-    # an engine that died reads nothing more: end, and leave the pages to the next worker
+    # an engine that died reads nothing more: end the process, and leave its pages to the next worker
     reader: PageReader = open_model_reader(
         settings.model,
         settings.device,
@@ -84,7 +87,10 @@ def open_reader(settings: Settings) -> PageReader:
 
 
 def pages_in_flight(settings: Settings) -> int:
-    """Pages to have in flight. What the device takes is known where its reader is open, not before."""
+    """Return how many pages to have in flight.
+
+    Only the process with the open reader knows what the device takes.
+    """
     if settings.max_pages_in_flight:
         return settings.max_pages_in_flight
     if settings.reader == "fake":
@@ -95,7 +101,7 @@ def pages_in_flight(settings: Settings) -> int:
 
 
 async def open_store(settings: Settings, notifications: Notifications) -> Store:
-    """The store, with its tables. A database that is not there yet is waited for."""
+    """Open the store and its tables. Wait for a database that does not answer yet."""
     store = Store(open_engine(settings), notifications.tell)
     while True:
         try:
@@ -114,7 +120,7 @@ def _migrate(settings: Settings, store: Store) -> None:
 
 
 async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifications: Notifications) -> int:
-    """Load the model, then work until ``stop``. Gives the exit status."""
+    """Load the model, then work until ``stop``. Return the exit status."""
     store = await open_store(settings, notifications)
     state = WorkerState(worker_id, socket.gethostname(), "starting", STARTING)
     leases = Leases(store)
@@ -123,7 +129,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifica
         rasterizers = Rasterizers(settings, tmp_dir)
         try:
             reader = await _load(settings, rasterizers, store, state)
-        except Exception as error:  # whatever stops a model from loading: readiness has to say so
+        except Exception as error:  # whatever stops a model from loading must show in readiness
             logger.exception("the worker cannot start")
             detail = _why(error)
             failed = replace(state, phase="failed", detail=detail)
@@ -144,7 +150,7 @@ async def work(settings: Settings, worker_id: str, stop: asyncio.Event, notifica
 
 
 def _why(error: Exception) -> str:
-    """One sentence for readiness; the log has the rest."""
+    """Return one sentence for readiness. The log has the details."""
     if isinstance(error, ParseError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -153,8 +159,8 @@ def _why(error: Exception) -> str:
 
 
 async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, state: WorkerState) -> PageReader:
-    """The rasterizers, started, and the model. The worker is visible meanwhile."""
-    await asyncio.to_thread(PageStore(store).mark_worker_dead, state.id)  # one of the same name may have died
+    """Start the rasterizers and load the model. Show the worker's progress meanwhile."""
+    await asyncio.to_thread(PageStore(store).mark_worker_dead, state.id)  # its namesake may have died
     leases = Leases(store)
     await asyncio.to_thread(leases.renew, state, settings.worker_load_s)
     await rasterizers.start()
@@ -162,14 +168,14 @@ async def _load(settings: Settings, rasterizers: Rasterizers, store: Store, stat
         settings = await _downloaded(settings, leases, state)
     loading = replace(state, phase="loading", detail=LOADING)
     await asyncio.to_thread(leases.renew, loading, settings.worker_load_s)
-    # on this thread: models' libraries take it as the one that initialises the device
+    # on this thread, because models' libraries expect the device to be initialised on it
     return open_reader(settings)
 
 
 async def _downloaded(settings: Settings, leases: Leases, state: WorkerState) -> Settings:
-    """Fetch a checkpoint from the hub, if that is where it is. Readiness shows how far it is.
+    """Download the checkpoint if it is on the hub. Readiness shows the progress.
 
-    Time that this takes is no time of loading: a download may take hours.
+    A download may take hours, so its time does not count as loading.
     """
     from app.ocr.models.checkpoint import is_hub_id, locate  # noqa: PLC0415 - not in processes that have no model
 
@@ -227,7 +233,7 @@ async def _serve(
     if settings.worker_metrics_port:
         try:
             WorkerMetrics(reader).serve(settings.worker_metrics_host, settings.worker_metrics_port)
-        except OSError as error:  # pages are read all the same
+        except OSError as error:  # pages are read even without metrics
             logger.error("metrics cannot be served", extra={"reason": str(error)})
     care = asyncio.create_task(maintenance.run(), name="maintenance")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -235,7 +241,7 @@ async def _serve(
     try:
         await asyncio.wait({care, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if care.done():
-            care.result()  # it never ends by itself: a defect, which ends the worker
+            care.result()  # it only ends by a defect, which ends the worker
         await workflows.close(settings.shutdown_grace_s)
     finally:
         for task in (stopping, care):
@@ -245,7 +251,10 @@ async def _serve(
 
 
 async def _carry(notifications: Notifications, parent: socket.socket | None, stop: asyncio.Event) -> None:
-    """Stop with the parent: pages are taken from the model, so that its death is not held against them."""
+    """Stop when the parent goes.
+
+    Pages are then taken from the model, so that its death does not count against them.
+    """
     if parent is not None:
         await notifications.carry(parent)
         stop.set()
@@ -256,7 +265,7 @@ async def _main(settings: Settings, worker_id: str, parent: socket.socket | None
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # documents that are fetched, at most one a page, must not keep the lease from being renewed
+    # fetching documents, at most one per page, must not keep the lease from being renewed
     num_fetches = settings.max_pages_in_flight or MOST_FETCHES
     loop.set_default_executor(ThreadPoolExecutor(num_fetches + SPARE_THREADS, "io"))
     notifications = open_notifications(settings)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from app.commands.inputs import Input
 from app.commands.progress import Progress
 from app.commands.results import ResultFolder
+from app.output.formats import FORMATS
 from rtprune.client import AsyncClient, ClientError, Options, Page
-
-TEXT_FORMATS = frozenset({"markdown", "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +101,11 @@ class Batch:
         """Print an answer; where there are several texts, as ``head`` does, under their names."""
         with self._progress.printing():
             out = sys.stdout.buffer
-            if self._with_names and self._wish.format in TEXT_FORMATS:
+            if self._with_names and FORMATS[self._wish.format].is_text:
                 blank = "\n" if self._num_printed else ""
                 out.write(f"{blank}==> {one.name} <==\n".encode("utf-8", "surrogateescape"))
             out.write(answer)
-            if self._wish.format == "json":
+            if self._wish.format in {"json", "docling"}:
                 out.write(b"\n")
             out.flush()
             self._num_printed += 1

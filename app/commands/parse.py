@@ -22,14 +22,16 @@ from app.commands.words import (
 )
 from app.errors import ParseError
 from app.http.schemas.parse import OptionFields
+from app.output.formats import FORMATS
 from app.settings import Settings
 from app.telemetry import log_to_stderr
 
 OPTIONS = (
     *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens"),
-    *("math", "headers", "join_pages", "page_marks", "images"),
+    *("math", "headers", "join_pages", "page_marks", "images", "tokens"),
 )
-SUFFIXES = {"markdown": ".md", "text": ".txt", "json": ".json"}
+# docling's is JSON as well: two formats of a document may lie side by side
+SUFFIXES = {name: f".{one.suffix}" for name, one in FORMATS.items()} | {"docling": ".docling.json"}
 DEFAULT_JOBS = 8
 EPILOG = """\
 exit status: 0 all was read; 1 some pages or files were not, each with a line on standard error;
@@ -83,6 +85,16 @@ def _positive(text: str) -> int:
 def run(asked: argparse.Namespace, settings: Settings) -> int:
     settings = settings.model_copy(update={"log_level": "WARNING"})  # of the worker, too
     log_to_stderr(settings)
+    if (
+        FORMATS[asked.format].is_file
+        and asked.output is None
+        and (len(asked.inputs) > 1 or sys.stdout.isatty())
+    ):
+        print(
+            f"rtprune: {asked.format} is a file: say where to with -o, or > FILE for one input",
+            file=sys.stderr,
+        )
+        return WRONG_USE
     try:
         fields = OptionFields.from_form(given(asked, *OPTIONS))
         if not asked.server:

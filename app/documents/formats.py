@@ -13,7 +13,7 @@ Format = Literal["PDF", "PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JP
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A document on our disk."""
+    """A document stored on our disk."""
 
     path: Path
     format: Format
@@ -36,7 +36,7 @@ MAGIC: tuple[tuple[bytes, Format], ...] = (
     (b"\xff\x4f\xff\x51", "JPEG2000"),
 )
 OPTIONAL: dict[Format, tuple[str, str]] = {"AVIF": ("avif", "AVIF"), "JPEG2000": ("jpg_2000", "JPEG 2000")}
-"""Formats that Pillow reads where it was built with them: the names of the feature and of the format."""
+"""Formats that Pillow reads only if it was built with them: names of the feature and of the format."""
 READ = "PDF, PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF and JPEG 2000"
 UNSUPPORTED_MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"PK\x03\x04", "a ZIP archive, or a document in one (docx, xlsx, pptx, odt, epub)"),
@@ -64,17 +64,17 @@ MEDIA_BRANDS: dict[bytes, str] = {
 }
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 HEIF_BRANDS = frozenset({b"mif1", b"msf1"})
-"""Brands that say nothing of the coding: those that the file is compatible with do."""
+"""Brands that do not tell the coding. The compatible brands of the file do."""
 
 
 def sniff_file(path: Path) -> Source:
-    """A file and its format, from its first bytes alone. Raise ``EmptyFile`` or ``UnsupportedFormat``."""
+    """Tell a file's format from its first bytes. Raise ``EmptyFile`` or ``UnsupportedFormat``."""
     with path.open("rb") as file:
         return Source(path, sniff(file.read(SNIFF_BYTES)))
 
 
 def sniff(head: bytes) -> Format:
-    """The format that begins with ``head``. Names and content types lie; decoders see the first bytes."""
+    """Return the format that begins with ``head``, the first ``SNIFF_BYTES`` of a file."""
     if not head:
         raise EmptyFile("the file has no bytes")
     for magic, image_format in MAGIC:
@@ -92,7 +92,7 @@ def sniff(head: bytes) -> Format:
 
 
 def _readable(image_format: Format) -> Format:
-    """Raise ``UnsupportedFormat`` for what Pillow was built without."""
+    """Return the format. Raise ``UnsupportedFormat`` if Pillow was built without it."""
     if image_format in OPTIONAL:
         feature, name = OPTIONAL[image_format]
         if not features.check(feature):

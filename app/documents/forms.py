@@ -1,4 +1,5 @@
-"""Forms as other services' clients send them: documents under their names, and fields that are lists."""
+"""Read forms as clients of other services send them: documents under their names, and fields that are
+lists."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a form has: its files in order, and the texts of each field."""
+    """The contents of a form: its files in order, and the texts of each field."""
 
     files: tuple[SpooledFile, ...]
     fields: Mapping[str, tuple[str, ...]]
@@ -28,9 +29,10 @@ async def receive_form(
     *,
     file_fields: frozenset[str],
 ) -> Form:
-    """Spool the files of a form. ``place``: where each goes; ``file_fields``: names of their parts.
+    """Spool the files of a form. ``place``: gives a path for each; ``file_fields``: names of their parts.
 
-    Together they may be as large as one file. Raise ``TooLarge``, ``UploadTimeout`` or what is wrong.
+    Together they may be as large as one file. Raise ``TooLarge``, ``UploadTimeout`` or the form's own
+    error.
     """
     kind, parameters = parse_options_header(content_type)
     if kind != b"multipart/form-data":

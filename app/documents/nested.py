@@ -1,7 +1,7 @@
-"""JSON bodies with documents somewhere inside: base64, data URLs, or addresses.
+"""Read JSON bodies with documents inside: base64, data URLs, or addresses.
 
-The body is spooled under the limits of uploads, parsed in a thread, and its documents are written to files of
-their own before the rest is looked at.
+The body is spooled under the limits of uploads and parsed in a thread. Its documents are written to
+separate files before the other fields are checked.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from app.errors import BadOption, UnsupportedMediaType
 from app.settings import Settings
 
 MAX_DOCUMENTS = 32
-"""Documents of one request."""
+"""Most documents in one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A document as JSON names it: ``base64`` or an ``address``, which may be a data URL."""
+    """A document as JSON gives it: ``base64``, or an ``address``, which may be a data URL."""
 
     base64: str | None = None
     address: str | None = None
@@ -29,7 +29,7 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """A document that was in the body, at ``path``, or whose ``address`` is to be asked."""
+    """A document from the body, stored at ``path``, or still to be fetched from ``address``."""
 
     path: Path | None
     address: str | None
@@ -37,7 +37,7 @@ class Nested:
 
 
 Take = Callable[[dict[str, Any]], Iterable[Named]]
-"""Takes the documents out of a body, which must be a new object without them afterwards."""
+"""Takes the documents out of a body. Afterwards the body must be without them."""
 
 
 async def receive_json(
@@ -48,7 +48,7 @@ async def receive_json(
     settings: Settings,
     take: Take,
 ) -> tuple[list[Nested], dict[str, Any]]:
-    """Spool a JSON body and return its documents and the rest of it. Raise what is wrong."""
+    """Spool a JSON body. Return its documents and its other fields. Raise the request's own error."""
     if content_type.partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("send application/json")
     max_bytes = int(settings.max_upload_bytes * JSON_BYTES_A_BYTE) + settings.max_form_kib * 1024

@@ -1,7 +1,7 @@
-"""HTTP to addresses that strangers name: public networks alone, checked after resolution, at every hop.
+"""Send HTTP requests to addresses that strangers name, in public networks only.
 
-The name is resolved once and the connection goes to the very address that was checked, so a name server that
-answers differently the second time gains nothing.
+Every hop is checked after its name is resolved. The name is resolved once and the connection goes to the
+address that was checked, so a name server that answers differently the second time gains nothing.
 """
 
 import asyncio
@@ -29,42 +29,47 @@ CONNECT_S = 10.0
 RESOLVE_S = 10.0
 NUM_RESOLVERS = 64
 MAX_LOOKUPS_OF_DOMAIN = 8
-"""Lookups at a time of names under one domain: its name server may hang, and a thread that asks it cannot be
-stopped."""
+"""Most lookups at a time of names under one domain.
+
+Its name server may hang, and a thread that waits for it cannot be stopped.
+"""
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
-"""All that was ever given out. The rest is local, or carries an IPv4 address, in ways that come and go."""
+"""All IPv6 addresses ever assigned to the public. Others are local, or embed IPv4 in ways that change."""
 NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
         ("2002::/16", "3fff::/20", "192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"),
     )
 )
-"""What ``is_global`` of this Python takes for public: IPv4 in IPv6, documentation, protocol assignments,
-relays, and the address at which a large cloud serves secrets to its machines."""
+"""Networks that this Python's ``is_global`` wrongly takes for public.
+
+They are IPv4 in IPv6, documentation, protocol assignments, relays, and the address at which a large cloud
+serves secrets to its machines.
+"""
 ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-"""The middle of an IPv6 address that carries an IPv4 address at its end (RFC 5214)."""
+"""The middle of an IPv6 address that embeds an IPv4 address at its end (RFC 5214)."""
 UNREACHABLE = "the address leads to no host that may be reached from here"
-"""Of a private name and of one that does not exist: which of them it is, is nobody's business."""
+"""The message for both a private name and a missing one, so that it does not reveal which names exist."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 class _NotFound(UrlFailed):
-    """The name has no address, now."""
+    """The name has no address at the moment."""
 
 
 class SafeHttp:
-    """A client that follows only what ``check`` lets through, and keeps no cookies."""
+    """A client that only reaches addresses that pass ``check``. It keeps no cookies."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._allowed = allowed_networks(settings.url_allow)
         self._ports = allowed_ports(settings.url_ports)
-        # one jar for all would carry cookies from one client's host to another's
+        # a shared jar would carry cookies from one client's host to another's
         no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
         self._client = httpx.AsyncClient(
             trust_env=False, timeout=CONNECT_S, follow_redirects=False, cookies=no_cookies
         )
-        # threads of their own: strangers' name servers that hang must not keep others from the database
+        # separate threads: strangers' name servers that hang must not block the threads of the database
         self._resolvers = ThreadPoolExecutor(NUM_RESOLVERS, "resolve")
         self._lookups: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -80,7 +85,7 @@ class SafeHttp:
             raise UrlRefused(UNREACHABLE) from error
 
     async def _checked(self, url: str) -> tuple[httpx.URL, str]:
-        """``check``, but ``_NotFound`` for a name without an address: it may have one later."""
+        """Do as ``check``, but raise ``_NotFound`` for a name without an address: it may have one later."""
         parsed = parse_url(url)
         port = (443 if parsed.scheme == "https" else 80) if parsed.port is None else parsed.port
         found = await self._lookup(parsed.host, port)
@@ -90,7 +95,7 @@ class SafeHttp:
         return parsed, str(addresses[0])
 
     async def _lookup(self, host: str, port: int) -> list[Any]:
-        """Ask for a name's addresses. Of one domain, a few lookups run at a time and the others wait."""
+        """Look up a name's addresses. Only a few lookups of one domain run at a time; the others wait."""
         domain = ".".join(host.rsplit(".", 2)[-2:])
         limit = self._lookups.setdefault(domain, asyncio.Semaphore(MAX_LOOKUPS_OF_DOMAIN))
         loop = asyncio.get_running_loop()
@@ -103,10 +108,10 @@ class SafeHttp:
             async with asyncio.timeout(RESOLVE_S):
                 await limit.acquire()
                 asking = self._resolvers.submit(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-                # not when the wait ends: a thread that hangs keeps its place
+                # released when the thread ends, not when the wait does: a thread that hangs keeps its place
                 asking.add_done_callback(release)
                 return await asyncio.wrap_future(asking)
-        except (OSError, UnicodeError) as error:  # UnicodeError: a label that no name may have
+        except (OSError, UnicodeError) as error:  # UnicodeError: an invalid label
             raise _NotFound(UNREACHABLE) from error
 
     def _may_reach(self, address: Address, port: int) -> bool:
@@ -125,7 +130,10 @@ class SafeHttp:
         return address.is_global and not address.is_multicast
 
     async def download(self, url: str, path: Path) -> None:
-        """The document at ``url``, into a new file. Size is limited while it streams."""
+        """Save the document at ``url`` to a new file. Limit its size while it streams.
+
+        Raise ``UrlRefused``, ``UrlFailed`` or ``TooLarge``.
+        """
         try:
             async with asyncio.timeout(self._settings.url_deadline_s):
                 for _ in range(MAX_REDIRECTS + 1):
@@ -142,12 +150,12 @@ class SafeHttp:
             httpx.HTTPError,
             httpx.InvalidURL,
             ValueError,
-        ) as error:  # ValueError: a location that is none
+        ) as error:  # ValueError: an invalid location
             raise UrlFailed(f"the document cannot be fetched ({type(error).__name__})") from error
         raise UrlFailed(f"the address redirects more than {MAX_REDIRECTS} times")
 
     async def post(self, url: str, body: bytes, headers: dict[str, str]) -> int:
-        """Status of the answer, whose body is not read and whose redirects are not followed."""
+        """Post a body and return the status. Neither read the answer's body nor follow redirects."""
         try:
             async with (
                 asyncio.timeout(CONNECT_S),
@@ -194,10 +202,10 @@ class SafeHttp:
 
 
 def parse_url(url: str) -> httpx.URL:
-    """Raise ``UrlRefused`` for what is no plain http(s) address of a host."""
+    """Parse an address. Raise ``UrlRefused`` unless it is a plain http(s) address with a host."""
     try:
         parsed = httpx.URL(url)
-        host = parsed.host  # decoded here, not before: a label may be no name
+        host = parsed.host  # decoded only here: it raises for an invalid label
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused("this is no address") from error
     if len(url) > MAX_URL_CHARS or parsed.scheme not in {"http", "https"} or not host:

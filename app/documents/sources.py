@@ -1,7 +1,7 @@
-"""Bytes in: an upload is spooled to a file while it arrives, within limits.
+"""Spool an upload to a file while it arrives, within limits.
 
-Of a form the files alone are spooled; of JSON the whole body, which is then parsed in a thread. A body that
-is a document itself is spooled as it is.
+Only the files of a form are spooled. A JSON body is spooled whole and then parsed in a thread. A body that
+is the document itself is spooled as it is.
 """
 
 import asyncio
@@ -33,14 +33,17 @@ WRITE_BYTES = MIB
 DECODED_CHARS = MIB
 LARGE_BODY_BYTES = 4 * MIB
 JSON_BYTES_A_BYTE = 1.5
-"""Bytes of JSON for one of its file: base64 has 4 for 3, and some escape ``/`` and ``+``."""
+"""Most bytes of JSON per byte of the file in it.
+
+Base64 has 4 for 3, and some clients escape ``/`` and ``+``.
+"""
 STRUCTURE = (b"{", b"[", b",", b'"')
 BASE64 = re.compile(r"[A-Za-z0-9+/=]*")
 MAX_FIELDS = 32
 MAX_JSON_DEPTH = 8
 FILE_FIELD = "file"
 SEVERAL_FIELDS = frozenset({"files", "files[]", "file[]"})
-"""Names of parts of which there may be several, each with a document."""
+"""Names of form parts that may be repeated, each with a document."""
 URL_FIELD = "url"
 MAX_FILENAME_CHARS = 200
 RAW_TYPE = re.compile(rb"application/(?:pdf|x-pdf|octet-stream)|image/[a-z0-9.+-]+")
@@ -51,12 +54,12 @@ NO_BASE64 = "file is not base64 of the standard alphabet, padded, nor that as da
 NO_JSON_FILE = "the body must be a JSON object with the file as base64 text at file"
 
 _PARSING = threading.Semaphore(2)
-"""Large bodies that are parsed at a time."""
+"""Limits how many large bodies are parsed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledFile:
-    """One of several files of a form. ``filename``: what the client calls it."""
+    """One of several files of a form. ``filename``: the client's name for it."""
 
     path: Path
     filename: str
@@ -64,9 +67,9 @@ class SpooledFile:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A document that arrived, and the other fields of its request: JSON values, or text from a form.
+    """A document that arrived, and the request's other fields: JSON values, or text from a form.
 
-    ``source`` is ``None`` when a request that may name a ``url`` instead had no file, and with ``several``.
+    ``source`` is ``None`` with ``several``, and when the request names a ``url`` instead of a file.
     """
 
     source: Source | None
@@ -76,7 +79,7 @@ class Upload:
 
 
 def is_document(content_type: str) -> bool:
-    """Tell whether a body of this type is a document itself. Its options stand in the address then."""
+    """Tell whether a body of this type is the document itself. Its options are then in the query."""
     kind, _ = parse_options_header(content_type)
     return RAW_TYPE.fullmatch(kind) is not None
 
@@ -91,10 +94,12 @@ async def receive(
     may_name_url: bool = False,
     place_more: Callable[[], Path] | None = None,
 ) -> Upload:
-    """Spool the file of a request to ``path``. Of a form, only its few KiB are held in memory.
+    """Spool the file of a request to ``path``. Only the few KiB of a form's other fields stay in memory.
 
-    ``place_more`` gives a path for each of several files; without it a form has one.
-    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it stalls.
+    ``place_more`` gives a path for each of several files; without it a form may have one.
+
+    Raise ``TooLarge`` as soon as the limit is passed, without reading on; ``UploadTimeout`` when it
+    stalls.
     """
     kind, parameters = parse_options_header(content_type)
     max_form_bytes = settings.max_form_kib * 1024
@@ -120,7 +125,7 @@ async def receive(
         return Upload(None, fields, from_form, several)
     if not has_file and from_form and str(fields.get(URL_FIELD, "")).startswith(DATA):
         await asyncio.to_thread(path.unlink, missing_ok=True)
-        decode_base64(fields.pop(URL_FIELD), path, settings)  # which is as small as a form is
+        decode_base64(fields.pop(URL_FIELD), path, settings)  # in this thread, because a form field is small
         has_file = True
     if has_file:
         return Upload(sniff_file(path), fields, from_form)
@@ -131,11 +136,11 @@ async def receive(
 
 
 Feed = Callable[[bytes], list[tuple[Path, bytes | bytearray]]]
-"""What to write of a chunk, and where: to files one after the other."""
+"""Returns the bytes of a chunk to write, each with its file. Files follow one after the other."""
 
 
 class Body:
-    """A request's body on its way to a file, or to several."""
+    """A request's body that is being written to one file or several."""
 
     def __init__(
         self, chunks: AsyncIterator[bytes], settings: Settings, max_bytes: int, content_length: int | None
@@ -149,10 +154,13 @@ class Body:
         self._max_bytes = max_bytes
 
     async def spool(self, path: Path, feed: Feed | None = None) -> None:
-        """Write the body to a new file; with ``feed``, what that makes of each chunk: the files in a form."""
+        """Write the body to a new file.
+
+        With ``feed``, write what it returns for each chunk: the files in a form.
+        """
         limit_mib = self._settings.max_upload_mib
         num_bytes = body_bytes = 0
-        # file objects of the event loop's thread, written in others: one write at a time, each awaited
+        # the file is written in other threads, one awaited write at a time
         spooled = path.open("xb", buffering=0)
         buffer = bytearray()
         try:
@@ -160,7 +168,7 @@ class Body:
                 body_bytes += len(chunk)
                 if (
                     body_bytes > self._max_bytes
-                ):  # of which little need be file: a form may go on after its end
+                ):  # counted as well as the file: a form may go on after its last boundary
                     raise TooLarge(f"the body is larger than a file of {limit_mib} MiB needs")
                 for target, data in [(path, chunk)] if feed is None else feed(chunk):
                     if target != path:
@@ -181,7 +189,7 @@ class Body:
 
 
 def _no_document(fields: Mapping[str, Any], *, from_form: bool, may_name_url: bool) -> str:
-    """Say that the request has no document, and what it has instead: clients mistake the name."""
+    """Return a message that the request has no document, with the fields it has: clients mistake the name."""
     lacking = "the form has no part called file" if from_form else NO_JSON_FILE
     instead = ", ".join(name[:40] for name in fields) or "nothing"
     return f"{lacking}{', nor an address at url' if may_name_url else ''}; there is {instead}"
@@ -209,7 +217,7 @@ async def _timely(chunks: AsyncIterator[bytes], settings: Settings) -> AsyncIter
 
 
 class Multipart:
-    """A form: its files go to disk, the other parts are small and kept."""
+    """A parser of a form. Its files go to disk; the other parts are small and stay in memory."""
 
     def __init__(
         self,
@@ -331,8 +339,8 @@ class Multipart:
             filename = parameters.get(b"filename", b"").decode(errors="replace")[:MAX_FILENAME_CHARS]
             self._several.append(SpooledFile(self._target, filename))
         if self._target is not None:
-            self._written.append((self._target, b""))  # a file, if no data comes
-        elif self._is_file and self._has_lists:  # whose fields may be unknown ones, which are ignored
+            self._written.append((self._target, b""))  # creates the file even if no data comes
+        elif self._is_file and self._has_lists:  # such forms may have unknown fields, which are ignored
             raise self._refusal(BadRequest(""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -352,7 +360,7 @@ class Multipart:
             raise self._refusal(BadOption(f"{self._name[:80]} is not UTF-8 text")) from error
 
     def _refusal(self, error: ParseError) -> ParseError:
-        """Explain a refused part: the likeliest reason is a document under a wrong name."""
+        """Return the error for a refused part. The likeliest reason is a document under a wrong name."""
         parts = " or ".join(sorted(self._several_fields)) if self._has_lists else FILE_FIELD
         misnamed = f"{self._name[:80]} carries a file; the document goes into the part called {parts}"
         return BadOption(misnamed) if self._is_file else error
@@ -365,12 +373,13 @@ class Multipart:
 def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
     """Parse the JSON object at ``path``, in a thread, and remove the file.
 
-    A large body is a few times in memory meanwhile: two of them are parsed at a time.
+    Parsing takes several times the body's size in memory, so at most two large bodies are parsed at a
+    time.
     """
     with _PARSING if path.stat().st_size > LARGE_BODY_BYTES else contextlib.nullcontext():
         body = path.read_bytes()
         path.unlink()
-        # base64 has none of these. Each may become an object of 60 bytes, so their number is limited before
+        # Base64 has none of these signs. Each may become an object of 60 bytes, so limit them before parsing.
         if sum(map(body.count, STRUCTURE)) > settings.max_form_kib * 1024:
             raise TooLarge("the JSON besides the file is too large")
         try:
@@ -384,7 +393,7 @@ def json_body(path: Path, settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _read_json(path: Path, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """Put the file of a JSON body in its place. Return the other fields, and whether there is a file."""
+    """Write the file of a JSON body to ``path``. Return the other fields, and whether there is a file."""
     with json_body(path, settings) as fields:
         in_address = FILE_FIELD not in fields and str(fields.get(URL_FIELD)).startswith(DATA)
         has_file = FILE_FIELD in fields or in_address
@@ -409,7 +418,7 @@ def check_rest(fields: dict[str, Any], settings: Settings) -> None:
 
 
 def _depth(value: Any) -> int:
-    """Count how deep lists and objects lie in each other."""
+    """Return how deeply lists and objects are nested."""
     match value:
         case dict():
             return 1 + max(map(_depth, value.values()), default=0)
@@ -426,10 +435,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def decode_base64(text: str, path: Path, settings: Settings) -> None:
-    """Write what base64, or a data URI of it, stands for to a new file, in a thread.
+    """Decode base64, or a data URI of it, into a new file, in a thread.
 
-    Raise ``BadOption`` or ``TooLarge``. Piece by piece: other threads have their turn in between. Some
-    encoders break lines, which are read.
+    Raise ``BadOption`` or ``TooLarge``. Decode piece by piece, so that other threads run in between. Line
+    breaks, which some encoders insert, are accepted.
     """
     num_bytes = 0
     left = ""

@@ -1,4 +1,4 @@
-"""Keep uploads while they are read, in a folder of this process that goes with it or is swept later."""
+"""Keep uploads while they are read, in a folder of this process that is removed at its end or swept later."""
 
 import contextlib
 import fcntl
@@ -12,19 +12,22 @@ from typing import Self
 
 
 class Spool:
-    """A locked folder in ``data_dir/spool``. The lock ends with the process: what a crash left is known."""
+    """A locked folder in ``data_dir/spool``.
+
+    The lock ends with the process, so leftovers of a crash are recognised.
+    """
 
     def __init__(self, folder: Path, lock_fd: int) -> None:
         self._folder = folder
         self._lock_fd = lock_fd
-        self._numbers = itertools.count(1)  # of which threads may take the next one, too
+        self._numbers = itertools.count(1)  # thread-safe, because threads place files too
         self.tmp_dir = folder / "tmp"
         """For temporary files of the worker and what it starts."""
         self.tmp_dir.mkdir()
 
     @classmethod
     def open(cls, data_dir: Path) -> Self:
-        """Make a folder, and remove folders of processes that are gone."""
+        """Make and lock a folder. Remove folders of processes that are gone."""
         root = (data_dir / "spool").resolve()
         root.mkdir(parents=True, exist_ok=True)
         for folder in root.iterdir():
@@ -36,7 +39,7 @@ class Spool:
 
     @contextlib.contextmanager
     def file(self) -> Iterator[Path]:
-        """A path for one upload. What is there is removed at the end."""
+        """Give a path for one upload. Remove the file at the end."""
         path = self._folder / str(next(self._numbers))
         try:
             yield path
@@ -45,7 +48,7 @@ class Spool:
 
     @contextlib.contextmanager
     def files(self) -> Iterator[Callable[[], Path]]:
-        """Give paths for any number of uploads, one at each call."""
+        """Give a function that returns a new path for an upload at each call."""
         with contextlib.ExitStack() as stack:
             yield lambda: stack.enter_context(self.file())
 

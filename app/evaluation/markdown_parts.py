@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.evaluation.html_tables import Table, is_dash_line, parse_html_table, parse_pipe_table
+from app.evaluation.latex_tables import parse_tabular
 
 Kind = Literal["text", "formula", "table"]
 
 _FENCE_AROUND_ALL = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<img\b[^>]*>|<!--.*?-->", re.DOTALL)
+_IMAGE = re.compile(r"!\[[^\]\n]{0,500}\]\([^)\n]{0,2000}\)|<img\b[^>]{0,2000}>|<!--.{0,2000}?-->", re.DOTALL)
+# bounded: a text of many beginnings and no end would be searched to its end for each
 _PIECE = re.compile(
     r"(?P<table><table\b.*?(?:</table\s*>|\Z))"
-    r"|\$\$(?P<dollars>.*?)\$\$"
-    r"|\\\[(?P<brackets>.*?)\\\]"
-    r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.*?\\end\{(?P=name)\*?\})"
-    r"|^```[^\n]*\n(?P<code>.*?)^```",
+    r"|(?P<tabular>\\begin\{tabular.*?(?:\\end\{tabular[x*]?\}|\Z))"
+    r"|\$\$(?P<dollars>.{0,4000}?)\$\$"
+    r"|\\\[(?P<brackets>.{0,4000}?)\\\]"
+    r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.{0,4000}?\\end\{(?P=name)\*?\})"
+    r"|^```[^\n]*\n(?P<code>.{0,20000}?)^```",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
 
@@ -47,6 +50,9 @@ def split_markdown(markdown: str) -> list[Part]:
 def _special(piece: re.Match[str]) -> Part:
     if piece["table"] is not None:
         table = parse_html_table(piece["table"])
+        return Part("table", table.text, table)
+    if piece["tabular"] is not None:
+        table = parse_tabular(piece["tabular"])
         return Part("table", table.text, table)
     if piece["code"] is not None:
         return Part("text", piece["code"])

@@ -1,1 +1,1 @@
-"""HTTP: requests to nouns, nouns to answers."""
+"""The HTTP layer: turn requests into the service's objects, and those into answers."""

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and what a service without keys accepts."""
+"""Decide who may use the service: by API keys, or by what a service without keys accepts."""
 
 import asyncio
 import hashlib
@@ -20,36 +20,39 @@ from app.jobs.keys import Key, Scope, key_hash
 from app.settings import Settings, is_loopback, listed
 
 FRESH_S = 2.0
-"""How long what was read of the keys holds: a key that is revoked opens nothing after this."""
+"""How long keys once read are trusted. A revoked key opens nothing after this time."""
 IPV6_NETWORK_BITS = 64
-"""What one client of IPv6 has for its own: an address of it says no more than the network does."""
+"""Length of the IPv6 prefix that identifies a client, because one client usually has a whole network."""
 MAX_KEY_CHARS = 512
 CALLER = "rtprune.caller"
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. ``client``: whose jobs it makes. ``key``: ``None`` where the service has none."""
+    """The sender of a request.
+
+    ``client``: whose jobs it makes. ``key``: ``None`` if the service has no keys.
+    """
 
     client: str
     key: Key | None = None
 
     @property
     def sees(self) -> str | None:
-        """The client whose jobs it may see; ``None``: any, as ``admin`` does.
+        """The client whose jobs it may see; ``None``: any, as with the scope ``admin``.
 
-        Without keys whoever knows a job's id may see it: an id has 122 random bits.
+        Without keys anyone who knows a job's id may see the job: an id has 122 random bits.
         """
         return None if self.key is None or self.key.reaches("admin") else self.client
 
     @property
     def lists(self) -> str | None:
-        """The client whose jobs are listed to it; ``None``: those of all."""
+        """The client whose jobs are listed to it; ``None``: those of all clients."""
         return None if self.key is not None and self.key.reaches("admin") else self.client
 
 
 class Access:
-    """Decides of requests by the keys that are in the database. ``load`` reads them, in a thread."""
+    """Checks requests against the keys in the database. ``load`` reads them, in a thread."""
 
     def __init__(self, settings: Settings, load: Callable[[], list[Key]]) -> None:
         self._may_be_open = settings.allow_open or is_loopback(settings.host)
@@ -61,14 +64,14 @@ class Access:
         self._reading: asyncio.Task[None] | None = None
 
     async def has_keys(self) -> bool:
-        """Tell whether keys are asked for: one was made at any time. Raise ``StorageUnavailable``."""
+        """Tell whether requests need a key, because one was ever made. Raise ``StorageUnavailable``."""
         await self._refresh()
         return self._had_keys
 
     async def caller(self, scope: AsgiScope, needed: Scope) -> Caller:
-        """Return who asks. Raise ``Unauthorized`` or ``Forbidden``.
+        """Return the sender of a request. Raise ``Unauthorized`` or ``Forbidden``.
 
-        A key that is none costs a hash and a look into a dictionary, however many are tried.
+        An invalid key costs one hash and one dictionary lookup, however many are tried.
         """
         headers = Headers(scope=scope)
         if not await self.has_keys():
@@ -87,7 +90,10 @@ class Access:
         return Caller(f"key:{key.owner}", key)
 
     def _check_origin(self, headers: Headers) -> None:
-        """Refuse what a web page of elsewhere makes a browser send; it needs no answer to do harm."""
+        """Refuse requests that another site's page makes a browser send.
+
+        They do harm even if it cannot read the answer.
+        """
         origin = headers.get("origin")
         if origin is None or origin in self._origins or urlsplit(origin).netloc == headers.get("host", ""):
             return
@@ -98,7 +104,7 @@ class Access:
             return
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read(), name="keys")
-        # shared: whoever asks meanwhile gets the same answer, and one who leaves takes it from nobody
+        # Shared: requests that come meanwhile wait for the same read, and one that leaves does not stop it.
         await asyncio.shield(self._reading)
 
     async def _read(self) -> None:
@@ -108,7 +114,7 @@ class Access:
         except (StorageUnavailable, StorageFull):
             if self._read_at == -math.inf:
                 raise
-            # what was known holds while the database is away: without it there is nothing of anybody to show
+            # Trust the last known keys while the database is away: without it there are no jobs to show.
             self._read_at = asyncio.get_running_loop().time()
             return
         self._by_hash = {key.hash: key for key in keys}
@@ -122,7 +128,7 @@ def _secret(headers: Headers) -> str:
 
 
 def _address_client(scope: AsgiScope) -> str:
-    """Name the client by its address, as a hash: addresses themselves are kept nowhere."""
+    """Identify the client by a hash of its address, because addresses themselves are not stored."""
     address = scope["client"][0] if scope.get("client") else ""
     try:
         parsed = ipaddress.ip_address(address)
@@ -134,7 +140,7 @@ def _address_client(scope: AsgiScope) -> str:
 
 
 def needs(scope: Scope) -> Any:
-    """Make a route's dependency that admits callers of this scope."""
+    """Make a route's dependency that admits callers with this scope."""
 
     async def admit(request: Request) -> None:
         request.scope[CALLER] = await request.app.state.service.access.caller(request.scope, scope)
@@ -144,6 +150,6 @@ def needs(scope: Scope) -> Any:
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who asks, on a route that ``needs`` a scope."""
+    """Return the sender of a request, on a route that ``needs`` a scope."""
     caller: Caller = request.scope[CALLER]
     return caller

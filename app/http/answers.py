@@ -1,4 +1,4 @@
-"""Answers that several routes give: a document, and a job that was accepted or is shown."""
+"""Make the answers that several routes give: a document, or a job that was accepted or is shown."""
 
 import contextlib
 import time
@@ -23,9 +23,10 @@ from app.output.answer import Piece
 from app.output.formats import BY_MEDIA_TYPE, FORMATS, Format
 
 MIN_GZIP_BYTES = 4096
-"""Smaller answers are sent as they are."""
+"""Answers up to this size are sent uncompressed."""
 FILE_POLICY = "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; sandbox"
-"""What a browser may do with an answer that it shows: nothing that a document says."""
+"""Content-Security-Policy of an answer shown in a browser: nothing that a document contains may run or
+load."""
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -47,11 +48,9 @@ READ: dict[str, Any] = {
 
 
 def chosen(request: Request, asked: FormatName | None, stored: FormatName | None = None) -> Format:
-    """Choose the format of an answer: as asked, by ``Accept``, or as the job was sent.
+    """Choose the format of an answer: as requested, by ``Accept``, or as stored with the job.
 
-    Raise ``NotAcceptable``.
-
-    ``Accept`` comes before what is stored only where it says more than "anything".
+    Raise ``NotAcceptable``. ``Accept`` overrides the stored format only if it says more than "anything".
     """
     accept = request.headers.get("accept", "")
     by_accept = BY_MEDIA_TYPE[negotiate(accept, tuple(BY_MEDIA_TYPE))]
@@ -61,12 +60,12 @@ def chosen(request: Request, asked: FormatName | None, stored: FormatName | None
 
 
 async def answered(request: Request, result: Result | Made, form: Format) -> Response:
-    """Answer with a document, in the chosen format: at once if it is small, else in pieces."""
+    """Answer with a document in the chosen format: at once if it is small, else in pieces."""
     content_type = f"{form.media_type}; charset=utf-8" if form.is_text else form.media_type
     headers = {
         **result.headers,
         "Vary": "Accept, Accept-Encoding",
-        # relative addresses of figures begin there, wherever this answer comes from
+        # the base of the figures' relative addresses, whatever URL this answer comes from
         "Content-Location": f"{root_of(request)}/v1/jobs/{result.job.id}/result",
     }
     if form.name != "json":
@@ -88,7 +87,7 @@ async def sent(
     may_pack: bool = True,
     is_large: bool = True,
 ) -> Response:
-    """Answer with pieces that are made in threads. ``may_pack``: whether gzip makes them smaller."""
+    """Answer with pieces that are made in threads. ``may_pack``: whether gzip would make them smaller."""
     results = service_of(request).results
     parts = chunks(pieces)
     taken = results.parts(parts, is_large=is_large)
@@ -103,14 +102,14 @@ async def sent(
         taken = results.parts(chain((first, second), parts), is_large=is_large)
     if not second:
         return Response(first, status, headers, content_type)
-    body = iter(()) if "head" in request.scope else taken  # a body of no bytes would have a length
+    body = iter(()) if "head" in request.scope else taken  # an empty bytes body would set a Content-Length
     return StreamingResponse(body, status, headers, content_type)
 
 
 async def accepted(request: Request, service: Service, job: Job) -> Response:
     """Answer 202: the document and its job are on disk."""
     position = None
-    with contextlib.suppress(StorageUnavailable, StorageFull):  # it is accepted all the same
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # the job is accepted even without a position
         position = await service.jobs.position(job)
     shape = JobShape.of(job, position, service.settings.result_lifetime_s, time.time(), root_of(request))
     body = shape.model_dump_json(exclude_none=True)

@@ -1,4 +1,4 @@
-"""Work for a client that may leave."""
+"""Run work for a client that may leave."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,7 +12,7 @@ T = TypeVar("T")
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``. When the client leaves, cancel it and raise ``ClientDisconnect``.
 
-    The request's body must have been read, or be none: what comes of it is dropped here.
+    The request must have no body, or a body that has been read: messages of a body are dropped here.
     """
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(request))

@@ -1,6 +1,6 @@
-"""How connections are read: limits of their number, their silence, and the work that one read may cause.
+"""Limit connections: their number, their silence, and the work that one read may cause.
 
-A connection is read by h11, whose answers to malformed requests stay as they are.
+A connection is parsed by h11, whose answers to malformed requests stay as they are.
 """
 
 import asyncio
@@ -22,17 +22,20 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.connections")
 
 EVENTS_PER_TURN = 32
-"""Events of h11 that one connection may have in a row; about a millisecond."""
+"""Most h11 events of one connection in a row; about a millisecond."""
 MIN_REST_S = 0.0005
-"""Pause between two turns of connections that have more to take apart; it is at least as long as a turn."""
+"""Least pause between two turns of connections with more to parse.
+
+A pause is also at least as long as a turn.
+"""
 ANSWER_CHECK_S = 60.0
 MIN_TAKEN_BYTES = 16_384
-"""What a client takes at least of an answer that waits for it, between two checks."""
+"""Least number of bytes that a client must take of a waiting answer between two checks."""
 TCP_INFO_BYTES, ACKED_AT = 128, 120
-"""Of Linux: ``struct tcp_info``, and where in it is how many bytes the other side has."""
+"""Length of Linux's ``struct tcp_info``, and the offset of the number of acknowledged bytes in it."""
 MAX_CONNECTIONS = 10_000
 RESERVED_DESCRIPTORS = 128
-"""Files and sockets besides those of connections and documents: databases, wake-ups, processes, libraries."""
+"""File descriptors kept for databases, wake-ups, processes and libraries."""
 DESCRIPTORS_PER_DOCUMENT = 2  # the spooled file, and the socket it is fetched by
 WARN_EVERY_S = 60.0
 LATE_HEAD = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -42,7 +45,10 @@ TOO_MANY = (
 
 
 def connection_limit(settings: Settings) -> int:
-    """Return how many connections are served at a time: as many as descriptors allow, unless it is set."""
+    """Return how many connections are served at a time.
+
+    By default it follows from the limit of descriptors.
+    """
     if settings.max_connections:
         return settings.max_connections
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -53,24 +59,24 @@ def connection_limit(settings: Settings) -> int:
 
 
 def connection_class(settings: Settings) -> type[asyncio.Protocol]:
-    """Make what uvicorn calls for each new connection."""
+    """Return the factory that uvicorn calls for each new connection."""
     made = partial(Connection, settings=settings, limit=connection_limit(settings), turns=Turns())
     return cast("type[asyncio.Protocol]", made)
 
 
 class Turns:
-    """Gives connections with much to take apart a turn each, one after the other, with rests in between.
+    """Gives connections with much to parse one turn each in rotation, with rests between turns.
 
-    So they take half of the event loop's time together, however many there are.
+    So together they take half of the event loop's time, however many there are.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Connection] = deque()
         self.warned_at = -WARN_EVERY_S
-        """When it was last said that there are too many connections."""
+        """When the warning of too many connections was last logged."""
 
     def wait(self, connection: "Connection") -> None:
-        """Let a connection have another turn."""
+        """Queue another turn for a connection."""
         self._waiting.append(connection)
         if len(self._waiting) == 1:
             connection.loop.call_later(MIN_REST_S, self._next)
@@ -88,7 +94,10 @@ class Turns:
 
 
 class BoundedH11(h11.Connection):
-    """A connection's state that gives so many events a turn, then seems to need data and calls ``held``."""
+    """An h11 state that gives a limited number of events a turn.
+
+    Then it asks for more data and calls ``held``.
+    """
 
     def __init__(self, held: Callable[[], None]) -> None:
         super().__init__(h11.SERVER)
@@ -107,7 +116,7 @@ class BoundedH11(h11.Connection):
 
 
 class Flow(FlowControl):
-    """Reads nothing while the connection is held, whoever asks for more."""
+    """Flow control that reads nothing while the connection is held."""
 
     is_held = False
 
@@ -159,7 +168,7 @@ class Connection(H11Protocol):
     # --- reading
 
     def data_received(self, data: bytes) -> None:
-        if self.flow.is_held:  # this was read before reading stopped
+        if self.flow.is_held:  # data that arrived before reading stopped
             self._unset_keepalive_if_required()
             self.conn.receive_data(data)
             self.transport.pause_reading()
@@ -179,7 +188,7 @@ class Connection(H11Protocol):
             self._stop_head_timer()
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        """Hand the connection over: its head is complete, and what follows is no concern of this."""
+        """Hand the connection over. Its head is complete, so the head's time limit ends."""
         self._stop_head_timer()
         super().handle_websocket_upgrade(event)
 
@@ -190,7 +199,7 @@ class Connection(H11Protocol):
             self._turns.wait(self)
 
     def go_on(self) -> None:
-        """Take the next events apart of what was read."""
+        """Parse the next events of the data that was read."""
         self.flow.is_held = False
         if self.transport.is_closing():
             return
@@ -213,7 +222,7 @@ class Connection(H11Protocol):
     # --- writing
 
     def _check_answer(self) -> None:
-        """End the connection of a client that takes nothing, or next to nothing, of what waits for it."""
+        """Close the connection of a client that takes nothing, or next to nothing, of a waiting answer."""
         before, self._num_taken = self._num_taken, self._taken()
         is_behind = self.transport.get_write_buffer_size() > 0
         if is_behind and self._was_behind and self._num_taken - before < MIN_TAKEN_BYTES:
@@ -224,7 +233,8 @@ class Connection(H11Protocol):
         self._answer_timer = self.loop.call_later(ANSWER_CHECK_S, self._check_answer)
 
     def _taken(self) -> int:
-        """Give how many bytes the other side has; where nobody knows, what is unsent, below zero."""
+        """Return how many bytes the client has acknowledged; where unknown, minus the number of unsent
+        bytes."""
         connection = self.transport.get_extra_info("socket")
         try:
             told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)

@@ -1,4 +1,4 @@
-"""Contents of an answer in a dialect: a document as Markdown with its figures, or in one of our formats.
+"""Make the contents of a dialect's answer: Markdown with figures, or one of our formats.
 
 Everything here runs in a thread, through ``Results.made``.
 """
@@ -20,19 +20,22 @@ from app.output.formats import FORMATS
 from app.output.pages import Joined, Rule, join_pages
 
 Shown = Callable[[str, str], str]
-"""Gives what stands for a figure in Markdown, by its name and its caption."""
+"""Returns what stands for a figure in Markdown, given its name and its caption."""
 SIGN_BYTES = 16
 MAX_STEM_CHARS = 100
 
 
 def page_markdown(page: PageResult, figures: Shown | None) -> str:
-    """Return one page with everything that is on it, with dollars around its math."""
+    """Return one page with everything on it, with dollars around its math."""
     options = AnswerOptions(headers="keep", join_pages=False, page_marks="none")
     return _markdown([page], figures, options, None)
 
 
 def document_markdown(document: ParsedDocument, figures: Shown | None, page_break: str = "") -> str:
-    """Return the document as one text. ``figures`` may be none; ``page_break``: stands between pages."""
+    """Return the document as one text.
+
+    ``figures`` may be ``None``. ``page_break``: text to put between pages.
+    """
     options = AnswerOptions(join_pages=not page_break, page_marks="rule" if page_break else "comment")
     return _markdown(document.pages, figures, options, page_break or None)
 
@@ -40,7 +43,7 @@ def document_markdown(document: ParsedDocument, figures: Shown | None, page_brea
 def _markdown(
     pages: Sequence[PageResult], figures: Shown | None, options: AnswerOptions, page_break: str | None
 ) -> str:
-    # an address that model text cannot guess: what merely looks like a reference stays text
+    # an address that model text cannot guess, so that text that looks like a reference stays text
     sign = secrets.token_hex(SIGN_BYTES)
     address = None if figures is None else lambda name: f"{sign}-{name}"
     joined = join_pages([readdressed(page, address) for page in pages], options)
@@ -52,7 +55,7 @@ def _markdown(
 
 
 def _with_breaks(joined: Joined, page_break: str) -> str:
-    """Put the client's text where a page ends."""
+    """Put the client's text at the end of each page but the last."""
     texts: list[str] = []
     start = 0
     entries = joined.entries
@@ -63,7 +66,7 @@ def _with_breaks(joined: Joined, page_break: str) -> str:
 
 
 def formatted(document: ParsedDocument, name: str, address: Address | None, pictures: Pictures) -> str:
-    """Return the document in one of our formats of text."""
+    """Return the document in one of our text formats."""
     options = AnswerOptions()
     address = None if FORMATS[name].images == "none" else address
     joined = join_pages([readdressed(page, address) for page in document.pages], options)
@@ -82,7 +85,7 @@ def formatted(document: ParsedDocument, name: str, address: Address | None, pict
 def docling_json(
     document: ParsedDocument, name: str, address: Address | None, pictures: Pictures
 ) -> dict[str, Any]:
-    """Return the document as a DoclingDocument, which docling-core makes."""
+    """Return the document as a DoclingDocument, made with docling-core."""
     found: dict[str, Any] = json.loads(formatted(document, "docling", address, pictures))
     return {**found, "name": name}
 

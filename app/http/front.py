@@ -1,4 +1,4 @@
-"""What is decided of a request before it is routed: who stands behind a proxy, and by which name it asks."""
+"""Handle a request before routing: find the client behind a proxy, and check the host name."""
 
 import ipaddress
 from typing import TYPE_CHECKING
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from app.http.service import Service
 
 PROBES = frozenset({"/livez", "/readyz", "/health"})
-"""Orchestrators ask these by whatever name or address they know; they tell nothing of anybody."""
+"""Paths that answer under any host name, because orchestrators use any. They reveal nothing about clients."""
 PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".svc")
-"""Of names that no public name server gives out, such as a Kubernetes service's."""
+"""Suffixes of names that no public name server has, such as those of Kubernetes services."""
 
 
 class Proxies:
-    """Takes the client's address, the scheme and the path prefix from trusted proxies alone.
+    """Takes the client's address, the scheme and the path prefix, but only from trusted proxies.
 
-    The prefix may be a setting, too.
+    The prefix may also be a setting.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -36,7 +36,7 @@ class Proxies:
                 prefix = self._believe(scope, Headers(scope=scope)) or prefix
             if prefix:
                 scope["root_path"] = prefix
-                # some proxies take the prefix away and some leave it; the router expects it
+                # some proxies strip the prefix and some leave it; the router expects it
                 if scope["path"] == prefix:
                     scope["path"] = f"{prefix}/"
                 elif not scope["path"].startswith(f"{prefix}/"):
@@ -44,7 +44,7 @@ class Proxies:
         await self._app(scope, receive, send)
 
     def _believe(self, scope: Scope, headers: Headers) -> str:
-        """Take client and scheme from what a trusted proxy says, and return the prefix that it names."""
+        """Take the client and scheme from a trusted proxy's headers. Return the prefix that they name."""
         scope["client"] = self._client(headers, scope["client"])
         scheme = headers.get("x-forwarded-proto", "")
         if scheme in {"http", "https"} and scope["type"] == "http":
@@ -53,7 +53,10 @@ class Proxies:
         return forwarded if ROOT_PATH.fullmatch(forwarded) else ""
 
     def _client(self, headers: Headers, peer: tuple[str, int]) -> tuple[str, int]:
-        """Find the address nearest to us that is no proxy's: those further left were written by it."""
+        """Return the address nearest to us that is no trusted proxy.
+
+        Addresses further left could be forged by it.
+        """
         for hop in reversed(listed(",".join(headers.getlist("x-forwarded-for")))):
             try:
                 address = str(ipaddress.ip_address(hop))
@@ -74,9 +77,10 @@ class Proxies:
 
 
 class Hosts:
-    """Refuses requests by names that are not the service's: a web page cannot rebind its own name to it.
+    """Refuses requests under other host names than the service's, so that no web page can rebind its name to
+    it.
 
-    With API keys, and no names set, any will do: a page that rebinds its name has no key.
+    With API keys and no configured names, any name is accepted: a page that rebinds its name has no key.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -102,14 +106,14 @@ class Hosts:
             return True
         if self._names:
             return any(_matches(name, pattern) for pattern in self._names)
-        # a page is never at an address or at a private name unless it comes from there
+        # a page cannot rebind an address or a private name: it has such an origin only if it comes from there
         return not self._is_local and (
             _is_address(name) or ("." not in name and name != "") or _is_private(name)
         )
 
 
 def host_name(host: str) -> str:
-    """``Example.com:80`` -> ``example.com``, ``[::1]:80`` -> ``::1``."""
+    """Return the name in a Host header: ``Example.com:80`` -> ``example.com``, ``[::1]:80`` -> ``::1``."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].rstrip(".").lower()

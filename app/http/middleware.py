@@ -1,4 +1,4 @@
-"""What every HTTP exchange goes through: a request id, a log line, a problem where an answer is missing."""
+"""Wrap every HTTP exchange: give it a request id, a log line, and a problem where an answer is missing."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ LINGER_BYTES = 2**20
 
 
 def error_headers(error: ParseError, retry_after_s: int) -> dict[str, str]:
-    """Return the headers of an error's answer, in whatever shape its body is."""
+    """Return the headers of an error's answer, whatever shape its body has."""
     wait_s = error.retry_after_s or (retry_after_s if error.status in {429, 503} else None)
     headers = {} if wait_s is None else {"Retry-After": str(wait_s)}
     if error.status == 401:
@@ -52,7 +52,7 @@ def problem_response(error: ParseError, retry_after_s: int) -> Response:
 
 
 def routing_error(status: int) -> ParseError:
-    """The router's own refusals, which come as bare statuses."""
+    """Return the error for a status with which the router refuses a request."""
     if status == 404:
         return NotFound("there is nothing at this address; see /docs")
     if status == 405:
@@ -61,7 +61,7 @@ def routing_error(status: int) -> ParseError:
 
 
 class OutermostMiddleware:
-    """Outermost middleware."""
+    """The outermost middleware. It logs and counts every exchange, and turns errors into answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, retry_after_s: int) -> None:
         self._app = app
@@ -72,7 +72,7 @@ class OutermostMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        # HEAD is GET without a body, which the server leaves out by its own, unchanged scope
+        # HEAD is handled as GET. The server drops the body, because its own scope still says HEAD.
         scope = {**scope, "method": "GET", "head": True} if scope["method"] == "HEAD" else scope
         exchange = _Exchange(scope, receive, send)
         if scope["path"].removeprefix(scope.get("root_path", "")) in UNTRACED:
@@ -94,22 +94,20 @@ class OutermostMiddleware:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
-        except ParseError as error:  # of what is decided before routing, or while an answer is sent
-            if exchange.status:  # the server breaks it off, which the client sees
+        except ParseError as error:  # raised before routing, or while an answer is sent
+            if exchange.status:  # the server cuts the answer short, so the client notices
                 logger.warning("an answer was broken off", extra={"reason": str(error)})
                 return
             response = problem_response(error, self._retry_after_s)
             await response(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
-            # The time for requests is over. The server would log a traceback, and answer a bare 500.
+            # The grace period for requests is over. The server would log a traceback and answer a bare 500.
             if not _is_ending(scope):
                 raise
             if exchange.status == 0:
                 response = problem_response(NotReady(ENDING), self._retry_after_s)
                 await response(scope, exchange.receive, exchange.send)
-        except (
-            Exception
-        ):  # the outermost boundary: a defect is logged whole, and answered without its details
+        except Exception:  # the outermost boundary: log a defect fully, and answer without its details
             logger.exception("request failed")
             if exchange.status == 0:
                 defect = InternalError("the service failed; its log has the reason")
@@ -120,7 +118,7 @@ class OutermostMiddleware:
             request_id.reset(token)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a websocket where a request would get a problem: a handshake has no body for one."""
+        """Refuse a websocket where a request would get a problem, because a handshake has no body for one."""
         token = request_id.set(uuid.uuid4().hex)
         try:
             await self._app(scope, receive, send)
@@ -138,7 +136,9 @@ class OutermostMiddleware:
         self._metrics.requests.labels(path, method, str(exchange.status)).inc()
         self._metrics.request_seconds.labels(path, method).observe(seconds)
         job_id = scope.get("job_id") or scope.get("path_params", {}).get("job_id", "")
-        job = {"job": job_id} if JOB_ID.fullmatch(job_id) else {}  # an address may have any text in its place
+        job = (
+            {"job": job_id} if JOB_ID.fullmatch(job_id) else {}
+        )  # the path may have any text instead of an id
         logger.info(
             "request",
             extra=job
@@ -179,7 +179,7 @@ class _Exchange:
         self._send = send
         has_body = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self._body_pending = has_body
-        # two lengths: a proxy in front may believe the other one, and take what follows for another request
+        # Two lengths: a proxy in front may use the other one and take the rest for another request.
         self._must_close = "transfer-encoding" in headers and "content-length" in headers
 
     async def receive(self) -> Message:
@@ -197,14 +197,14 @@ class _Exchange:
             if self._body_pending or self._must_close:
                 headers["Connection"] = "close"
         elif self._body_pending and not message.get("more_body", False):
-            # The client is still sending. The answer is complete for it now, by its length; only then stop.
+            # The client is still sending. The answer is complete by its length; read a little before closing.
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
     async def _linger(self) -> None:
-        """Read a little of what still comes: closing at once is a reset, and may lose the answer."""
+        """Read a little of the rest of the body. Closing at once sends a reset, which may lose the answer."""
         num_bytes = 0
         try:
             async with asyncio.timeout(LINGER_S):

@@ -1,4 +1,4 @@
-"""Content negotiation, RFC 9110 section 12.5.1."""
+"""Negotiate content (RFC 9110 section 12.5.1)."""
 
 import re
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)", re.IGNORECASE)
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
-    """The offer that ``accept`` prefers; among equals the earliest. Raise ``NotAcceptable``.
+    """Return the offer that ``accept`` prefers; among equals the earliest. Raise ``NotAcceptable``.
 
     Of several ranges that match, the most specific counts: ``*/*, text/plain;q=0`` refuses text/plain.
     """
@@ -23,13 +23,13 @@ def negotiate(accept: str | None, offers: Sequence[str]) -> str:
 
 
 def accepts_gzip(accept_encoding: str | None) -> bool:
-    """Tell whether a client takes an answer compressed as gzip: it has to say so."""
+    """Tell whether a client says that it accepts gzip."""
     codings = [_media_range(part) for part in (accept_encoding or "").split(",")]
     return any(coding in {"gzip", "x-gzip"} and quality > 0 for coding, quality in codings)
 
 
 def _media_range(part: str) -> tuple[str, float]:
-    """``text/*;q=0.5`` -> its type and quality. Parameters other than q narrow nothing that is offered."""
+    """Parse ``text/*;q=0.5`` into its type and quality. Ignore other parameters: no offer has any."""
     media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
     for parameter in parameters:
         if (match := QUALITY.fullmatch(parameter)) is not None:

@@ -1,7 +1,7 @@
-"""What OpenAPI says of bodies and answers, in the terms that generators of clients read.
+"""Describe bodies and answers in OpenAPI, in terms that client generators read.
 
-Operations are tagged and named by their routes. Shapes that FastAPI does not meet, because routes answer with
-responses of their own, are named by ``$ref`` and added in ``Application``.
+Routes set the tags and names of operations. Routes that answer with their own responses name their shapes by
+``$ref``, because FastAPI does not see those; ``Application`` adds the shapes.
 """
 
 from collections.abc import Callable, Iterable
@@ -44,19 +44,19 @@ TAGS = [
 ]
 
 REFUSALS = (Unauthorized, Forbidden, HostRefused, InternalError, StorageUnavailable, StorageFull)
-"""What any route may answer that asks for a key."""
+"""Errors that any route that needs a key may answer."""
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has any."},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
 }
 SECURITY: list[dict[str, list[str]]] = [{}, {"bearer": []}, {"header": []}]
-"""None at all is the first: a service without keys asks for none."""
+"""Ways to authenticate. The first is none at all, for a service without keys."""
 
 Responses = dict[int | str, dict[str, Any]]
 
 
 class Application(FastAPI):
-    """FastAPI whose document has the components that routes name by ``$ref``."""
+    """FastAPI whose OpenAPI document has the components that routes name by ``$ref``."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
@@ -68,7 +68,7 @@ class Application(FastAPI):
 
 
 def problems(*only: type[ParseError]) -> Responses:
-    """The codes that come with each error status, with an example of each. None named: all."""
+    """Return the error codes of each status, with an example of each. Without arguments: of all errors."""
     by_status: dict[int, list[type[ParseError]]] = {}
     for error in only or all_errors():
         by_status.setdefault(error.status, []).append(error)
@@ -80,7 +80,7 @@ def dialect_errors(
     body: Callable[[ParseError], Any],
     status: Callable[[ParseError], int] = lambda error: error.status,
 ) -> Responses:
-    """The same in a dialect's shape: the codes that come with each error status, with an example of each."""
+    """Return the error codes of each status, with an example of each, in the shape of a dialect."""
     by_status: dict[int, list[ParseError]] = {}
     for kind in all_errors():
         error = kind()
@@ -103,12 +103,12 @@ def dialect_errors(
 
 
 def json_schema(body: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a JSON body, whole."""
+    """Return the schema of a JSON body, with all definitions inlined."""
     return _inlined(_untitled(body.model_json_schema()))
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put definitions where they are used: inside a body, a reference to ``#/$defs`` leads nowhere."""
+    """Put definitions where they are used. Inside a body, a reference to ``#/$defs`` leads nowhere."""
     definitions: dict[str, Any] = schema.pop("$defs", {})
 
     def whole(value: Any) -> Any:
@@ -138,17 +138,18 @@ def _problem(errors: Iterable[type[ParseError]]) -> dict[str, Any]:
 
 
 def example(value: Any) -> dict[str, Any]:
-    """The content of a JSON answer; its schema is that of the route's model."""
+    """Return the content of a JSON answer, with an example. Its schema is that of the route's model."""
     return {JSON: {"example": value}}
 
 
 def text_of(answer: dict[str, Any]) -> dict[str, Any]:
-    """The content of a document's answer as text."""
+    """Return the content of a document's answer as text, with an example."""
     return {**TEXT, "example": answer["markdown"] + "\n"}
 
 
 def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name_url: bool) -> dict[str, Any]:
-    """A document and its options, as a form or as JSON; or the document alone, options in the address."""
+    """Describe a request body: a form or JSON, with options; or the document itself, with options in the
+    query."""
     in_json = {"document": {"summary": "A document, as base64", "value": JSON_BODY}}
     if may_name_url:
         in_json["address"] = {"summary": "The address of a document", "value": URL_BODY}
@@ -163,9 +164,9 @@ def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name
 
 
 def form_schema(form: type[BaseModel]) -> dict[str, Any]:
-    """The schema of a form. A form has no null: a field that may be left out is merely not required.
+    """Return the schema of a form. A form has no null, so an optional field is only marked as not required.
 
-    Generators take a file for one only where its schema is a string of format ``binary``, alone.
+    Generators recognise a file only if its schema is exactly a string of format ``binary``.
     """
     schema = _untitled(form.model_json_schema())
     schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
@@ -181,5 +182,5 @@ def _without_null(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def _untitled(schema: dict[str, Any]) -> dict[str, Any]:
-    """Generators name a body after its operation; a title of ours would be added to that."""
+    """Remove the title of a schema. Generators name a body after its operation and would append the title."""
     return {name: value for name, value in schema.items() if name != "title"}

@@ -1,4 +1,4 @@
-"""From a request to an accepted job: what ``POST /v1/parse`` and ``POST /v1/jobs`` have in common."""
+"""Turn a request into an accepted job, for ``POST /v1/parse`` and ``POST /v1/jobs``."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -31,9 +31,9 @@ async def receive_document(
     may_name_url: bool = False,
     place_more: Callable[[], Path] | None = None,
 ) -> tuple[Upload, F]:
-    """The body's document, spooled to ``path``, and its options, checked.
+    """Spool the body's document to ``path``. Return it with its checked options.
 
-    ``place_more`` gives a path for each of several files, where there may be several.
+    ``place_more`` gives a path for each of several files, where several are allowed.
     """
     is_raw = is_document(request.headers.get("content-type", ""))
     if request.query_params and not is_raw:
@@ -68,7 +68,7 @@ def _once(items: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 async def fetched(service: Service, url: str, path: Path) -> Source:
-    """The document at an address that a client named."""
+    """Download the document at an address that a client named, and tell its format."""
     with disk_errors():
         await service.http.download(url, path)
     return sniff_file(path)
@@ -82,12 +82,15 @@ async def submit(
     submission: Submission,
     number: int | None = None,
 ) -> tuple[Job, bool]:
-    """The job of a document, and whether it is new. ``number``: of one of several documents of a request."""
+    """Return the job of a document, and whether it is new.
+
+    ``number``: index among several documents of a request.
+    """
     key = request.headers.get("idempotency-key")
     if key is not None and not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
         raise BadOption(f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} characters")
     if key is not None and number is not None:
-        key = f"{key}\n{number}"  # which no header has in it
+        key = f"{key}\n{number}"  # no header has a line break
     caller = caller_of(request)
     submission = replace(submission, client=caller.client, key=caller.key, idempotency_key=key)
     job, is_new = await service.jobs.submit(source, fields.options(service.settings), submission)
@@ -102,7 +105,7 @@ async def submit_each(
     fields: OptionFields,
     submission: Submission,
 ) -> list[Job | ParseError]:
-    """The job of each file, or why it has none. Raise ``BadOption``, which is no file's fault."""
+    """Return the job of each file, or its error. Raise ``BadOption``, which concerns all files."""
     found: list[Job | ParseError] = []
     for number, file in enumerate(files):
         try:
@@ -115,5 +118,5 @@ async def submit_each(
         else:
             found.append(job)
         finally:
-            file.path.unlink(missing_ok=True)  # the job has it
+            file.path.unlink(missing_ok=True)  # the job has its own copy
     return found

@@ -1,10 +1,10 @@
-"""What came of ended jobs, as answers: made in threads, few large ones at a time, and sent in pieces.
+"""Make answers from ended jobs: in threads, few large ones at a time, sent in pieces.
 
 A document is put together once, for its text, and then read again from the database a few pages at a time,
-while they are sent. So a client that is slow, or many of them, hold no documents in memory.
+while it is sent. So slow clients, or many clients, hold no documents in memory.
 
-Whatever takes the interpreter's lock for long keeps the event loop from answering anybody. So large results
-have few threads, which they share piece by piece, and nothing large is serialised by one call.
+Code that holds the interpreter's lock for long blocks the event loop for everybody. So large results have few
+threads, which they share piece by piece, and no single call serialises anything large.
 """
 
 import asyncio
@@ -34,27 +34,27 @@ from app.output.pages import Joined, join_pages
 from app.processes import give_back_freed_memory
 
 CHUNK_CHARS = 2**17
-"""What is sent, and compressed, at a time."""
+"""How much is sent, and compressed, at a time."""
 GZIP_LEVEL = 4
 GZIP_WBITS = 31  # zlib's name for the gzip format
 BATCH_PAGES = 8
 """Pages read from the database at a time."""
 FEW_PAGES = 16
-"""Documents of so many pages are put together in milliseconds, and do not wait for large ones."""
+"""Documents with up to this many pages take milliseconds, and do not wait for large ones."""
 NUM_LARGE = 1
 NUM_SMALL = 8
 NUM_SENDING = 2
-"""Threads that prepare pieces of large results: each one more makes everybody's answers later."""
+"""Threads that prepare pieces of large results. Each further thread delays all other answers."""
 TIDY_AFTER_S = 1.0
 MAX_WAITING = 256
-"""Results that wait to be put together; more are refused."""
+"""Most results that wait to be put together; more are refused."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An answer in JSON without its pages, which are read while it is sent."""
+    """A JSON answer without its pages, which are read while it is sent."""
 
     status: Status
     job: Job
@@ -62,19 +62,19 @@ class Result:
     text: str
     """The pages as one text."""
     frame: tuple[str, str, str]
-    """JSON before the text, between it and the pages, and after those."""
+    """The JSON before the text, between text and pages, and after the pages."""
     num_pages: int = 0
     types: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Types of the blocks of pages with running heads and feet, by the page's index."""
     dollars: bool = False
     address: Address | None = relative
-    """Where Markdown refers to figures; ``None``: not at all."""
+    """Gives the figures' addresses in Markdown; ``None``: figures are not referred to."""
     only: Container[int] | None = None
-    """Pages of a job that goes on, by their index: later ones are not in the text. ``None``: all."""
+    """Indices of the pages in the text of an unfinished job; later pages are left out. ``None``: all."""
     embedding: Embedding | None = None
 
     def pieces(self, store: Store) -> Iterator[Piece]:
-        """Give the answer's text, in a thread. Raise ``Expired`` when pages are gone meanwhile."""
+        """Yield the answer's text, in a thread. Raise ``Expired`` when pages have gone meanwhile."""
         pieces = self._pieces(store)
         yield from pieces if self.embedding is None else self.embedding.filled(pieces)
 
@@ -110,7 +110,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An answer in another format than JSON, made but for its images."""
+    """An answer in a format other than JSON, complete but for its images."""
 
     status: Status
     job: Job
@@ -119,12 +119,12 @@ class Made:
     embedding: Embedding | None = None
 
     def pieces(self, _: Store) -> Iterator[Piece]:
-        """Give the answer, in a thread. Raise ``Expired`` when images are gone meanwhile."""
+        """Yield the answer, in a thread. Raise ``Expired`` when images have gone meanwhile."""
         yield from self.made if self.embedding is None else self.embedding.filled(self.made)
 
 
 class Results:
-    """Puts answers together, and gives their parts, few at a time."""
+    """Puts answers together and yields their parts, few at a time."""
 
     def __init__(self, jobs: Jobs, tmp_dir: Path) -> None:
         self._jobs = jobs
@@ -150,10 +150,10 @@ class Results:
         *,
         pages_so_far: bool = False,
     ) -> Result | Made:
-        """Put the answer of an ended job together. Raise its own error, or ``NotFinished``.
+        """Put together the answer of an ended job. Raise its own error, or ``NotFinished``.
 
-        ``root``: the path before every address of this service, for links to figures. ``pages_so_far``: also
-        of a job that has not ended.
+        ``root``: the path before every address of this service, for links to figures. ``pages_so_far``:
+        also accept a job that has not ended.
         """
         return await self.made(
             job,
@@ -165,7 +165,7 @@ class Results:
     async def made(
         self, job: Job, make: Callable[[], T], *, is_heavy: bool = False, pages_so_far: bool = False
     ) -> T:
-        """Make something of a job, in a thread. Raise the job's own error, or ``NotFinished``."""
+        """Call ``make`` for a job, in a thread. Raise the job's own error, or ``NotFinished``."""
         if not (pages_so_far and job.is_open):
             await self._jobs.raise_if_no_document(job)
         if self._num_waiting >= MAX_WAITING:
@@ -179,7 +179,7 @@ class Results:
             self._num_waiting -= 1
 
     def document(self, job: Job) -> ParsedDocument:
-        """Read an ended job's document, in a thread. Raise its error if no page of it was read."""
+        """Read an ended job's document, in a thread. Raise its error if none of its pages was read."""
         document = self._jobs.read_document(job)
         raise_if_unread(document)
         return document
@@ -234,7 +234,10 @@ class Results:
             raise Expired("the job ended longer ago than results are kept") from error
 
     async def parts(self, parts: Iterator[bytes], *, is_large: bool = True) -> AsyncIterator[bytes]:
-        """Take each part in a thread, when the one before it is sent. Those of large results take turns."""
+        """Take each part in a thread, once the one before it is sent.
+
+        Parts of large results share few threads.
+        """
         threads = self._sending if is_large else None
         loop = asyncio.get_running_loop()
         self._num_large += is_large
@@ -247,7 +250,7 @@ class Results:
                 loop.call_later(TIDY_AFTER_S, self._tidy)
 
     def _tidy(self) -> None:
-        """Give memory back when no large result is sent any more."""
+        """Give memory back when no large result is being sent."""
         if not self._num_large and not self._is_closed:
             self._sending.submit(give_back_freed_memory)
 
@@ -257,7 +260,10 @@ class Results:
 
 
 def _address(form: Format, options: AnswerOptions, base: str, embedding: Embedding) -> Address | None:
-    """Return where an answer refers to its figures. Files that contain them have their own way."""
+    """Return the function that gives figures' addresses in an answer.
+
+    Files that contain figures have their own.
+    """
     images = (
         form.images if options.images is None or form.is_file or form.images == "none" else options.images
     )
@@ -272,7 +278,7 @@ def _address(form: Format, options: AnswerOptions, base: str, embedding: Embeddi
 
 
 def _slices(text: str) -> Iterator[str]:
-    """Cut a text after line ends, so that signs of figures stay whole."""
+    """Cut a text after line ends, so that placeholders of figures stay whole."""
     start = 0
     while start < len(text):
         end = text.find("\n", start + CHUNK_CHARS) + 1 or len(text)
@@ -289,7 +295,7 @@ def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, 
 
 
 def chunks(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """Gather pieces into chunks that are worth sending, and none that is much larger."""
+    """Gather pieces into chunks of about ``CHUNK_CHARS``."""
     gathered = bytearray()
     for piece in pieces:
         for at in range(0, len(piece), CHUNK_CHARS):

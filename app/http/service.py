@@ -1,4 +1,4 @@
-"""What the routes are served by: one object, made by ``create_app``, at ``request.app.state.service``."""
+"""The object that serves all routes. ``create_app`` makes it, at ``request.app.state.service``."""
 
 import asyncio
 from collections.abc import Iterator
@@ -31,13 +31,16 @@ class Service:
     meter: MetricsFeed
     results: Results
     is_ending: bool = field(default=False, init=False)
-    """The process ends as soon as its requests are answered."""
+    """Whether the process ends as soon as its requests are answered."""
     _num_documents: int = field(default=0, init=False)
     _metering: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place for one document, before its first byte. Raise ``Overloaded`` or ``NotReady`` at once."""
+        """Reserve a place for one document, before its first byte.
+
+        Raise ``Overloaded`` or ``NotReady`` at once.
+        """
         if self.is_ending:
             raise NotReady(ENDING)
         if self._num_documents >= self.settings.max_documents:
@@ -51,7 +54,10 @@ class Service:
             self.metrics.documents_in_flight.set(self._num_documents)
 
     def let_go(self) -> None:
-        """Take no more documents, and answer whoever waits now: their jobs go on without this process."""
+        """Accept no more documents, and answer waiting clients now.
+
+        Their jobs continue without this process.
+        """
         self.is_ending = True
         self.jobs.watcher.close()
 
@@ -69,7 +75,7 @@ class Service:
                     self.metrics.jobs.labels(status).inc()
 
     def check_ready(self) -> None:
-        """Who waits for an answer is told at once that nobody reads. Raise ``NotReady``."""
+        """Raise ``NotReady`` if no worker can read, so that a client that would wait is told at once."""
         readiness = self.jobs.readiness
         if not readiness.ready:
             raise NotReady(readiness.detail, phase=readiness.phase)
@@ -81,7 +87,7 @@ def service_of(request: Request) -> Service:
 
 
 def note_job(request: Request, job_id: str) -> None:
-    """Let the request's line in the log name the job."""
+    """Make the request's log line name the job."""
     request.scope["job_id"] = job_id
 
 

@@ -1,4 +1,4 @@
-"""Several files in one request: a job each, and one answer with what became of each, in their order."""
+"""Handle several files in one request: a job for each, and one answer with all outcomes in order."""
 
 import asyncio
 import json
@@ -30,13 +30,13 @@ MULTI_STATUS = 207
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What became of a file: one of these."""
+    """The outcome of one file: a document, a job, or an error."""
 
     filename: str
     became: Result | Made | JobShape | ParseError
 
     def pieces(self, store: Store) -> Iterator[Piece]:
-        """Give it as JSON, in a thread."""
+        """Yield the outcome as JSON, in a thread."""
         yield f'{{"filename":{json.dumps(self.filename)},'
         match self.became:
             case JobShape() as job:
@@ -82,7 +82,7 @@ async def parse_several(
     jobs: Sequence[Job | ParseError],
     wait_s: float,
 ) -> Response:
-    """Answer with the document of each file that is read in time, and the job of each other one."""
+    """Answer with the document of each file that is read in time, and with the job of every other file."""
     parsed = await while_connected(request, _parsed(request, service, jobs, wait_s))
     each = [Parsed(file.filename, became) for file, became in zip(files, parsed, strict=True)]
 

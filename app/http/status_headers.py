@@ -1,4 +1,4 @@
-"""Headers that say what a text answer cannot: the status, and which pages fall short.
+"""Tell in headers what a text answer cannot: the status, and which pages fall short.
 
 They are structured fields (RFC 9651).
 """
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Iterator
 from app.document import PageResult, ParsedDocument
 
 MAX_LISTED = 40
-"""Pages named in one header: proxies refuse headers of more than a few KiB."""
+"""Most pages named in one header, because proxies refuse headers of more than a few KiB."""
 
 
 def status_headers(document: ParsedDocument) -> dict[str, str]:
-    """Headers of a document's answer. Pages count from 1, as in the option ``pages``.
+    """Return the headers of a document's answer. Pages count from 1, as in the option ``pages``.
 
     ``RTPrune-Status: partial``
     ``RTPrune-Pages: total=9, failed=1, incomplete=1``
     ``RTPrune-Shortfalls: 2;code=length, 5;code=unreadable_page``, the first ``MAX_LISTED``
-    ``RTPrune-Warnings: 3;code=missing_glyphs``, likewise; finish reasons are among the shortfalls alone
+    ``RTPrune-Warnings: 3;code=missing_glyphs``, likewise, without the finish reasons listed as shortfalls
     """
     pages = document.pages
     num_failed = sum(page.failure is not None for page in pages)

@@ -19,14 +19,14 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.blobs")
 
 ANSWER_S = 5.0
-"""How long a blob store may take to answer; what its own library allows is minutes."""
+"""How long a blob store may take to answer. Its own library allows minutes."""
 MIN_BYTES_PER_S = 2**20
-"""Slower than this, a transfer is given up as one that hangs."""
+"""A transfer slower than this is given up as hanging."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 
 
 class Blobs:
-    """Documents by name. A name that was put is there for every machine before ``put`` returns."""
+    """Documents by name. When ``put`` returns, every machine can read the name."""
 
     def __init__(self, settings: Settings) -> None:
         url = settings.blob_url or str(settings.data_dir.resolve() / "blobs")
@@ -35,7 +35,10 @@ class Blobs:
         self._has_timeouts = bool(getattr(self._fs, "async_impl", False))
 
     def put(self, path: Path) -> str:
-        """Keep a file, on disk when this returns. The file itself may be moved away."""
+        """Store a file and return its name.
+
+        It is on disk when this returns. The file itself may be moved away.
+        """
         name = uuid.uuid4().hex
         with _storage_errors():
             target = self._path(name)
@@ -58,7 +61,7 @@ class Blobs:
 
     @contextlib.contextmanager
     def local(self, name: str, tmp_dir: Path) -> Iterator[Path]:
-        """A path of the document on this machine. Raise ``UnreadableFile`` if it is gone."""
+        """Give a path of the document on this machine. Raise ``UnreadableFile`` if it is gone."""
         target = self._path(name)
         if self._is_local:
             if not Path(target).exists():
@@ -84,7 +87,10 @@ class Blobs:
                 self._fs.rm_file(self._path(name), **self._timeout())
 
     def _timeout(self, num_bytes: int = 0) -> dict[str, float]:
-        """For one operation. What fsspec runs on its event loop takes one; the rest has its own."""
+        """Return the timeout argument for one operation, if the file system takes one.
+
+        The others have their own.
+        """
         return {"timeout": ANSWER_S + num_bytes / MIN_BYTES_PER_S} if self._has_timeouts else {}
 
     def _path(self, name: str) -> str:
@@ -93,7 +99,7 @@ class Blobs:
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -104,7 +110,7 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder and those around it, on disk when this returns."""
+    """Make a folder and its missing parents. They are on disk when this returns."""
     new = [one for one in (folder, *folder.parents) if not one.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for one in new:
@@ -121,7 +127,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Raise ``StorageFull`` for a disk without room, and nothing else."""
+    """Turn the ``OSError`` of a full or broken disk into ``StorageFull``. Let other errors pass."""
     try:
         yield
     except OSError as error:
@@ -132,7 +138,10 @@ def disk_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _remote_errors() -> Iterator[None]:
-    """Every file system of fsspec has errors of its own; what is no ``OSError`` is taken for an outage."""
+    """Turn errors of fsspec's file systems into ``StorageUnavailable``. An ``OSError`` passes unchanged.
+
+    Each file system has its own exception classes, so any other exception counts as an outage.
+    """
     try:
         yield
     except TimeoutError as error:  # an OSError, but not one of a disk

@@ -1,7 +1,7 @@
 """The database of jobs: SQLite in the data folder, or PostgreSQL for many machines.
 
-Two engines on one database. Ours begins writing transactions with the write lock, so that what was read in
-one still holds when it writes. DBOS has its own ways of beginning transactions and gets an engine of its own.
+One database has two engines. Ours begins writing transactions with the write lock, so that what a
+transaction read still holds when it writes. DBOS begins transactions differently and gets its own engine.
 """
 
 import asyncio
@@ -28,37 +28,44 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BUSY_MS = 4000
-"""Longest wait for SQLite's write lock in our own transactions; a client is told 503 after it."""
+"""Longest wait for SQLite's write lock in our own transactions. After it the client gets 503."""
 DBOS_BUSY_MS = 30_000
 CONNECT_S = 3
 ANSWER_S = 8.0
-"""Over what a lock or a new connection may take, so that those have their own say first."""
+"""Longest time for a short query.
+
+It exceeds the limits for a lock and a connection, so that those fail first.
+"""
 KEEPALIVES = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""A machine that went away says nothing; the system's own patience is hours."""
+"""How soon a dead machine is noticed. It sends nothing, and the system's default timeout is hours."""
 IDLE_IN_TRANSACTION_MS = 5000
-"""What a process that was stopped in the middle of a transaction holds locked, the server takes back after
-this: sooner than its lease expires, so that whoever takes over from it is not kept waiting."""
+"""After this the server ends the transaction of a stopped process and frees its locks.
+
+It is shorter than a lease, so that the process that takes over does not wait for the locks.
+"""
 SUBSEC_SINCE = (3, 42)
 """Version of SQLite that knows ``unixepoch('subsec')``, by which DBOS asks for the time since Python 3.12.
 
-In an older one, such as Debian 12's, it is NULL: connections get a function of that name there.
+Older versions, such as Debian 12's, return NULL: connections get a function of that name there.
 """
 POOL_SIZE = 10
 PING_AFTER_S = 1.0
-"""A connection that was not used for so long is asked whether it still is one: servers restart. One that is
-lost sooner costs a transaction, and takes all others of its time along."""
+"""A connection unused for this long is tested before use, because servers restart.
+
+Without the test, a transaction on a lost connection fails, and so do all others of that moment.
+"""
 FULL_MESSAGES = ("disk is full", "disk full", "No space left", "could not extend file", "disk I/O error")
 
 logger = logging.getLogger("rtprune.database")
 
 
 def database_url(settings: Settings) -> str:
-    """With the driver we use; ``postgres://`` as hosting services write it is read, too."""
+    """Return the URL with our driver. Accept ``postgres://``, which hosting services write."""
     if not settings.database_url:
         folder = settings.data_dir.resolve()
         return f"sqlite:///{folder / 'jobs.sqlite'}"
@@ -69,7 +76,7 @@ def database_url(settings: Settings) -> str:
 
 
 def open_engine(settings: Settings) -> sa.Engine:
-    """Open our database. ``for_writing`` and ``for_reading`` make transactions and queries of it."""
+    """Open our database. ``for_writing`` and ``for_reading`` derive engines for transactions and queries."""
     url = database_url(settings)
     if not url.startswith("sqlite"):
         return _postgres_engine(url)
@@ -87,19 +94,22 @@ def open_engine(settings: Settings) -> sa.Engine:
 
 
 def for_writing(engine: sa.Engine) -> sa.Engine:
-    """Its transactions begin with the write lock where there is one for all."""
+    """Return an engine whose transactions begin with the write lock, where the database has a single one."""
     return engine.execution_options(writes=True)
 
 
 def for_reading(engine: sa.Engine) -> sa.Engine:
-    """Without transactions: each query sees what is committed when it begins, and costs one round trip."""
-    if engine.dialect.name == "sqlite":  # whose connections have no transactions but those we begin
+    """Return an engine without transactions. Each query sees what is committed when it begins.
+
+    A query then costs one round trip.
+    """
+    if engine.dialect.name == "sqlite":  # its connections have only the transactions that we begin
         return engine.execution_options(reads=True)
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def open_dbos_engine(settings: Settings) -> sa.Engine:
-    """The engine DBOS uses: on SQLite with Python's implicit transactions, which its code expects."""
+    """Open the engine for DBOS. On SQLite it uses Python's implicit transactions, which DBOS expects."""
     url = database_url(settings)
     if not url.startswith("sqlite"):
         return _postgres_engine(url)
@@ -109,12 +119,12 @@ def open_dbos_engine(settings: Settings) -> sa.Engine:
 
 
 def migrate_dbos(settings: Settings) -> None:
-    """Create or upgrade the tables of DBOS. Processes that do it at the same time wait for each other."""
+    """Create or upgrade the tables of DBOS. Processes that do so at the same time wait for each other."""
     url = database_url(settings)
     if url.startswith("sqlite"):
         _folder(url)
         with sqlite3.connect(make_url(url).database or "", timeout=DBOS_BUSY_MS / 1000) as connection:
-            # properties of the file, which all others inherit; the first only of one without tables yet
+            # Both are properties of the file. The first takes effect only before there are tables.
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
             connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
@@ -136,7 +146,7 @@ def _postgres_engine(url: str) -> sa.Engine:
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: Any) -> None:
-        # said here, not with the address: poolers between us and the server refuse unknown start-up options
+        # set here, not in the URL: connection poolers refuse unknown start-up options
         connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")
         connection.commit()
 
@@ -162,23 +172,23 @@ def _on_connect(engine: sa.Engine, *, isolation_level: str | None, busy_ms: int)
         connection.isolation_level = isolation_level
         connection.execute(f"PRAGMA busy_timeout={busy_ms}")
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA secure_delete=ON")  # the text of a document that is over is to be gone
+        connection.execute("PRAGMA secure_delete=ON")  # erase the text of deleted documents
         if sqlite3.sqlite_version_info < SUBSEC_SINCE:
             connection.create_function("unixepoch", -1, _unixepoch)
-        # Acceptance alone asks for FULL: with WAL, what NORMAL may lose to a power cut is work to be done
-        # again, and the next FULL commit takes all before it along.
+        # Only acceptance uses FULL. With WAL, a power cut under NORMAL loses work that is then done again,
+        # and the next FULL commit also makes all earlier commits durable.
         connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _unixepoch(*arguments: str) -> float | int:
-    """Give the time as ``unixepoch('subsec')`` does, and without arguments in whole seconds."""
+    """Return the time as ``unixepoch('subsec')`` does; without arguments, in whole seconds."""
     if not set(arguments) <= {"now", "subsec", "subsecond"}:
         raise ValueError("unixepoch is known here for the present time alone")
     return time.time() if {"subsec", "subsecond"} & set(arguments) else int(time.time())
 
 
 async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a short query in a thread. A database that hangs counts as one that is away.
+    """Run a short query in a thread. A database that hangs counts as unavailable.
 
     Raise ``StorageUnavailable`` or ``StorageFull``.
     """
@@ -191,7 +201,7 @@ async def promptly(read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """``StorageFull`` or ``StorageUnavailable`` for what drivers raise when a database or its disk fails."""
+    """Turn errors of database drivers and disks into ``StorageFull`` or ``StorageUnavailable``."""
     try:
         yield
     except (OperationalError, InterfaceError, sa.exc.TimeoutError) as error:

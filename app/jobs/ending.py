@@ -1,4 +1,4 @@
-"""The one log line of a job's end, written by the process whose transaction ended it."""
+"""Log the end of a job in one line. The process whose transaction ended the job writes it."""
 
 import logging
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ ENDED = (
     jobs.c.created_at,
     jobs.c.finished_at,
 )
-"""What the line is made of."""
+"""The columns that the log line needs."""
 
 
 def log_end(job: sa.RowMapping | Mapping[str, Any], code: str | None = None) -> None:
-    """Log that a job has ended, once its transaction is committed. ``code``: why it failed as a whole."""
+    """Log that a job has ended, once its transaction is committed. ``code``: why the whole job failed."""
     counts = {
         "pages": job["num_pages"],
         "done": job["num_done"],

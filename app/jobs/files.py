@@ -1,4 +1,4 @@
-"""Files that clients uploaded to name them later: each belongs to its client and has a lifetime."""
+"""Files that clients upload and name in later requests. Each belongs to its client and has a lifetime."""
 
 import logging
 import uuid
@@ -22,7 +22,7 @@ EXPIRY_BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that was uploaded. ``created_at``: seconds since 1970."""
+    """An uploaded file. ``created_at``: seconds since 1970."""
 
     id: str
     client: str
@@ -35,7 +35,7 @@ class StoredFile:
 
 
 class Files:
-    """Keeps files. Each method blocks, and raises ``StorageUnavailable`` or ``StorageFull``."""
+    """The uploaded files. Each method blocks, and raises ``StorageUnavailable`` or ``StorageFull``."""
 
     def __init__(self, store: Store, blobs: Blobs) -> None:
         self._store = store
@@ -44,7 +44,10 @@ class Files:
     def add(
         self, client: str, path: Path, filename: str, purpose: str, media_type: str, *, most: int
     ) -> StoredFile:
-        """Keep a file, on disk when this returns; it is moved away. Raise ``TooManyFiles``."""
+        """Store a file, moving it away from ``path``. It is on disk when this returns.
+
+        Raise ``TooManyFiles`` when the client already has ``most`` files.
+        """
         num_bytes = path.stat().st_size
         with self._store.reading() as c:
             self._check_room(c, client, most)
@@ -74,7 +77,7 @@ class Files:
             raise TooManyFiles(f"{most} files are kept for one client; delete some")
 
     def file(self, file_id: str, client: str, lifetime_s: float) -> StoredFile:
-        """Raise ``NotFound``: it never was, is gone, or is somebody else's."""
+        """Return a file. Raise ``NotFound`` if it never existed, is gone, or belongs to another client."""
         query = sa.select(files).where(files.c.id == file_id, files.c.client == client)
         with self._store.reading() as c:
             row = c.execute(query.where(files.c.created_at >= now(c) - lifetime_s)).mappings().first()
@@ -83,7 +86,7 @@ class Files:
         return StoredFile(**row)
 
     def listed(self, client: str, lifetime_s: float) -> list[StoredFile]:
-        """Files of a client, newest first."""
+        """List the files of a client, newest first."""
         with self._store.reading() as c:
             query = sa.select(files).where(
                 files.c.client == client, files.c.created_at >= now(c) - lifetime_s
@@ -92,17 +95,16 @@ class Files:
         return [StoredFile(**row) for row in rows]
 
     def local(self, file: StoredFile, tmp_dir: Path) -> AbstractContextManager[Path]:
-        """Give a path of the file on this machine, not to be changed."""
+        """Give a path of the file on this machine. Do not change the file."""
         return self._blobs.local(file.blob, tmp_dir)
 
     def remove(self, file: StoredFile) -> None:
-        """Remove a file."""
         self._blobs.remove(file.blob)
         with self._store.writing() as c:
             c.execute(sa.delete(files).where(files.c.id == file.id))
 
     def expire(self, lifetime_s: float) -> None:
-        """Remove files that are over their lifetime."""
+        """Remove files that are older than their lifetime."""
         with self._store.reading() as c:
             over = sa.select(files).where(files.c.created_at < now(c) - lifetime_s).limit(EXPIRY_BATCH)
             rows = c.execute(over).mappings().all()

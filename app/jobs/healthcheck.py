@@ -1,4 +1,4 @@
-"""``python -m app.jobs.healthcheck``: whether a worker of this machine has its model. For health checks."""
+"""Tell whether a worker on this machine has loaded its model: ``python -m app.jobs.healthcheck``."""
 
 import socket
 import sys
@@ -11,7 +11,7 @@ from app.settings import Settings
 
 
 def main() -> int:
-    """Exit status: 0 ready, 1 not."""
+    """Return the exit status: 0 if a worker is ready, else 1."""
     store = Store(open_engine(Settings()))
     try:
         alive = Leases(store).alive()

@@ -1,7 +1,7 @@
 """Images of a job's pages: figures that were cut out, and pictures of whole pages.
 
-Written in the transaction of their page's result, so that no result names an image that is not there, and
-removed with it when the job's lifetime is over.
+They are written in the transaction of their page's result, so that every image named in a result exists.
+They are removed with the result when its lifetime is over.
 """
 
 import json
@@ -39,13 +39,13 @@ class StoredImage:
 
 
 class Images:
-    """Reads images. A method is a query; raises ``StorageUnavailable`` or ``StorageFull``."""
+    """Reads images. Each method is one query and raises ``StorageUnavailable`` or ``StorageFull``."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def picture(self, job_id: str, name: str) -> Picture:
-        """Return an image. Raise ``NotFound``."""
+        """Return an image with its bytes. Raise ``NotFound``."""
         query = sa.select(images).where(images.c.job_id == job_id, images.c.name == name)
         with self._store.reading() as c:
             row = c.execute(query).first()
@@ -54,7 +54,7 @@ class Images:
         return Picture(row.name, row.media_type, row.data, row.width, row.height, _box(row.bbox))
 
     def described(self, job_id: str, page: int | None = None) -> list[StoredImage]:
-        """List the images of a job, or of one of its pages, in the order of pages."""
+        """List the images of a job, or of one of its pages, in page order, without their bytes."""
         query = sa.select(*_DESCRIBED).where(images.c.job_id == job_id)
         if page is not None:
             query = query.where(images.c.page == page)
@@ -68,7 +68,7 @@ class Images:
 
 
 def image_rows(job_id: str, page: int, pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Return the rows of a page's images."""
+    """Return the table rows for a page's images."""
     return [
         {
             "job_id": job_id,

@@ -1,4 +1,4 @@
-"""The nouns of jobs: the request, its progress, its outcome."""
+"""A job's request, progress and pages, and how they are stored as JSON."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,10 @@ _FAILURE: TypeAdapter[Failure] = TypeAdapter(Failure)
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """An accepted job: everything a worker needs. ``pages``: disjoint 0-based ranges, never expanded."""
+    """A job that is being accepted: everything a worker needs.
+
+    ``pages``: disjoint 0-based ranges, never expanded.
+    """
 
     id: str
     client: str
@@ -43,7 +46,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An accepted job, as its row tells. Times are seconds since 1970; ``None``: not yet."""
+    """An accepted job as its row describes it. Times are seconds since 1970; ``None``: not yet."""
 
     id: str
     client: str
@@ -83,7 +86,7 @@ class Job:
         return cls(**fields)
 
     def batch(self, number: int) -> list[int]:
-        """0-based pages of one unit of queued work."""
+        """Return the 0-based pages of a batch, the unit of queued work."""
         first = number * self.batch_pages
         chosen: list[int] = []
         for pages in self.pages:
@@ -96,7 +99,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class PageEvent:
-    """A finished page. ``seq`` counts the pages of a job as they were finished, from 1, without a gap."""
+    """A finished page. ``seq`` counts the pages of a job as they finish, from 1, without gaps."""
 
     seq: int
     page: PageResult
@@ -115,8 +118,11 @@ def decode_ranges(text: str) -> tuple[range, ...]:
 
 
 def encode_page(page: PageResult) -> str:
-    """Raise ``ValueError`` for numbers that JSON does not have."""
-    # pictures are bytes, and have a table of their own
+    """Encode a page as JSON, without its pictures.
+
+    Raise ``ValueError`` for numbers that JSON does not have.
+    """
+    # pictures are bytes and stand in their own table
     return json.dumps(_PAGE.dump_python(page, mode="json", exclude={"pictures"}), allow_nan=False)
 
 

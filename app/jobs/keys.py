@@ -1,4 +1,4 @@
-"""API keys: who may ask for what, and how much. Only hashes of keys are kept."""
+"""API keys: what their holders may do, and how much. Only hashes of keys are stored."""
 
 import hashlib
 import re
@@ -18,22 +18,25 @@ from app.jobs.tables import keys, now
 from app.settings import Settings
 
 Scope = Literal["read", "submit", "admin"]
-"""What a key may do; each includes those before it. ``admin`` also sees the jobs of others."""
+"""What a key may do. Each scope includes those before it. ``admin`` also sees the jobs of others."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 KEY_PREFIX = "rtp_"
-KEY_BYTES = 32  # nobody guesses one, so a fast hash keeps it safe
+KEY_BYTES = 32  # too many to guess, so a fast hash is safe
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key without its secret. ``None`` as a limit: the service's default, or none."""
+    """An API key without its secret. A limit of ``None`` means the service's default, or no limit."""
 
     name: str
     hash: str
     owner: str
-    """Whose jobs these are: keys with the same owner share them, and a new key takes over from an old one."""
+    """The client whose jobs the key reaches.
+
+    Keys with the same owner share jobs, so a new key can replace an old one.
+    """
     scope: Scope
     max_jobs: int | None
     pages_per_minute: int | None
@@ -46,7 +49,7 @@ class Key:
 
     @property
     def quota(self) -> Quota | None:
-        """Return what the key may have of pages; ``None``: as many as it likes."""
+        """Return the key's quota of pages; ``None``: unlimited."""
         return None if self.pages_per_minute is None else Quota(self.name, self.pages_per_minute)
 
     def reaches(self, scope: Scope) -> bool:
@@ -55,18 +58,21 @@ class Key:
 
 
 def key_hash(secret: str) -> str:
-    """Hash a key as it is stored."""
+    """Return the hash of a key's secret, as it is stored."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 class Keys:
-    """The table of keys. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
+    """The table of keys.
+
+    Each method is one transaction and raises ``StorageUnavailable`` or ``StorageFull``.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def all(self) -> list[Key]:
-        """List every key that was ever made, revoked ones too, oldest first."""
+        """List every key ever made, revoked ones too, oldest first."""
         with self._store.reading() as c:
             return [
                 Key.of(dict(row)) for row in c.execute(sa.select(keys).order_by(keys.c.created_at)).mappings()
@@ -80,7 +86,10 @@ class Keys:
         max_jobs: int | None = None,
         pages_per_minute: int | None = None,
     ) -> str:
-        """Make a key and return its secret, which is shown this once. Raise ``ValueError`` for a bad name."""
+        """Make a key and return its secret, which cannot be shown again.
+
+        Raise ``ValueError`` for a bad argument.
+        """
         owner = owner or name
         if not (NAME.fullmatch(name) and NAME.fullmatch(owner)):
             raise ValueError("a name has 1 to 64 of A-Z a-z 0-9 . _ - and begins with a letter or digit")
@@ -107,7 +116,7 @@ class Keys:
         return secret
 
     def revoke(self, name: str) -> bool:
-        """Let a key open nothing any more. False when there is no such key, or it was revoked before."""
+        """Revoke a key. Return False when there is no such key, or it was revoked before."""
         with self._store.writing(durable=True) as c:
             valid = sa.update(keys).where(keys.c.name == name, keys.c.revoked_at.is_(None))
             return bool(c.execute(valid.values(revoked_at=now(c))).rowcount)
@@ -115,7 +124,7 @@ class Keys:
 
 @contextmanager
 def open_keys(settings: Settings) -> Iterator[Keys]:
-    """The keys of the service with these settings, for programs. Its tables are made if they are missing."""
+    """Open the keys of the service with these settings, for command-line programs. Make missing tables."""
     store = Store(open_engine(settings))
     try:
         with storage_errors():

@@ -1,8 +1,8 @@
-"""Leases of workers, takeover of what expired, and the end of results' lifetimes.
+"""Leases of workers, takeover of expired ones, and the end of results' lifetimes.
 
-A worker's id is that of its DBOS executor. It renews its lease while its event loop turns; whoever finds a
-lease expired takes over the work that was claimed under it. A worker that was only slow does no harm: it
-renews, and what it still writes is ignored where another was faster.
+A worker's id is that of its DBOS executor. It renews its lease while its event loop runs. Another worker
+that finds the lease expired takes over the work claimed under it. A worker that was only slow does no harm:
+it renews its lease, and its late results are ignored where another worker was faster.
 """
 
 import json
@@ -21,9 +21,9 @@ from app.jobs.tables import attempts, images, jobs, now, pages, workers
 LEASE_S = 6.0
 HEARTBEAT_S = 2.0
 ADOPTION_S = 5.0
-"""Time to take over from one worker; if the adopter dies meanwhile, another one may try."""
+"""Time to take over from one worker. If the adopter dies meanwhile, another worker may try."""
 TOMBSTONES = 7
-"""A job is remembered, to answer 410, for this many lifetimes of a result."""
+"""A job is remembered for this many result lifetimes, so that requests for it get 410."""
 EXPIRY_BATCH = 200
 
 
@@ -48,13 +48,16 @@ class WorkerState:
 
 
 class Leases:
-    """Know which workers are alive, and take over from those that are not."""
+    """The table of workers: which are alive, and which have left work to take over."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def renew(self, worker: WorkerState, lease_s: float = LEASE_S) -> None:
-        """Take or prolong a lease. One that expired is taken again; work that others adopted stays theirs."""
+        """Take or prolong a lease.
+
+        An expired lease can be taken again; work that others adopted stays theirs.
+        """
         with self._store.writing() as c:
             row = {
                 "host": worker.host,
@@ -70,7 +73,7 @@ class Leases:
             c.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
 
     def expire(self, worker_id: str) -> None:
-        """Give the lease up: others need not wait for what this worker had."""
+        """Give up the lease at once, so that others need not wait to take over this worker's work."""
         with self._store.writing() as c:
             gone = {"ready": False, "phase": "starting", "expires_at": 0.0}
             c.execute(sa.update(workers).where(workers.c.id == worker_id).values(**gone))
@@ -96,7 +99,7 @@ class Leases:
         return next((worker for worker in self.alive() if worker.id == worker_id), None)
 
     def claim_expired(self, own_id: str) -> str | None:
-        """The id of a worker whose lease expired, now this caller's to take over from."""
+        """Claim one worker whose lease expired, and return its id. The caller then takes over its work."""
         with self._store.reading() as c:
             over = sa.select(workers.c.id).where(workers.c.expires_at <= now(c), workers.c.id != own_id)
             expired = list(c.execute(over).scalars())
@@ -111,12 +114,15 @@ class Leases:
         return None
 
     def forget(self, worker_id: str) -> None:
-        """Nothing is left of this worker."""
+        """Remove a worker whose work has been taken over."""
         with self._store.writing() as c:
             c.execute(sa.delete(workers).where(workers.c.id == worker_id))
 
     def stranded(self, idle_s: float) -> list[Job]:
-        """Unfinished jobs of which nothing was heard for long. Whether work for them waits, DBOS knows."""
+        """Return unfinished jobs without activity for ``idle_s``.
+
+        Only DBOS knows whether work for them is queued.
+        """
         with self._store.reading() as c:
             query = sa.select(jobs).where(jobs.c.status.in_(OPEN), jobs.c.touched_at < now(c) - idle_s)
             rows = c.execute(query.order_by(jobs.c.touched_at).limit(EXPIRY_BATCH)).mappings()
@@ -132,7 +138,7 @@ class Leases:
             c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
 
     def expire_results(self, lifetime_s: float, queue: WorkQueue) -> None:
-        """Remove pages of jobs whose results are over their lifetime, and the workflows that made them."""
+        """Remove pages, images and workflows of jobs whose results are older than their lifetime."""
         with self._store.writing() as c:
             at = now(c)
             over = sa.select(jobs.c.id).where(jobs.c.finished_at < at - lifetime_s, jobs.c.options != "")

@@ -1,8 +1,8 @@
-"""Wake-ups: what processes tell each other so that they look at the database now, not at their next turn.
+"""Wake-ups between processes: look at the database now instead of at the next poll.
 
-A wake-up is a hint and may be lost. Whoever is woken reads the database; whoever is not looks every
-``pause_s``, so a lost one costs that long and nothing else. On PostgreSQL they go by LISTEN and NOTIFY, on
-SQLite by the socket between the API and the worker it supervises; other processes on SQLite poll.
+A wake-up is a hint and may be lost. A process that is woken reads the database. Without one it looks every
+``pause_s``, so a lost wake-up costs at most that time. On PostgreSQL wake-ups use LISTEN and NOTIFY. On
+SQLite they use the socket between the API and the worker it supervises; other processes on SQLite poll.
 """
 
 import asyncio
@@ -22,15 +22,16 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.notifications")
 
 Topic = Literal["work", "pages", "cancel"]
-"""Work was queued, in which queues; status or pages of jobs changed; jobs were cancelled."""
+"""``work``: queues got work. ``pages``: status or pages of jobs changed. ``cancel``: jobs were cancelled.
+"""
 Handler = Callable[[Collection[str]], None]
 Message = tuple[str, str]
 
 TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel")
 RELAXED_POLL_S = 1.0
-"""How often to look, at least, while wake-ups arrive."""
+"""Longest pause between two looks while wake-ups arrive."""
 ECHO_S = 10.0
-"""How often a listener sends itself a message, to know that others' would arrive."""
+"""How often a listener sends itself a message, to check that others' messages would arrive."""
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 MAX_UNSENT_BYTES = 2**16
@@ -50,13 +51,16 @@ class Notifications:
         """When anything came over the socket that is carried, on the loop's clock."""
 
     def on(self, topic: Topic, handler: Handler) -> None:
-        """Call ``handler`` with names, on the event loop. No names: it may have missed some."""
+        """Call ``handler`` with names on the event loop.
+
+        An empty collection means that some may have been missed.
+        """
         self._handlers.setdefault(topic, []).append(handler)
 
     def tell(self, topic: Topic, names: Iterable[str]) -> None:
-        """From any thread, after what it is about was committed. ``names``: ids of jobs, or queues for work.
+        """Announce a change, from any thread, after it is committed. Never raise, never wait.
 
-        Never raises, never waits.
+        ``names``: ids of jobs, or for the topic ``work`` names of queues.
         """
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
             self._loop.call_soon_threadsafe(self._tell, topic, list(names))
@@ -66,7 +70,7 @@ class Notifications:
         return max(poll_s, RELAXED_POLL_S) if self.arriving else poll_s
 
     async def run(self) -> None:
-        """Keep the way to other processes open, until cancelled."""
+        """Keep the connection to other processes open, until cancelled."""
 
     async def carry(self, end: socket.socket) -> None:
         """Use the socket between an API and its worker, until its other end is gone."""
@@ -74,11 +78,11 @@ class Notifications:
         self._end = end
         with contextlib.suppress(OSError):
             while await self._loop.sock_recv(end, 1024):
-                self.heard_at = self._loop.time()  # beats alone: wake-ups go another way
+                self.heard_at = self._loop.time()  # only beats: wake-ups use the database here
         self._end = None
 
     def beat(self) -> None:
-        """Let the other end of the socket hear that this process is alive, whatever the database does."""
+        """Show the other end of the socket that this process is alive, whatever state the database is in."""
         if self._end is not None:
             with contextlib.suppress(OSError):  # full: the other end does not read
                 self._end.send(b"\n")
@@ -86,7 +90,7 @@ class Notifications:
     def _tell(self, topic: Topic, names: list[str]) -> None:
         self._hear(topic, names)
         if not self._unsent:
-            # one message for what is told in the same turn of the loop
+            # one message for everything told in the same turn of the loop
             self._loop.call_soon(self._flush)
         self._unsent.update(dict.fromkeys((topic, name) for name in names))
 
@@ -95,7 +99,7 @@ class Notifications:
         self._send(list(unsent))
 
     def _send(self, messages: list[Message]) -> None:
-        """Pass on to other processes."""
+        """Send messages to other processes."""
 
     def _hear(self, topic: Topic, names: Collection[str]) -> None:
         for handler in self._handlers.get(topic, ()):
@@ -107,7 +111,7 @@ class Notifications:
 
 
 class SocketNotifications(Notifications):
-    """Between an API and the worker that it supervises."""
+    """Notifications between an API and the worker that it supervises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,16 +141,16 @@ class SocketNotifications(Notifications):
         self._write("".join(f"{topic} {name}\n" for topic, name in messages))
 
     def _write(self, text: str) -> None:
-        # who does not read, as a process that hangs, is not to fill our memory
+        # a process that hangs does not read: unsent text must not fill our memory
         if self._writer is not None and self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES:
             self._writer.write(text.encode())
 
 
 class PostgresNotifications(Notifications):
-    """LISTEN on one connection, NOTIFY on another.
+    """Notifications by LISTEN on one connection and NOTIFY on another.
 
-    Not in the transactions that messages are about: those that notify commit one after the other, syncs to
-    disk included.
+    NOTIFY does not run in the transactions that messages are about: PostgreSQL commits notifying transactions
+    one after the other, including their disk syncs.
     """
 
     def __init__(self, url: str) -> None:
@@ -198,7 +202,7 @@ class PostgresNotifications(Notifications):
                 if not self.arriving:
                     self.arriving = True
                     self._hear_all()
-            if not echoed:  # the other side is gone, or a pooler keeps what is meant for us
+            if not echoed:  # the server is gone, or a connection pooler keeps our messages
                 raise psycopg.OperationalError("wake-ups do not come back")
 
     async def _notify(self, connection: psycopg.AsyncConnection) -> None:
@@ -228,6 +232,6 @@ def _channel(topic: Topic) -> str:
 
 
 def open_notifications(settings: Settings) -> Notifications:
-    """On the running event loop. ``run`` and ``carry`` begin to reach other processes."""
+    """Open notifications on the running event loop. Call ``run`` and ``carry`` to reach other processes."""
     url = database_url(settings)
     return SocketNotifications() if url.startswith("sqlite") else PostgresNotifications(url)

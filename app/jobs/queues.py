@@ -13,13 +13,13 @@ import sqlalchemy as sa
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, Queue
 
 SERIALIZER = DBOSPortableJSONSerializer()
-"""JSON. The default of DBOS is pickle, which executes what it reads."""
+"""Store arguments as JSON. The default of DBOS is pickle, which executes what it reads."""
 APPLICATION = "rtprune"
 VERSION = "jobs-1"
-"""Version of the workflows' names and arguments. Workers take work of their own version alone."""
+"""Version of the workflows' names and arguments. Workers only take work of their own version."""
 
 SINGLE_QUEUE = "rtprune-single"
-"""Documents of one page, apart: a worker holds many of them, but few batches."""
+"""The queue of one-page documents. It is separate because a worker holds many of them, but few batches."""
 BATCH_QUEUE = "rtprune-batches"
 WEBHOOK_QUEUE = "rtprune-webhooks"
 QUEUES = (SINGLE_QUEUE, BATCH_QUEUE, WEBHOOK_QUEUE)
@@ -42,14 +42,14 @@ def queue_for(num_pages: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a queue tells of a batch of pages."""
+    """What a queue entry tells of a batch of pages."""
 
     job_id: str
     priority: int
 
     @classmethod
     def of(cls, workflow_id: str, queue_priority: int) -> "Work":
-        """Read back what ``Batch`` gave the queue."""
+        """Read the job and its priority back from what ``Batch`` gave the queue."""
         above = (queue_priority - 1) // BATCHES_PER_PRIORITY
         return cls(workflow_id.partition(".")[0], MAX_PRIORITY - above)
 
@@ -58,7 +58,7 @@ class Work:
 class Batch:
     """A batch of a job's pages, as one workflow reads it. The fields are the workflow's arguments.
 
-    ``generation`` counts the times that lost work of a job was queued anew.
+    ``generation``: how often lost work of the job was queued again.
     """
 
     job_id: str
@@ -76,7 +76,7 @@ class Batch:
 
     @property
     def children(self) -> list["Batch"]:
-        """Batches that this one queues."""
+        """The batches that this one queues."""
         numbers = (2 * self.number + 1, 2 * self.number + 2)
         return [replace(self, number=number) for number in numbers if number < self.num_batches]
 
@@ -110,7 +110,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A workflow that is not finished. ``worker_id``: who runs it, ``None`` while it waits."""
+    """An unfinished workflow. ``worker_id``: the worker that runs it, ``None`` while it waits."""
 
     workflow_id: str
     queue_name: str | None
@@ -118,14 +118,14 @@ class Queued:
 
 
 class Enqueues(Protocol):
-    """What the store needs of ``WorkQueue``."""
+    """The part of ``WorkQueue`` that the store needs."""
 
     def add(self, connection: sa.Connection, batches: Sequence[Batch]) -> None:
-        """Queue batches within the caller's transaction. One that is queued already stays as it is."""
+        """Queue batches within the caller's transaction. A batch that is already queued stays as it is."""
 
 
 class WorkQueue:
-    """The queues of DBOS, in the database of an engine. Methods are transactions, ``add`` excepted."""
+    """The queues of DBOS, in an engine's database. Each method except ``add`` is one transaction."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._client = DBOSClient(
@@ -140,7 +140,7 @@ class WorkQueue:
         self._client.destroy()
 
     def register(self, name: str, worker_concurrency: int, poll_s: float) -> Queue:
-        """Make a queue known, with what one worker holds of it and how often it is polled."""
+        """Register a queue with DBOS: how many workflows one worker runs at once, and how often it polls."""
         return self._client.register_queue(
             name,
             worker_concurrency=worker_concurrency,
@@ -183,11 +183,14 @@ class WorkQueue:
         ]
 
     def put_back(self, work: Queued) -> None:
-        """Queue a running workflow again. Who runs it may go on, but its outcome does not count any more."""
+        """Queue a running workflow again.
+
+        The worker that runs it may continue, but its outcome no longer counts.
+        """
         self._client.resume_workflow(work.workflow_id, queue_name=work.queue_name)
 
     def put_back_all(self, worker_id: str) -> int:
-        """Queue again what a worker runs, or ran when it died. Return how many workflows that are."""
+        """Queue again everything that a worker runs, or ran when it died. Return the number of workflows."""
         left = self._client.list_workflows(
             status=RUNNING, executor_id=worker_id, load_input=False, load_output=False
         )
@@ -196,6 +199,6 @@ class WorkQueue:
         return len(left)
 
     def forget(self, job_ids: list[str]) -> None:
-        """Remove what is recorded of these jobs' workflows."""
+        """Remove the records of these jobs' workflows."""
         found = self._client.list_workflows(workflow_id_prefix=job_ids, load_input=False, load_output=False)
         self._client.delete_workflows([workflow.workflow_id for workflow in found])

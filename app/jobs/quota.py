@@ -1,4 +1,4 @@
-"""Charge pages to a key's minute."""
+"""Charge pages to a key's quota per minute."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,17 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Pages a minute of one API key."""
+    """The pages per minute that one API key may read."""
 
     key_name: str
     pages_per_minute: int
 
     def spend(self, c: sa.Connection, num_pages: int) -> None:
-        """Take pages from the minute, within the transaction that accepts them. Raise ``RateLimited``.
+        """Charge pages to the quota within the transaction that accepts them. Raise ``RateLimited``.
 
-        ``busy_until`` is when all pages so far are paid for at the key's rate. It may lie a minute ahead. A
-        document of more pages than a minute has is let in when nothing is owed, and then paid for.
+        ``busy_until`` is the time when all pages so far are paid for at the key's rate. It may be a minute
+        ahead. A document with more pages than a minute allows is accepted when nothing is owed, and then
+        paid for.
         """
         busy_until = sa.select(keys.c.busy_until).where(keys.c.name == self.key_name).with_for_update()
         at = now(c)

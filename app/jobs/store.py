@@ -32,9 +32,9 @@ THROUGHPUT_WINDOW_S = 60.0
 DEFAULT_RETRY_S = 30
 MAX_RETRY_S = 3600
 SWEEP_BATCH = 200
-VACUUM_PAGES = 2000  # of SQLite's file, 4 KiB each, given back in one turn
+VACUUM_PAGES = 2000  # pages of SQLite's file, 4 KiB each, freed in one turn
 
-# made once: they run for every document, or for every look at a queue
+# built once, because they run for every document or every look at a queue
 _KNOWN = sa.select(jobs).where(jobs.c.id == sa.bindparam("id_"))
 _IS_OF_CLIENT = sa.case((jobs.c.client == sa.bindparam("client_"), 1), else_=0)
 _WAITING = sa.select(
@@ -71,7 +71,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """``pages``: accepted and not done. ``pages_per_s``: over the last minute."""
+    """The length and speed of the queue.
+
+    ``pages``: accepted and not done. ``pages_per_s``: over the last minute.
+    """
 
     jobs: int
     pages: int
@@ -86,7 +89,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class PageEnd:
-    """A finished page: job and index, when, and the result as JSON."""
+    """A finished page: its job and index, its time, and the result as JSON."""
 
     key: tuple[str, int]
     at: float
@@ -95,21 +98,21 @@ class PageEnd:
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """An ended job: its id, when, and how."""
+    """An ended job: its id, its time and its status."""
 
     key: str
     at: float
     status: str
 
 
-# a server may be set not to wait; one that waits for more than its own disk goes on doing so
+# Turns waiting on where the server has it off. A stricter setting, such as waiting for a replica, stays.
 _WAIT_FOR_DISK = sa.text(
     "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 
 class Store:
-    """Jobs, and transactions for writers of pages and leases. ``tell`` notifies followers."""
+    """Jobs, and transactions for the writers of pages and leases. ``tell`` notifies followers."""
 
     def __init__(self, engine: sa.Engine, tell: Tell = lambda *_: None) -> None:
         self._engine = engine
@@ -133,7 +136,7 @@ class Store:
 
     @contextmanager
     def writing(self, *, durable: bool = False) -> Iterator[sa.Connection]:
-        """Open a transaction. ``durable``: a power cut takes neither it nor any that was committed before."""
+        """Open a transaction. ``durable``: a power cut undoes neither it nor any committed before it."""
         with storage_errors(), self._writes.connect() as c:
             if durable and c.dialect.name == "sqlite":
                 c.connection.driver_connection.execute("PRAGMA synchronous=FULL")  # type: ignore[union-attr]
@@ -148,28 +151,32 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """For queries. Each sees what is committed when it begins: later ones may see more."""
+        """Open a connection for queries.
+
+        Each query sees what is committed when it begins; later ones may see more.
+        """
         with storage_errors(), self._reads.connect() as c:
             yield c
 
     def give_space_back(self) -> None:
-        """Return to the disk what SQLite's file does not use any more, a few MiB at a time."""
+        """Return unused space of SQLite's file to the disk, a few MiB at a time."""
         if self._engine.dialect.name == "sqlite":
             with self.reading() as c:
-                # as a script: SQLite frees one page a step, and a statement without rows is stepped only once
+                # as a script: SQLite frees one page a step, Python steps a rowless statement only once
                 c.connection.driver_connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")  # type: ignore[union-attr]
 
     def _lock(self, c: sa.Connection) -> None:
-        """One at a time; on SQLite the write lock already says so."""
+        """Let one acceptance run at a time. On SQLite the write lock already does so."""
         if c.dialect.name != "sqlite":
             c.execute(sa.select(sa.func.pg_advisory_xact_lock(ADMISSION_LOCK)))
 
     # --- acceptance
 
     def accept(self, job: NewJob, limits: Limits, queue: Enqueues) -> str | None:
-        """Write a job and queue its work, on disk when this returns; or give the id of the job it repeats.
+        """Write a job and queue its work. Return ``None``, or the id of the job that it repeats.
 
-        Raise ``QueueFull``, ``TooManyJobs``, ``RateLimited`` or ``IdempotencyConflict``.
+        The job is on disk when this returns. Raise ``QueueFull``, ``TooManyJobs``, ``RateLimited`` or
+        ``IdempotencyConflict``.
         """
         with self.writing(durable=True) as c:
             self._lock(c)
@@ -221,14 +228,14 @@ class Store:
             wait_s = self._queue(c).seconds(max(1, num_pages // max(1, num_jobs)))
             raise TooManyJobs(f"{limits.max_jobs_per_client} jobs of this client are unfinished", wait_s)
         over = num_pages + job.num_pages - limits.max_queued_pages
-        # one document larger than the whole limit is let in when nothing waits, else it never would be
+        # a document larger than the whole limit is accepted when nothing waits, else it never would be
         if over > 0 and num_pages > 0:
             raise QueueFull(
                 f"{num_pages} pages are waiting, which is the limit", self._queue(c).seconds(over)
             )
 
     def check_room(self, limits: Limits) -> None:
-        """Refuse before the first byte what ``accept`` would refuse after the last."""
+        """Raise ``QueueFull`` before the upload begins, where ``accept`` would raise it after the upload."""
         with self.reading() as c:
             _, _, num_pages = c.execute(_WAITING, {"client_": ""}).one()
             if num_pages >= limits.max_queued_pages:
@@ -240,7 +247,7 @@ class Store:
             return self._queue(c)
 
     def _queue(self, c: sa.Connection) -> Queue:
-        """With the speed, which is as many rows to count as pages were read in the last minute."""
+        """Return the queue with its speed. The query counts the pages of the last minute, row by row."""
         _, num_jobs, num_pages = c.execute(_WAITING, {"client_": ""}).one()
         since = now(c) - THROUGHPUT_WINDOW_S
         done, first = c.execute(
@@ -252,9 +259,9 @@ class Store:
     # --- what clients ask
 
     def job(self, job_id: str, client: str | None = None) -> Job:
-        """Raise ``NotFound``, or ``Expired`` when nothing but its name is left.
+        """Return a job. Raise ``NotFound``, or ``Expired`` when only its id is left.
 
-        ``client``: a job of anybody else is not found.
+        ``client``: with it, another client's job raises ``NotFound``.
         """
         with self.reading() as c:
             row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
@@ -279,7 +286,10 @@ class Store:
     def listed(
         self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """Jobs of a client (``None``: of all), newest first, after a cursor of (created_at, id)."""
+        """List jobs of a client, newest first, after a cursor of (created_at, id).
+
+        ``None``: of all clients.
+        """
         query = sa.select(jobs).where(jobs.c.options != "")
         if client is not None:
             query = query.where(jobs.c.client == client)
@@ -294,13 +304,13 @@ class Store:
             return [Job.of(dict(row)) for row in c.execute(query).mappings()]
 
     def progress(self, job_ids: Sequence[str]) -> dict[str, tuple[str, int]]:
-        """Status and number of finished pages of jobs that are waited for."""
+        """Return the status and number of finished pages of each of these jobs."""
         query = sa.select(jobs.c.id, jobs.c.status, jobs.c.num_done).where(jobs.c.id.in_(job_ids))
         with self.reading() as c:
             return {row.id: (row.status, row.num_done) for row in c.execute(query)}
 
     def events(self, job_id: str, after: int, limit: int = 100) -> list[PageEvent]:
-        """Finished pages with ``seq`` over ``after``, in that order."""
+        """Return finished pages with ``seq`` above ``after``, in that order."""
         query = (
             sa.select(pages.c.seq, pages.c.result)
             .where(pages.c.job_id == job_id, pages.c.seq > after)
@@ -311,21 +321,21 @@ class Store:
             return [PageEvent(row.seq, decode_page(row.result)) for row in c.execute(query)]
 
     def results(self, job_id: str, after: int = -1, limit: int | None = None) -> tuple[PageResult, ...]:
-        """Finished pages in document order, those after a page's index and at most ``limit``."""
+        """Return finished pages in document order, those after a page's index and at most ``limit``."""
         query = sa.select(pages.c.result).where(pages.c.job_id == job_id, pages.c.page > after)
         with self.reading() as c:
             found = c.execute(query.order_by(pages.c.page).limit(limit)).scalars()
             return tuple(decode_page(text) for text in found)
 
     def pages_done(self, since: float, limit: int) -> list[PageEnd]:
-        """Read pages of all jobs that were finished from ``since`` on, oldest first."""
+        """Return pages of all jobs that were finished from ``since`` on, oldest first."""
         columns = (pages.c.job_id, pages.c.page, pages.c.done_at, pages.c.result)
         query = sa.select(*columns).where(pages.c.done_at >= since).order_by(pages.c.done_at).limit(limit)
         with self.reading() as c:
             return [PageEnd((row.job_id, row.page), row.done_at, row.result) for row in c.execute(query)]
 
     def jobs_ended(self, since: float, limit: int) -> list[JobEnd]:
-        """Read which jobs ended from ``since`` on, oldest first."""
+        """Return jobs that ended from ``since`` on, oldest first."""
         columns = (jobs.c.id, jobs.c.finished_at, jobs.c.status)
         query = sa.select(*columns).where(jobs.c.finished_at >= since)
         with self.reading() as c:
@@ -333,7 +343,8 @@ class Store:
             return [JobEnd(row.id, row.finished_at, row.status) for row in found]
 
     def backlog(self) -> tuple[float, int]:
-        """Return the age of the oldest unfinished job, 0 without one, and how many pages are with a model."""
+        """Return the age in seconds of the oldest unfinished job (0 without one) and the number of pages in
+        a model."""
         oldest = sa.select(sa.func.min(jobs.c.created_at)).where(jobs.c.status.in_(OPEN))
         running = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.worker.is_not(None))
         with self.reading() as c:
@@ -342,7 +353,7 @@ class Store:
             return age_s, c.execute(running).scalar_one()
 
     def cancel(self, job_id: str) -> bool:
-        """True if the job was unfinished. The same request then makes a new job."""
+        """Cancel a job. Return True if it was unfinished. The same request then makes a new job."""
         with self.writing(durable=True) as c:
             cancelled = c.execute(
                 sa.update(jobs)
@@ -360,11 +371,11 @@ class Store:
     # --- what workers say
 
     def begin(self, job_id: str, children: Sequence[Batch] = (), queue: Enqueues | None = None) -> Job | None:
-        """Record that a worker has the job. ``None`` when there is nothing to do any more.
+        """Record that a worker has the job, and return it. Return ``None`` when nothing is left to do.
 
-        Queues ``children``, more batches of the job, in the transaction that says that it runs.
+        Queue ``children``, more batches of the job, in the same transaction.
         """
-        if not children:  # most batches: nothing is to be written, unless it is the first of its job
+        if not children:  # most batches: only the first of a job writes anything
             with self.reading() as c:
                 row = c.execute(_KNOWN, {"id_": job_id}).mappings().first()
             if row is None or row["status"] != "queued":
@@ -382,14 +393,17 @@ class Store:
         return job
 
     def has_work(self, queue: str) -> bool:
-        """Tell whether a queue can have work; queues of pages have none while no job is unfinished."""
+        """Tell whether a queue may have work. Queues of pages have none while no job is unfinished."""
         if queue not in _UNFINISHED:
             return True
         with self.reading() as c:
             return c.execute(_UNFINISHED[queue]).first() is not None
 
     def fail(self, job_id: str, failure: Failure) -> bool:
-        """End an unfinished job as a whole. The same request then makes a new job."""
+        """End an unfinished job as failed as a whole. Return True if it was unfinished.
+
+        The same request then makes a new job.
+        """
         with self.writing() as c:
             failed = c.execute(
                 sa.update(jobs)
@@ -409,7 +423,7 @@ class Store:
         return job is not None
 
     def unannounced(self) -> list[Job]:
-        """Ended jobs with a webhook that is not under way."""
+        """Return ended jobs whose webhook is not queued yet."""
         return self._ended(jobs.c.webhook_status == "pending")
 
     def announced(self, job_id: str) -> None:
@@ -418,11 +432,11 @@ class Store:
             c.execute(pending.values(webhook_status="queued"))
 
     def unswept(self) -> list[Job]:
-        """Ended jobs with a document, which nobody needs any more."""
+        """Return ended jobs whose document is still stored, though nobody needs it any more."""
         return self._ended(jobs.c.blob != "")
 
     def settle(self, job_ids: Sequence[str]) -> None:
-        """Have the ends of these jobs on disk: a power cut takes nothing back that was written before."""
+        """Force the ends of these jobs to disk. A power cut undoes nothing that was committed before."""
         with self.writing(durable=True) as c:
             c.execute(sa.update(jobs).where(jobs.c.id.in_(job_ids)).values(touched_at=now(c)))
 
@@ -431,14 +445,14 @@ class Store:
             c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(blob=""))
 
     def _ended(self, condition: sa.ColumnElement[bool]) -> list[Job]:
-        """Some of them, those that ended first."""
+        """Return the first ``SWEEP_BATCH`` ended jobs that meet a condition, in the order of their ends."""
         query = sa.select(jobs).where(jobs.c.finished_at.is_not(None), jobs.c.options != "", condition)
         with self.reading() as c:
             rows = c.execute(query.order_by(jobs.c.finished_at).limit(SWEEP_BATCH)).mappings()
             return [Job.of(dict(row)) for row in rows]
 
     def cancelled(self, among: Sequence[str]) -> set[str]:
-        """Which of these jobs are no longer wanted, or gone."""
+        """Return which of these jobs are no longer open, or gone."""
         query = sa.select(jobs.c.id).where(jobs.c.id.in_(among), jobs.c.status.in_(OPEN))
         with self.reading() as c:
             return set(among) - set(c.execute(query).scalars())

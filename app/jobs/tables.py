@@ -57,7 +57,7 @@ pages = sa.Table(
     sa.Index("rtprune_pages_by_time", "done_at"),
 )
 
-# figures and pictures of pages, written with the page's result: what a result names is there
+# figures and pictures of pages, written with the page's result, so that every image it names exists
 images = sa.Table(
     "rtprune_images",
     metadata,
@@ -71,7 +71,7 @@ images = sa.Table(
     sa.Column("data", sa.LargeBinary, nullable=False),
 )
 
-# pages that are with a model, or were when their worker died; worker: who has it, none after a death
+# pages in a model now, or when their worker died; worker: who has the page, NULL after a death
 attempts = sa.Table(
     "rtprune_tries",
     metadata,
@@ -99,7 +99,7 @@ workers = sa.Table(
 )
 
 
-# uploaded to be named later, each by its client
+# uploaded files that requests of their client name later
 files = sa.Table(
     "rtprune_files",
     metadata,
@@ -115,7 +115,7 @@ files = sa.Table(
     sa.Index("rtprune_files_by_time", "created_at"),
 )
 
-# Who may ask. A revoked key keeps its row: a service that once had keys does not open when the last one goes
+# API keys. A revoked key keeps its row, so that the service does not open to all when the last key goes.
 keys = sa.Table(
     "rtprune_keys",
     metadata,
@@ -140,11 +140,11 @@ ADDED_COLUMNS = (
     (workers, workers.c.phase),
     (workers, workers.c.sandbox),
 )
-"""Since the first release of their tables; each has a default for the rows that are there."""
+"""Columns added since the first release of their tables. Each has a default for existing rows."""
 
 
 def create_or_upgrade(connection: sa.Connection) -> None:
-    """Create tables that are missing, and columns that an earlier release did not have."""
+    """Create missing tables, and add columns that an earlier release did not have."""
     metadata.create_all(connection)
     for table, added in ADDED_COLUMNS:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
@@ -154,7 +154,11 @@ def create_or_upgrade(connection: sa.Connection) -> None:
 
 
 def now(connection: sa.Connection) -> float:
-    """Return the database's clock: machines disagree, a lease must not. SQLite's is this machine's."""
+    """Return the time in seconds since 1970 by the database's clock, because machines disagree and leases
+    must not.
+
+    SQLite's clock is this machine's.
+    """
     if connection.dialect.name == "sqlite":
         return time.time()
     return float(connection.execute(sa.select(sa.extract("epoch", sa.func.clock_timestamp()))).scalar_one())

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MAX_LOG = 700.0
-"""Natural logarithm of about the largest float."""
+"""Natural logarithm of about the largest float; larger exponents overflow."""
 LOW_QUANTILE = 0.1
-"""Of a page's token probabilities; benchmarks/results/confidence.json has others and the mean beside it."""
+"""Quantile of a page's token probabilities. benchmarks/results/confidence.json compares it with others and
+the mean.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The data behind a page's risk. ``logprobs``: one for each token of its text. ``noise_share``: share of
-    its print that was left out as noise.
+    """Data from which a page's risk is estimated.
+
+    ``logprobs``: one for each token of its text. ``noise_share``: share of its print that was left out as
+    noise.
 
     >>> Evidence([-3.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]).nats()
     2.0
@@ -28,7 +32,7 @@ class Evidence:
     noise_share: float = 0.0
 
     def nats(self, quantile: float = LOW_QUANTILE) -> float:
-        """-log of the probability that ``quantile`` of the tokens do not exceed; 0 for no tokens."""
+        """Return -log of the probability at this quantile of the tokens; 0 without tokens."""
         if not self.logprobs:
             return 0.0
         return max(0.0, -sorted(self.logprobs)[int(quantile * (len(self.logprobs) - 1))])
@@ -36,7 +40,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class RiskCurve:
-    """x nats -> x^s / (x^s + h^s), a logistic curve over log x: 0 where the model was sure, 1/2 at h.
+    """Logistic curve over log x that maps x nats to x^s / (x^s + h^s): 0 where the model was sure, 1/2 at h.
 
     ``half_nats``: h, surprise at the low quantile where half of the pages are wrong in many places.
     ``steepness``: s.
@@ -52,7 +56,10 @@ class RiskCurve:
             )
 
     def risk(self, evidence: Evidence) -> float:
-        """Return the risk in [0, 1]; print left out as noise counts as wrong. 0 for a page without tokens."""
+        """Return the risk in [0, 1].
+
+        Print left out as noise counts as wrong. A page without tokens has risk 0.
+        """
         nats = evidence.nats()
         odds = self.steepness * math.log(nats / self.half_nats) if nats > 0 else -math.inf
         of_text = 1 / (1 + math.exp(min(-odds, MAX_LOG)))
@@ -60,4 +67,4 @@ class RiskCurve:
 
 
 UNCALIBRATED = RiskCurve(half_nats=0.5, steepness=2.0)
-"""For checkpoints whose ``rtprune.json`` has no curve."""
+"""Curve for checkpoints whose ``rtprune.json`` has none."""

@@ -1,4 +1,4 @@
-"""Choose by device: memory for the weights, pages in flight, settings of the engine."""
+"""Choose settings by device: memory for the weights, pages in flight, settings of the engine."""
 
 import math
 from pathlib import Path
@@ -13,19 +13,21 @@ from app.processes import available_mib
 from app.settings import Settings
 
 LOADING_SHARE = 1.15
-"""Memory while weights are loaded, in sizes of the weights: some are joined on the way."""
+"""Memory needed while weights are loaded, in sizes of the weights: some tensors are joined on the way."""
 ROOM_MIB = 600
-"""For the libraries and a page."""
+"""Memory for the libraries and one page."""
 CPU_PAGES_IN_FLIGHT = 8
 CPU_RUNNING_PAGES = 24
-"""With 64 a view of a page costs 3 % less processor time, but that many are ahead of one that comes then."""
+"""Views decoded together on a CPU. 64 would cost 3 % less processor time per view, but a new page would wait
+for them.
+"""
 GPU_RUNNING_PAGES = 128
 
 
 def require_memory(folder: Path, device: str, max_rss_mib: float) -> None:
-    """Refuse weights that do not fit this machine, before any is read. Raise ``NotReady``.
+    """Raise ``NotReady`` for weights that do not fit this machine's memory, before any is read.
 
-    Otherwise the kernel or the supervisor ends the process while it loads, again and again.
+    Otherwise the kernel or the supervisor would end the process while it loads, again and again.
     """
     with open_weights(folder) as tensors:
         num_values = sum(math.prod(tensor.get_shape()) for tensor in tensors.values())
@@ -50,8 +52,10 @@ def resolve_device(device: str) -> str:
 
 
 def pages_in_flight(settings: Settings) -> int:
-    """Pages to render and read at a time: on a GPU as many as are decoded together. On a CPU few keep every
-    core busy, and each more is memory, and time that others wait.
+    """Return how many pages to render and read at a time.
+
+    On a GPU that is as many as are decoded together. On a CPU a few keep every core busy; each further page
+    costs memory and makes the others wait longer.
     """
     if resolve_device(settings.device) == "cpu":
         return CPU_PAGES_IN_FLIGHT

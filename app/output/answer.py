@@ -1,4 +1,4 @@
-"""What every format of an answer is made of."""
+"""What every format of an answer is made from."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ Piece = str | bytes
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A document, joined, and where its images are.
+    """A joined document with its options and images.
 
-    ``address``: where the answer's figures are referred to, as in ``joined``; ``None``: not at all.
+    ``address``: gives the address that figures have in ``joined``; ``None``: figures are not referred to.
     """
 
     document: ParsedDocument
@@ -27,23 +27,23 @@ class Answer:
     as_json: Callable[[], Iterator[bytes]]
     """Gives the JSON answer, for formats that contain it."""
     scratch: Callable[[], IO[bytes]]
-    """Opens a temporary file, for formats that are made as files. It is gone when it is closed."""
+    """Opens a temporary file for formats that are written to one. Closing it removes it."""
 
     @property
     def has_dollars(self) -> bool:
-        """Tell whether math has dollars around it: in text, unless TeX's delimiters are asked for."""
+        """Tell whether the text has dollars around math: yes, unless TeX's delimiters are requested."""
         return self.options.math != "latex"
 
 
 Make = Callable[[Answer], Iterable[Piece]]
-"""Makes an answer, in a thread, before its first piece is taken: taking pieces is to cost little."""
+"""Makes an answer, in a thread, before its first piece is taken, so that taking pieces is cheap."""
 
 
 FILE_PIECE_BYTES = 2**18
 
 
 def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
-    """Give what was written to a file, from its start, and close it."""
+    """Yield the contents of a file from its start, and close it."""
     with file:
         file.seek(0)
         while piece := file.read(FILE_PIECE_BYTES):

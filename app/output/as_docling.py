@@ -1,8 +1,8 @@
-"""A DoclingDocument, made by docling-core: what docling's own tools and clients read.
+"""Make a DoclingDocument with docling-core, for docling's own tools and clients.
 
-A block becomes the item of its type; what docling has no type for is text. Boxes are in points where the page
-has a resolution, else in pixels. Text without a box is located on the whole page. Paragraphs are not joined
-over pages: an item is on one page.
+A block becomes the item of its type, or text if docling has no such type. Boxes are in points where the page
+has a resolution, else in pixels. Text without a box covers the whole page. Paragraphs are not joined over
+pages, because an item is on one page.
 """
 
 import json
@@ -68,7 +68,7 @@ def make(answer: Answer) -> Iterable[Piece]:
 
 
 def docling_document(name: str, pages: Sequence[PageResult], address: Address | None) -> DoclingDocument:
-    """Return the document of these pages. ``address``: where figures are; ``None``: without their pixels."""
+    """Return the document of these pages. ``address``: gives the figures' addresses; ``None``: no images."""
     document = DoclingDocument(name=name)
     for page in pages:
         _Writer(document, page, address).write()
@@ -77,7 +77,7 @@ def docling_document(name: str, pages: Sequence[PageResult], address: Address | 
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """Adds one page to a document."""
+    """A page that is being added to a document."""
 
     document: DoclingDocument
     page: PageResult
@@ -185,7 +185,7 @@ class _Writer:
             return None
         size = Size(width=figure.width, height=figure.height)
         dpi = round(self.page.dpi or POINTS_AN_INCH)
-        uri = self.address(figure.name)  # its model takes it for an address if it is one, else for a path
+        uri = self.address(figure.name)  # docling's model accepts an address or a path here
         return ImageRef.model_validate({"mimetype": PNG, "dpi": dpi, "size": size, "uri": uri})
 
     def _table(self, part: Part, caption: TextItem | None) -> None:
@@ -201,7 +201,7 @@ def _is_table(part: Part) -> bool:
 
 
 def _items(markdown: str) -> list[tuple[str, str]]:
-    """(mark, text) of the items of a list; empty unless all of the text is one."""
+    """Return (mark, text) of the items of a list; empty unless all of the text is one list."""
     items: list[tuple[str, str]] = []
     for line in markdown.split("\n"):
         if (item := ITEM.fullmatch(line)) is not None:
@@ -214,7 +214,7 @@ def _items(markdown: str) -> list[tuple[str, str]]:
 
 
 def table_data(html: str) -> TableData | None:
-    """Return the cells of a table, each where it stands in the grid; ``None`` where that is too large."""
+    """Return the cells of a table, each with its place in the grid; ``None`` if the grid is too large."""
     cells: list[TableCell] = []
     taken: set[tuple[int, int]] = set()
     num_columns = 0
@@ -248,7 +248,7 @@ def table_data(html: str) -> TableData | None:
 
 
 def _cells(row: str) -> Iterator[tuple[str, str]]:
-    """(tag, text) of each cell of a row."""
+    """Yield (tag, text) of each cell of a row."""
     starts = list(CELL.finditer(row))
     ends = [*(tag.start() for tag in starts[1:]), len(row)]
     for tag, end in zip(starts, ends, strict=True):

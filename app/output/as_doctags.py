@@ -1,4 +1,4 @@
-"""DocTags, made by docling-core of the DoclingDocument."""
+"""Make DocTags from the DoclingDocument, with docling-core."""
 
 from collections.abc import Iterable
 

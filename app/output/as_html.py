@@ -1,7 +1,7 @@
-"""HTML: a page that stands alone. Model text is hostile, so what Markdown becomes is sanitised.
+"""Make an HTML page that stands alone. Model text is hostile, so the HTML made from Markdown is sanitised.
 
-Math is left as TeX, for whoever renders it. Nothing is loaded from elsewhere: of images, only the document's
-figures remain. A policy in the page says the same to the browser.
+Math stays as TeX, for readers that render it. Nothing is loaded from elsewhere: the only images are the
+document's figures. A policy in the page tells the browser the same.
 """
 
 import re
@@ -53,7 +53,7 @@ MAX_TITLE_CHARS = 200
 
 
 def make(answer: Answer) -> Iterable[Piece]:
-    """Make the document's HTML, a block at a time."""
+    """Make the document's HTML, one block at a time."""
     title = escape(_title(answer))
     own = {
         answer.address(block.figure.name)
@@ -86,7 +86,7 @@ def _body(answer: Answer, own: set[str]) -> Iterator[str]:
 
 
 class Renderer:
-    """Markdown -> HTML that does nothing. ``is_own``: tells the addresses of images that may be shown."""
+    """A converter from Markdown to harmless HTML. ``is_own``: tells which image addresses may be shown."""
 
     def __init__(self, is_own: Callable[[str], bool]) -> None:
         self._is_own = is_own
@@ -95,13 +95,13 @@ class Renderer:
         self._signs = re.compile(rf"{self._sign}x([0-9]+)x")
 
     def html(self, markdown: str) -> str:
-        """Render a whole block. Math stays as it is written."""
+        """Render a whole block. Math stays as written."""
         math: list[str] = []
         pieces: list[str] = []
         markdown = closed(markdown)
         for span in spans_of(markdown, code_in_html=True):
             text = markdown[span.start : span.end]
-            if span.kind == "math":  # of which Markdown would take a part for markup
+            if span.kind == "math":  # hidden from Markdown, which would take parts of it for markup
                 pieces.append(f"{self._sign}x{len(math)}x")
                 math.append(text)
             else:

@@ -1,4 +1,4 @@
-"""JSON: every page with what it cost. Its shape is the API's."""
+"""Make the JSON answer: every page with what it cost. Its shape is the API's."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Markdown: the pages as one text."""
+"""Make Markdown: the pages as one text."""
 
 from collections.abc import Iterable
 

@@ -1,7 +1,8 @@
-"""A searchable PDF: pictures of the pages, and over each an invisible text layer at the boxes of its blocks.
+"""Make a searchable PDF: pictures of the pages, each under an invisible text layer at the boxes of its
+blocks.
 
-The font of the layer has no outlines and every character of the document, in any script: it is made for it.
-Where a line of a block stands is not known, so lines are spread over the block's box.
+The layer's font is made for the document: it has every character in any script, without outlines. Where the
+lines of a block are is not known, so they are spread over the block's box.
 """
 
 import contextlib
@@ -26,16 +27,16 @@ from app.output.parts import Part, parts_of
 from app.output.plain import to_plain
 
 MAX_PAGES = 500
-"""Of which the pictures are in memory together."""
+"""Most pages of a PDF, because all their pictures are in memory together."""
 POINTS_AN_INCH = 72
 DEFAULT_DPI = 150.0
 EMPTY_PAGE_PT = (595.0, 842.0)
-MAX_SIDE_PT = 14_400.0  # what viewers show of a page
+MAX_SIDE_PT = 14_400.0  # largest side that viewers show
 FARTHEST = 999
 UNITS = 1000
 HALF = 500
-"""Width of a letter; what East Asian scripts call wide has twice as much."""
-MAX_CHARACTERS = 60_000  # glyphs that a font has room for
+"""Width of a letter in font units. Characters that are wide in East Asian scripts have twice as much."""
+MAX_CHARACTERS = 60_000  # most glyphs in a font
 LINE_HEIGHT = 1.2
 MIN_FONT_PT = 1.0
 MIN_STRETCH = 10.0  # per cent
@@ -45,7 +46,7 @@ FAMILY = "layer"
 
 @dataclass(frozen=True, slots=True)
 class _Area:
-    """Text, and where it stands: x, y, width and height in points."""
+    """A text and its area: x, y, width and height in points."""
 
     text: str
     x: float
@@ -73,7 +74,7 @@ def make(answer: Answer) -> Iterable[Piece]:
             file = answer.scratch()
             file.write(pdf.output())
         finally:
-            for font in pdf.fonts.values():  # which fpdf2 leaves open
+            for font in pdf.fonts.values():  # fpdf2 leaves these open
                 font.ttfont.close()
     return pieces_of(file)
 
@@ -93,7 +94,7 @@ def _line_text(part: Part) -> str:
 
 
 def _add_page(pdf: FPDF, page: PageResult, parts: list[tuple[Part, str]], answer: Answer) -> bool:
-    """Add a page; tell whether there is a picture of it."""
+    """Add a page. Return whether there is a picture of it."""
     try:
         picture = answer.pictures(page_image_name(page.index))
     except NotFound:
@@ -119,7 +120,7 @@ def _size_pt(page: PageResult) -> tuple[float, float]:
 
 
 def _write(pdf: FPDF, area: _Area) -> None:
-    """Fill an area with lines of one size, each as wide as the area if its text is."""
+    """Fill an area with lines of one font size, stretched or squeezed to the area's width if needed."""
     if not area.text:
         return
     lines, size = _fitted(area)
@@ -135,7 +136,7 @@ def _write(pdf: FPDF, area: _Area) -> None:
 
 
 def _fitted(area: _Area) -> tuple[list[str], float]:
-    """Break a text into as few lines as fill its area, and give their size."""
+    """Break a text into as few lines as fill its area. Return the lines and their font size."""
     given = area.text.split("\n")
 
     def size_of(num_lines: int) -> float:
@@ -145,13 +146,13 @@ def _fitted(area: _Area) -> tuple[list[str], float]:
         return [line for text in given for line in _wrapped(text, area.width / size_of(num_lines))]
 
     fewest, most = len(given), max(len(given), int(area.height / LINE_HEIGHT / MIN_FONT_PT))
-    # the more lines, the smaller they are: found by halves
+    # more lines are smaller, so search by bisection
     num_lines = bisect_left(range(fewest, most), True, key=lambda num: len(broken(num)) <= num) + fewest
     return broken(num_lines), size_of(num_lines)
 
 
 def _wrapped(text: str, width: float) -> list[str]:
-    """Break at spaces, and anywhere in scripts without. ``width``: in sizes of the font."""
+    """Break a text at spaces, and anywhere in scripts without spaces. ``width``: in font sizes."""
     lines: list[str] = []
     line, used = "", 0.0
     for word in _words(text):
@@ -165,7 +166,7 @@ def _wrapped(text: str, width: float) -> list[str]:
 
 
 def _words(text: str) -> Iterator[str]:
-    """Words with the space behind them, and wide characters one by one."""
+    """Yield words with the space behind them, and wide characters one by one."""
     word = ""
     for character in text:
         if _is_wide(character):
@@ -183,7 +184,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _width(text: str) -> float:
-    """Return how wide a text is, in sizes of the font."""
+    """Return the width of a text in font sizes."""
     return sum(2 if _is_wide(character) else 1 for character in text) * HALF / UNITS
 
 
@@ -193,7 +194,10 @@ def _is_wide(character: str) -> bool:
 
 @contextlib.contextmanager
 def _font(characters: set[str]) -> Iterator[Path]:
-    """Make a font whose glyphs are as wide as letters are, and empty. It is a file until it is embedded."""
+    """Make a font whose glyphs have the widths of letters but no outlines.
+
+    It is a file until it is embedded.
+    """
     shown = sorted(characters | {" "})[:MAX_CHARACTERS]
     names = {ord(character): f"u{ord(character):X}" for character in shown}
     glyphs = [".notdef", *names.values()]

@@ -1,4 +1,4 @@
-"""Plain text: the words without markup."""
+"""Make plain text: the words without markup."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""A zip of the document: Markdown, the figures it refers to, and the JSON answer."""
+"""Make a zip of the document: Markdown, the figures it refers to, and the JSON answer."""
 
 import zipfile
 from collections.abc import Iterable
@@ -20,7 +20,9 @@ def make(answer: Answer) -> Iterable[Piece]:
                 for part in answer.as_json():
                     result.write(part)
             for name in figure_names(answer):
-                packed = zipfile.ZipInfo(relative(name))  # which deflates nothing: PNG is compressed
+                packed = zipfile.ZipInfo(
+                    relative(name)
+                )  # stored without compression: PNG is compressed already
                 archive.writestr(packed, answer.pictures(name).data)
     except BaseException:
         file.close()
@@ -29,6 +31,6 @@ def make(answer: Answer) -> Iterable[Piece]:
 
 
 def figure_names(answer: Answer) -> list[str]:
-    """List the figures of a document, each once, in order."""
+    """Return the names of a document's figures, each once, in order."""
     blocks = (block for page in answer.document.pages for block in page.blocks)
     return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))

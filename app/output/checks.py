@@ -1,6 +1,6 @@
-"""Compare an answer with the page: its print, and the PDF's own text.
+"""Compare an answer with the page: with its print, and with the PDF's own text.
 
-A page gets a warning for what it seems to lack, and figures that say how much.
+A page gets a warning for what it seems to lack, and numbers that say how much.
 """
 
 import re
@@ -13,26 +13,26 @@ from app.document import FINISH_WARNINGS, Block, Page, PageWarning, Reading
 from app.output.coverage import find_print
 
 MAX_RISK = 0.5
-"""Above it a text is more likely wrong in many places than not."""
+"""Above this risk, a text is more likely than not to be wrong in many places."""
 MAX_UNREAD_INK = 0.1
 """Share of a page's print that may be outside what was read: a logo, a stamp, a signature."""
 MIN_LAYER_WORDS = 10
-"""Fewer say nothing of a page: a stamp, a page number."""
+"""A text layer with fewer words says nothing of a page: a stamp, a page number."""
 MIN_LAYER_RECALL = 0.75
 LOCATED_SHARE = 0.5
-"""Of the text, that stands in blocks of a page whose model said where it read."""
+"""Least share of the text that must be in blocks to conclude that the model said where it read."""
 WORD = re.compile(r"[^\W_]+")
 ALONE = re.compile("([\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])")
-"""Letters of scripts without spaces: each is a word."""
+"""Letters of scripts without spaces. Each counts as a word."""
 MARKUP = re.compile(r"<[^<>]{0,200}>|\\[A-Za-z]+")
-"""Tags of tables, commands of LaTeX."""
+"""Tags of tables, and commands of LaTeX."""
 HYPHENS = "-\u00ad\u2010"
 SPLIT = re.compile(rf"(?<=\w)[{HYPHENS}]\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """``unread_ink`` and ``text_layer_recall`` as in ``PageResult``."""
+    """The results of the checks. ``unread_ink`` and ``text_layer_recall`` are as in ``PageResult``."""
 
     warnings: tuple[PageWarning, ...]
     unread_ink: float | None
@@ -40,9 +40,9 @@ class Checks:
 
 
 def check_page(page: Page, reading: Reading, markdown: str, blocks: Sequence[Block]) -> Checks:
-    """Tell what the answer lacks, as far as that shows without reading the page again.
+    """Find what the answer lacks, as far as that shows without reading the page again.
 
-    Takes some 25 ms of numpy for an A4 page: call it in a thread.
+    Takes about 25 ms of numpy for an A4 page: call it in a thread.
     """
     warnings = [FINISH_WARNINGS[reading.finish_reason]] if reading.finish_reason in FINISH_WARNINGS else []
     if markdown and reading.risk > MAX_RISK:
@@ -63,8 +63,10 @@ def check_page(page: Page, reading: Reading, markdown: str, blocks: Sequence[Blo
 
 
 def _unread_ink(page: Page, reading: Reading, markdown: str, blocks: Sequence[Block]) -> float | None:
-    """``None`` where there is text, and the model did not say where it read it. What it took for a picture is
-    no unread print, but an empty text leaves all print unread, whatever was grounded.
+    """Return the share of print that was not read; ``None`` if the model did not say where it read.
+
+    Regions that the model took for pictures do not count as unread. But if the text is empty, all print is
+    unread, whatever was grounded.
     """
     if sum(len(block.text) for block in blocks) < LOCATED_SHARE * len(markdown):
         return None
@@ -73,10 +75,10 @@ def _unread_ink(page: Page, reading: Reading, markdown: str, blocks: Sequence[Bl
 
 
 def word_recall(words: Sequence[str], markdown: str) -> float | None:
-    """Share of the words, each as often as it occurs, that are in the text; ``None`` without words.
+    """Return the share of the words that are in the text, counting repetitions; ``None`` without words.
 
-    Compared in Unicode's compatibility form (no ligatures) and without case, punctuation and markup. A word
-    broken at the end of a line counts as read whichever way it was joined.
+    Compare in Unicode's compatibility form (no ligatures), without case, punctuation and markup. A word
+    broken at the end of a line counts as read however it was joined.
     """
     wanted = _units(" ".join(_joined(words)))
     if not wanted:
@@ -91,7 +93,7 @@ def word_recall(words: Sequence[str], markdown: str) -> float | None:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Words, with those that were broken at the end of a line whole again."""
+    """Join words that were broken at the end of a line."""
     joined: list[str] = []
     for word in words:
         if joined and SPLIT.search(joined[-1]):
@@ -102,7 +104,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _units(text: str) -> list[str]:
-    """Split text into what is compared: words without punctuation or hyphens, single ideographs."""
+    """Split text into the units to compare: words without punctuation or hyphens, single ideographs."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     plain = re.sub(rf"(?<=\w)[{HYPHENS}](?=\w)", "", plain)
     return WORD.findall(ALONE.sub(r" \1 ", plain))

@@ -1,7 +1,7 @@
 """Measure the share of a page's print that was read, in ink, from the image alone.
 
-Print is whatever differs from the ground around it, light on dark as well as dark on light, in pieces of the
-size of letters or words. Rules, frames, solid areas, specks and pieces that run off the page's edge do not
+Print is whatever differs from the background around it, light on dark as well as dark on light, in pieces of
+the size of letters or words. Rules, frames, solid areas, specks and pieces that touch the page's edge do not
 count.
 """
 
@@ -17,45 +17,59 @@ from scipy import ndimage
 Box = tuple[int, int, int, int]
 """x1, y1, x2, y2 in 0..999 of the page."""
 SIDE_PX = 900
-"""Larger pages are made smaller until they are about as large: letters of 10 pt on A4 are 10 pixels high."""
+"""Longer side to which larger pages are reduced, roughly. Letters of 10 pt on A4 are then 10 pixels high."""
 GROUND_PX = 16
-"""Side of the blocks whose median is the ground; of 5 x 5 medians the median again, for large letters."""
+"""Side of the blocks whose median gray level is the background.
+
+A second median over 5 x 5 blocks bridges large letters.
+"""
 MIN_CONTRAST = 20
-"""Gray levels between ground and print; print has at least ``CONTRAST_SHARE`` of the page's strongest."""
+"""Least difference of gray levels between background and print.
+
+Print also has at least ``CONTRAST_SHARE`` of the page's strongest contrast.
+"""
 CONTRAST_SHARE = 0.25
 NOISE = 5.0
-"""Standard deviations of the paper's grain that print differs from the ground by."""
+"""Least difference between print and background, in standard deviations of the paper's grain."""
 MIN_PIECE_PX = 4
-"""Height or width of a letter, whichever is larger."""
+"""Least size of a letter: the larger of its height and width."""
 MIN_PIECE_AREA_PX = 6
 MAX_HEIGHT = 0.08
-"""Of the page's longer side, that letters are high."""
+"""Largest height of a letter, as a share of the page's longer side."""
 MAX_WIDTH = 0.35
-"""Of the page's width, that letters which touch are wide."""
+"""Largest width of letters that touch, as a share of the page's width."""
 RULE_PX = 2
-"""Thickness of a rule or a dash: no letter is lower, and none as narrow is ``MIN_UPRIGHT_RULE_PX`` high."""
+"""Largest thickness of a rule or a dash.
+
+No letter is lower, and none as narrow is ``MIN_UPRIGHT_RULE_PX`` high.
+"""
 MIN_UPRIGHT_RULE_PX = 24
 MIN_AREA_SIDE_PX = 14
-"""Sides of a frame or a solid area. Letters fill more than ``FRAME_FILL`` and less than ``SOLID_FILL``."""
+"""Least sides of a frame or a solid area.
+
+Letters fill more than ``FRAME_FILL`` and less than ``SOLID_FILL``.
+"""
 FRAME_FILL = 0.15
 SOLID_FILL = 0.75
 MARGIN = 6
-"""Thousandths of the page by which what was read reaches beyond its box."""
+"""How far a read area extends beyond its box, in thousandths of the page."""
 TONES = (0.25, 1.6)
-"""Between paper and print, as shares of the least that print differs: what photographs are full of."""
+"""Range of halftones, as multiples of the least difference of print. Photographs are full of them."""
 TONES_PX = 31
 MIN_TONES = 0.5
-"""Share of pixels with such tones in a square of ``TONES_PX`` around a piece of a picture; around letters it
-is below 0.25."""
+"""Least share of halftone pixels in a square of ``TONES_PX`` around a piece of a picture.
+
+Around letters it is below 0.25.
+"""
 MIN_PIECES = 2
-"""Of print, on a page that is not blank: one alone is a stain."""
+"""Least number of pieces of print on a page that is not blank. A single piece is a stain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Print:
     """Pieces of print on a page. ``centres``: (N, 2), x and y in 0..1000. ``ink``: (N,) pixels.
 
-    ``in_picture``: (N,), those in a photograph or the like, which seldom are letters.
+    ``in_picture``: (N,), True for pieces in a photograph or the like, which seldom are letters.
     """
 
     centres: npt.NDArray[np.float64]
@@ -67,7 +81,8 @@ class Print:
         return len(self.ink) >= MIN_PIECES
 
     def share_outside(self, read: Iterable[Box], left_out: Iterable[Box] = ()) -> float:
-        """Share of the ink in no box of ``read``, or in one of ``left_out``; 0 for a page without print.
+        """Return the share of the ink in no box of ``read``, or in one of ``left_out``; 0 for a page without
+        print.
 
         Pictures do not count, unless nothing was read: what seems to be one may be worn print.
         """
@@ -91,7 +106,7 @@ NOTHING = Print(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0, bool))
 
 
 def find_print(image: Image.Image) -> Print:
-    """An upright page -> its print. About 25 ms for A4 at 150 dpi."""
+    """Find the print of an upright page. Takes about 25 ms for A4 at 150 dpi."""
     gray = image.convert("L")
     factor = max(1, round(max(gray.size) / SIDE_PX))
     levels = np.asarray(gray.reduce(factor)).astype(np.int16)
@@ -110,12 +125,14 @@ def find_print(image: Image.Image) -> Print:
     columns, rows = (centres / 1000 * (width, height)).astype(np.int64).T
     is_tone = (differs > max(TONES[0] * least, 2 * grain)) & (differs < TONES[1] * least)
     tones = ndimage.uniform_filter(is_tone.astype(np.float32), TONES_PX)
-    tones = ndimage.maximum_filter(tones, TONES_PX // 2)  # a picture's edge has paper beside it
+    tones = ndimage.maximum_filter(
+        tones, TONES_PX // 2
+    )  # widened, because the edge of a picture has paper beside it
     return Print(centres, ink[is_print], tones[rows, columns] > MIN_TONES)
 
 
 def _ground(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
-    """(H, W) gray levels -> (H, W) gray levels of the ground around each pixel."""
+    """Estimate the background around each pixel. (H, W) gray levels -> (H, W) gray levels."""
     height, width = levels.shape
     padded = np.pad(levels, ((0, -height % GROUND_PX), (0, -width % GROUND_PX)), mode="edge")
     rows, columns = padded.shape[0] // GROUND_PX, padded.shape[1] // GROUND_PX

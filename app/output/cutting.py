@@ -1,4 +1,4 @@
-"""Cut pictures out of a page: its figures at the page's own resolution, and the page itself, smaller."""
+"""Cut pictures out of a page: its figures at the page's resolution, and the whole page, smaller."""
 
 import io
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from app.output.markdown import MAX_COORDINATE, Rendered
 
 PNG = "image/png"
 JPEG = "image/jpeg"
-PNG_LEVEL = 4  # of 9: higher ones take far longer and save little
+PNG_LEVEL = 4  # up to 9: higher levels take far longer and save little
 MIN_SIDE_PX = 8
-"""What is narrower shows nothing: a rule, a box that the model made up."""
+"""Least side of a figure. Narrower ones show nothing: a rule, a box that the model made up."""
 PAGE_SIDE_PX = 1600
-"""Longest side of the picture of a page: small print is still legible."""
+"""Longest side of the picture of a page, at which small print is still legible."""
 PAGE_QUALITY = 70
 MAX_SCALINGS = 4
 SCALING_MARGIN = 0.9
@@ -24,7 +24,7 @@ SCALING_MARGIN = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Pictured:
-    """A page's text with references to its figures, and the pictures themselves."""
+    """A page's text with references to its figures, and the pictures."""
 
     rendered: Rendered
     pictures: tuple[Picture, ...] = ()
@@ -41,7 +41,7 @@ def take_pictures(
 ) -> Pictured:
     """Cut a page's figures out and refer to them in its Markdown.
 
-    Encoding takes some 50 ms for an A4 page: call it in a thread.
+    Encoding takes about 50 ms for an A4 page: call it in a thread.
     """
     boxes = _boxes(rendered.blocks, page.image.size)
     pictures: list[Picture] = []
@@ -77,7 +77,10 @@ def _warnings(num_scaled: int, num_lost: int) -> list[PageWarning]:
 
 
 def _boxes(blocks: Sequence[Block], size: tuple[int, int]) -> dict[int, Box]:
-    """Boxes of pictures in pixels, by their block's number; the same box once, and none without an area."""
+    """Return boxes of pictures in pixels, by their block's number.
+
+    Skip repeated boxes and those that are too small.
+    """
     boxes: dict[int, Box] = {}
     for number, block in enumerate(blocks):
         if is_picture(block):
@@ -89,16 +92,16 @@ def _boxes(blocks: Sequence[Block], size: tuple[int, int]) -> dict[int, Box]:
 
 
 def in_pixels(bbox: Box, size: tuple[int, int]) -> Box:
-    """Thousandths of a page -> pixels, all of which are on the page."""
+    """Convert a box in thousandths of a page to pixels, all of them on the page."""
     width, height = size
     x1, y1, x2, y2 = (min(max(value, 0), MAX_COORDINATE) for value in bbox)
     most = MAX_COORDINATE
-    # in whole numbers: a fraction too much would be a pixel beyond the edge
+    # in integers: a rounding error would be a pixel beyond the edge
     return x1 * width // most, y1 * height // most, -(-x2 * width // most), -(-y2 * height // most)
 
 
 def _png(name: str, image: Image.Image, max_bytes: int, bbox: Box) -> Picture | None:
-    """Encode a figure, smaller if need be; ``None`` if no sensible size is small enough."""
+    """Encode a figure, scaled down if needed. Return ``None`` if no sensible size is small enough."""
     for _ in range(MAX_SCALINGS):
         data = _encoded(image, "PNG", compress_level=PNG_LEVEL)
         if len(data) <= max_bytes:

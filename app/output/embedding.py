@@ -1,7 +1,8 @@
-"""Figures inside an answer: a sign stands for each while the text is made, and its bytes when it is sent.
+"""Embed figures in an answer. A placeholder stands for each while text is made; its bytes replace it when
+sent.
 
-So an answer with many figures holds one of them in memory at a time. The sign cannot be guessed: text of the
-document that looks like a sign is text.
+So an answer with many figures holds only one of them in memory at a time. Placeholders cannot be guessed, so
+text of the document that looks like one stays text.
 """
 
 import base64
@@ -15,11 +16,11 @@ TOKEN_BYTES = 16
 NAME = r"p[0-9]{1,9}(?:-[0-9]{1,9})?\.[a-z]{3}"
 
 Pictures = Callable[[str], Picture]
-"""Gives an image of the document by its name; raises ``NotFound``."""
+"""Gives an image of the document by its name. Raises ``NotFound``."""
 
 
 class Embedding:
-    """The signs of one answer. ``pictures`` is asked for each when it is sent."""
+    """The placeholders of one answer. ``pictures`` is called for each when it is sent."""
 
     def __init__(self, pictures: Pictures) -> None:
         self._pictures = pictures
@@ -27,11 +28,11 @@ class Embedding:
         self._sign = re.compile(rf"{self._token}-({NAME})")
 
     def address(self, name: str) -> str:
-        """Return the sign that stands for an image; it passes through JSON, HTML and Markdown unchanged."""
+        """Return the placeholder of an image. It passes through JSON, HTML and Markdown unchanged."""
         return f"{self._token}-{name}"
 
     def filled(self, pieces: Iterable[str | bytes]) -> Iterator[str | bytes]:
-        """Put images in the place of their signs. A sign lies within one piece."""
+        """Replace placeholders by their images. A placeholder must lie within one piece."""
         for piece in pieces:
             if isinstance(piece, bytes):
                 yield piece
@@ -41,5 +42,5 @@ class Embedding:
 
 
 def data_uri(picture: Picture) -> str:
-    """Return an image as an address that contains it."""
+    """Return an image as a data URI."""
     return f"data:{picture.media_type};base64,{base64.b64encode(picture.data).decode()}"

@@ -1,4 +1,4 @@
-r"""Print -> Markdown that shows it: what Markdown would take for markup gets a backslash, and nothing else.
+r"""Escape printed text for Markdown. What Markdown would take for markup gets a backslash, and nothing else.
 
 ``# 12 Main Street`` -> ``\# 12 Main Street``, ``1986. A year`` -> ``1986\. A year``; ``snake_case`` stays.
 """
@@ -10,7 +10,7 @@ BLOCK_START = re.compile(
     r"(?P<mark>#(?=#{0,5}(?:\s|$))|[-+*](?=\s|$)|>|~(?=~~)|[-_*](?=(?:\s*[-_*]){2,}\s*$))"
     r"|(?P<number>[0-9]{1,9})(?P<point>[.)])(?=\s|$)"
 )
-"""What begins a heading, an item, a quotation, a fence or a rule."""
+"""Beginnings of a heading, an item, a quotation, a fence or a rule."""
 REFERENCE = re.compile(r"&(?=(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]*);)")
 TAG = re.compile(r"<(?=[A-Za-z/!?|\uff5c]|$)")
 BACKSLASH = re.compile(r"\\(?=[!-/:-@\[-`{-~]|coloneqq|eqqcolon)")
@@ -22,7 +22,7 @@ RUNS = {mark: re.compile(f"{re.escape(mark)}+") for mark in "`*_~$"}
 
 
 def escaped(text: str) -> str:
-    """One printed line or paragraph as a line of Markdown that begins a block."""
+    """Escape a printed line or paragraph that begins a block of Markdown."""
     text = _inline(text)
     if text.startswith("["):
         text = DEFINITION.sub(r"\]", text)
@@ -34,12 +34,15 @@ def escaped(text: str) -> str:
 
 
 def escaped_heading(text: str) -> str:
-    """Print after ``# ``, where no block begins; signs at the end would be taken for the heading's."""
+    """Escape print after ``# ``, where no block begins.
+
+    Also escape ``#`` at its end, which would be dropped.
+    """
     return HEADING_END.sub(r"\#", _inline(text))
 
 
 def escaped_cell(text: str) -> str:
-    """Print in an HTML cell, where Markdown has no meaning."""
+    """Escape print in an HTML cell, where Markdown has no meaning."""
     return OPERATOR.sub("&#92;", TAG.sub("&lt;", REFERENCE.sub("&amp;", text)))
 
 
@@ -55,7 +58,7 @@ def _inline(text: str) -> str:
 
 
 def _without_pairs(text: str, mark: str, runs: re.Pattern[str]) -> str:
-    """Escape a mark where it opens or closes something; a lone one, or one between spaces, means nothing."""
+    """Escape a mark where it opens or closes something. A lone one, or one between spaces, means nothing."""
     found = [run for run in runs.finditer(text) if not _is_escaped(text, run.start())]
     opening = [_opens(text, mark, run) for run in found]
     closing = [_closes(text, mark, run) for run in found]

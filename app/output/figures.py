@@ -1,8 +1,8 @@
-"""Figures in Markdown: a reference stands where a picture region was, and says where its file is.
+"""Refer to figures in Markdown: a reference with the address of its file stands for each picture region.
 
-A stored page refers to ``images/p3-1.png``. An answer may have another address there, or nothing
-(``readdressed``). Only the references of blocks that have a figure are touched: model text that looks like
-one is text.
+A stored page refers to ``images/p3-1.png``. An answer may have another address there, or none
+(``readdressed``). Only the references of blocks that have a figure are changed; model text that looks like
+a reference stays text.
 """
 
 import re
@@ -20,7 +20,7 @@ CAPTION = re.compile(r"caption|figure_title|image_title", re.IGNORECASE)
 FOLDER = "images/"
 MAX_CAPTION_CHARS = 200
 NOT_IN_ALT = re.compile(r"[\[\]\\<>`$*_|&~^{}!#\s]+")
-"""What Markdown or HTML could take for more than the text of a reference."""
+"""Characters that Markdown or HTML could take for more than the text of a reference."""
 
 Address = Callable[[str], str]
 
@@ -31,12 +31,12 @@ def is_picture(block: Block) -> bool:
 
 
 def relative(name: str) -> str:
-    """Return where a figure lies beside the Markdown."""
+    """Return the path of a figure beside the Markdown."""
     return FOLDER + name
 
 
 def caption_of(blocks: Sequence[Block], number: int) -> str:
-    """Return the caption below a picture, or above it, as one line without markup."""
+    """Return the caption below a picture, or above it, as one line without markup; empty without one."""
     for near in (number + 1, number - 1):
         if 0 <= near < len(blocks) and CAPTION.search(blocks[near].type):
             block = blocks[near]
@@ -46,12 +46,12 @@ def caption_of(blocks: Sequence[Block], number: int) -> str:
 
 
 def with_figures(rendered: Rendered, figures: Mapping[int, Figure]) -> Rendered:
-    """Put references into a page's Markdown. ``figures``: by the number of their block."""
+    """Put references into a page's Markdown. ``figures``: figures by the number of their block."""
     if not figures:
         return rendered
     markdown, at = rendered.markdown, 0
     parts: list[str] = []
-    waiting: list[str] = []  # references that stand before whatever text comes next
+    waiting: list[str] = []  # references to put before the next text
     blocks: list[Block] = []
     for number, block in enumerate(rendered.blocks):
         body = block.text if block.markdown is None else block.markdown
@@ -74,7 +74,7 @@ def with_figures(rendered: Rendered, figures: Mapping[int, Figure]) -> Rendered:
 
 
 def readdressed(page: PageResult, address: Address | None) -> PageResult:
-    """Return a page whose references to figures have another address; ``None``: no references."""
+    """Return a page whose references to figures have another address. ``None``: remove the references."""
     if address is relative or not any(block.figure for block in page.blocks):
         return page
     pieces: list[str] = []
@@ -97,7 +97,7 @@ def readdressed(page: PageResult, address: Address | None) -> PageResult:
 
 
 def reference_of(block: Block) -> str | None:
-    """Return the reference to its figure that a block's Markdown begins with."""
+    """Return the reference to its figure at the start of a block's Markdown; ``None`` without one."""
     if block.figure is None or block.markdown is None:
         return None
     line = block.markdown.partition("\n")[0]
@@ -106,7 +106,7 @@ def reference_of(block: Block) -> str | None:
 
 
 def alt_of(block: Block) -> str:
-    """Return what the reference to a block's figure says in its place; empty without a caption."""
+    """Return the text of the reference to a block's figure; empty without a caption."""
     line = reference_of(block)
     return "" if line is None else line[2:].partition("](")[0]
 

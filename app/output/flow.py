@@ -1,4 +1,4 @@
-"""Join text that goes on on the next page: a paragraph, a word, a table."""
+"""Join text that continues on the next page: a paragraph, a word, a table."""
 
 import re
 from collections.abc import Sequence
@@ -12,19 +12,25 @@ from app.output.spans import spans_of
 from app.output.tables import cells_of, num_columns, rows_of
 
 FLOWING = frozenset({None, "text", "paragraph", "plain_text", "list", "list_item"})
-"""Types of blocks whose text may go on on the next page."""
+"""Types of blocks whose text may continue on the next page."""
 SENTENCE_END = re.compile(r"[.!?:;…。！？]['\"”’»)\]*_]*$")  # noqa: RUF001 - ends of sentences in other scripts
 NUMERIC = re.compile(r"[-+(]?[^\w\s]?\s?[0-9][0-9.,\s]*\s?[%)\w]{0,3}")
 MAX_TABLE_SHIFT = 80
-"""By how much the sides of a table that goes on differ, in thousandths of the page."""
+"""Largest difference between the sides of a table on two pages, in thousandths of the page."""
 MAX_TEXT_CHARS = 20_000
 MAX_TABLE_CHARS = 200_000
-"""What is larger goes on in one of its own: all of it is looked through with each page that it grows by."""
+"""Text or tables beyond these sizes are not joined any further.
+
+The whole text is searched again for each page that is joined to it, so the cost would be quadratic.
+"""
 TABLE_ENDS = ("</tbody></table>", "</table>")
 
 
 def joined(last: Part, first: Part) -> Part | None:
-    """A page's last part with the next one's first, if that is the same paragraph or table going on."""
+    """Join a page's last part with the next page's first part.
+
+    Return ``None`` if they are not one paragraph or table.
+    """
     if _is_table(last.markdown) and _is_table(first.markdown):
         table = _joined_tables(last, first)
         return None if table is None else replace(last, markdown=table)
@@ -34,7 +40,7 @@ def joined(last: Part, first: Part) -> Part | None:
 
 
 def is_float(part: Part) -> bool:
-    """Tell whether text goes on behind a part as if it were not there: a figure, a caption."""
+    """Tell whether text may continue past a part as if it were not there: a figure, a caption."""
     kind = "" if part.type is None else part.type
     return kind.casefold() in PICTURE_TYPES or CAPTION.search(kind) is not None
 
@@ -56,7 +62,7 @@ def breaks_off(part: Part) -> bool:
 
 
 def begins_in_a_sentence(part: Part) -> bool:
-    # a code span is one as far as its paragraph goes: behind other text it may be none, and its "<" a tag
+    # joined to other text, a code span may stop being one, and its "<" become a tag
     has_tag_in_code = "`" in part.markdown and "<" in part.markdown
     return _flows(part) and part.markdown[:1].islower() and not has_tag_in_code
 
@@ -95,7 +101,10 @@ def _words(row: str) -> list[list[str]]:
 
 
 def _has_own_head(below: Sequence[str]) -> bool:
-    """The first row is a head by its cells, or by words over columns of numbers: of another table, then."""
+    """Tell whether the first row is a head, so that these rows are another table.
+
+    A head has head cells, or words above columns of numbers.
+    """
     if "<th" in below[0]:
         return True
     head, *others = (cells_of(row) for row in below)

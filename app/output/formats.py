@@ -1,4 +1,7 @@
-"""The formats of an answer, by name and media type. A format is a module that makes it and a line here."""
+"""The formats of an answer, by name and media type.
+
+To add one, write a module with ``make`` and a line here.
+"""
 
 import importlib
 from collections.abc import Iterable, Mapping
@@ -11,27 +14,30 @@ from app.output.answer import Answer, Make, Piece
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One way to show a result. ``module``: has ``make``; imported when it is first asked for."""
+    """A way to show a result. ``module``: has ``make``; imported when it is first used."""
 
     name: FormatName
     media_type: str
     module: str
     suffix: str
     images: Images = "relative"
-    """How figures are referred to where the client does not say."""
+    """How figures are referred to if the client does not say."""
     is_heavy: bool = False
-    """Whether making it takes far longer than joining the pages does."""
+    """Whether making it takes far longer than joining the pages."""
     extra: str = "serve"
-    """Of ours, that brings its packages."""
+    """The extra of ``rtprune`` that installs the packages it needs."""
     is_file: bool = False
-    """Whether it is saved rather than shown."""
+    """Whether clients save it rather than show it."""
 
     @property
     def is_text(self) -> bool:
         return self.media_type.startswith("text/")
 
     def make(self, answer: Answer) -> Iterable[Piece]:
-        """Make an answer, in a thread. Raise ``FormatUnavailable`` where its packages are not installed."""
+        """Make an answer, in a thread.
+
+        Raise ``FormatUnavailable`` if a package that it needs is not installed.
+        """
         try:
             make: Make = importlib.import_module(self.module).make
         except ImportError as error:

@@ -1,9 +1,9 @@
-"""HTML in model text: simple tables, ``<br>``, ``<sub>`` and ``<sup>`` stay; nothing else becomes HTML.
+"""Clean HTML in model text. Simple tables, ``<br>``, ``<sub>`` and ``<sup>`` stay; nothing else becomes HTML.
 
-Two steps, so that the second alone has to be trusted. ``tidied`` brings the tags that stay into one form and
-takes formatting tags away, as far as they can be told from print. ``safe`` then changes nothing but ``<``: in
-code it stays, in math it stays or gets a space, and elsewhere it becomes ``&lt;``, unless one of the tags of
-that one form begins with it.
+There are two steps, so that only the second has to be trusted. ``tidied`` brings the kept tags into one form
+and removes formatting tags, as far as they can be told from print. ``safe`` then changes nothing but ``<``:
+in code it stays, in math it stays or gets a space, and elsewhere it becomes ``&lt;``, unless it begins one of
+the kept tags in that form.
 """
 
 import html
@@ -14,7 +14,10 @@ from app.output.spans import FENCE, Span, closed, spans_of
 TABLE_NAMES = "table|thead|tbody|tr|td|th"
 PLAIN_NAMES = "br|sub|sup"
 BLOCK_NAMES = frozenset({"center", "p", "div", "nobr", "tfoot", "caption", "col", "colgroup"})
-"""Dropped wherever they are. The others are dropped in pairs alone: a single ``<b>`` may be print."""
+"""Tags that are always dropped.
+
+The others are dropped only in pairs, because a single ``<b>`` may be print.
+"""
 INLINE_NAMES = frozenset(
     "a abbr b big cite code del dfn em font i ins kbd mark q s samp small span strike strong tt u var".split()
 )
@@ -51,22 +54,23 @@ BLOCK_IN_MATH = re.compile(
     r"|summary|table|tbody|td|textarea|tfoot|th|thead|title|tr|track|ul)(?=\s|/?>|\Z)",
     re.IGNORECASE,
 )
-"""A line that begins with one of these is an HTML block, though no ``>`` follows."""
+"""A line that begins with one of these is an HTML block, even if no ``>`` follows."""
 ITEM = re.compile(r" *+(?P<mark>[-+*]|[0-9]{1,9}[.)]) +")
 FENCE_MARKS = re.compile(r"(?:(?<=^)|(?<=^ )|(?<=^  )|(?<=^   ))(?:`{3,}|~{3,})", re.MULTILINE)
 PARTED = "\0"
-"""In place of a dropped tag; model text has none."""
+"""Placeholder for a dropped tag. Model text has no such character."""
 BETWEEN_WORDS = re.compile(rf"(?<=[^\s>{PARTED}]){PARTED}+(?=[^\s<{PARTED}])")
 MAX_OPEN_TAGS = 100
 LONGEST_TAG = 400
-"""What is no tag after so many characters counts as one."""
+"""Text that could still be a tag after this many characters counts as one."""
 OPERATORS = re.compile(r"(?<!\\)\\(coloneqq|eqqcolon)(?![A-Za-z])")
 OPERATOR_SIGNS = {"coloneqq": ":=", "eqqcolon": "=:"}
-"""As the released post-processing has it: renderers of math without ``mathtools`` lack these."""
+"""Replacements as in the released post-processing: renderers of math without ``mathtools`` lack these
+commands."""
 
 
 def tidied(text: str) -> str:
-    """Text with its tags in one form or gone, fences at the margin, and tables closed."""
+    """Bring kept tags into one form, remove others, move fences to the margin, and close tables."""
     text = _fences_at_margin(text)
     pieces: list[str] = []
     spans = spans_of(text, code_in_html=True)
@@ -83,7 +87,8 @@ def tidied(text: str) -> str:
 
 
 def safe(text: str) -> tuple[str, str]:
-    """(Markdown that no renderer turns into HTML other than the kept tags, the same text unescaped)."""
+    """Return Markdown that no renderer turns into HTML other than the kept tags, and the same text
+    unescaped."""
     markdown: list[str] = []
     plain: list[str] = []
     for span in spans_of(text):
@@ -125,7 +130,7 @@ def _droppable(text: str, spans: list[Span]) -> frozenset[str]:
 
 
 def _without(text: str, names: frozenset[str]) -> str:
-    """Text without tags of these names. Where one of a block parts two words, they stay parted."""
+    """Remove tags of these names. A removed block tag between two words leaves a space."""
 
     def drop(tag: re.Match[str]) -> str:
         name = tag["name"].lower()
@@ -161,7 +166,7 @@ def _with_tables_closed(text: str) -> str:
 
 
 def _fences_at_margin(text: str) -> str:
-    """Fenced code without the indentation of its fence, so that no list contains it."""
+    """Remove the indentation of fenced code, so that no list contains it."""
     if "```" not in text and "~~~" not in text:
         return text
     lines: list[str] = []
@@ -186,7 +191,7 @@ def _fences_at_margin(text: str) -> str:
 
 
 def _without_fences(text: str) -> str:
-    """Text in which no line opens a fence: some renderer would see one where another sees none."""
+    """Escape fence marks at line starts in text: some renderer might see a fence where another sees none."""
     if "```" not in text and "~~~" not in text:
         return text
     return FENCE_MARKS.sub(lambda marks: f"&#{ord(marks[0][0])};" * len(marks[0]), text)
@@ -205,7 +210,7 @@ def _escaped_tags(text: str, *, may_be_escaped: bool) -> str:
 
 
 def _safe_math(math: str) -> str:
-    """Math in which a space parts ``<`` from what would be a tag to those who do not render math."""
+    """Put a space after ``<`` in math where readers that do not render math would take it for a tag."""
     pieces: list[str] = []
     done = 0
     for start in TAG_START.finditer(math):
@@ -217,7 +222,7 @@ def _safe_math(math: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """Text without Markdown's backslash escapes and character references."""
+    """Undo Markdown's backslash escapes and character references."""
 
     def undo(match: re.Match[str]) -> str:
         return match["escaped"] or html.unescape(match[0])

@@ -1,4 +1,4 @@
-"""Words that a typesetter broke at the end of a line are put together again, as readers and search expect."""
+"""Rejoin words that a typesetter broke at the end of a line, as readers and search expect."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ _BROKEN = re.compile(r"(\S*\w)[-\u2010\u00ad]")
 
 
 def flowed(lines: Sequence[str]) -> str:
-    """Lines of one paragraph as one line."""
+    """Join the lines of one paragraph into one line."""
     text = ""
     for line in filter(None, lines):
         begun = _going_on(text, line)
@@ -16,7 +16,7 @@ def flowed(lines: Sequence[str]) -> str:
 
 
 def unbroken(lines: Sequence[str]) -> list[str]:
-    """Lines of one paragraph as they are, but a broken word stands whole at the end of its first line."""
+    """Keep the lines of a paragraph, but put a broken word whole at the end of its first line."""
     whole: list[str] = []
     for line in lines:
         begun = _going_on(whole[-1], line) if whole else None
@@ -30,7 +30,7 @@ def unbroken(lines: Sequence[str]) -> list[str]:
 
 
 def _going_on(before: str, after: str) -> str | None:
-    """Find the text before ``after`` if the last word of ``before`` goes on in it.
+    """Return ``before``, ready for ``after`` to be appended, if its last word continues there; else ``None``.
 
     The hyphen stays where it may be part of the word: in compounds of several parts, before capitals and
     digits.

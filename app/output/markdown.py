@@ -1,18 +1,19 @@
-"""Model text -> Markdown, blocks, boxes. Model text is hostile: a strict parser, linear in it, never eval.
+"""Turn model text into Markdown, blocks and boxes. It is hostile: the parser is strict and linear, never
+eval.
 
 A grounded region is ``<|ref|>type<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`` and the text after it, up
 to the next one. A tag that deviates still ends a region, and nothing of it is left in the text:
 
 - Coordinates over 999 become 999, those below 0 become 0, fractions are rounded, corners are put in order.
-  A missing bracket is forgiven.
+  A missing bracket is accepted.
 - A list without four numbers, a tag without its end and one without a type give no block; the text stays.
 - An unfinished tag at the end of the text is cut off, and so is the beginning of a special token.
-- Special tokens of the model that stand alone are taken out. What merely looks like one (``<|other|>``) is
-  text.
+- Special tokens of the model that stand alone are removed. Text that only looks like one (``<|other|>``)
+  stays.
 
-``app.output.html`` says what becomes of HTML. Links are left as they are: whoever renders Markdown decides
-which schemes it follows. A picture region gives a block and nothing in the Markdown: ``app.output.figures``
-refers to its file there, once it is cut out.
+``app.output.html`` describes what becomes of HTML. Links are left as they are: the program that renders the
+Markdown decides which schemes it follows. A picture region gives a block and nothing in the Markdown:
+``app.output.figures`` refers to its file there, once it is cut out.
 """
 
 import re
@@ -57,26 +58,26 @@ class Rendered:
 
 
 def render(reading: Reading) -> Rendered:
-    """Turn what was read into Markdown and blocks. Never raises."""
+    """Turn a reading into Markdown and blocks. Never raise."""
     return to_markdown(reading.text) if reading.blocks is None else of_blocks(reading.blocks)
 
 
 def of_blocks(blocks: Sequence[Block]) -> Rendered:
-    """Join the blocks of a reader that knows what stands where."""
+    """Join the blocks of a reader that knows where its text stands."""
     bodies = [block.text if block.markdown is None else block.markdown for block in blocks]
     return Rendered(_joined([body for body in bodies if body]), tuple(blocks))
 
 
 def block_of(kind: str, box: Box, markdown: str) -> Block:
-    """Make a block of Markdown in which print is escaped (``app.output.escape``)."""
+    """Make a block from Markdown in which print is escaped (``app.output.escape``)."""
     markdown, plain = safe(NOT_TEXT.sub("", markdown).strip())
     return Block(kind, box, plain, None if markdown == plain else markdown)
 
 
 def to_markdown(text: str) -> Rendered:
-    """Raw model text -> Markdown without tags, and one block a box. Never raises.
+    """Turn raw model text into Markdown without tags, and one block per box. Never raise.
 
-    Of a tag with several boxes, the first block has the text and the others an empty one.
+    If a tag has several boxes, the first block has the text and the others an empty one.
     """
     text = _cut_off(NOT_TEXT.sub("", text))
     tags = list(TAG.finditer(text))
@@ -92,12 +93,12 @@ def to_markdown(text: str) -> Rendered:
 
 
 def _joined(bodies: Sequence[str]) -> str:
-    """Paragraphs, none of which reaches into the next one."""
+    """Join paragraphs. Close open fences, so that none reaches into the next paragraph."""
     return "\n\n".join([*map(closed, bodies[:-1]), *bodies[-1:]])
 
 
 def _cut_off(text: str) -> str:
-    """Text without a tag or a special token that it breaks off in."""
+    """Remove an unfinished tag or special token at the end of a text."""
     text = text.rstrip()
     start = text.rfind("<", -max(map(len, SPECIAL_TOKENS)))
     tail = text[start:] if start >= 0 else ""
@@ -114,18 +115,18 @@ def _cut_off(text: str) -> str:
 
 
 def _body(text: str) -> tuple[str, str]:
-    """A region's text: (Markdown, what it says without escapes)."""
+    """Return a region's text as Markdown, and the same text without escapes."""
     if "<" in text:
         text = STRAY.sub("", text)
     text = tidied(text.strip())
     if "<" in text:
-        text = STRAY.sub(" ", text)  # what came to stand together; a space is in no token
+        text = STRAY.sub(" ", text)  # tokens that tidying formed; no token has a space
     markdown, plain = safe(text.strip())
     return markdown.strip(), plain.strip()
 
 
 def _boxes(text: str) -> list[Box]:
-    """``[[1, 2, 3, 4], [5, 6, 7, 8]]`` -> boxes, with coordinates within the page and corners in order."""
+    """Parse ``[[1, 2, 3, 4], [5, 6, 7, 8]]``. Keep coordinates within the page and put corners in order."""
     boxes: list[Box] = []
     for part in BOX.finditer(text):
         numbers = part[1].split(",")

@@ -1,10 +1,10 @@
-"""Delimiters of math: TeX's, as the model writes them, or dollars, as GitHub and Obsidian want them."""
+"""Convert math delimiters from TeX's, which the model writes, to dollars, which GitHub and Obsidian read."""
 
 from app.output.spans import Span, spans_of
 
 
 def with_dollars(markdown: str) -> str:
-    """``\\\\(x\\\\)`` -> ``$x$`` and ``\\\\[x\\\\]`` -> ``$$x$$``, but not in code.
+    """Rewrite ``\\(x\\)`` as ``$x$`` and ``\\[x\\]`` as ``$$x$$``, but not in code.
 
     Math stays as it is where dollars would not be taken for math: with a dollar in it, or before a digit.
     """

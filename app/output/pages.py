@@ -1,7 +1,7 @@
-"""Make one document of pages: leave heads and feet out, join text that goes on, mark what is missing.
+"""Make one document of pages: drop heads and feet, join text that continues, mark what is missing.
 
-Each page keeps its own Markdown. Heads and feet show only when all pages are there, so this is done for every
-answer, and the result is not stored.
+Each page keeps its own Markdown. Heads and feet are recognised only when all pages are there, so this runs
+for every answer, and its result is not stored.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from app.output.running import find_furniture
 from app.output.spans import closed
 
 MAX_FLOATS = 16
-"""Figures and captions on one side of a page break, across which text goes on."""
+"""Most figures and captions on one side of a page break that text may continue across."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A note about a page inside the text. ``index``: 0-based."""
+    """A note in the text that a page is missing or incomplete. ``index``: 0-based."""
 
     index: int
     code: str
@@ -40,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A document. ``pages``: with the types of running heads and feet in their blocks."""
+    """A joined document. ``pages``: the blocks of running heads and feet have those types."""
 
     pages: tuple[PageResult, ...]
     entries: tuple[Part | Gap | Rule, ...]
@@ -71,7 +71,7 @@ class Joined:
 
 
 def join_pages(pages: Sequence[PageResult], options: AnswerOptions) -> Joined:
-    """One document of pages in order."""
+    """Join pages, in order, into one document."""
     parts = [() if page.failure else tuple(parts_of(page)) for page in pages]
     furniture = find_furniture([(page.index, own) for page, own in zip(pages, parts, strict=True)])
     marked: list[PageResult] = []
@@ -93,7 +93,7 @@ def join_pages(pages: Sequence[PageResult], options: AnswerOptions) -> Joined:
 
 
 def _join(entries: list[Part | Gap | Rule], kept: list[Part]) -> None:
-    """Join the text that a page ends and the next one begins with, across figures between them."""
+    """Join the text that ends one page and begins the next, across figures between them."""
     near = range(max(0, len(entries) - MAX_FLOATS), len(entries))
     above = next((at for at in reversed(near) if not _floats(entries[at])), None)
     below = next((at for at, part in enumerate(kept[:MAX_FLOATS]) if not is_float(part)), None)
@@ -120,7 +120,7 @@ def _with_types(page: PageResult, parts: Sequence[Part]) -> PageResult:
 
 
 def _goes_on(above: PageResult | None, page: PageResult) -> bool:
-    """The pages follow each other, and nothing of either is missing."""
+    """Tell whether two pages are adjacent and both complete."""
     return (
         above is not None
         and page.index == above.index + 1

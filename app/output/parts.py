@@ -1,4 +1,4 @@
-"""A page's Markdown in parts: its blocks, and the paragraphs between them."""
+"""Split a page's Markdown into parts: its blocks, and the paragraphs between them."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,10 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``type`` and ``box``: of a block, ``number`` being its place in ``page.blocks``; else ``None``."""
+    """A block or paragraph. ``number``: index of the block in ``page.blocks``.
+
+    ``type``, ``box`` and ``number`` are ``None`` for a paragraph outside blocks.
+    """
 
     markdown: str
     type: str | None = None
@@ -23,7 +26,7 @@ class Part:
 
 
 def parts_of(page: PageResult) -> list[Part]:
-    """Everything that stands in a page's Markdown, in order."""
+    """Return all parts of a page's Markdown, in order."""
     parts: list[Part] = []
     markdown, at = page.markdown, 0
     for number, block in enumerate(page.blocks):
@@ -32,7 +35,7 @@ def parts_of(page: PageResult) -> list[Part]:
             continue
         found = place(markdown, body, at)
         if found is None:
-            return list(_paragraphs(markdown))  # blocks and Markdown are not of one reading
+            return list(_paragraphs(markdown))  # blocks and Markdown come from different readings
         parts += _paragraphs(markdown[at : found.start])
         parts.append(_part(block, body, number))
         at = found.stop
@@ -45,7 +48,7 @@ def _part(block: Block, markdown: str, number: int) -> Part:
 
 
 def place(markdown: str, body: str, at: int) -> range | None:
-    """Find where a block's Markdown stands as paragraphs of its own, from ``at`` on."""
+    """Find a block's Markdown, as whole paragraphs, from ``at`` on. Return ``None`` if it is not there."""
     start = markdown.find(body, at)
     while start >= 0:
         end = start + len(body)
@@ -57,7 +60,7 @@ def place(markdown: str, body: str, at: int) -> range | None:
 
 
 def _paragraphs(markdown: str) -> Iterator[Part]:
-    """Text without blocks, cut at empty lines, but not in fenced code."""
+    """Yield the paragraphs of text without blocks. Do not split fenced code."""
     start = 0
     for span in spans_of(markdown):
         if span.kind not in ("text", "html"):

@@ -1,4 +1,4 @@
-"""Markdown -> plain text: the words without the markup."""
+"""Convert Markdown to plain text: the words without the markup."""
 
 import re
 from html import unescape
@@ -16,14 +16,14 @@ KEPT = re.compile("\0([0-9]+)\0")
 
 
 def to_plain(markdown: str) -> str:
-    """The text of Markdown. Rows of tables are lines, with a tab between cells; ``<br>`` is a new line.
+    """Return the text of Markdown. A table row becomes a line with tabs between cells; ``<br>`` a line break.
 
-    Marks of lists stay, and so do the delimiters of math, which means nothing without them.
+    Marks of lists stay, and so do the delimiters of math, which is unintelligible without them.
     """
     kept: list[str] = []
 
     def keep(text: str) -> str:
-        """A sign that stands for text in which nothing is markup any more."""
+        """Store text that is no longer markup, and return a placeholder for it."""
         kept.append(text)
         return f"\0{len(kept) - 1}\0"
 
@@ -76,14 +76,14 @@ def _literal(markdown: str, span: Span) -> str | None:
 
 
 def _without_end(heading: str) -> str:
-    """A heading's text without the signs that may end it."""
+    """Remove the optional closing ``#`` signs of a heading."""
     text = heading.rstrip()
     bare = text.rstrip("#")
     return bare.rstrip() if bare != bare.rstrip() or not bare else text
 
 
 def _with_rows(text: str) -> str:
-    """Text with the rows of tables of ``|`` as lines of tabs."""
+    """Turn rows of tables with ``|`` into lines with tabs."""
     if "|" not in text:
         return text
     lines: list[str] = []

@@ -1,9 +1,10 @@
-"""Running heads and feet, and page numbers: what pages repeat above and below their text.
+"""Find running heads and feet, and page numbers: what pages repeat above and below their text.
 
 Only repetition tells them from text: the same words, or the same but for a number that counts with the
-pages, at the same height at the edge of several pages. A heading needs more pages than other text, and so do
-pages without boxes, where the first and the last paragraph have to do. On two pages a heading is a running
-head only where a sentence goes on below it, or where it stands small and alone at the very edge.
+pages, at the same height at the edge of several pages. A heading must repeat on more pages than other text.
+So must text on pages without boxes, where only the first and the last paragraph are considered. On two pages
+a heading is a running head only where a sentence continues below it, or where it is small and alone at the
+very edge.
 """
 
 import re
@@ -20,21 +21,21 @@ from app.output.plain import to_plain
 Furniture = Literal["page_header", "page_footer", "page_number"]
 
 # heights and distances in thousandths of the page
-MARGIN = 140  # height of the edge of a page where heads and feet stand
-EDGE = 70  # height of the edge where no text begins
-MAX_HEIGHT = 40  # of a head or foot
-SMALL = 18  # height of a line of one
-MIN_WHITE = 8  # between a head and the text
-MAX_SHIFT = 15  # by which the same head stands higher or lower on another page
-MAX_CHARS = 150  # of a head or foot
-MAX_ROWS = 2  # of a head or foot
-MAX_IN_ROW = 4  # blocks beside each other in one
+MARGIN = 140  # height of the zone at the edge of a page where heads and feet stand
+EDGE = 70  # height of the zone at the edge where no text begins
+MAX_HEIGHT = 40  # largest height of a head or foot
+SMALL = 18  # largest height of a single line of a head or foot
+MIN_WHITE = 8  # least white space between a head and the text
+MAX_SHIFT = 15  # largest vertical shift of the same head between pages
+MAX_CHARS = 150  # most characters of a head or foot
+MAX_ROWS = 2  # most rows of a head or foot
+MAX_IN_ROW = 4  # most blocks side by side in one row
 END: tuple[int, int, list[int]] = (2000, 2000, [])
-MIN_PAGES = 2  # on which a head is found again
-MIN_PAGES_OF_HEADING = 3  # the same, for one that the model calls a heading
-MIN_PAGES_WITHOUT_BOXES = 3  # the same, where nothing tells where it stands
-MIN_SHARE_OF_HEADING = 0.4  # of all pages; heads of left and right pages differ
-MIN_PARAGRAPHS = 3  # of a page without boxes, for its first or last to be a head
+MIN_PAGES = 2  # least number of pages on which a head repeats
+MIN_PAGES_OF_HEADING = 3  # the same, for a text that the model calls a heading
+MIN_PAGES_WITHOUT_BOXES = 3  # the same, on pages without boxes
+MIN_SHARE_OF_HEADING = 0.4  # least share of all pages; heads of left and right pages differ
+MIN_PARAGRAPHS = 3  # least paragraphs of a page without boxes for its first or last to be a head
 HEADINGS = frozenset({"title", "sub_title", "heading", "section_header"})
 HEADS = frozenset({"header", "page_header", "running_head"})
 FEET = frozenset({"footer", "page_footer"})
@@ -54,8 +55,11 @@ ROMAN_DIGITS = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """``page``, ``part``: its place. ``index``: of the page in the document. ``key``: its text with a sign
-    for every number; ``numbers``: those. ``y``: its middle, -1 without a box.
+    """A part that may be a running head or foot.
+
+    ``page``, ``part``: its place. ``index``: of the page in the document. ``key``: its text with ``#`` for
+    every number; ``numbers``: those numbers. ``y``: its middle in thousandths of the page, -1 without a
+    box.
     """
 
     page: int
@@ -72,13 +76,16 @@ class _Candidate:
 
     @property
     def is_number(self) -> bool:
-        """It is nothing but a page's number."""
+        """Whether it is nothing but a page number."""
         is_number = PAGE_NUMBER.fullmatch(self.key.replace("#", "1")) is not None
         return self.type in NUMBERS or (is_number and not self.is_heading)
 
     @property
     def may_count(self) -> bool:
-        """A number in it may be the page's: not where it is all that tells one heading from another."""
+        """Whether a number in it may be the page's.
+
+        A number that alone tells one heading from another may not.
+        """
         return self.is_number or (not self.is_heading and len(WORD.findall(self.key)) >= MIN_WORDS)
 
 
@@ -91,19 +98,19 @@ def find_furniture(pages: Sequence[tuple[int, Sequence[Part]]]) -> list[dict[int
     running = _pages_in_a_sentence(pages, [one for group in groups.values() for one in group])
     num_pages = sum(bool(parts) for _, parts in pages)
     found: list[dict[int, Furniture]] = [{} for _ in pages]
-    levels: set[tuple[bool, int]] = set()  # where numbers stand, in steps of MAX_SHIFT
+    levels: set[tuple[bool, int]] = set()  # heights at which page numbers stand, in steps of MAX_SHIFT
     for level in (level for group in groups.values() for level in _levels(group)):
         same = _counting(level)
         if not _is_repeated(same, num_pages, running):
             continue
-        # others that differ in a digit are misread, where so many agree
+        # where so many agree, others that differ in a digit are misread
         for one in level if len(same) >= MIN_PAGES_OF_HEADING else same:
             found[one.page][one.part] = _furniture(one)
             if one.is_number:
                 levels |= {(one.is_head, one.y // MAX_SHIFT + step) for step in (-1, 0, 1)}
     for one in (one for group in groups.values() for one in group):
         if one.type in NUMBERS and (one.is_head, one.y // MAX_SHIFT) in levels:
-            found[one.page].setdefault(one.part, "page_number")  # misread
+            found[one.page].setdefault(one.part, "page_number")  # its digits were misread
     return found
 
 
@@ -129,7 +136,8 @@ def _candidates(at: int, index: int, parts: Sequence[Part]) -> Iterator[_Candida
 def _edge_rows(
     boxed: Sequence[tuple[int, Part]], is_head: bool
 ) -> Iterator[tuple[list[tuple[int, Part]], bool]]:
-    """The rows in a margin, from the edge inwards, and whether white parts each from what follows."""
+    """Yield the rows in a margin, from the edge inwards, and whether white space separates each from the
+    next."""
     edges = sorted((*_from_edge(part, is_head), number) for number, part in boxed)
     parts = dict(boxed)
     rows: list[tuple[int, int, list[int]]] = []
@@ -193,7 +201,7 @@ def _roman(text: str) -> int:
 
 
 def _levels(group: Sequence[_Candidate]) -> Iterator[list[_Candidate]]:
-    """Group parts that stand at one height, at most one for each page."""
+    """Group parts at the same height, at most one per page."""
     level: list[_Candidate] = []
     for one in sorted(group, key=lambda one: (one.y, one.index)):
         if level and one.y - level[0].y > MAX_SHIFT:
@@ -222,7 +230,7 @@ def _counting(level: Sequence[_Candidate]) -> list[_Candidate]:
 def _pages_in_a_sentence(
     pages: Sequence[tuple[int, Sequence[Part]]], candidates: Sequence[_Candidate]
 ) -> set[int]:
-    """Pages on which, below what may be heads, a sentence of the page before goes on."""
+    """Return pages that continue, below possible heads, a sentence of the page before."""
     edges = {(one.page, one.part) for one in candidates}
     inner = [
         [part for number, part in enumerate(parts) if (at, number) not in edges]

@@ -1,14 +1,14 @@
-"""Find code, math and text in Markdown. Safety rests on this: a ``<`` in code is left as it is.
+"""Find code, math and text in Markdown. Safety depends on this, because a ``<`` in code is left as it is.
 
 So a span counts as code only where every CommonMark renderer takes it for code; in doubt it is text, where
-``<`` is escaped and the worst is a visible ``&lt;``. These rules make the doubt rare and the scan linear:
+``<`` is escaped and the worst result is a visible ``&lt;``. These rules make doubt rare and the scan linear:
 
 - A fence counts where its line begins at the margin, so that no list or quotation can contain it.
 - A code span counts where both its ends are on one line and in one cell of a table. Once a run of backticks
   has no partner, or a link that may swallow one begins, the rest of the paragraph has no code.
-- A line that begins with a tag begins an HTML block, up to the next empty line. Markdown means nothing there.
+- A line that begins with a tag begins an HTML block, up to the next empty line. It contains no Markdown.
 - Math is ``\\(..\\)``, ``\\[..\\]``, ``$..$`` and ``$$..$$`` within a paragraph, without backticks and table
-  tags. It is not trusted: whoever does not render math reads it as text.
+  tags. It is not trusted, because programs that do not render math read it as text.
 """
 
 import re
@@ -24,7 +24,7 @@ CONTAINER = re.compile(
 )
 """What may stand before a block: quotations, items, footnotes, definitions."""
 HTML = re.compile(r"</?(?:table|thead|tbody|tr|td|th|br|sub|sup)(?![A-Za-z0-9-])", re.IGNORECASE)
-"""The tags that Markdown keeps: at a line's start, each begins an HTML block."""
+"""The tags that Markdown keeps. At the start of a line, each begins an HTML block."""
 PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 INLINE = re.compile(r"`+|\\|\$\$?|\]\(|\]\[|\[\^|\[\[")
 BACKTICKS = re.compile("`+")
@@ -36,9 +36,10 @@ NEVER = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """``text[start:end]``, delimiters included: ``size`` characters at either end of ``code`` and ``math``.
+    """A piece ``text[start:end]`` of one kind, delimiters included.
 
-    ``fence`` is one line of fenced code; of a line that is a fence itself, ``size`` counts its marks.
+    ``size``: length of the delimiters at each end of ``code`` and ``math``. A ``fence`` span is one line of
+    fenced code; ``size`` counts the marks of a line that is a fence itself.
     """
 
     kind: Kind
@@ -48,7 +49,7 @@ class Span:
 
 
 def spans_of(text: str, *, code_in_html: bool = False) -> list[Span]:
-    """Cut Markdown into spans, without a gap.
+    """Cut Markdown into spans, without gaps.
 
     ``code_in_html``: find code and math in HTML blocks, too. Renderers see none there.
     """
@@ -56,7 +57,7 @@ def spans_of(text: str, *, code_in_html: bool = False) -> list[Span]:
 
 
 def open_fence(text: str) -> str | None:
-    """The fence that is open at the end of Markdown; ``None`` if all are closed."""
+    """Return the marks of the fence that is open at the end of Markdown; ``None`` if all are closed."""
     scan = _Scan(text, code_in_html=False)
     for _ in scan.spans():
         pass
@@ -64,7 +65,7 @@ def open_fence(text: str) -> str | None:
 
 
 def closed(text: str) -> str:
-    """Markdown with its last fence closed, so that more can follow."""
+    """Close the last fence of Markdown, so that more text can follow."""
     fence = open_fence(text) if "```" in text or "~~~" in text else None
     return text if fence is None else f"{text}\n{fence}"
 
@@ -110,7 +111,10 @@ class _Scan:
             self._text_start = end
 
     def _fence_line(self, start: int, end: int) -> int | None:
-        """Count the marks of a line of fenced code; ``None`` for another line. Keep ``fence`` up to date."""
+        """Return the number of marks of a line of fenced code; ``None`` for another line.
+
+        Keep ``fence`` up to date.
+        """
         match = FENCE.match(self._text, start, end)
         if self.fence is not None:
             if match is None or not match["marks"].startswith(self.fence):
@@ -136,9 +140,9 @@ class _Scan:
         return HTML.match(self._text, match.end() if match else start, end) is not None
 
     def _inline(self, start: int, end: int, found: list[Span]) -> int:
-        """Find code and math from ``start`` to the end of the line; return where to go on.
+        """Find code and math from ``start`` to the end of the line. Return where to continue.
 
-        Math may go on to other lines; then the rest of its last line is still of this call.
+        Math may continue on other lines. Then this call also reads the rest of its last line.
         """
         text, at = self._text, start
         while (match := INLINE.search(text, at, end)) is not None:
@@ -202,7 +206,7 @@ class _Scan:
     def _next(self, mark: str, at: int) -> int:
         """Find the next ``mark``.
 
-        The place is remembered, or many openers without a closer would make this quadratic.
+        Its place is cached: without that, many openers without a closer would make this quadratic.
         """
         if self._found.get(mark, -1) < at:
             place = self._text.find(mark, at)

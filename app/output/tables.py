@@ -1,4 +1,4 @@
-"""Tables in Markdown, as ``app.output.html`` leaves them: tags in one form, in HTML."""
+"""Read and rewrite tables in Markdown: HTML in the form that ``app.output.html`` leaves."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ TABLE_END = "</table>"
 
 
 def with_tables(text: str, rewrite: Callable[[str], str]) -> str:
-    """Text in which every whole table is rewritten."""
+    """Rewrite every whole table in a text."""
     pieces: list[str] = []
     done = 0
     while (start := text.find("<table>", done)) >= 0 and (end := text.find(TABLE_END, start)) >= 0:
@@ -21,7 +21,7 @@ def with_tables(text: str, rewrite: Callable[[str], str]) -> str:
 
 
 def rows_of(html: str) -> list[str]:
-    """The rows of a table, without ``<tr>``."""
+    """Return the rows of a table, without ``<tr>``."""
     return [row.partition(END)[0] for row in html.partition(TABLE_END)[0].split("<tr>")[1:]]
 
 
@@ -31,7 +31,7 @@ def cells_of(row: str) -> list[str]:
 
 
 def num_columns(rows: list[str]) -> int:
-    """Columns of the widest row."""
+    """Return the number of columns of the widest row."""
     return max((sum(map(_width, CELL.findall(row))) for row in rows), default=0)
 
 

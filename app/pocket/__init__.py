@@ -1,1 +1,1 @@
-"""The checkpoint that ships with the package, and how it reads pages: weights, reader, layout."""
+"""The checkpoint that ships with the package, and the reader and page layout that go with it."""

@@ -1,15 +1,15 @@
-"""The same network on CPU in fewer and larger operations, its weights laid out for oneDNN.
+"""The same network for a CPU, in fewer and larger operations, with its weights laid out for oneDNN.
 
-One decode step of a small checkpoint is a few hundred operations of a few microseconds. Here the projections
-of query, key and value are one matrix product, those of gate and up another; all experts of a mixture
-together are one wide MLP whose unchosen parts are weighted by zero; a rotation is one complex product with a
-row of a table. The decoder layers themselves are transformers' own: they are copied shallowly, and only their
-children are others, made of the same weights. No module of the network is changed.
+One decode step of a small checkpoint is a few hundred operations of a few microseconds each. Here the
+projections of query, key and value are one matrix product, and those of gate and up another. All experts of a
+mixture are one wide MLP whose unchosen parts are multiplied by zero. A rotation is one complex product with a
+row of a table. The decoder layers are transformers' own, copied shallowly; only their children are replaced
+by modules made of the same weights. No module of the network is changed.
 
-torch's float32 ``linear`` goes through another library than oneDNN, which on this kind of processor (AMD,
-AVX-512) takes 76 us for (16, 256) x (256, 768) where oneDNN takes 39, and 4.2 ms against 1.8 for 1,200 rows,
-one core. For a single row a plain product with the weight in rows is faster, 12 us against 19, and is taken.
-All this holds each weight up to three times, so it is for small checkpoints.
+torch's float32 ``linear`` uses another library than oneDNN. On this kind of processor (AMD, AVX-512, one
+core) it takes 76 us for (16, 256) x (256, 768) where oneDNN takes 39, and 4.2 ms against 1.8 for 1,200 rows.
+For a single row a plain product with the transposed weight is faster, 12 us against 19, and is used. Each
+weight is held up to three times, so this is for small checkpoints.
 """
 
 import copy
@@ -29,15 +29,15 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import (
 from app.ocr.engine.attention import Step
 
 MAX_MIB = 256
-"""Of weights, above which holding them three times is not worth it."""
+"""Most MiB of weights for which holding them three times is worth it."""
 LAYOUT_ROWS = 64
-"""What oneDNN lays weights out for: at 2 to 300 rows no other number of rows gave a faster layout."""
+"""Number of rows that oneDNN lays weights out for. At 2 to 300 rows no other number gave a faster layout."""
 MAX_EXPERTS = 8
-"""Above which computing all of them costs more than sorting tokens by expert."""
+"""Most experts for which computing all of them costs less than sorting tokens by expert."""
 
 
 class PackedLinear(nn.Module):
-    """(..., I) -> (..., O) by an (O, I) weight."""
+    """Linear layer through oneDNN, with an (O, I) weight. (..., I) -> (..., O)."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class PackedLinear(nn.Module):
 
 
 class StepLinear(nn.Module):
-    """The same for decode steps, without a bias: one row of float32 has a way of its own."""
+    """``PackedLinear`` without a bias, for decode steps: one row of float32 takes a plain product."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -68,6 +68,8 @@ class StepLinear(nn.Module):
 
 
 class PackedNorm(nn.Module):
+    """RMS norm as one operation of torch."""
+
     def __init__(self, norm: UnlimitedOcrTextRMSNorm) -> None:
         super().__init__()
         self._weight, self._eps = norm.weight, norm.variance_epsilon
@@ -77,6 +79,8 @@ class PackedNorm(nn.Module):
 
 
 class PackedMlp(nn.Module):
+    """MLP whose gate and up projections are one product."""
+
     def __init__(self, mlp: UnlimitedOcrTextMLP) -> None:
         super().__init__()
         self._act = mlp.act_fn
@@ -90,8 +94,9 @@ class PackedMlp(nn.Module):
 
 
 class PackedMixture(nn.Module):
-    """All experts for every token, the shared ones first: exact, as the weight of an expert that the router
-    did not choose is zero.
+    """All experts, the shared ones first, computed for every token.
+
+    The result is exact: experts that the router did not choose have weight zero.
     """
 
     def __init__(self, mixture: UnlimitedOcrTextMoe) -> None:
@@ -117,9 +122,10 @@ class PackedMixture(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Halves of a head that the library rotates together lie side by side here, as complex numbers.
+    """Attention in which the two halves of a head that are rotated together are stored as complex numbers.
 
-    Queries and keys alike, so their products are the same. The keys that ``step`` stores are in that order.
+    Queries and keys are reordered alike, so their products stay the same. The keys that ``step`` stores are
+    in this order.
     """
 
     def __init__(self, attention: UnlimitedOcrTextAttention) -> None:
@@ -134,7 +140,7 @@ class PackedAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor, step: Step, **_: Any
     ) -> tuple[torch.Tensor, None]:
-        """``position_embeddings``: (B, T, 1, head_dim / 2) complex64."""
+        """Attend through ``step``. ``position_embeddings``: (B, T, 1, head_dim / 2) complex64."""
         num_rows, length = hidden_states.shape[:2]
         states = self._qkv(hidden_states).view(num_rows, length, -1, self._dim)  # (B, T, H + 2 Hkv, D)
         num_turned = self._num_queries + self._num_keys
@@ -147,13 +153,13 @@ class PackedAttention(nn.Module):
         return self._output(mixed.flatten(2)), None
 
     def _side_by_side(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows i and i + D / 2 of every head together."""
+        """Reorder an (O, I) weight so that rows i and i + D / 2 of every head are neighbours."""
         heads = weight.reshape(-1, 2, self._dim // 2, weight.shape[1])  # (H, 2, D / 2, I)
         return heads.transpose(1, 2).flatten(0, 2)
 
 
 class PackedDecoder:
-    """A language model's layers and last norm. ``head``: its linear head."""
+    """A language model's layers, its last norm and its linear head, made of packed modules."""
 
     def __init__(self, language_model: Any, head: nn.Linear) -> None:
         self._layers: Sequence[Any] = [_packed(layer) for layer in language_model.layers]
@@ -162,7 +168,7 @@ class PackedDecoder:
         self._head = StepLinear(head.weight)
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """(B, T, D), (B, T) int64 -> (B, T, D)."""
+        """Run all layers and the last norm. (B, T, D), (B, T) int64 -> (B, T, D)."""
         turns = self._turns[positions]
         hidden = embeds
         for layer in self._layers:
@@ -171,25 +177,25 @@ class PackedDecoder:
         return normed
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)."""
+        """Compute logits. (..., D) -> (..., V)."""
         logits: torch.Tensor = self._head(hidden)
         return logits
 
 
 def is_worth_packing(language_model: Any) -> bool:
-    """On CPU, for a checkpoint of pocket size and of the kind above, where this build of torch has oneDNN."""
+    """Tell whether to pack a decoder: it is on a CPU, small, of the known kind, and torch has oneDNN."""
     weights = list(language_model.layers.parameters())
     is_known = all(_is_laid_out(weight.dtype) for weight in weights) and not any(
         isinstance(module, nn.Linear) and module.bias is not None for module in language_model.modules()
     )
-    is_tabled = language_model.rotary_emb.rope_type == "default"  # others change with the length
+    is_tabled = language_model.rotary_emb.rope_type == "default"  # other types change with the length
     return _is_small_on_cpu(weights) and is_known and is_tabled
 
 
 def with_packed_linears(module: Any) -> Any:
-    """A vision part that multiplies through oneDNN; ``module`` itself where that is not worth it.
+    """Return a copy of a vision module that multiplies through oneDNN.
 
-    In bfloat16 torch goes through oneDNN by itself.
+    Returns ``module`` itself if that is not worth it. In bfloat16 torch uses oneDNN by itself.
     """
     weights = list(module.parameters())
     if not _is_small_on_cpu(weights) or any(weight.dtype != torch.float32 for weight in weights):
@@ -206,7 +212,7 @@ def _with_packed_linears(module: Any) -> Any:
 
 
 def _is_laid_out(dtype: torch.dtype) -> bool:
-    """Without AVX-512 (or AVX-NE-CONVERT) oneDNN refuses bfloat16."""
+    """Tell whether oneDNN takes this dtype. It refuses bfloat16 without AVX-512 (or AVX-NE-CONVERT)."""
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
@@ -219,7 +225,7 @@ def _is_small_on_cpu(weights: Sequence[torch.Tensor]) -> bool:
 
 
 def _packed(module: Any) -> Any:
-    """``module``, or another that computes the same; a container is copied around its packed children."""
+    """Return a faster module with the same result, a copy with packed children, or ``module`` itself."""
     match module:
         case UnlimitedOcrTextRMSNorm():
             return PackedNorm(module)
@@ -235,7 +241,10 @@ def _packed(module: Any) -> Any:
 
 
 def _turns(language_model: Any) -> torch.Tensor:
-    """(P, 1, head_dim / 2) complex64: what each position turns a pair by. Two equal halves are one here."""
+    """Return (P, 1, head_dim / 2) complex64, each position's rotation of a pair.
+
+    The library's equal halves are merged.
+    """
     num_positions = language_model.config.max_position_embeddings
     positions = torch.arange(num_positions)[None]
     cos, sin = language_model.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=positions)

@@ -1,4 +1,4 @@
-"""Open the pocket checkpoint: the one door to this package."""
+"""Open the pocket checkpoint. This is the package's only entry point."""
 
 import json
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from app.pocket.cpu_modules import PackedDecoder, is_worth_packing, with_packed_
 from app.pocket.reader import PocketReader
 
 NAME = "pocket"
-"""In ``RTPRUNE_MODEL``, and as ``reader`` in the ``rtprune.json`` of checkpoints that are read like it."""
+"""Value of ``RTPRUNE_MODEL``, and of ``reader`` in the ``rtprune.json`` of checkpoints read the same way."""
 WEIGHTS = Path(__file__).parent / "weights"
 VIEWS_A_PAGE = 192
-"""As most pages have."""
+"""Number of views that most pages do not exceed."""
 
 
 def is_pocket(folder: Path) -> bool:
@@ -25,7 +25,7 @@ def is_pocket(folder: Path) -> bool:
     try:
         spec = json.loads((folder / SPEC_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # whoever opens it as another kind says what is wrong
+        return False  # another reader will then report what is wrong
     return isinstance(spec, dict) and spec.get("reader") == NAME
 
 
@@ -45,7 +45,7 @@ def open_pocket(
 
 
 def load_pocket(device: str = "cpu", folder: Path = WEIGHTS) -> DeepSeekOcr:
-    """Load the checkpoint, with modules for a CPU where they fit."""
+    """Load the checkpoint, with faster modules for a CPU where they apply."""
     model = load_model(folder, device)
     network: Any = model.network
     language_model, head = network.model.language_model, network.lm_head

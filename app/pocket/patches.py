@@ -1,6 +1,6 @@
-"""What became of the patch tokens of a page that was read in views, by where they lie on the page.
+"""Report what became of the patch tokens of a page that was read in views, by their place on the page.
 
-A view shows a row of words in each row of its patch tokens, from anywhere on the page. So each of its rows
+In each row of its patch tokens a view shows a row of words from anywhere on the page. So each of its rows
 becomes a grid of its own.
 """
 
@@ -18,7 +18,11 @@ from app.pocket.layout.views import ROW_PX, ROWS, VIEW_PX, Row
 def page_patches(
     cut: CutPage, views: Sequence[tuple[ViewPatches, ...]], turns: int
 ) -> tuple[ViewPatches, ...]:
-    """``views``: for each view of the page that was read, its one grid. ``turns``: as ``turned_back``'s."""
+    """Return one grid for every row of every view.
+
+    ``views``: for each view of the page that was read, its one grid. ``turns``: see ``turned_back``. Empty if
+    a view does not have exactly one grid.
+    """
     rows: list[ViewPatches] = []
     for number, grids in enumerate(views):
         if len(grids) != 1:
@@ -31,7 +35,10 @@ def page_patches(
 def _rows_of(
     view: ViewPatches, page: PageLines | None, shown: Sequence[Row], *, first: int
 ) -> list[ViewPatches]:
-    """``first``: place of the view's first row among those of the page."""
+    """Split a view's grid into one grid per row.
+
+    ``first``: index of the view's first row among those of the page.
+    """
     columns = view.columns
     kept = [[patch % columns for patch in view.kept if patch // columns == row] for row in range(view.rows)]
     folded = [
@@ -53,7 +60,7 @@ def _rows_of(
 
 
 def _band(row: Row, number: int, page: PageLines) -> Box:
-    """The part of the page that would be under a whole row of the view, margins too."""
+    """Return the part of the page that a whole row of the view would cover, margins included."""
     left, top, right, bottom = row.source
     across, down = (right - left) / row.size[0], (bottom - top) / row.size[1]
     x, y = left - row.place[0] * across, top - (row.place[1] - number * ROW_PX) * down
@@ -67,7 +74,7 @@ def _in_page(box: tuple[float, float, float, float], page: PageLines) -> Box:
 
 
 def turned(view: ViewPatches, turns: int) -> ViewPatches:
-    """A grid of a page that was turned counter-clockwise -> the same on the page as it came."""
+    """Map a grid of a page that was turned counter-clockwise to the page as it came."""
     if turns == 0:
         return view
     grid = np.rot90(np.arange(view.columns * view.rows).reshape(view.rows, view.columns), -turns)
@@ -78,6 +85,6 @@ def turned(view: ViewPatches, turns: int) -> ViewPatches:
         grid.shape[1],
         grid.shape[0],
         tuple(sorted(now[patch] for patch in view.kept)),
-        # all grids of a page are alike, so partners turn as these do
+        # all grids of a page have one size, so partners turn the same way
         tuple((now[patch], other, now[into]) for patch, other, into in view.folded),
     )

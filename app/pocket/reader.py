@@ -1,6 +1,6 @@
-"""Read a page in small views: cut it into lines, have every view of them read, put the text together.
+"""Read a page in small views: cut it into lines, read every view of them, put the text together.
 
-The engine sees views of many pages and documents, as it sees pages.
+To the engine, the views of many pages and documents are like pages.
 """
 
 import asyncio
@@ -27,21 +27,23 @@ from app.reader import ReaderLoad
 
 GROUNDING = "<|grounding|>"
 MAX_VIEW_TOKENS = 160
-"""A view holds about 50 characters."""
+"""Most output tokens for a view, which holds about 50 characters."""
 MAX_VIEWS = 500
-"""Of a page; a dense A4 page has some 200. What lies beyond is not read: the page ends as ``length``."""
+"""Most views of a page; a dense A4 page has some 200. Further ones are not read: the page ends as
+``length``.
+"""
 MAX_WAITING = 64
-"""Views of one page that are with the engine at a time: its queue is for many pages."""
-PROBES = 12  # views that tell whether a page is turned
-DOUBT = -0.2  # mean log-probability of their tokens, below which it may be
-SURER = 0.1  # by how much another way must be read better
+"""Most views of one page with the engine at a time, whose queue is for many pages."""
+PROBES = 12  # views read first, to tell whether a page is turned
+DOUBT = -0.2  # mean log-probability of their tokens below which it may be turned
+SURER = 0.1  # mean log-probability by which another way up must be better
 TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
-"""By quarter turns, counter-clockwise."""
+"""Transpose for each number of quarter turns, counter-clockwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A view as the engine gets it, and of how many rows of print."""
+    """A view as the engine gets it, and its number of rows of print."""
 
     image: Image.Image
     num_rows: int
@@ -52,7 +54,7 @@ class _Shown:
 
 
 class PocketReader:
-    """The pocket's ``PageReader``, around an engine. Pages in other modes go there as they are."""
+    """The pocket's ``PageReader``, around an engine. Pages in other modes go to the engine whole."""
 
     def __init__(self, engine: Engine, model: OcrModel) -> None:
         self._engine, self._model = engine, model
@@ -72,13 +74,13 @@ class PocketReader:
 
     @property
     def load(self) -> ReaderLoad:
-        """Views, of which a page has several."""
+        """Load of the engine, counted in views, of which a page has several."""
         return self._engine.load
 
     def submit(
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
     ) -> "EngineStream | PocketStream":
-        """As ``PageReader`` says. Must be called on a running event loop for a page that is cut."""
+        """Queue a page; see ``PageReader``. For a page that is cut, call it on a running event loop."""
         if options.mode not in {None, self._model.default_mode}:
             return self._engine.submit(page, options, document_id=document_id, priority=priority)
         prompt = self._model.default_prompt if options.prompt is None else options.prompt
@@ -97,7 +99,7 @@ class PocketReader:
         return self._model.risk_curve
 
     async def cut(self, image: Image.Image, is_wanted: Callable[[], bool]) -> CutPage:
-        """Nothing is cut of a page that is not wanted any more when its turn comes."""
+        """Cut a page in a thread. Cut nothing if the page is no longer wanted when its turn comes."""
 
         def cut() -> CutPage:
             return cut_page(image) if is_wanted() else CutPage(None, (), ())
@@ -127,13 +129,13 @@ class PocketStream:
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
         self.evidence = Evidence()
-        """What the result's risk was told from; complete once the result is there."""
+        """Data from which the result's risk was estimated; complete once the result is there."""
         self._reading = asyncio.ensure_future(self._read())
-        # a page nobody waits for fails without noise
+        # a page that nobody waits for must fail without a warning
         self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The page's text in one piece: what a view says is known to be in place only when all are read."""
+        """Yield the page's text in one piece, because its order is known only when all views are read."""
         try:
             reading = await asyncio.shield(self._reading)
         except Exception:  # noqa: BLE001 - pieces end without raising; ``result`` says what happened
@@ -190,8 +192,9 @@ class PocketStream:
         return whole
 
     async def _upright(self, cut: CutPage, options: ReadOptions) -> tuple[int, CutPage]:
-        """The page as its print is read best, and by how many quarter turns, counter-clockwise. What is in
-        doubt either way stays as it is.
+        """Return the number of quarter turns, counter-clockwise, at which print is read best, and that page.
+
+        The page stays as it is unless another way is clearly better.
         """
         ways = [(await self._confidence(cut, options) + SURER, 0, cut)]
         for turns, way in TURNED.items():
@@ -213,7 +216,10 @@ class PocketStream:
     async def _readings(
         self, views: Sequence[_Shown], options: ReadOptions, *, doubts: bool = False
     ) -> list[ViewReading] | None:
-        """``None``, with ``doubts``, as soon as the first views look as if the page were turned."""
+        """Read views, in order.
+
+        With ``doubts``, return ``None`` as soon as the first views suggest that the page is turned.
+        """
         readings: list[ViewReading] = []
         streams: list[EngineStream] = []
         self._streams, probes = streams, min(PROBES, len(views))
@@ -275,7 +281,7 @@ def _composed(cut: CutPage, read: Sequence[str], *, as_markdown: bool, turns: in
 
 
 def _cut_off(blocks: Sequence[Block], most: int) -> tuple[Block, ...]:
-    """Cut what is beyond the first ``most`` characters; a token of the pocket is one."""
+    """Cut blocks after the first ``most`` characters; a token of the pocket is one character."""
     kept: list[Block] = []
     for block in blocks:
         markdown = block.text if block.markdown is None else block.markdown

@@ -1,8 +1,8 @@
-"""Readings of a page's views -> the reading of the page: its counts, its risk and how it ended.
+"""Combine the readings of a page's views into the reading of the page: counts, risk and finish reason.
 
-A page ends as most of its print did, not as its worst view. A view that was not read to its end (noise,
-a loop, cut off) is a loss of the few words it shows; ``Reading.left_out`` tells where. Where such views hold
-more than ``MAX_LOST_SHARE`` of the page's rows, the page itself was not read to its end.
+A page ends as most of its print did, not as its worst view. A view that was not read to its end (noise, a
+loop, cut off) loses only the few words it shows; ``Reading.left_out`` tells where. If such views hold more
+than ``MAX_LOST_SHARE`` of the page's rows, the page itself was not read to its end.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,22 @@ from app.document import Attempt, FinishReason, Reading, TokenCounts
 from app.ocr.risk import Evidence
 
 MAX_LOST_SHARE = 1 / 3
-"""Of the rows of a page read to its end, those that were not: fewer may be a picture beside the text."""
+"""Largest share of rows that may be lost in a page read to its end: few may be a picture beside the text."""
 NOISE_RISK = 0.75
-"""Of a page that was guessed, though few of its views are sheer noise: half of its words are wrong."""
+"""Risk from which a page counts as guessed, though few of its views are noise: half of its words are
+wrong.
+"""
 STOPPED: tuple[FinishReason, ...] = ("cancelled", "deadline")
-"""From outside: the page's own end, however few of its views were still to come."""
+"""Reasons from outside. They end the page itself, however few of its views were still to come."""
 WORST_FIRST: tuple[FinishReason, ...] = (*STOPPED, "length", "low_confidence", "loop", "stop")
 
 
 @dataclass(frozen=True, slots=True)
 class ViewReading:
-    """``num_rows``: of print that the view shows, 0 for one of a blank page, whose text is none whatever was
-    read. ``logprobs``: of the tokens that were read in it.
+    """The reading of one view.
+
+    ``logprobs``: of the tokens read in it. ``num_rows``: rows of print that it shows, 0 for the view of a
+    blank page, whose text is discarded.
     """
 
     reading: Reading
@@ -32,25 +36,30 @@ class ViewReading:
 
     @property
     def is_noise(self) -> bool:
-        """A picture, a scribble, another script: the model guessed."""
+        """Whether the model guessed: the view shows a picture, a scribble or another script."""
         return self.reading.finish_reason == "low_confidence"
 
 
 def confidence_of_print(views: Sequence[ViewReading]) -> float:
-    """Mean by rows of print: one view in which the model rambled is no more than another."""
+    """Return the mean confidence weighted by rows of print.
+
+    So one view in which the model rambled counts no more than another.
+    """
     num_rows = sum(view.num_rows for view in views)
     return sum(view.reading.confidence * view.num_rows for view in views) / max(1, num_rows)
 
 
 def confidence_of_tokens(views: Sequence[ViewReading]) -> float:
-    """Mean over all tokens, noise included."""
+    """Return the mean confidence over all tokens, noise included."""
     weights = [max(1, len(view.logprobs)) for view in views]
     return sum(view.reading.confidence * w for view, w in zip(views, weights, strict=True)) / sum(weights)
 
 
 def evidence_of(views: Sequence[ViewReading]) -> Evidence:
-    """Tokens of the text alone, or a logo's noise would tell of the page around it; of noise, its share of
-    the page's rows. Of all tokens where nothing but noise is.
+    """Collect the log-probabilities of the text and the share of the page's rows that is noise.
+
+    The tokens of noise are left out, or a logo's would count against the page around it. If all views are
+    noise, all tokens are used.
     """
     shown = [view for view in views if view.num_rows]
     used = [view for view in shown if not view.is_noise] or shown
@@ -60,7 +69,7 @@ def evidence_of(views: Sequence[ViewReading]) -> Evidence:
 
 
 def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: float) -> Reading:
-    """One reading of many: counts and times added up, confidence of all their tokens."""
+    """Combine readings into one: counts and times are summed, the confidence is the mean over all tokens."""
     readings = [view.reading for view in views]
     tokens = [reading.tokens for reading in readings]
     diversities = [one.diversity for one in tokens if one.diversity is not None]
@@ -91,7 +100,11 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
 
 
 def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
-    """Choose how the page ended: stopped from outside, or as most lost rows did if too many were lost."""
+    """Return the page's finish reason: the one from outside if there is one, else by the lost rows.
+
+    If too many rows were lost, it is the reason of most of them. Otherwise it is ``low_confidence`` at a high
+    risk, else ``stop``.
+    """
     num_rows: dict[FinishReason, int] = {}
     for view in views:
         num_rows[view.reading.finish_reason] = num_rows.get(view.reading.finish_reason, 0) + view.num_rows
@@ -105,7 +118,7 @@ def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
 
 
 def _attempts(readings: Sequence[Reading]) -> tuple[Attempt, ...]:
-    """The nth tries of all views as one, that ended as the worst of them."""
+    """Combine the nth attempts of all views into one, which ends as the worst of them."""
     tries: list[Attempt] = []
     for number in range(max(len(reading.attempts) for reading in readings)):
         these = [reading.attempts[number] for reading in readings if number < len(reading.attempts)]

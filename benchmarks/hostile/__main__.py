@@ -9,7 +9,8 @@ during an upload, a wait, and an answer. ``kill``: SIGKILL to all processes at o
 left. ``soak``: memory over 3,000 pages. ``overload``: ten times the jobs that can be read. A part that fails
 is recorded, and the others go on.
 
-``--root`` serves another checkout. The last line is one JSON document.
+``--root`` serves another checkout. The last line is one JSON document. Written to its place in
+``benchmarks/results``, its figures are put into docs/RELIABILITY.md, too.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks.hostile.parts import PARTS, Plan
+from benchmarks.hostile.table import RESULTS
+from benchmarks.hostile.table import main as fill_docs
 from benchmarks.report import ROOT, publish
 
 DEFAULT = Plan()
@@ -86,6 +89,8 @@ def main() -> None:
     num_failed = sum("error" in row for row in rows.values())
     figures = {"benchmark": "hostile", "load_before": round(load, 1), "parts": rows, "num_failed": num_failed}
     publish(figures, torch.device("cpu"), arguments.out)
+    if arguments.out is not None and arguments.out.resolve() == RESULTS:
+        fill_docs()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ NUM_SLOW = 200
 NUM_SILENT = 1100
 NUM_RESULTS = 48
 TICK_S = 0.05
-SETTLE_S = 1.0
 ANSWER_S = 600.0
 MAX_UNANSWERED = 400
 """Most requests of a flood without an answer. Further ones are not sent, and are counted."""
@@ -146,12 +145,12 @@ def _started(name: str, port: int, told: dict[str, Any]) -> subprocess.Popen[byt
 
 
 @contextlib.contextmanager
-def attacking(name: str, port: int, **told: Any) -> Iterator[None]:
-    """Run one of ``ATTACKS`` for as long as the context lasts."""
+def attacking(name: str, port: int, settle_s: float, **told: Any) -> Iterator[None]:
+    """Run one of ``ATTACKS`` for as long as the context lasts, which begins ``settle_s`` after it."""
     with _started(name, port, told) as process:
         try:
             process.stdout.readline()  # type: ignore[union-attr]
-            time.sleep(SETTLE_S)
+            time.sleep(settle_s)
             yield
         finally:
             process.kill()

@@ -61,6 +61,23 @@ class Plan:
     num_kills: int = NUM_KILLS
     tiny: bool = False
     root: Path = ROOT
+    service: Service | None = None
+    """One for all parts; by default, each starts one."""
+
+
+@contextlib.contextmanager
+def served(plan: Plan, *, pinned: bool = True, **settings: object) -> Iterator[Service]:
+    """Start a service with these settings, unless there is one for all parts."""
+    if plan.service is not None:
+        yield plan.service
+        return
+    with serving(plan.root, pinned=pinned, **settings) as service:
+        yield service
+
+
+def warmed(service: Service, plan: Plan) -> Held:
+    """Return what a service holds that has had some work."""
+    return service.warm(2) if plan.tiny else service.warm()
 
 
 def frames(num_pages: int, side_px: int = 64) -> bytes:
@@ -82,12 +99,17 @@ def large_result(service: Service, num_pages: int) -> str:
 def livez(plan: Plan) -> dict[str, Any]:
     """Time ``/livez`` during each attack, and with no attack before each of them."""
     rows: dict[str, Any] = {}
-    with serving(plan.root) as service:
+    with served(plan) as service:
         job_id = large_result(service, plan.result_pages)
         for name in ATTACKS:
             with probing(service.port) as idle:
                 time.sleep(plan.seconds / 2)
-            with attacking(name, service.port, job_id=job_id), probing(service.port) as probe:
+            # large results are put together one after the other: by then, all are being sent
+            settle_s = 3 * plan.seconds if name == "results" else plan.seconds / 8
+            with (
+                attacking(name, service.port, settle_s, job_id=job_id),
+                probing(service.port) as probe,
+            ):
                 time.sleep(plan.seconds)
             rows[name] = {**probe.figures, "before": idle.figures, "api_mib": service.held().api_mib}
             print(f"livez beside {name}: {rows[name]}", flush=True)
@@ -96,8 +118,8 @@ def livez(plan: Plan) -> dict[str, Any]:
 
 def mutated(plan: Plan) -> dict[str, Any]:
     """Send documents with errors. Each should get an answer that names its error; no process should die."""
-    with serving(plan.root, rasterize_deadline_s=RENDER_S, max_jobs_per_client=1000) as service:
-        before, begun = service.warm(), time.monotonic()
+    with served(plan, rasterize_deadline_s=RENDER_S, max_jobs_per_client=1000) as service:
+        before, begun = warmed(service, plan), time.monotonic()
         with probing(service.port) as probe, ThreadPoolExecutor(NUM_SENDERS) as senders:
             send = _sender(service)
             answers = list(senders.map(send, mutations(plan.num_mutations, plan.seed)))
@@ -136,8 +158,8 @@ def _sender(service: Service) -> Callable[[bytes], tuple[str, float]]:
 def bombed(plan: Plan) -> dict[str, Any]:
     """Send files that unpack to far more than their size, one after the other."""
     rows: list[dict[str, Any]] = []
-    with serving(plan.root, rasterize_deadline_s=RENDER_S) as service:
-        before = service.warm()
+    with served(plan, rasterize_deadline_s=RENDER_S) as service:
+        before = warmed(service, plan)
         send = _sender(service)
         with probing(service.port) as probe:
             for name, made in bombs(tiny=plan.tiny).items():
@@ -185,23 +207,22 @@ def _most_mib(service: Service) -> Iterator[list[float]]:
 
 def overloaded(plan: Plan) -> dict[str, Any]:
     """Send ten times the jobs that can be read, for long. Each should be refused politely or end."""
-    num_pages, prompt = 8, json.dumps({"delay_s": 0.2})
+    num_pages, prompt = 8, json.dumps({"delay_s": 0.0 if plan.tiny else 0.2})
     limits: dict[str, Any] = {
         "max_pages_in_flight": 16,
         "max_queued_pages": 400,
         "max_jobs_per_client": 100_000,
     }
-    with serving(plan.root, **limits) as service, tempfile.NamedTemporaryFile() as document:
+    with served(plan, **limits) as service, tempfile.NamedTemporaryFile() as document:
         document.write(frames(num_pages))
         document.flush()
         told = {"document": document.name, "prompt": prompt}
-        # measure the rate of jobs that ended: at first the queue accepts more jobs than are read
-        flooded(service.port, **told, rate=30.0, seconds=min(ADMITTED_S, plan.overload_s))
+        # what is queued at the start is not what is read in that time: so the rate is that of the ends
+        measured = flooded(service.port, **told, rate=30.0, seconds=min(ADMITTED_S, plan.overload_s))
         service.wait_ended(ENDED_S)
-        ended = service.query("SELECT count(*), max(finished_at) - min(created_at) FROM rtprune_jobs")[0]
-        admitted = ended[0] / ended[1]
+        admitted = _rate(service, measured["accepted"])
         rate = min(MAX_RATE, OVER * admitted)
-        before = service.warm()
+        before = warmed(service, plan)
         with probing(service.port) as probe:
             answered = flooded(service.port, **told, rate=rate, seconds=plan.overload_s)
         service.wait_ended(ENDED_S)
@@ -217,6 +238,14 @@ def overloaded(plan: Plan) -> dict[str, Any]:
         }
 
 
+def _rate(service: Service, job_ids: list[str]) -> float:
+    """Return how many of these jobs were read a second."""
+    rows = service.query("SELECT id, created_at, finished_at FROM rtprune_jobs")
+    times = [row[1:] for row in rows if row[0] in job_ids]
+    begun, ended = zip(*times, strict=True)
+    return float(len(times) / (max(ended) - min(begun)))
+
+
 def _ends(service: Service, job_ids: list[str]) -> dict[str, Any]:
     """Count how accepted jobs ended. ``lost``: those that the service does not know."""
     known = dict(service.query("SELECT id, status FROM rtprune_jobs"))
@@ -226,9 +255,9 @@ def _ends(service: Service, job_ids: list[str]) -> dict[str, Any]:
 
 def left(plan: Plan) -> dict[str, Any]:
     """Let clients disconnect in the middle of an upload, of a wait, and of an answer."""
-    with serving(plan.root, max_documents=2 * plan.num_leaving, max_jobs_per_client=10_000) as service:
+    with served(plan, max_documents=2 * plan.num_leaving + 64, max_jobs_per_client=10_000) as service:
         job_id = large_result(service, plan.result_pages)
-        before = service.warm()
+        before = warmed(service, plan)
         with probing(service.port) as probe:
             for leaving in (_leave_upload, _leave_waiting, _leave_answer):
                 asyncio.run(_leave_all(leaving, service.port, job_id, plan.num_leaving))
@@ -294,25 +323,31 @@ def soaked(plan: Plan) -> dict[str, Any]:
 
     samples: list[tuple[int, dict[str, float]]] = []
     limits: dict[str, Any] = {"max_queued_pages": 100_000, "max_jobs_per_client": 1000}
-    with serving(plan.root, pinned=False, reader=plan.reader, **limits) as service:
+    with served(plan, pinned=False, reader=plan.reader, **limits) as service:
         job_ids: list[tuple[str, int]] = []
-        begun, num_done = time.monotonic(), 0
+        num_before, num_done = _num_pages(service), 0
+        begun = time.monotonic()
         while num_done < plan.soak_pages:
             if service.num_open() < 2 and sum(pages for _, pages in job_ids) < plan.soak_pages:
                 num = min(SOAK_DOCUMENT_PAGES, plan.soak_pages)
                 job_ids.append((service.submit(a4_frames(num, len(job_ids))), num))
             time.sleep(SAMPLE_S)
-            num_done = int(service.query("SELECT count(*) FROM rtprune_pages")[0][0])
+            num_done = _num_pages(service) - num_before
             samples.append((num_done, _memory(service)))
         took_s = time.monotonic() - begun
-        read = service.query("SELECT status, count(*) FROM rtprune_jobs GROUP BY status")
+        ends = _ends(service, [job_id for job_id, _ in job_ids])
     return {
         "pages": num_done,
+        "first_pages": plan.soak_from,
         "reader": plan.reader,
         "pages_per_s": round(num_done / took_s, 1),
-        "jobs": dict(read),
+        **ends,
         "memory": _growth(samples, plan.soak_from, plan.soak_pages),
     }
+
+
+def _num_pages(service: Service) -> int:
+    return int(service.query("SELECT count(*) FROM rtprune_pages")[0][0])
 
 
 def _memory(service: Service) -> dict[str, float]:
@@ -341,12 +376,12 @@ def _growth(samples: list[tuple[int, dict[str, float]]], begin: int, end: int) -
 def killed(plan: Plan) -> dict[str, Any]:
     """Kill all processes at once while pages are read and start again, several times on one folder."""
     chance = random.Random(plan.seed)  # noqa: S311
-    num_pages, num_jobs = (20, 2) if plan.tiny else (60, 6)
+    num_pages, num_jobs = (12, 2) if plan.tiny else (60, 6)
     num_killed, num_changed, restart_s = [], 0, []
-    with serving(plan.root, max_pages_in_flight=8) as service:
+    with served(plan, max_pages_in_flight=8) as service:
         accepted = [service.submit(frames(num_pages), {"delay_s": 0.05}) for _ in range(num_jobs)]
         for _ in range(plan.num_kills):
-            time.sleep(chance.uniform(0.5, 2))
+            time.sleep(chance.uniform(0.2, 0.5) if plan.tiny else chance.uniform(0.5, 2))
             num_killed.append(service.kill())
             stored = _stored(service)
             began_at = time.monotonic()
@@ -357,7 +392,7 @@ def killed(plan: Plan) -> dict[str, Any]:
             now = _stored(service)
             num_changed += sum(now.get(page) != row for page, row in stored.items())
         service.wait_ended(ENDED_S)
-        num_missing = len(accepted) * num_pages - len(_stored(service))
+        num_missing = len(accepted) * num_pages - sum(page[0] in accepted for page in _stored(service))
         integrity = service.query("PRAGMA integrity_check")[0][0]
         return {
             "kills": plan.num_kills,

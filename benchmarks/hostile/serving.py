@@ -25,6 +25,7 @@ from benchmarks.report import ROOT
 
 START_S = 120.0
 SETTLE_S = 20.0
+MIN_SETTLE_S = 4.0
 POLL_S = 0.2
 NUM_WARM = 24
 WORKER, RASTERIZER = b"app.worker", b"app.documents.raster.confined"
@@ -90,13 +91,13 @@ class Service:
             time.sleep(POLL_S)
         raise TimeoutError("the service does not become ready")
 
-    def warm(self) -> Held:
-        """Make the service open what it keeps open, such as its database. Return what it then holds."""
+    def warm(self, num_clients: int = NUM_WARM) -> Held:
+        """Have it open what it keeps open, such as its database. Returns what it then holds."""
         page = io.BytesIO()
         Image.new("1", (64, 64), 1).save(page, "PNG")
-        with ThreadPoolExecutor(NUM_WARM) as clients:
-            list(clients.map(lambda _: self.submit(page.getvalue()), range(2 * NUM_WARM)))
-            list(clients.map(lambda _: self.http.get("/v1/jobs"), range(2 * NUM_WARM)))
+        with ThreadPoolExecutor(num_clients) as clients:
+            list(clients.map(lambda _: self.submit(page.getvalue()), range(2 * num_clients)))
+            list(clients.map(lambda _: self.http.get("/v1/jobs"), range(2 * num_clients)))
         self.wait_ended(START_S)
         time.sleep(1)  # let the connections of the last answers close
         return self.held()
@@ -145,7 +146,8 @@ class Service:
         )
 
     def settled(self, before: Held) -> Held:
-        """Wait until files and descriptors are as before, at most ``SETTLE_S`` seconds."""
+        """Wait until files and descriptors are as before, and freed memory is given back; a while at most."""
+        time.sleep(MIN_SETTLE_S)
         deadline = time.monotonic() + SETTLE_S
         while True:
             held = self.held()

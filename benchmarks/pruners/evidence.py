@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 
 from app.ocr.engine.decoder import kv_shape
-from app.ocr.engine.vision import PATCH_PX
+from app.ocr.engine.patches import PATCH_PX
 from app.ocr.models.deepseek import DeepSeekOcr
 from app.ocr.models.model import OcrModel, PageViews
 from benchmarks.pruners.watched import MAX_STEPS, decode_attention

@@ -1,6 +1,7 @@
 """What the decoder looks at while it writes a page that was not pruned."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -46,6 +47,49 @@ class WatchedAttention:
         return mixed.transpose(1, 2)
 
 
+class Writing(Protocol):
+    """Attention over pages of one length that are being written."""
+
+    is_writing: torch.Tensor
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """(B, H, T, D) -> (B, T, H, D)."""
+
+
+@torch.inference_mode()
+def write(model: OcrModel, embeds: torch.Tensor, attention: Writing, max_steps: int) -> list[list[int]]:
+    """(B, T, D) prompts -> the ids that follow each, greedily, without the end token.
+
+    ``attention.is_writing`` tells of each row whether its last token was not the end.
+    """
+    layers = _layers(model)
+    num_rows, length = embeds.shape[:2]
+    positions = torch.arange(length, device=model.device).expand(num_rows, -1)
+    hidden = layers(embeds, positions, attention)[:, -1:]
+    written: list[list[int]] = [[] for _ in range(num_rows)]
+    for step in range(max_steps):
+        tokens = layers.head(hidden)[:, -1].argmax(-1)
+        attention.is_writing &= tokens != model.eos_id
+        if not attention.is_writing.any():
+            break
+        for ids, token, goes_on in zip(written, tokens.tolist(), attention.is_writing.tolist(), strict=True):
+            if goes_on:
+                ids.append(token)
+        at = torch.full((num_rows, 1), length + step, device=model.device)
+        hidden = layers(model.embed(tokens[:, None]), at, attention)
+    return written
+
+
+def prompts_of(model: OcrModel, pages: Sequence[VisualTokens], prompt: str) -> torch.Tensor:
+    """(B, T, D): bos, the page not pruned, the prompt. Pages must be of one length."""
+    ids = torch.tensor([model.bos_id, *model.prompt_ids(prompt)], device=model.device)
+    text = model.embed(ids)
+    rows = [torch.cat((text[:1], page.embeds.to(text.dtype), text[1:])) for page in pages]
+    return torch.stack(rows)
+
+
 @torch.inference_mode()
 def decode_attention(
     model: OcrModel, pages: Sequence[VisualTokens], prompt: str, max_steps: int = MAX_STEPS
@@ -54,23 +98,9 @@ def decode_attention(
 
     Pages must be of one length. What the prompt looks at does not count: tokens that were written do.
     """
-    layers = _layers(model)
-    ids = torch.tensor([model.bos_id, *model.prompt_ids(prompt)], device=model.device)
-    text = model.embed(ids)
-    embeds = torch.stack([
-        torch.cat((text[:1], page.embeds.to(text.dtype), text[1:])) for page in pages
-    ])  # fmt: skip
-    num_rows, length = embeds.shape[:2]
-    watched = WatchedAttention(num_rows, length, model.device)
-    positions = torch.arange(length, device=model.device).expand(num_rows, -1)
-    hidden = layers(embeds, positions, watched)[:, -1:]
-    for step in range(max_steps):
-        tokens = layers.head(hidden)[:, -1].argmax(-1)
-        watched.is_writing &= tokens != model.eos_id
-        if not watched.is_writing.any():
-            break
-        at = torch.full((num_rows, 1), length + step, device=model.device)
-        hidden = layers(model.embed(tokens[:, None]), at, watched)
+    embeds = prompts_of(model, pages, prompt)
+    watched = WatchedAttention(len(pages), embeds.shape[1], model.device)
+    write(model, embeds, watched, max_steps)
     visual = slice(1, 1 + len(pages[0].embeds))
     return [mass[visual][page.is_patch] for mass, page in zip(watched.mass, pages, strict=True)]
 

@@ -16,6 +16,7 @@ from rtprune.client.answers import (
     Timings,
     Tokens,
     Usage,
+    View,
     Warning,  # noqa: A004 - the wire's word
     Webhook,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "UnexpectedAnswer",
     "Unreachable",
     "Usage",
+    "View",
     "Warning",
     "Webhook",
 ]

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     join_pages: bool
     page_marks: Literal["none", "comment", "rule"]
     images: Literal["relative", "link", "embed", "none"]
+    tokens: Literal["counts", "detail"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,22 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """A grid of patch tokens, numbered row by row. What is neither kept nor folded was dropped.
+
+    ``bbox``: the part of the page under the grid; ``shown``: the same without padding. ``folded``: a token's
+    number, and the view and number of the one that took most of it.
+    """
+
+    columns: int
+    rows: int
+    kept: tuple[int, ...]
+    folded: tuple[tuple[int, ...], ...]
+    bbox: tuple[int, ...] | None = None
+    shown: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One page. ``index`` is 0-based. If ``error`` is set, nothing was read."""
 
@@ -116,6 +133,8 @@ class Page:
     text_layer_recall: float | None = None
     attempts: tuple[Attempt, ...] = ()
     tokens: Tokens | None = None
+    views: tuple[View, ...] | None = None
+    """With ``tokens="detail"`` alone."""
     timing_ms: Mapping[str, float] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
 
@@ -136,7 +155,7 @@ class Document:
 
     id: str
     model: str
-    status: Literal["succeeded", "partial", "failed"]
+    status: Literal["succeeded", "partial", "failed", "running"]
     markdown: str
     pages: tuple[Page, ...]
     usage: Usage

@@ -3,20 +3,22 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from benchmarks.pruners.report import DOCS, table
-from benchmarks.pruners.report import main as write_docs
 from PIL import Image, ImageDraw
 
 from app.ocr.models.deepseek import DeepSeekOcr
 from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
+from benchmarks.accuracy.report import DOCS
+from benchmarks.pruners import inside
 from benchmarks.pruners.__main__ import NONE, ROWS, correlations, main
 from benchmarks.pruners.evidence import EvidenceBook, evidence_of, rank_correlation
-from benchmarks.pruners.watched import decode_attention
+from benchmarks.pruners.report import main as write_docs
+from benchmarks.pruners.report import table
+from benchmarks.pruners.watched import WatchedAttention, decode_attention, prompts_of, write
 from rtprune import METHODS, Evidence, RTPruneConfig
 from training.vocabulary import PLAIN_PROMPT
 
@@ -105,6 +107,54 @@ def test_what_the_decoder_looks_at_is_of_its_own_greedy_output(model: DeepSeekOc
     assert 0 < float(one.sum()) <= per_step
     assert float(many.sum()) > float(one.sum())
     assert (many >= one - 1e-9).all(), "later steps add"
+
+
+def test_pruning_inside_the_decoder(model: DeepSeekOcr, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [view(text) for text in ("Nine", "plain words")]
+    tokens = model.encode([model.preprocess(image, model.default_mode) for image in shown])
+    is_patch = torch.nn.functional.pad(tokens[0].is_patch, (1, 0))
+    views = [inside.View(one, wanted, 0.1) for one, wanted in zip(tokens, (12, 14), strict=True)]
+    whole, kept = inside.read(model, views, inside.NONE, max_steps=12)
+    assert kept == 1
+    plain = WatchedAttention(2, 0, model.device)
+    assert write(model, prompts_of(model, tokens, PLAIN_PROMPT), plain, 12) == whole, "as without masks"
+    every = [inside.View(one.tokens, 16, 0.1) for one in views]
+    seen = []
+    attention = inside.LayeredAttention
+
+    def noted(*given: Any) -> inside.LayeredAttention:
+        seen.append(attention(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(inside, "LayeredAttention", noted)
+    for name, rule in inside.RULES.items():
+        assert inside.read(model, every, name, max_steps=12) == (whole, 1.0), "nothing to drop"
+        _, kept = inside.read(model, views, name, max_steps=2)
+        assert kept == pytest.approx(13 / 16, abs=1 / 32), name
+        alive = seen[-1].alive
+        assert (alive[1:] <= alive[:-1]).all(), "what left does not come back"
+        assert alive[:, :, : len(is_patch)][..., ~is_patch].all(), "bos, row breaks and separator stay"
+        assert alive[:, :, len(is_patch) :].all(), "text stays"
+        assert rule.counts(16, 12, 3)[0] == 16
+        assert sum(rule.counts(16, 12, 3)) == pytest.approx(3 * 12)
+    for name in inside.BEFORE:
+        assert 0 < inside.read(model, views, name, max_steps=2)[1] < 1
+
+
+def test_a_masked_token_is_as_if_it_were_gone(model: DeepSeekOcr) -> None:
+    [tokens] = model.encode([model.preprocess(view("Nine words"), model.default_mode)])
+    embeds = prompts_of(model, [tokens], PLAIN_PROMPT)
+    stays = torch.ones(embeds.shape[1], dtype=torch.bool)
+    stays[[2, 5, 9]] = False
+    layers, network = model.decoder_layers, cast("Any", model.network)
+    assert layers is not None
+    alive = stays.expand(network.config.text_config.num_hidden_layers, 1, -1)
+    masked = inside.LayeredAttention(alive, stays, torch.ones(1), stays[None], None)
+    at = torch.arange(len(stays))[None]
+    with torch.inference_mode():
+        whole = layers(embeds, at, masked)[:, -1]
+        gone = layers(embeds[:, stays], at[:, stays], WatchedAttention(1, 0, model.device))[:, -1]
+    torch.testing.assert_close(whole, gone, rtol=1e-4, atol=1e-4)
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -66,6 +66,7 @@ def test_a_job_is_followed_from_any_page_on(address: str) -> None:
         assert len(list(client.pages(job.id, after=1))) == 1
         assert client.wait(job.id).status == "succeeded"
         assert client.answer(job, "text").decode().startswith("Page 1")
+        assert client.answer(job, "html").startswith(b"<!")
         assert client.answer(job, "markdown", headers="keep").startswith(b"# Page 1")
         assert client.cancel(job).status == "succeeded"
 
@@ -178,7 +179,7 @@ def shapes() -> Iterator[tuple[type[Any], type[Any]]]:
 
 
 def test_types_and_options_are_those_of_the_service() -> None:
-    assert set(Options.__annotations__) == set(OptionFields.model_fields) - {"filename"}
+    assert set(Options.__annotations__) == set(OptionFields.model_fields) - {"filename", "format"}
     for kind, shape in shapes():
         assert {one.name for one in fields(kind)} == set(shape.model_fields), kind
 

@@ -88,6 +88,8 @@ def test_answers_on_standard_output_are_told_apart_and_in_order(folder: Path, se
     assert "missing.pdf: No such file or directory" in done.stderr
     alone = rtprune(folder, "parse", "report.png", "--format", "text", server=server)
     assert (alone.returncode, alone.stdout) == (0, "Page 1\n\n60 x 40 pixels\n")
+    files = rtprune(folder, "parse", "report.png", "report.pdf", "--format", "zip", server=server)
+    assert (files.returncode, files.stdout) == (2, "")
     lines = rtprune(folder, "parse", "report.pdf", "report.png", "--json", server=server).stdout
     assert [line[:6] for line in lines.splitlines()] == ['{"id":', '{"id":']
 
@@ -102,7 +104,7 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path, server: Server) -
     )
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "results").glob("sample*")} == {
-        *("sample.pdf.md", "sample.pdf.json")
+        *("sample.pdf.md", "sample.pdf.json", "sample.pdf.html")
     }
 
 

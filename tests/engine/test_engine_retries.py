@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.document import ReadOptions
+from app.errors import BadOption
 from app.ocr.engine.loops import LoopRule, NgramRule
 from app.ocr.models.model import Mode, PageViews
 from app.ocr.risk import Evidence
@@ -203,3 +204,14 @@ def test_risk_is_told_from_the_tokens_of_the_text() -> None:
     assert len(logprobs) == reading.tokens.output == 30
     assert sum(logprobs) / 30 == pytest.approx(reading.confidence, abs=1e-4)
     assert reading.risk == task.risk_curve.risk(Evidence(logprobs))
+
+
+def test_a_page_may_have_an_ngram_rule_of_its_own() -> None:
+    """It holds for the first attempt; one that reaches farther back than the rows remember is refused."""
+    bench = Bench(FakeOcr(random_network(1)), limits(max_page_tokens=200, strict_ngram=NgramRule(10, 256)))
+    task = bench.read(0, ReadOptions(prune="none", ngram=(5, 20)))
+    assert task.attempt_plans[0].ngram == NgramRule(5, 20)
+    with pytest.raises(BadOption, match="n-gram"):
+        bench.read(1, ReadOptions(ngram=(2, 10_000)))
+    with pytest.raises(ValueError, match="ngram"):
+        ReadOptions(ngram=(5, 4))

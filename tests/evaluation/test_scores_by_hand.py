@@ -1,6 +1,7 @@
 """Scores worked out by hand, and what holds for any model text."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.evaluation.html_tables import Table, cell_agreement, compare_tables, parse_html_table
+from app.evaluation.latex_tables import parse_tabular
 from app.evaluation.markdown_parts import split_markdown
 from app.evaluation.matching import match_parts
 from app.evaluation.normal_forms import comparable_formula, comparable_text
 from app.evaluation.omnidocbench import TruePage, TruthError, read_omnidocbench
+from app.evaluation.pdf_parse_bench import main as unpack_wheel
 from app.evaluation.plain_truth import WrittenPage
 from app.evaluation.scores import PageScore, by_attribute, summarize
 from app.evaluation.unit_tests import CheckedPage, passes
@@ -65,6 +68,47 @@ def test_spans_fill_the_grid() -> None:
         ["a", "c", None],
     ]
     assert len(spanned.regular().rows[1]) == 2
+
+
+def test_latex_tables_by_hand() -> None:
+    tex = r"""before \begin{tabular}{l|c@{\,}c} \toprule
+    \multirow{2}{*}{\textbf{A \& B}} & \multicolumn{2}{c}{50\% {x}} \\[2pt] \cmidrule(lr){2-3}
+     & $\frac{1}{2}$ & c \\ \hline
+    \end{tabular} after"""
+    cells = [
+        [(cell.text, cell.row_span, cell.column_span) for cell in row] for row in parse_tabular(tex).rows
+    ]
+    assert cells == [[("A & B", 2, 1), ("50% x", 1, 2)], [(r"$\frac{1}{2}$", 1, 1), ("c", 1, 1)]]
+    assert [part.kind for part in split_markdown(tex)] == ["text", "table", "text"]
+    nested = r"""\begin{tabular*}{\textwidth}{cc} % a note & more
+    \begin{tabular}[c]{@{}c@{}}Two\\ lines\end{tabular} & \cellcolor{red!10}\textbf{x}$^2$ \checkmark \\
+    \end{tabular*}"""
+    assert [cell.text for cell in parse_tabular(nested).rows[0]] == ["Two lines", "x$^2$ \u2713"]
+    for hostile in (
+        r"\begin{tabular}",
+        r"\begin{tabular}{c",
+        "\\begin{tabular}{c}\\multicolumn{",
+        r"\end{tabular}",
+    ):
+        assert parse_tabular(hostile).text == ""
+
+
+def test_documents_of_a_wheel_become_pages(tmp_path: Path) -> None:
+    pieces = [
+        {"type": "text", "data": "Two words"},
+        {"type": "inline-formula", "data": "$x$"},
+        {"type": "display-formula", "data": "$$y$$"},
+        {"type": "table", "data": r"\begin{tabular}{ll} a & b \\ c & d \end{tabular}"},
+    ]
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        wheel.writestr("pdf_parse_bench/data/kind/ground_truth/000.json", json.dumps(pieces))
+        wheel.writestr("pdf_parse_bench/data/kind/pdfs/000.pdf", b"%PDF-")
+    assert unpack_wheel(["--wheel", str(tmp_path / "a.whl"), str(tmp_path / "set")]) == 0
+    assert (tmp_path / "set" / "documents" / "kind-000.pdf").read_bytes() == b"%PDF-"
+    [one] = read_omnidocbench(tmp_path / "set" / "truth.json")
+    assert one.name == "kind-000"
+    scores = measured(one, f"Two words $x$\n\n$$y$$\n\n{TRUTH}")
+    assert (scores["text_edit"], scores["formula_edit"], scores["teds"]) == (0, 0, 1)
 
 
 @settings(max_examples=40, deadline=None)

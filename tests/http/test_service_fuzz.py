@@ -145,6 +145,8 @@ def make_real(case: Any, job_id: str) -> None:
         }
         own = {name: value for name, value in real.items() if name in case.body}
         case.body.update(own or {"file": encoded})
+        if "sources" in own:
+            case.body["target"] = {"kind": "inbody"}
     else:
         case.body["files" if "files" in case.body else "file"] = data
 

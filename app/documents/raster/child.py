@@ -1,8 +1,8 @@
-"""Turn bytes into pages: what a confined process does (``app.documents.raster.confined``).
+"""Turn bytes into pages, inside a confined process (``app.documents.raster.confined``).
 
-It reads hostile files with C libraries, so that process runs under limits and may be killed at any moment.
-Damage that is known here is named; what is not expected ends the process, and the parent reports the page as
-unreadable.
+It reads hostile files with C libraries, so the process runs under limits and may be killed at any moment.
+Known kinds of damage get a named error. Anything unexpected ends the process, and the parent reports the
+page as unreadable.
 
 A PDF page is its CropBox, as viewers show it. Poppler 22 does not know UserUnit, so such a page is rendered
 as if it were 1.
@@ -26,10 +26,10 @@ FLOATING = "the samples of the TIFF are floating point numbers of a kind that is
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """One page wanted. ``index`` is 0-based. Larger pages are scaled down to ``max_page_pixels``.
+    """A request for one page. ``index`` is 0-based. Larger pages are scaled down to ``max_page_pixels``.
 
-    ``dpi``: resolution of a PDF page; ``None``: chosen from the page. ``is_first``: of those that are read of
-    its document, so that the page carries what is to be said of the whole.
+    ``dpi``: resolution of a PDF page; ``None``: chosen from the page. ``is_first``: the page is the first one
+    read of its document, so it carries the warnings about the whole document.
     """
 
     path: str
@@ -42,7 +42,7 @@ class PageRequest:
 
 
 def count_pages(path: str, file_format: str) -> int:
-    """Pages the file says it has. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
+    """Return the number of pages that a file says it has. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     if file_format == "PDF":
         return count_pdf_pages(path)
     if file_format not in MULTIPAGE_FORMATS:
@@ -56,7 +56,7 @@ def count_pages(path: str, file_format: str) -> int:
 
 
 def rasterize(request: PageRequest) -> Page:
-    """One RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage`` or ``UnreadableFile``."""
+    """Return one RGB page, upright. Raise ``TooManyPixels``, ``UnreadablePage`` or ``UnreadableFile``."""
     unreadable = UnreadablePage if request.format in MULTIPAGE_FORMATS else UnreadableFile
     try:
         if request.format == "PDF":

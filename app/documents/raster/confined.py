@@ -1,12 +1,11 @@
-"""The program of a rasterizer: it forks a reader for each document, confined to that one file.
+"""Run a rasterizer: fork a reader for each document, confined to that one file.
 
 ``python -m app.documents.raster.confined MAX_MIB CPU_S``: requests on standard input, answers on standard
 output, one socket.
 
-This process never opens a document and does not look into what a reader answers, and a reader never has the
-socket: a document whose decoder was taken over reaches neither the next document nor its answer.
-
-It imports neither torch nor pydantic: a fresh one is ready in a tenth of a second, a reader in milliseconds.
+This process never opens a document and does not interpret a reader's answer, and a reader never has the
+socket. So a document that takes over its decoder reaches neither the next document nor its answer.
+It imports neither torch nor pydantic: a new one is ready in a tenth of a second, a reader in milliseconds.
 """
 
 import contextlib
@@ -42,11 +41,11 @@ from app.processes import kill_group, when_orphaned
 MIB = 2**20
 MAX_TMP_FILE_BYTES = 64 * MIB
 IDLE_S = 1.0
-"""Without a request for so long, a reader ends, and with it nothing stays open."""
+"""A reader ends after this long without a request, so that no file stays open."""
 PROBE_S = 20.0
 RELAY_BYTES = MIB
 ANSWER = struct.Struct("!QB")
-"""What a reader sends ahead: the bytes of its answer, and whether it probed which fonts are missing."""
+"""What a reader sends first: the length of its answer in bytes, and whether it probed for missing fonts."""
 PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg2K", "Jpeg", "Png", "Tiff", "WebP")
 
 
@@ -67,7 +66,7 @@ class _Reader:
     link: socket.socket
 
     def end(self) -> int:
-        """Kill it. Returns its exit code, negative for a signal."""
+        """Kill it. Return its exit code, negative for a signal."""
         self.link.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
@@ -79,9 +78,9 @@ class _ReaderDied(Exception):
 
 
 def _fork(run: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
-    """Run a function in a process that has nothing of ours open but standard error and one end of a link."""
+    """Run a function in a child that keeps only standard error and one end of a link open."""
     ours, theirs = socket.socketpair()
-    gc.freeze()  # or collecting copies every page of memory that is shared so far
+    gc.freeze()  # otherwise a garbage collection copies every shared page of memory
     pid = os.fork()
     if pid:
         theirs.close()
@@ -100,10 +99,10 @@ def _fork(run: Callable[[socket.socket], None]) -> tuple[int, socket.socket]:
 
 
 def _limit(limits: Limits) -> None:
-    """Limit this process, and poppler, which inherits it.
+    """Limit this process, and poppler, which inherits the limits.
 
-    No RLIMIT_NPROC: it counts all of the user's processes and the model's threads, so a limit that matters
-    stops the service.
+    RLIMIT_NPROC is not set: it counts all of the user's processes and the model's threads, so a useful limit
+    would stop the service.
     """
     resource.setrlimit(resource.RLIMIT_AS, (limits.max_mib * MIB, limits.max_mib * MIB))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_TMP_FILE_BYTES, MAX_TMP_FILE_BYTES))
@@ -111,7 +110,7 @@ def _limit(limits: Limits) -> None:
 
 
 def _limit_cpu(cpu_s: int) -> None:
-    """CPU seconds add up over a reader's life, so the soft limit moves on before each page."""
+    """Allow ``cpu_s`` more CPU seconds. They add up over a reader's life, so this runs before each page."""
     used_s = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used_s) + cpu_s, resource.RLIM_INFINITY))
 
@@ -158,7 +157,7 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def _document(message: dict[str, Any]) -> tuple[Any, ...]:
-    """Tell a document from others, and from another file in its place."""
+    """Return a key that differs between documents, and between two files at the same path."""
     path = Path(message["page"]["path"] if "page" in message else message["path"]).absolute()
     try:
         status = path.stat()
@@ -168,7 +167,7 @@ def _document(message: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _relay(reader: _Reader, answers: BinaryIO) -> bool:
-    """Pass on one answer. Returns whether the reader probed fonts. Raise ``_ReaderDied``."""
+    """Pass on one answer. Return whether the reader probed fonts. Raise ``_ReaderDied``."""
     num_bytes, has_probed = ANSWER.unpack(_received(reader.link, ANSWER.size))
     while num_bytes:
         part = _received(reader.link, min(num_bytes, RELAY_BYTES))
@@ -189,10 +188,13 @@ def _received(link: socket.socket, num_bytes: int) -> bytes:
 
 
 def _serve(requests: BinaryIO, answers: BinaryIO, limits: Limits, others: Sequence[Path] | None) -> int:
-    """Have readers answer. Returns the exit code of the one that died; 0 when the parent is gone."""
+    """Answer requests by way of readers.
+
+    Return the exit code of a reader that died; 0 when the parent is gone.
+    """
     reader: _Reader | None = None
     while True:
-        # nothing can be in the buffer: who asks waits for the answer before asking again
+        # nothing can be buffered: the parent waits for an answer before it asks again
         if reader is not None and not select.select([requests], [], [], IDLE_S)[0]:
             reader.end()
             reader = None
@@ -215,19 +217,19 @@ def _serve(requests: BinaryIO, answers: BinaryIO, limits: Limits, others: Sequen
         except (OSError, _ReaderDied):
             return reader.end() or 1
         if has_probed:
-            undrawable()  # by ourselves: what a reader says of fonts is not believed for other documents
+            undrawable()  # probe here: one reader's word on fonts is not believed for other documents
 
 
 def _probe() -> tuple[Sandbox, Sequence[Path] | None]:
-    """Try what holds for a reader here. Returns what it may read besides its document.
+    """Test which confinement works for a reader here. Return it, and the paths readable besides the document.
 
-    ``None``: anything, since poppler does not start where it is confined to what it is known to need.
+    ``None``: any path, because poppler does not start when it may only read the paths it is known to need.
     """
     for others in (tuple(needed(PROGRAMS)), None):
 
         def try_it(link: socket.socket, others: Sequence[Path] | None = others) -> None:
             holds = confine([], others)
-            with contextlib.suppress(FileNotFoundError):  # without poppler, images are read all the same
+            with contextlib.suppress(FileNotFoundError):  # images are read even without poppler
                 command = [PROGRAMS[0], "-v"]
                 subprocess.run(command, check=True, capture_output=True, timeout=PROBE_S)  # noqa: S603
             link.sendall(json.dumps(asdict(holds)).encode())
@@ -242,10 +244,10 @@ def _probe() -> tuple[Sandbox, Sequence[Path] | None]:
 
 
 def main() -> NoReturn:
-    """Say what confines readers, then answer requests."""
+    """Report what confines readers, then answer requests."""
     limits = Limits(int(sys.argv[1]), int(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # what a library prints must not reach the answers
     when_orphaned(0, lambda: kill_group(os.getpid()))
     # Our own limit is checked before decoding; Pillow's warning at half of its own would only be noise.
     Image.MAX_IMAGE_PIXELS = None

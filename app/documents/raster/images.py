@@ -1,6 +1,6 @@
-"""An image file -> one RGB page: upright, with square pixels, on a ground that its print can be read on.
+"""Turn an image file into one RGB page: upright, with square pixels, on a ground that shows its print.
 
-Choices: an animated GIF, WebP, AVIF or PNG is its first frame; a TIFF has all its pages. EXIF orientation is
+An animated GIF, WebP, AVIF or PNG gives its first frame; a TIFF has all its pages. EXIF orientation is
 applied. An image that does not decode to its end is refused, not half read.
 """
 
@@ -22,7 +22,7 @@ from app.errors import TooManyPixels, UnreadablePage
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, ORIENTATION = 258, 262, 0, 274
 X_RESOLUTION, Y_RESOLUTION = 282, 283
 PLANAR, SEPARATE, SAMPLE_FORMAT, UNSIGNED = 284, 2, 339, 1
-"""Tags of TIFF, and values of theirs."""
+"""TIFF tags and some of their values."""
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """Orientations whose stored rows are columns of the picture."""
 
@@ -35,23 +35,26 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Orientation -> what makes it upright."""
+"""The transposition that makes a picture of each orientation upright."""
 WIDE = ("I", "F")
-"""What the names of modes with samples of more than eight bits begin with."""
+"""Beginnings of names of modes whose samples have more than eight bits."""
 STRIP_PIXELS = 4_000_000
-FILTER_ROWS = 3  # that Lanczos looks at on either side, in rows of the smaller picture
+FILTER_ROWS = 3  # rows that Lanczos reads on either side, in rows of the smaller picture
 
 HEAD_BYTES = 2**16
-"""Of a file: the size of the picture stands in it."""
+"""How much of a file to read to find the size of the picture."""
 MIN_STRETCH, MAX_STRETCH = 1.1, 4.0
-"""Of pixels that are not square: fax has 204 x 98 or 204 x 391 to the inch. Beyond, the numbers are junk."""
+"""Range of aspect ratios of pixels that are believed.
+
+Fax has 204 x 98 or 204 x 391 dpi; beyond, the numbers are junk.
+"""
 CLEARLY_CLEARER = 2.0
-"""How much more contrast a dark ground must give than a white one."""
+"""How many times more contrast a dark ground must give than a white one to be chosen."""
 READABLE_PX = 1500
 """Longer side of an A4 page at 128 dpi."""
 CLEARLY_MORE = 1.3
 
-# What Pillow and its plugins raise for damaged files, as seen. ``Exception`` would hide our defects.
+# What Pillow and its plugins were seen to raise for damaged files. ``Exception`` would hide our defects.
 DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -72,7 +75,10 @@ open_tiff = OpenTiff()
 
 
 def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int, max_pixels: int) -> Page:
-    """One page of an image file. Raise ``TooManyPixels`` before decoding, or one of ``DECODER_ERRORS``."""
+    """Read one page of an image file.
+
+    Raise ``TooManyPixels`` before decoding, or one of ``DECODER_ERRORS``.
+    """
     _check_size(_announced_size(path, file_format), max_image_pixels)
     with _opened(path, file_format, index) as image:
         _check_size(image.size, max_image_pixels)
@@ -89,7 +95,7 @@ def image_page(path: str, file_format: str, index: int, *, max_image_pixels: int
                 "samples of more than 8 bits are not read where each colour has its own plane"
             )
         wider, higher = _stretch(image, tags)
-        if tags.get(ORIENTATION) in SIDEWAYS:  # loading a TIFF turns it
+        if tags.get(ORIENTATION) in SIDEWAYS:  # Pillow rotates a TIFF when it loads it
             wider, higher = higher, wider
         image.load()
         turn = None if tags else TURNS.get(_orientation(image))
@@ -114,7 +120,8 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _announced_size(path: str, file_format: str) -> tuple[int, int]:
-    """The size in the head of a file whose decoder takes memory for it when it is opened; else no size."""
+    """Return the size in a file's header if its decoder allocates memory when it opens the file; else (0,
+    0)."""
     if file_format not in {"WEBP", "AVIF"}:
         return 0, 0
     with Path(path).open("rb") as file:
@@ -123,10 +130,10 @@ def _announced_size(path: str, file_format: str) -> tuple[int, int]:
 
 
 def _num_halvings(path: str) -> int:
-    """Count how often a JPEG 2000 picture can be halved while it is decoded."""
+    """Return how often a JPEG 2000 picture can be halved while it is decoded."""
     with Path(path).open("rb") as file:
         head = file.read(HEAD_BYTES)
-    at = head.find(b"\xff\x4f\xff\x51") + 2  # the first segment; coding styles stand in one of the next
+    at = head.find(b"\xff\x4f\xff\x51") + 2  # the first segment; a later one has the coding styles
     while head[at : at + 1] == b"\xff" and head[at : at + 2] not in {b"\xff\x52", b"\xff\x90"}:
         at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
     return head[at + 9] if head[at : at + 2] == b"\xff\x52" and at + 9 < len(head) else 0
@@ -143,7 +150,7 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def _avif_size(head: bytes) -> tuple[int, int]:
-    """The largest of the sizes: tiles, thumbnails and the alpha plane have one, too."""
+    """Return the largest size in the header, because tiles, thumbnails and the alpha plane have sizes too."""
     sizes = [struct.unpack(">II", part[4:12]) for part in head.split(b"ispe")[1:] if len(part) >= 12]
     return max(((width, height) for width, height in sizes), key=math.prod, default=(0, 0))
 
@@ -159,7 +166,7 @@ def _opened(path: str, file_format: str, index: int) -> Iterator[Image.Image]:
 
 
 def _stretch(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
-    """By how much the picture as stored is to be made wider and higher, so that its pixels are square."""
+    """Return the factors for width and height, as stored, that make the pixels square."""
     x, y = _density(image, tags)
     across, down = (x / y, y / x) if min(x, y) > 0 and math.isfinite(x / y) else (1.0, 1.0)
     wider = down if MIN_STRETCH <= down <= MAX_STRETCH else 1.0
@@ -168,15 +175,19 @@ def _stretch(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
 
 
 def _orientation(image: Image.Image) -> Any:
-    """Return the orientation of a loaded image. Asking earlier loads a PNG, and hides that it is damaged."""
+    """Return the orientation of a loaded image.
+
+    Asking before it is loaded loads a PNG and hides its damage.
+    """
     try:
         return image.getexif().get(ORIENTATION)
     except DECODER_ERRORS:
-        return None  # metadata that cannot be read says nothing about the picture
+        return None  # unreadable metadata does not mean a damaged picture
 
 
 def _density(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
-    """Pixels to a unit of length, across and down, as the file has them; (1, 1) if it does not say."""
+    """Return the pixels per unit of length, across and down, as the file gives them; (1, 1) if it does
+    not."""
     told: Any = (1, 1)
     if tags:
         told = tags.get(X_RESOLUTION, 1), tags.get(Y_RESOLUTION, 1)
@@ -193,7 +204,7 @@ def _density(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]
 
 
 def _eight_bits_each(image: Image.Image, tags: Mapping[int, Any], scale: tuple[float, float]) -> Image.Image:
-    """Convert to gray or RGB, or to RGBA what is transparent somewhere. ``scale``: of wide samples."""
+    """Convert to gray or RGB, or to RGBA if there is transparency. ``scale``: the range of wide samples."""
     if image.mode.startswith(WIDE):
         image = _eight_bits(image, tags, scale)
     if image.has_transparency_data:
@@ -204,10 +215,10 @@ def _eight_bits_each(image: Image.Image, tags: Mapping[int, Any], scale: tuple[f
 
 
 def _on_ground(image: Image.Image) -> Image.Image:
-    """Lay a transparent picture on white, or on black where its print is so light that white hides it.
+    """Lay a transparent picture on white, or on black if its print is so light that white hides it.
 
-    What counts is what can be told apart, not the mean shade: white paper with black print and clear margins
-    is light, too.
+    The contrast between neighbours decides, not the mean shade: white paper with black print and clear
+    margins is light, too.
     """
     if image.mode != "RGBA":
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -219,7 +230,7 @@ def _on_ground(image: Image.Image) -> Image.Image:
 
 
 def _contrast(image: Image.Image) -> float:
-    """Mean difference between neighbours in a row."""
+    """Return the mean difference between neighbours in a row."""
     gray = image.convert("L")
     left, right = gray.crop((0, 0, gray.width - 1, gray.height)), gray.crop((1, 0, gray.width, gray.height))
     return float(ImageStat.Stat(ImageChops.difference(left, right)).mean[0]) if gray.width > 1 else 0.0
@@ -233,15 +244,16 @@ def _floating(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
         and tags.get(BITS_PER_SAMPLE) == (32,)
         and tags.get(SAMPLE_FORMAT, (1,)) == (UNSIGNED,)
     ):
-        # Pillow takes them for signed ones
+        # Pillow reads unsigned samples as signed
         wide = ImageMath.lambda_eval(lambda bands: bands["wide"] + (bands["wide"] < 0) * 2.0**32, wide=wide)
     return wide
 
 
 def _scale(image: Image.Image, tags: Mapping[int, Any]) -> tuple[float, float]:
-    """The samples that become 0 and 255. Raise ``UnreadablePage`` where some are no finite numbers.
+    """Return the samples that become 0 and 255. Raise ``UnreadablePage`` if some are not finite numbers.
 
-    Up to 16 bits keep their scale; wider and floating samples have none, so their range is it.
+    Samples of up to 16 bits keep their scale. Wider and floating samples have none, so their range is
+    used.
     """
     if not image.mode.startswith(WIDE):
         return 0.0, 255.0
@@ -264,17 +276,17 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any], scale: tuple[float,
     span = highest - lowest or 1.0
     wide = _floating(image, tags)
     grey = wide.point(lambda sample: sample * (255 / span) + (-lowest * 255 / span)).convert("L")
-    # Pillow turns samples whose least is white only where they have eight bits or fewer
+    # Pillow inverts white-is-zero samples only up to eight bits
     return ImageOps.invert(grey) if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else grey
 
 
 def _fit(
     image: Image.Image, tags: Mapping[int, Any], wider: float, higher: float, max_pixels: int
 ) -> Image.Image:
-    """Convert to eight bits, make the pixels square, and the picture no larger than ``max_pixels``.
+    """Convert to eight bits, make the pixels square, and shrink the picture to ``max_pixels``.
 
-    A large picture is converted and scaled in strips of rows: beside it stands only one of them. Each is cut
-    with the rows around it that the filter looks at, so that no seam is seen.
+    A large picture is converted and scaled in strips of rows, so only one strip is in memory beside it. Each
+    strip is cut with the extra rows that the filter reads, so that no seam shows.
     """
     samples = _scale(image, tags)
     width, height = image.width * wider, image.height * higher
@@ -282,7 +294,7 @@ def _fit(
     size = (max(1, int(width * shrinking)), max(1, int(height * shrinking)))
     if size == image.size:
         return _eight_bits_each(image, tags, samples)
-    rows_each = image.height / size[1]  # of the picture, for a row that comes of them
+    rows_each = image.height / size[1]  # rows of the picture per row of the result
     margin = math.ceil(FILTER_ROWS * max(1.0, rows_each)) + 1
     fitting: Image.Image | None = None
     for top, bottom in _strips(size[1], math.ceil(image.width * rows_each)):
@@ -299,7 +311,7 @@ def _fit(
 
 
 def _strips(num_rows: int, pixels_a_row: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into strips of so many that each has some ``STRIP_PIXELS``."""
+    """Yield (top, bottom) of strips of rows with about ``STRIP_PIXELS`` pixels each."""
     step = max(1, STRIP_PIXELS // pixels_a_row)
     for top in range(0, num_rows, step):
         yield top, min(top + step, num_rows)

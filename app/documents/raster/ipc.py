@@ -1,4 +1,4 @@
-"""Messages between our processes: four bytes of length, then a JSON object; raw bytes may follow."""
+"""Encode messages between our processes: four bytes of length, then a JSON object; raw bytes may follow."""
 
 import json
 import struct
@@ -10,11 +10,11 @@ LENGTH = struct.Struct("!I")
 
 
 class FrameError(Exception):
-    """The other side sent something that is no frame, or a message is too large to be one."""
+    """The other side sent an invalid frame, or a message is too large for one."""
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Raise ``FrameError`` for a message over the limit or with numbers that JSON does not have."""
+    """Encode a message. Raise ``FrameError`` if it is too large or has numbers that JSON does not have."""
     try:
         body = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     except ValueError as error:
@@ -25,7 +25,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
 
 
 def read_frame_blocking(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next message, ``None`` when the other side is gone (in the middle of a message, too)."""
+    """Read the next message; return ``None`` when the other side is gone, even in the middle of a message."""
     header = stream.read(LENGTH.size)
     if len(header) < LENGTH.size:
         return None
@@ -35,7 +35,7 @@ def read_frame_blocking(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def frame_length(header: bytes | bytearray) -> int:
-    """The length that the first ``LENGTH.size`` bytes announce. Raise ``FrameError`` over the limit."""
+    """Return the length in a frame's first ``LENGTH.size`` bytes. Raise ``FrameError`` over the limit."""
     length: int = LENGTH.unpack(header)[0]
     if length > MAX_FRAME_BYTES:
         raise FrameError(f"frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
@@ -43,7 +43,7 @@ def frame_length(header: bytes | bytearray) -> int:
 
 
 def message_of(body: bytes | bytearray) -> dict[str, Any]:
-    """The message in a frame's body. Raise ``FrameError`` if there is none."""
+    """Decode the message in a frame's body. Raise ``FrameError`` if it is not a JSON object."""
     try:
         message = json.loads(body)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A page of a PDF -> pixels at a resolution that suits it, its words, and what it does not show."""
+"""Render a page of a PDF at a suitable resolution. Return its words, and warn about what it does not show."""
 
 import itertools
 import math
@@ -25,17 +25,17 @@ from app.documents.raster.text_layer import has_cjk, is_garbage, words_of
 from app.errors import TooManyPixels
 
 BASE_DPI = 150.0
-"""Letters of a usual page are 20 to 25 pixels high then, body and all."""
+"""Default resolution. Letters of usual print are then 20 to 25 pixels high, with ascenders and descenders."""
 MIN_LONGER_PX = 1280
-"""A view of most modes has as many: a small page is drawn for it rather than enlarged by it."""
+"""Least longer side, as most modes' views have it. A small page is rendered larger, not enlarged later."""
 MAX_DRAWN_DPI = 300.0
-"""Of drawn pages, which have no pixels of their own; a stamp has no small print."""
+"""Highest resolution of drawn pages, which have no pixels of their own; a stamp has no small print."""
 MAX_SCAN_PX = 2600
-"""Longer side up to which a scanned page's own pixels are kept: no view shows more of a page."""
+"""Longer side up to which a scanned page's own pixels are kept, because no view shows more of a page."""
 SCAN_SHARE = 0.5
-"""Of the page's area, which pictures cover on a scanned page."""
+"""Least share of the area of a scanned page that pictures cover."""
 MIN_DPI = 18.0
-"""A page that fits the pixel limit only below this is larger than PDF allows pages to be: 200 inches."""
+"""Lowest resolution. A page that needs less to fit the pixel limit exceeds PDF's largest page, 200 inches."""
 MAX_SIDE_PX = 30_000
 
 NEEDS_RENDERING = re.compile(rb"/NeedsRendering\s+true")
@@ -54,7 +54,7 @@ COMPLAINTS: tuple[tuple[bytes, WarningCode], ...] = (
     (b"non-embedded font using identity encoding", "missing_glyphs"),
     (b"Missing language pack for", "missing_glyphs"),
 )
-"""What poppler says when it comes to text that it does not draw, or not as it should look."""
+"""Poppler's complaints about text that it does not draw, or draws wrongly, and their warnings."""
 DETAILS: dict[WarningCode, str] = {
     "dropped_text": "Some text names a font that the file lacks or that is damaged; it is not drawn.",
     "missing_glyphs": "A font is neither in the file nor installed; its characters are boxes or missing.",
@@ -64,9 +64,10 @@ DETAILS: dict[WarningCode, str] = {
 
 
 def pdf_page(path: str, index: int, dpi: int | None, max_pixels: int, *, is_first: bool) -> Page:
-    """One page, as viewers show it. ``dpi`` unset: chosen from the page. Raise the page's ``ParseError``.
+    """Render one page as viewers show it. Raise the page's ``ParseError``. ``dpi``: ``None`` chooses from
+    the page.
 
-    ``is_first``: the page also carries what is to be said of the document.
+    ``is_first``: include the warnings about the whole document.
     """
     page = describe_page(path, index + 1)
     longer_pt = max(page.width_pt, page.height_pt)
@@ -90,9 +91,9 @@ def pdf_page(path: str, index: int, dpi: int | None, max_pixels: int, *, is_firs
 
 
 def scanned_dpi(pictures: Iterable[Picture], page_area_pt: float) -> float:
-    """The resolution that pictures which cover a page have at least; 0 for a page that is drawn.
+    """Return the least resolution of the sharpest pictures that cover a page; 0 for a drawn page.
 
-    A scan may be one picture, strips of one, or a rough ground with sharp print on top.
+    A scan may be one picture, strips of one, or a coarse background with sharp print on top.
     """
     area_pt = 0.0
     for picture in sorted(pictures, key=lambda picture: picture.dpi, reverse=True):
@@ -103,14 +104,14 @@ def scanned_dpi(pictures: Iterable[Picture], page_area_pt: float) -> float:
 
 
 def chosen_dpi(longer_pt: float, picture_dpi: float) -> float:
-    """Enough for the views of every mode, and for the pixels of a scan."""
+    """Return a resolution that is enough for the views of every mode, and for the pixels of a scan."""
     inches = longer_pt / POINTS_PER_INCH
     drawn = max(BASE_DPI, min(MIN_LONGER_PX / inches, MAX_DRAWN_DPI))
     return max(drawn, min(picture_dpi, MAX_SCAN_PX / inches))
 
 
 def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) -> float:
-    """The largest resolution up to ``dpi`` at which a page of this size is within limits, before rendering.
+    """Return the largest resolution up to ``dpi`` at which a page of this size is within limits.
 
     Raise ``TooManyPixels`` for a page that no sensible resolution fits.
     """
@@ -126,7 +127,7 @@ def fitting_dpi(width_pt: float, height_pt: float, dpi: float, max_pixels: int) 
 
 
 def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...]) -> list[WarningCode]:
-    """List the warnings of a page, each once."""
+    """Return the codes of a page's warnings, each once."""
     codes: list[WarningCode] = []
     for pattern, code in COMPLAINTS:
         if code not in codes and any(pattern in complaint for complaint in complaints):
@@ -141,12 +142,15 @@ def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...])
 
 
 def _is_placeholder(path: str, words: tuple[str, ...]) -> bool:
-    """Tell whether the viewer draws this form from its XFA; a static form has its pages beside it."""
+    """Tell whether the page stands in for a form that only XFA viewers draw.
+
+    A static form also has its pages.
+    """
     return " ".join(words).lower().startswith(PLACEHOLDER) or _needs_rendering(path)
 
 
 def _needs_rendering(path: str) -> bool:
-    """Tell whether the catalog says NeedsRendering. It may be in a compressed stream of objects."""
+    """Tell whether the catalog has NeedsRendering. It may be in a compressed object stream."""
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if NEEDS_RENDERING.search(data):
             return True

@@ -1,4 +1,5 @@
-"""The parent's side of ``confined.py``: a few warm children, one request at a time, with a deadline."""
+"""Keep a few warm child processes (``confined.py``) and send them requests, one at a time each, with a
+deadline."""
 
 import asyncio
 import contextlib
@@ -30,26 +31,27 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.rasterize")
 
 MAX_INLINE_BYTES = 2**20
-"""Up to this, copying a page's pixels takes less time than handing them to a thread."""
+"""Up to this size, copying a page's pixels takes less time than handing them to a thread."""
 MAX_WARNINGS, MAX_DETAIL_CHARS = 10, 200
 CHILD = "app.documents.raster.child"
 CHILD = "app.documents.raster.confined"
 REQUESTS_PER_CHILD = 1000
-"""A child is replaced after this many, so that what libraries leak stays small."""
+"""A child is replaced after this many requests, so that memory leaked by libraries stays small."""
 START_S = 60.0  # longest time until a fresh child is ready
 MIN_CHOSEN, MAX_CHOSEN = 3, 16
-MAX_LATE = 1000  # documents that are remembered for having been late
+MAX_LATE = 1000  # most slow documents to remember
 LAST_PLACE_S = 5.0
-"""Longest time of a page in the last place that was free; then it begins again, as one of a slow document."""
+"""Longest time of a page in the last free place. Then it starts again, as a page of a slow document."""
 COUNT_WAIT_S = 30.0
-"""Longest wait for a turn to be counted: whoever sent the file is waiting for the answer."""
+"""Longest wait for a turn to count pages, because the client waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a child is asked, in whose turn and for how long. ``late`` and ``dead``: what is raised if it is
-    not answered in time, and if children die of it. ``max_wait_s``: longest wait for the turn.
-    ``last_place_s``: its time where it has the last place.
+    """A request to a child, with its turn and its limits.
+
+    ``late`` and ``dead``: the errors to raise if it is not answered in time, and if children die of it.
+    ``max_wait_s``: longest wait for the turn. ``last_place_s``: time limit if it has the last place.
     """
 
     message: dict[str, Any]
@@ -67,15 +69,15 @@ class _Child:
     link: socket.socket
     num_requests: int = 0
     document_id: str = ""
-    """Read last: a child forks a reader for each document."""
+    """The last document it read. A child forks a reader for each document."""
     greeting: "asyncio.Task[Sandbox | None] | None" = None
-    """What confines its readers, said as soon as it is ready; ``None``: it did not start."""
+    """Gives what confines its readers, as the child reports when it is ready; ``None``: it did not start."""
 
     def kill(self) -> None:
         kill_group(self.process.pid)
 
     async def receive(self, num_bytes: int) -> bytearray:
-        """Exactly so many bytes, read to where they stay: a page is many. Raise ``_ChildDied``."""
+        """Read exactly this many bytes into one buffer, without copies. Raise ``_ChildDied``."""
         data = bytearray(num_bytes)
         rest = memoryview(data)
         while rest:
@@ -86,7 +88,7 @@ class _Child:
         return data
 
     async def frame(self) -> dict[str, Any]:
-        """Raise ``_ChildDied`` or ``FrameError``."""
+        """Read one message. Raise ``_ChildDied`` or ``FrameError``."""
         return message_of(await self.receive(frame_length(await self.receive(LENGTH.size))))
 
     async def greet(self) -> Sandbox | None:
@@ -102,11 +104,11 @@ class _HeldTheLast(Exception):
 
 
 class _ChildDied(Exception):
-    """The child ended, or wrote something that is no answer, while it was asked."""
+    """The child ended, or sent an invalid answer, during a request."""
 
 
 def _check_page(header: dict[str, Any]) -> None:
-    """Raise ``_ChildDied`` for what no page of ours has: the words of a PDF are a stranger's."""
+    """Raise ``_ChildDied`` for values that no page of ours has. The words of a PDF come from a stranger."""
     dpi, words = header.get("dpi"), header.get("words")
     if dpi is not None and not (isinstance(dpi, float | int) and 0 < dpi < math.inf):
         raise _ChildDied
@@ -118,7 +120,7 @@ def _check_page(header: dict[str, Any]) -> None:
 
 
 def _warnings(told: Any) -> tuple[PageWarning, ...]:
-    """The warnings in an answer. Raise ``_ChildDied`` for what is none."""
+    """Return the warnings of an answer. Raise ``_ChildDied`` if they are invalid."""
     if not isinstance(told, list) or len(told) > MAX_WARNINGS:
         raise _ChildDied
     warnings = []
@@ -134,7 +136,10 @@ def _warnings(told: Any) -> tuple[PageWarning, ...]:
 
 
 def num_rasterizers(settings: Settings) -> int:
-    """Choose how many there are, where nobody says: one client may hold up all but one of them."""
+    """Return the number of children. By default choose by CPUs and memory.
+
+    There are at least ``MIN_CHOSEN``, since one client may hold up all but one of them.
+    """
     by_memory = int(memory_mib() / 2 / settings.max_rasterizer_mib)
     chosen = max(MIN_CHOSEN, min(len(os.sched_getaffinity(0)), MAX_CHOSEN, by_memory))
     return settings.num_rasterizers or chosen
@@ -143,8 +148,9 @@ def num_rasterizers(settings: Settings) -> int:
 class Rasterizers:
     """Turns files into pages, at most ``num_rasterizers`` at a time. One client leaves a place to others.
 
-    A document of which a page was late has one place, and a page that was late is not tried again. Nor do
-    many clients hold all places: who has the last one for long loses it, and begins again as a slow document.
+    A document with a late page may only have one place, and a page that was late is not tried again. Many
+    clients cannot hold all places either: a page that keeps the last one for long loses it, and starts
+    again as part of a slow document.
     """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
@@ -152,7 +158,7 @@ class Rasterizers:
         self._tmp_dir = tmp_dir
         self._num = num_rasterizers(settings)
         self._late: dict[str, set[int]] = {}
-        """Slow documents, and which of their pages were late."""
+        """Slow documents, and the indices of their pages that were late."""
         self._asked: list[tuple[str, float]] = []
         """Documents that have places, and since when."""
         is_slow = self._late.__contains__
@@ -166,14 +172,14 @@ class Rasterizers:
         """What confines decoders; ``None``: not known yet."""
 
     async def start(self) -> None:
-        """Start the children. Raise ``NotReady`` if poppler is missing: better now than at the first PDF."""
+        """Start the children. Raise ``NotReady`` now if poppler is missing, rather than at the first PDF."""
         missing = [name for name in PROGRAMS if shutil.which(name) is None]
         if missing:
             raise NotReady(f"poppler is not installed: {' and '.join(missing)} not found")
         await self._fill()
 
     async def greeted(self) -> Sandbox | None:
-        """Wait until a child is ready. Returns what confines decoders, ``None`` if none starts."""
+        """Wait until a child is ready. Return what confines decoders, ``None`` if none starts."""
         async with self._borrowed(Claim("")) as child:
             return await self._ready(child)
 
@@ -184,10 +190,10 @@ class Rasterizers:
             await self._discard(self._idle.pop())
 
     async def count(self, path: Path, file_format: str, *, client: str = "") -> int:
-        """Count the pages of a file; clients take turns.
+        """Count the pages of a file. Clients take turns.
 
-        Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long, ``Overloaded`` if its turn does
-        not come.
+        Raise the file's ``ParseError``, ``RasterizeTimeout`` if it takes too long, or ``Overloaded`` if its
+        turn does not come.
         """
         deadline_s = self._settings.count_deadline_s
         request = _Request(
@@ -211,10 +217,10 @@ class Rasterizers:
         is_first: bool = False,
         claim: Claim | None = None,
     ) -> Page:
-        """Turn one page into pixels. Raise its ``ParseError``: ``RasterizeTimeout`` if it takes too long.
+        """Rasterize one page. Raise its ``ParseError``; ``RasterizeTimeout`` if it takes too long.
 
-        ``dpi`` unset: chosen from the page. ``is_first``: it carries the warnings of its document, too.
-        ``claim``: whose turn it is (``Places``); by default that of a document alone.
+        ``dpi``: ``None`` chooses from the page. ``is_first``: include the warnings about the whole document.
+        ``claim``: whose turn it is (``Places``); by default the document counts as its own client.
         """
         claim = claim or Claim(str(path), client=str(path))
         document_id = claim.document_id
@@ -244,7 +250,7 @@ class Rasterizers:
                 header, pixels = await self._ask(wanted)
             except _HeldTheLast:
                 self._pages_late(document_id)
-                for other, since in self._asked:  # or this one would be let in beside them again
+                for other, since in self._asked:  # otherwise this page would get a place beside them again
                     if asyncio.get_running_loop().time() - since >= LAST_PLACE_S:
                         self._pages_late(other)
                 header, pixels = await self._ask(wanted)
@@ -261,7 +267,7 @@ class Rasterizers:
         return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
 
     def _pages_late(self, document_id: str) -> set[int]:
-        """Take a document for a slow one. Returns which of its pages were late."""
+        """Mark a document as slow. Return the set of its late pages."""
         late = self._late.setdefault(document_id, set())
         if len(self._late) > MAX_LATE:
             del self._late[next(iter(self._late))]
@@ -310,7 +316,7 @@ class Rasterizers:
     async def _borrowed(
         self, claim: Claim, max_wait_s: float | None = None, *, fresh: bool = False
     ) -> AsyncIterator[_Child]:
-        """Lend a child. It is replaced, in the background, unless the request ended well.
+        """Lend a child. Replace it in the background, unless the request ended well.
 
         Raise ``Overloaded`` when the turn does not come within ``max_wait_s``.
         """
@@ -337,12 +343,12 @@ class Rasterizers:
                     task.add_done_callback(self._replacing.discard)
 
     def _idle_for(self, document_id: str) -> _Child:
-        """Take the idle child that has a reader for the document, or else the last one."""
+        """Take the idle child that last read this document, or else the most recently used one."""
         places = [at for at, child in enumerate(self._idle) if child.document_id == document_id]
         return self._idle.pop(places[-1] if places else -1)
 
     async def _ready(self, child: _Child) -> Sandbox | None:
-        """Wait until it has greeted: its start is no time of the page that comes first."""
+        """Wait until a child has greeted, so that its start does not count as time of its first page."""
         if child.greeting is None:
             raise RuntimeError("a child is listened to from its start")
         return await asyncio.shield(child.greeting)
@@ -356,7 +362,10 @@ class Rasterizers:
         return sandbox
 
     async def _exchange(self, child: _Child, request: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
-        """One request, one answer. The child is as hostile as the file it reads, so its answer is checked."""
+        """Send a request and read the answer.
+
+        Check the answer: a child is as hostile as the file it reads.
+        """
         loop = asyncio.get_running_loop()
         try:
             await loop.sock_sendall(child.link, pack(request))
@@ -373,7 +382,7 @@ class Rasterizers:
             raise _ChildDied from error
 
     async def _spawn(self) -> _Child:
-        # the wall deadline is what counts; CPU time may run ahead of it only where poppler uses threads
+        # the wall-clock deadline counts; CPU time exceeds it only where poppler uses threads
         cpu_s = math.ceil(self._settings.rasterize_deadline_s) + 1
         ours, theirs = socket.socketpair()
         ours.setblocking(False)

@@ -1,7 +1,7 @@
-"""What poppler's programs say of a PDF. They run in the rasterizer's process group and under its limits.
+"""Ask poppler's programs about a PDF. They run in the rasterizer's process group and under its limits.
 
-What ``pdfinfo`` says of a PDF is told from what the PDF says of itself: title and author come first in its
-output, as they are, and with line breaks in them look like any other line. So the last that fits is believed.
+The output of ``pdfinfo`` begins with the PDF's own title and author, unescaped. With line breaks in them
+they can look like any other line, so the last line that matches is believed.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
 
 PROGRAMS = ("pdfinfo", "pdftoppm", "pdfimages", "pdftotext", "pdffonts", "pdfdetach")
 MAX_TEXT_BYTES = 2**20
-"""Standard output of a program that describes; what it says after that is not read."""
+"""How much standard output of a describing program is read."""
 MAX_COMPLAINTS_BYTES = 2**16
-"""Standard error of any program: a damaged page brings a line for each operator."""
+"""How much standard error of any program is kept. A damaged page gives a line for each operator."""
 PPM_HEADER_BYTES = 64
-PAGES_AT_ONCE = 32  # whose sizes are asked for together
+PAGES_AT_ONCE = 32  # how many sizes one call asks for
 POINTS_PER_INCH = 72
 SAME_SHADE = 16
-"""Shades of 256 that differ no more show nothing: JPEG's noise on white paper is less."""
+"""Largest difference of gray levels (of 256) on an empty page. JPEG's noise on white paper is smaller."""
 
 ENCRYPTION = (
     (
@@ -43,7 +43,7 @@ ENCRYPTION = (
     ),
     (rb"Incorrect password", "the PDF cannot be opened without its password"),
 )
-"""What poppler complains of, and what it means. Without a handler it takes what is encrypted for plain."""
+"""Patterns of poppler's errors, and their meaning. Without a handler, poppler takes ciphertext for plain."""
 
 CJK_PROBES = {
     "GB1": ("UniGB-UCS2-H", "STSong-Light", "\u4e00\u56fd"),
@@ -51,7 +51,7 @@ CJK_PROBES = {
     "Japan1": ("UniJIS-UCS2-H", "HeiseiMin-W3", "\u4e00\u3042"),
     "Korea1": ("UniKS-UCS2-H", "HYSMyeongJo-Medium", "\u4e00\ud55c"),
 }
-"""Character collection -> encoding, font and two characters that differ in any font that has them."""
+"""For each character collection an encoding, a font, and two characters that differ in any font with them."""
 PROBE_PX = 48
 CJK_ENCODINGS = (
     ("GB1", ("GB", "UniGB")),
@@ -59,21 +59,24 @@ CJK_ENCODINGS = (
     ("Korea1", ("KSC", "UniKS")),
     ("Japan1", ("83pv", "90ms", "90pv", "Add", "EUC", "Ext", "UniJIS", "H", "V")),
 )
-"""Character collection -> what the names of its encodings begin with."""
+"""For each character collection, the beginnings of the names of its encodings."""
 
 
 @dataclass(frozen=True, slots=True)
 class PdfPage:
-    """A page as ``pdfinfo`` describes it; sizes in points, before rotation. ``number`` counts from 1."""
+    """A page as ``pdfinfo`` describes it. Sizes are in points, before rotation. ``number`` counts from 1."""
 
     path: str
     number: int
     width_pt: float
     height_pt: float
     is_cropped: bool
-    """Whether the size is that of the CropBox; ``False``: it does not meet the page and is disregarded."""
+    """Whether the size is that of the CropBox.
+
+    ``False``: the CropBox lies outside the page and is ignored.
+    """
     window_pt: tuple[int, int, int, int] | None
-    """Left, top, width and height of the CropBox in the MediaBox as it is shown; ``None``: all of it."""
+    """Left, top, width and height of the CropBox in the MediaBox as shown; ``None``: the whole MediaBox."""
     is_xfa: bool
     complaints: frozenset[bytes]
 
@@ -84,14 +87,14 @@ class PdfPage:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture where it is placed: its resolution there, and the area that it takes."""
+    """A picture as placed on the page: its resolution there, and the area that it covers."""
 
     dpi: float
     area_pt: float
 
 
 def count_pdf_pages(path: str) -> int:
-    """Pages the file says it has, at least one. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
+    """Return the number of pages, at least one. Raise ``EncryptedPdf`` or ``UnreadableFile``."""
     said, complaints = _run("pdfinfo", path)
     for pattern, meaning in ENCRYPTION:
         if re.search(pattern, complaints):
@@ -116,7 +119,7 @@ def count_pdf_pages(path: str) -> int:
 
 
 def describe_page(path: str, number: int) -> PdfPage:
-    """Ask for the size of a page. Its CropBox counts, or its MediaBox where they do not meet, as in viewers.
+    """Return a page's size: its CropBox, or its MediaBox if the two do not meet, as viewers do.
 
     Raise ``UnreadablePage`` for a page that is missing or has no area.
     """
@@ -153,27 +156,30 @@ def describe_page(path: str, number: int) -> PdfPage:
 
 @lru_cache(maxsize=2)
 def _boxes(path: str, first: int) -> tuple[bytes, bytes]:
-    """Ask for the sizes of some pages at once. Kept: a process that reads a document reads others of them."""
+    """Run ``pdfinfo`` for the sizes of several pages.
+
+    Cache it: the process reads other pages of the document.
+    """
     return _run("pdfinfo", "-box", "-f", str(first), "-l", str(first + PAGES_AT_ONCE - 1), path)
 
 
 def _window(
     margins: tuple[float, ...], width_pt: float, height_pt: float, degrees: int
 ) -> tuple[int, int, int, int] | None:
-    """Place a CropBox on the turned page. ``margins``: left, top, right and bottom, before turning."""
+    """Return the CropBox on the rotated page. ``margins``: left, top, right and bottom, before rotation."""
     if max(margins) < 1 or not all(map(math.isfinite, margins)):
         return None
-    quarters = degrees // 90 % 4  # clockwise: the bottom comes to the left, the left to the top
+    quarters = degrees // 90 % 4  # clockwise: the bottom moves to the left, the left to the top
     left, top = margins[-quarters % 4], margins[(1 - quarters) % 4]
     width, height = (height_pt, width_pt) if quarters % 2 else (width_pt, height_pt)
     return math.floor(left), math.floor(top), math.ceil(width), math.ceil(height)
 
 
 def render(page: PdfPage, longer_px: int) -> tuple[Image.Image, tuple[bytes, ...]]:
-    """Draw a page as viewers show it, its longer side so many pixels; and what poppler complains of.
+    """Draw a page as viewers show it, and return poppler's complaints. ``longer_px``: its longer side.
 
-    The longer side, not the resolution: this bounds the image whatever else the file says. Raise
-    ``UnreadablePage`` where nothing is drawn, or nothing is to be seen because of damage.
+    The longer side, not the resolution, is given, because it bounds the image whatever the file says. Raise
+    ``UnreadablePage`` where nothing is drawn, or damage leaves the page empty.
     """
     longer_pt, shorter_pt = sorted((page.width_pt, page.height_pt), reverse=True)
     # poppler rounds sides up
@@ -185,7 +191,7 @@ def render(page: PdfPage, longer_px: int) -> tuple[Image.Image, tuple[bytes, ...
     image: Image.Image = images[0]
     image.load()
     complaints = tuple(complaint for complaint in said.splitlines() if complaint not in page.complaints)
-    # poppler goes on without what it cannot decode, a page's only picture too
+    # poppler skips what it cannot decode, even a page's only picture
     if _is_empty(image) and any(b"Warning" not in complaint for complaint in complaints):
         raise UnreadablePage("poppler shows nothing of this page, whose data is damaged")
     return image, complaints
@@ -197,7 +203,7 @@ def _is_empty(image: Image.Image) -> bool:
 
 
 def pictures_on(page: PdfPage) -> list[Picture]:
-    """Pictures and stencils of a page, without the masks that belong to them."""
+    """Return the pictures and stencils of a page, without their masks."""
     said, _ = _run("pdfimages", "-list", *page.only[:4], page.path)
     rows = re.findall(
         rb"^ *[0-9]+ +[0-9]+ (?:image|stencil) +([0-9]+) +([0-9]+) .* ([0-9]+) +([0-9]+) +\S+ +\S+$",
@@ -213,8 +219,8 @@ def pictures_on(page: PdfPage) -> list[Picture]:
 
 
 def text_of(page: PdfPage) -> str:
-    """The text layer, in reading order; characters that are no UTF-8 come as U+FFFD."""
-    # its -cropbox changes nothing
+    """Return the text layer in reading order. Invalid UTF-8 becomes U+FFFD."""
+    # pdftotext ignores -cropbox here, so give it the window
     window: tuple[str, ...] = ()
     if page.window_pt is not None:
         pairs = zip(("-x", "-y", "-W", "-H"), map(str, page.window_pt), strict=True)
@@ -233,7 +239,8 @@ def count_attachments(path: str) -> int:
 def has_undrawable_font(page: PdfPage) -> bool:
     """Tell whether a CJK font of the page is neither in the file nor on this machine.
 
-    Poppler then draws boxes without a word. Ask only of pages that have such text: it costs a call.
+    Poppler then draws boxes without complaint. Call it only for pages with CJK text, because it runs a
+    program.
     """
     said, _ = _run("pdffonts", *page.only[:4], page.path)
     encodings = re.findall(rb" CID \S.*? +(\S+) +no +(?:yes|no) +(?:yes|no) +\S+ +\S+$", said, re.MULTILINE)
@@ -241,7 +248,7 @@ def has_undrawable_font(page: PdfPage) -> bool:
 
 
 def _collections(encoding: str) -> set[str]:
-    """The collection that an encoding belongs to; all for one that does not tell."""
+    """Return the character collection of an encoding; all collections if its name does not tell."""
     for collection, beginnings in CJK_ENCODINGS:
         if encoding.startswith(beginnings):
             return {collection}
@@ -250,12 +257,12 @@ def _collections(encoding: str) -> set[str]:
 
 @cache
 def undrawable() -> frozenset[str]:
-    """Character collections without a font on this machine: their characters all look the same."""
+    """Return character collections without a font on this machine. Their characters all look the same."""
     return frozenset(collection for collection in CJK_PROBES if not _is_drawable(collection))
 
 
 def _is_drawable(collection: str) -> bool:
-    # from standard input: a confined process can write no file
+    # by standard input, because a confined process cannot write a file
     ppm, _ = _run("pdftoppm", "-r", str(POINTS_PER_INCH), "-", given=_probe(collection))
     images = parse_buffer_to_ppm(ppm)
     if len(images) != 1:
@@ -265,7 +272,7 @@ def _is_drawable(collection: str) -> bool:
 
 
 def _probe(collection: str) -> bytes:
-    """A PDF of two characters side by side, in a font that it names and does not embed."""
+    """Make a PDF of two characters side by side, in a font that it names and does not embed."""
     encoding, font, characters = CJK_PROBES[collection]
     first, second = (character.encode("utf-16-be").hex() for character in characters)
     content = f"BT /F 32 Tf 8 12 Td <{first}> Tj {PROBE_PX} 0 Td <{second}> Tj ET"
@@ -286,7 +293,7 @@ def _probe(collection: str) -> bytes:
 
 
 def _pdf(*objects: str) -> bytes:
-    """A PDF of these objects, the first of which is its catalog."""
+    """Assemble a PDF of these objects. The first one is its catalog."""
     body, offsets = b"%PDF-1.7\n", []
     for number, text in enumerate(objects, start=1):
         offsets.append(len(body))
@@ -297,7 +304,7 @@ def _pdf(*objects: str) -> bytes:
 
 
 def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES, given: bytes = b"") -> tuple[bytes, bytes]:
-    """The beginnings of standard output, up to ``max_bytes``, and of standard error.
+    """Run a program. Return the beginnings of standard output, up to ``max_bytes``, and of standard error.
 
     ``given``: standard input, no more than a pipe holds.
     """
@@ -306,7 +313,7 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES, given: bytes = b"") -> 
         process = _started(command)
     except FileNotFoundError as error:
         raise NotReady("poppler is not installed") from error
-    # leaving this block closes the pipes: a program that still writes ends by that
+    # leaving this block closes the pipes, which ends a program that still writes
     with process:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise RuntimeError("all three are pipes")
@@ -321,12 +328,12 @@ def _run(*command: str, max_bytes: int = MAX_TEXT_BYTES, given: bytes = b"") -> 
 
 
 def _started(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    # paths of ours begin with a slash: none is an option
+    # our paths begin with a slash, so none looks like an option
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)  # noqa: S603
 
 
 def _drain(stream: IO[bytes], kept: bytearray) -> None:
-    """Read to the end, or a program that complains much would wait for us; keep the beginning."""
+    """Read a stream to its end, so that a program with many complaints is not blocked. Keep the beginning."""
     while chunk := stream.read(2**16):
         kept += chunk[: MAX_COMPLAINTS_BYTES - len(kept)]

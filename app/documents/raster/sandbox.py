@@ -1,8 +1,8 @@
-"""Confine a process that reads strangers' files, and all that it starts, as far as the kernel lets.
+"""Confine a process that reads strangers' files, and all that it starts, as far as the kernel allows.
 
-Landlock bounds the files that it can open and whom it can signal, seccomp takes sockets and other processes'
-memory away, and no program gives it more privileges. Each is tried for itself: an old kernel or a container
-may refuse one. There is no way back.
+Landlock limits the files that it can open and whom it can signal. Seccomp takes away sockets and other
+processes' memory. No program can give it more privileges. Each is tried separately, because an old kernel or
+a container may refuse one. There is no way back.
 """
 
 import ctypes
@@ -26,18 +26,19 @@ KEPT_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH"),
     *("FONTCONFIG_FILE", "FONTCONFIG_PATH", "XDG_DATA_DIRS"),
 )
-"""What decoders are told of the environment: where programs, libraries and fonts are, and the language."""
+"""Environment variables that decoders get: where programs, libraries and fonts are, and the language."""
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER, PR_SET_NO_NEW_PRIVS = 22, 2, 38
 CAPABILITY_VERSION = 0x2008_0522
 KEPT_CAPABILITIES = 1 << 1 | 1 << 2
-"""Where root is the service's user: reading files of others, which a document may be, but not processes."""
+"""Capabilities kept where root runs the service: read files of others, such as documents, but not
+processes."""
 LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 LANDLOCK_VERSION, LANDLOCK_PATH_BENEATH = 1, 1
 NUM_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15}
-"""Version of Landlock -> kinds of access to files that it knows; later ones know 16."""
+"""Number of file access rights in each version of Landlock; later versions have 16."""
 TCP, SCOPES = 3, 3
-"""Binding and connecting; abstract sockets and signals, to processes that are not confined with this one."""
+"""Bits for TCP (bind and connect) and scopes (abstract sockets and signals to processes outside)."""
 EXECUTE, WRITE, READ, READ_FOLDER = 1, 2, 4, 8
 RIGHTS_OF_FILES = EXECUTE | WRITE | READ
 
@@ -68,16 +69,17 @@ DENIED: Mapping[str, tuple[int, Mapping[str, int]]] = {
         },
     ),
 }  # fmt: skip
-"""Machine -> its mark in seccomp's data, and the numbers of the calls that no decoder needs."""
+"""For each machine its mark in seccomp's data, and the numbers of system calls that no decoder needs."""
 LOAD, EQUAL, AT_LEAST, RETURN = 0x20, 0x15, 0x35, 0x06
 ALLOW, DENY, KILL = 0x7FFF_0000, 0x0005_0000 | 13, 0x8000_0000
-"""What a filter returns; 13: permission denied."""
+"""Return values of a filter; 13: permission denied."""
 FIRST_X32_CALL = 0x4000_0000
 
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """How decoders are confined: by what each part holds, ``None`` where the kernel offers nothing."""
+    """The name of the mechanism that confines decoders in each respect; ``None`` where the kernel offers
+    none."""
 
     files: str | None = None
     network: str | None = None
@@ -85,7 +87,7 @@ class Sandbox:
 
 
 def weakest(sandboxes: Iterable[Sandbox | None]) -> Sandbox | None:
-    """Keep what holds in all of them; ``None`` where one is not known."""
+    """Return what holds in all sandboxes; ``None`` if one of them is not known."""
     known = list(sandboxes)
     if not known or None in known:
         return None
@@ -94,20 +96,20 @@ def weakest(sandboxes: Iterable[Sandbox | None]) -> Sandbox | None:
 
 
 def decoder_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Keep what decoders need of the environment: no secret of ours is among it."""
+    """Return the environment variables that decoders need, without our secrets."""
     return {name: environment[name] for name in KEPT_VARIABLES if name in environment}
 
 
 def confine(files: Iterable[Path], others: Iterable[Path] | None) -> Sandbox:
     """Let this process read ``files``, read and run what is in ``others`` (``needed``), and nothing else.
 
-    For a process of one thread: Landlock and seccomp hold for the thread that asks, and those it starts.
-    ``others=None``: leave files alone, where programs do not start otherwise.
+    Call it in a process of one thread: Landlock and seccomp hold for the calling thread and those it starts.
+    ``others=None``: do not restrict files, where programs do not start otherwise.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     privileges = _tried(lambda: _no_new_privileges(libc))
     if privileges is None:
-        return Sandbox()  # the kernel takes the others from nobody else
+        return Sandbox()  # the kernel allows the others only after this one
     landlock = None if others is None else _tried(lambda: _landlock(libc, files, others))
     seccomp = _tried(lambda: _seccomp(libc))
     return Sandbox(files=landlock, network=seccomp, privileges=privileges)
@@ -149,7 +151,7 @@ def _landlock(libc: ctypes.CDLL, files: Iterable[Path], others: Iterable[Path]) 
 
 
 def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> None:
-    """Add a file, or a folder with all below it. What is not there needs no rule."""
+    """Allow access to a file, or to a folder with everything below it. Skip missing paths."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -163,13 +165,14 @@ def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> None:
 
 
 def needed(programs: Iterable[str]) -> Iterator[Path]:
-    """Find what decoders read besides documents: programs, libraries, Python, Pillow, and fonts."""
+    """Yield the paths that decoders read besides documents: programs, libraries, Python, Pillow, and
+    fonts."""
     yield from map(Path, LIBRARIES)
     for name in programs:
         if (found := shutil.which(name)) is not None:
             program = Path(found).resolve()
             yield program
-            # of a prefix such as conda's; its other folders may hold anything
+            # folders of a prefix such as conda's; its other folders may hold anything
             yield from (program.parent.parent / folder for folder in ("lib", "lib64", "share", "etc"))
     yield from (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
     for package in (app, PIL, pdf2image):
@@ -193,9 +196,10 @@ def _fonts() -> Iterator[Path]:
 
 
 def _seccomp(libc: ctypes.CDLL) -> str:
-    """Refuse calls that reach the network, other processes, or parts of the kernel that decoders never use.
+    """Deny system calls that reach the network, other processes, or parts of the kernel that decoders never
+    use.
 
-    Landlock knows TCP alone, and not in its first versions.
+    Landlock restricts only TCP, and its first versions not even that.
     """
     if (machine := platform.machine()) not in DENIED:
         raise OSError(f"no numbers of calls are known for {machine}")

@@ -1,17 +1,17 @@
-"""The words that a PDF page carries beside its picture, and whether they can be what is printed on it."""
+"""Read the words of a PDF page's text layer, and judge whether they can be what is printed."""
 
 import re
 import unicodedata
 from collections import Counter
 
 MIN_WORDS = 3
-"""Fewer, such as a page number or a stamp, are no text layer."""
+"""Fewer words, such as a page number or a stamp, do not count as a text layer."""
 MAX_WORDS = 20_000
 MAX_WORD_CHARS = 200
 MAX_WORDS_CHARS = 256 * 1024
 
 NO_TEXT = frozenset({"Cc", "Co", "Cn", "Cs"})
-"""Unicode categories of what no text has: control, private, unassigned characters, and halves of one."""
+"""Unicode categories that no text has: control, private, unassigned characters, and surrogates."""
 UNMAPPED = re.compile(r"\(cid:[0-9]+\)")
 LEADERS = frozenset("._-\N{HORIZONTAL ELLIPSIS}\N{MIDDLE DOT}")
 VOWELS = frozenset("aeiouy")
@@ -19,13 +19,17 @@ MAX_NO_TEXT_SHARE = 0.15
 MIN_ALPHANUMERIC_SHARE = 0.35
 MAX_SHARE_OF_ONE = 0.6
 MIN_VOWEL_SHARE = 0.2
-"""Of Latin letters: 0.3 to 0.5 in languages; 0.14 where a font's codes stand for letters 29 places on."""
+"""Least share of vowels in Latin letters.
+
+Languages have 0.3 to 0.5; text whose font codes are shifted by 29 places has 0.14.
+"""
 ENOUGH_CHARS, ENOUGH_LETTERS = 20, 100
-"""Of fewer, shares tell nothing."""
+"""With fewer characters or letters, shares tell nothing."""
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text layer in its order; none if there are too few, the first ones if there are many."""
+    """Return the words of a text layer in its order; none if there are too few, the first ones if there
+    are many."""
     words: list[str] = []
     num_chars = 0
     for word in text.split():
@@ -37,9 +41,9 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def is_garbage(words: tuple[str, ...]) -> bool:
-    """Tell whether the words cannot be the page's text: font codes that say nothing of its letters.
+    """Tell whether the words cannot be the page's text, such as font codes that do not map to its letters.
 
-    Leaders are left aside; a table of contents may be mostly dots.
+    Leaders are left aside, because a table of contents may be mostly dots.
     """
     text = "".join(words)
     chars = [char for char in text if char not in LEADERS]

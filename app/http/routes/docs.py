@@ -1,4 +1,4 @@
-"""``/docs``: what there is, and a form to try it with. Made from the OpenAPI document, without scripts."""
+"""Serve ``/docs``: a list of addresses, and a form to try one. It is made from OpenAPI, without scripts."""
 
 from collections.abc import Mapping
 from html import escape
@@ -43,13 +43,13 @@ HTML_HEADERS = {
     "frame-ancestors 'none'"
 }
 LONG_TEXT_CHARS = 2000
-"""Texts that may be longer get several lines."""
+"""Fields that allow longer texts get several lines."""
 TRIED = "/v1/parse"
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
-    """The addresses and their meaning, and a form: pages of this service load nothing from elsewhere."""
+    """Show the addresses with their meaning, and a form. The page loads nothing from elsewhere."""
     document = request.app.openapi()
     info = document["info"]
     rows = "\n".join(
@@ -75,12 +75,12 @@ async def docs(request: Request) -> Response:
 async def _has_keys(request: Request) -> bool:
     try:
         return await service_of(request).access.has_keys()
-    except (StorageUnavailable, StorageFull):  # the page is of use all the same
+    except (StorageUnavailable, StorageFull):  # the page is useful even then
         return False
 
 
 def form_fields(schema: Mapping[str, Any]) -> str:
-    """A labelled control for each property of a form's schema, the required ones first."""
+    """Return a labelled control for each property of a form's schema, the required ones first."""
     required = schema.get("required", ())
     names = sorted(schema["properties"], key=lambda name: name not in required)
     return "\n".join(
@@ -119,7 +119,10 @@ def _control(name: str, field: Mapping[str, Any], *, is_required: bool) -> str:
 
 
 def _choices(field: Mapping[str, Any]) -> list[str]:
-    """What may be chosen from, as a form says it. A checkbox could not say no where the default is yes."""
+    """Return the choices of a field, spelled as in a form.
+
+    A boolean has two, because a checkbox cannot say no.
+    """
     if field.get("type") == "boolean":
         return ["true", "false"]
     if "const" in field:
@@ -132,7 +135,7 @@ def _spelled(value: Any) -> str:
 
 
 def _attributes(given: Mapping[str, Any]) -> str:
-    """`` name="value"`` for each; those that are ``None`` or ``False`` are left out."""
+    """Return `` name="value"`` for each attribute. Leave out those that are ``None`` or ``False``."""
     return "".join(
         f" {name}" if value is True else f' {name}="{escape(str(value))}"'
         for name, value in given.items()

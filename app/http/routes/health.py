@@ -1,4 +1,4 @@
-"""Liveness, readiness, metrics."""
+"""Serve liveness, readiness and metrics."""
 
 import contextlib
 from typing import Literal
@@ -30,9 +30,9 @@ class ReadyShape(BaseModel):
     model: str
     modes: list[str]
     sandbox: Sandbox | None = None
-    """What confines the decoders of this process; in it, ``null`` for what the kernel does not give."""
+    """How the decoders of this process are confined; ``null`` for what the kernel does not offer."""
     worker_sandbox: Sandbox | None = None
-    """What confines those of the workers: what holds in all of them."""
+    """How the decoders of the workers are confined: what holds in all of them."""
 
 
 @router.get("/livez", operation_id="get_liveness", summary="Whether the process answers")
@@ -60,7 +60,7 @@ async def readyz(request: Request) -> ReadyShape:
 
 
 class HealthShape(BaseModel):
-    """What clients of several services look for: docling-serve's, MinerU's, vLLM's."""
+    """What clients of docling-serve, MinerU and vLLM expect of a health check."""
 
     status: Literal["healthy"] = "healthy"
     version: str = Field(description="Of MinerU's server, whose protocol /mineru speaks.")
@@ -77,13 +77,13 @@ class HealthShape(BaseModel):
     responses=problems(NotReady),
 )
 async def health(request: Request) -> HealthShape:
-    """Whoever asks /readyz gets more; this is what other services' clients expect."""
+    """Return readiness in the form that clients of other services expect. ``/readyz`` tells more."""
     service = service_of(request)
     readiness = service.jobs.readiness
     if not readiness.ready:
         raise NotReady(readiness.detail, phase=readiness.phase)
     queued = 0
-    with contextlib.suppress(StorageUnavailable, StorageFull):  # it reads what it has
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # reading goes on without the database
         queued = (await service.jobs.queue()).jobs
     return HealthShape(
         version=VERSION,
@@ -104,7 +104,7 @@ async def health(request: Request) -> HealthShape:
 async def metrics(request: Request) -> Response:
     service = service_of(request)
     service.metrics.worker_ready.set(service.jobs.readiness.ready)
-    with contextlib.suppress(StorageUnavailable, StorageFull):  # then what was last known is shown
+    with contextlib.suppress(StorageUnavailable, StorageFull):  # otherwise show the last known values
         queue = await service.jobs.queue()
         service.metrics.queued_jobs.set(queue.jobs)
         service.metrics.queued_pages.set(queue.pages)

@@ -1,4 +1,4 @@
-"""``/v1/jobs/{id}/images`` and pictures of pages: what was cut from a job's pages, as image files."""
+"""Serve images of a job: ``/v1/jobs/{id}/images`` for figures, and pictures of whole pages."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["jobs"])
 MAX_NAME_CHARS = 64
 MAX_PAGE = 10_000
 HEADERS = {
-    # it never changes, and goes with its job
+    # an image never changes; it is removed with its job
     "Cache-Control": "private, max-age=3600, immutable",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
@@ -38,7 +38,7 @@ BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}, "exa
 async def image(
     request: Request, job_id: str, name: Annotated[str, Path(max_length=MAX_NAME_CHARS)]
 ) -> Response:
-    """An image as the result names it: ``images/p3-1.png`` is the first figure of page 3."""
+    """Return an image by the name it has in the result: ``images/p3-1.png`` is the first figure of page 3."""
     return _answer(await _picture(request, job_id, name))
 
 
@@ -53,7 +53,7 @@ async def image(
 async def page_image(
     request: Request, job_id: str, number: Annotated[int, Path(ge=1, le=MAX_PAGE)]
 ) -> Response:
-    """A page as it was read, with 1600 pixels on its longer side at most. Pages count from 1."""
+    """Return a page as it was read, with at most 1600 pixels on its longer side. Pages count from 1."""
     try:
         return _answer(await _picture(request, job_id, page_image_name(number - 1)))
     except NotFound as error:
@@ -63,7 +63,7 @@ async def page_image(
 async def _picture(request: Request, job_id: str, name: str) -> Picture:
     jobs = service_of(request).jobs
     job = await jobs.job(job_id, caller_of(request).sees)
-    if "\0" in name:  # which PostgreSQL takes for no text
+    if "\0" in name:  # PostgreSQL refuses this character in text
         raise NotFound("the job has no such image")
     return await promptly(jobs.images.picture, job.id, name)
 

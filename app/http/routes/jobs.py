@@ -1,4 +1,4 @@
-"""``/v1/jobs``: accept a document, watch it, get its result, cancel it."""
+"""Serve ``/v1/jobs``: accept a document, watch its job, get its result, cancel it."""
 
 import binascii
 import math
@@ -41,7 +41,7 @@ router = APIRouter(tags=["jobs"])
 
 PING_S = 15
 ENDING_S = 5.0
-"""Longest time an event stream has for its end when the service is stopped; it needs a moment."""
+"""Longest time that an event stream may take to end when the service stops; it needs a moment."""
 MAX_EVENT_ID = 2**31
 EVENTS = "text/event-stream"
 EVENTS_EXAMPLE = 'id: 1\r\nevent: page\r\ndata: {"index": 0, "markdown": "# Annual report"}\r\n\r\n'
@@ -80,10 +80,11 @@ LAST_EVENT_ID = {
     },
 )
 async def create(request: Request) -> Response:
-    """A document in, a job out. A document that was accepted is read, whatever dies meanwhile.
+    """Accept a document and answer with its job. An accepted document is read even if processes die
+    meanwhile.
 
     The document is a part of a form, base64 in JSON, an address, or the body itself, of type application/pdf
-    or image/..., with the options in the address. Several parts called files are a job each.
+    or image/..., with the options in the address. Several parts called files become a job each.
     """
     service = service_of(request)
     with service.admitted(), service.spool.files() as place:
@@ -97,7 +98,7 @@ async def create(request: Request) -> Response:
             raise BadOption("give file or url, not both")
         if fields.webhook is not None:
             await _check_webhook(service, fields.webhook)
-        # without keys, clients behind one address cannot be told apart: each has a job of its own
+        # without keys, clients behind one address look the same, so they never share a job
         is_known = caller_of(request).key is not None
         submission = Submission("", fields.priority, fields.webhook, repeatable=is_known)
         if upload.several:
@@ -119,7 +120,7 @@ async def _check_webhook(service: Service, url: str) -> None:
     operation_id="list_jobs",
     summary="Jobs of this client, newest first",
     dependencies=[needs("read")],
-    response_model_exclude_none=True,  # as a job alone is shown
+    response_model_exclude_none=True,  # as for a single job
     responses={
         200: {"description": "Jobs.", "content": example({"jobs": [job_example()]})},
         **problems(),
@@ -164,7 +165,7 @@ def _cursor(text: str | None) -> tuple[float, str] | None:
     responses=ONE_JOB,
 )
 async def status(request: Request, job_id: str, asked: Annotated[WaitFields, Query()]) -> Response:
-    """At once, or with ``wait`` as soon as the job has ended or more of its pages are done."""
+    """Return the job: at once, or with ``wait`` as soon as it has ended or more of its pages are done."""
     jobs = service_of(request).jobs
     job = await jobs.job(job_id, caller_of(request).sees)
     if asked.wait and job.is_open and "head" not in request.scope:
@@ -182,7 +183,7 @@ async def status(request: Request, job_id: str, asked: Annotated[WaitFields, Que
     responses=ONE_JOB,
 )
 async def cancel(request: Request, job_id: str) -> Response:
-    """Stops within one decode step. A job that has ended stays as it is."""
+    """Stop the job within one decode step. A job that has ended stays as it is."""
     return await _one(request, await service_of(request).jobs.cancel(job_id, caller_of(request).sees))
 
 
@@ -200,9 +201,10 @@ async def _one(request: Request, job: Job) -> Response:
     responses={200: READ, **problems()},
 )
 async def result(request: Request, job_id: str, asked: Annotated[ResultFields, Query()]) -> Response:
-    """The same answers as ``POST /v1/parse``, shown as the job was asked for, or as asked here.
+    """Return the same answer as ``POST /v1/parse``, in the format of the job or of this request.
 
-    Of a job that has not ended, with ``partial=true``, the pages so far: the status is ``running`` then.
+    With ``partial=true``, return the pages so far of a job that has not ended; its status is then
+    ``running``.
     """
     service = service_of(request)
     job = await service.jobs.job(job_id, caller_of(request).sees)
@@ -227,13 +229,16 @@ async def result(request: Request, job_id: str, asked: Annotated[ResultFields, Q
     openapi_extra={"parameters": [LAST_EVENT_ID]},
 )
 async def events(request: Request, job_id: str) -> Response:
-    """``page`` for every page, with its number of arrival as id; ``end`` with the job when it has ended."""
+    """Stream a ``page`` event for every finished page, then ``end`` with the ended job.
+
+    The id of a ``page`` event counts the pages in the order in which they were finished.
+    """
     service = service_of(request)
     after = _last_event_id(request.headers.get("last-event-id") or "0")
     await service.jobs.job(job_id, caller_of(request).sees)
-    if "head" in request.scope:  # which does not wait for the end of events that it does not show
+    if "head" in request.scope:  # HEAD has no events to wait for
         return Response(media_type=EVENTS)
-    # by itself it would break the stream off, in the middle of an event if need be
+    # without a grace period it would cut the stream off, perhaps in the middle of an event
     return EventSourceResponse(
         _events(request, job_id, after),
         ping=PING_S,
@@ -242,7 +247,7 @@ async def events(request: Request, job_id: str) -> Response:
 
 
 def _last_event_id(text: str) -> int:
-    # the length first: Python refuses to read a number of thousands of digits
+    # the length first: Python refuses numbers with thousands of digits
     if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= MAX_EVENT_ID:
         raise BadOption("Last-Event-ID must be the id of an event")
     return int(text)
@@ -260,6 +265,6 @@ async def _events(request: Request, job_id: str, after: int) -> AsyncIterator[Se
             body = PageShape.of(event.page).model_dump_json()
             yield ServerSentEvent(body, event="page", id=str(event.seq))
     except (StorageUnavailable, StorageFull):
-        return  # the client comes again with the id of its last event
+        return  # the client reconnects with the id of its last event
     except ParseError:
-        return  # it expired while it was shown
+        return  # the job expired meanwhile

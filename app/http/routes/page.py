@@ -1,4 +1,4 @@
-"""``/``: the page a person opens. Files of ``app/web`` as they are; they load nothing from other hosts."""
+"""Serve the web page at ``/``: files of ``app/web`` as they are. They load nothing from other hosts."""
 
 import gzip
 import hashlib
@@ -37,9 +37,10 @@ POLICY = "; ".join(
         "trusted-types tables",
     )
 )
-"""Nothing inline, nothing from elsewhere, and no text becomes markup but for the tables that are copied."""
+"""Content-Security-Policy: nothing inline, nothing from elsewhere, and no text becomes markup except
+copied tables."""
 HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked about: a new version is seen at once
+    "Cache-Control": "no-cache",  # cached but revalidated, so a new version is seen at once
     "Content-Security-Policy": POLICY,
     "Referrer-Policy": "no-referrer",
     "Vary": "Accept-Encoding",
@@ -48,7 +49,7 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file of the page, ready to be sent. ``tag``: an entity tag, of its content."""
+    """A file of the page, ready to be sent. ``tag``: an entity tag made from its content."""
 
     media_type: str
     content: bytes
@@ -71,7 +72,7 @@ def assets() -> dict[str, Asset]:
 
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
-    """Answer with the page. Its addresses are relative, so it must end in a slash."""
+    """Answer with the page. Its addresses are relative, so its own address must end in a slash."""
     if not request.scope.get("raw_path", b"/").endswith(b"/"):
         return RedirectResponse(f"{root_of(request)}/")
     return _answer(request, INDEX)

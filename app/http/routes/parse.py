@@ -1,4 +1,4 @@
-"""``POST /v1/parse``: a document in, its Markdown out, in one exchange."""
+"""``POST /v1/parse``: parse a document and answer with its Markdown, in one exchange."""
 
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
@@ -47,13 +47,14 @@ router = APIRouter(tags=["parse"])
     },
 )
 async def parse(request: Request) -> Response:
-    """A PDF or image in, Markdown out: as JSON with what every page cost, or as text by the Accept header.
+    """Parse a PDF or image to Markdown: as JSON with what every page cost, or as text by the Accept header.
 
-    It is a job with somebody waiting: who has waited long enough gets 202 and the job's address.
+    The document becomes a job that this request waits for. After ``wait_seconds`` the answer is 202 with the
+    job's address.
     """
     service = service_of(request)
     try:
-        chosen(request, None)  # before the upload: no answer that could be made would be taken
+        chosen(request, None)  # checked before the upload, which would be useless if no format is acceptable
         with service.admitted(), service.spool.files() as place:
             service.check_ready()
             path = place()
@@ -66,7 +67,7 @@ async def parse(request: Request) -> Response:
             if upload.source is None:
                 raise BadOption("there is no file")
             job, is_new = await submit(request, service, upload.source, asked, Submission(""))
-            path.unlink(missing_ok=True)  # the job has it; who waits needs no room on the disk
+            path.unlink(missing_ok=True)  # the job has its own copy, so free the disk while waiting
             job = await _ended(request, service, job, asked, wait_s, is_new=is_new)
         if job.is_open:
             return await accepted(request, service, job)
@@ -83,11 +84,15 @@ async def parse(request: Request) -> Response:
 async def _ended(
     request: Request, service: Service, job: Job, asked: ParseFields, wait_s: float, *, is_new: bool
 ) -> Job:
-    """The job, ended or waited for long enough."""
+    """Wait for a job.
+
+    Return it when it has ended or the time is over. If the client leaves, cancel a new job of one page, or
+    do as ``on_disconnect`` says.
+    """
     try:
         return await while_connected(request, service.jobs.watcher.wait(job.id, wait_s))
     except ClientDisconnect:
-        # many pages are worth keeping: whoever left may be a proxy that waits no longer
+        # many pages are worth keeping: perhaps only a proxy gave up waiting
         then = asked.on_disconnect or ("cancel" if job.num_pages == 1 else "continue")
         if is_new and then == "cancel" and not service.jobs.watcher.is_waited_for(job.id):
             await service.jobs.cancel(job.id)

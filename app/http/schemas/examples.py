@@ -12,7 +12,7 @@ ID = "5f0c6a8e4b1d4f0f9d1c2b3a4e5f6071"
 BEGAN_AT = 1_767_225_600.0
 LIFETIME_S = 86_400.0
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAIAQAAAADsdIMmAAAADUlEQVR4nGP4z8SADAEPcQEOqa2awAAAAABJRU5ErkJggg=="
-"""A white image of 8 x 8 pixels, so that an example that is sent as it stands is answered."""
+"""A white image of 8 x 8 pixels, so that the example can be sent as it is."""
 
 FORM = {"file": "(the document)", "mode": "base", "pages": "1-3,7"}
 JSON_BODY: dict[str, Any] = {"file": PNG, "mode": "base", "max_output_tokens": 2000}
@@ -20,7 +20,7 @@ URL_BODY: dict[str, Any] = {"url": "https://example.com/document.pdf", "priority
 
 
 def document_example() -> dict[str, Any]:
-    """A document of one page, of which everything was read."""
+    """Return an example of a fully read document of one page."""
     reading = Reading(
         text="",
         finish_reason="stop",
@@ -50,7 +50,7 @@ def document_example() -> dict[str, Any]:
 
 
 def job_example() -> dict[str, Any]:
-    """A job that was just accepted."""
+    """Return an example of a job that was just accepted."""
     job = Job(
         id=ID,
         client="",

@@ -31,13 +31,13 @@ class JobFields(OptionFields):
 
 
 class JobFormBody(JobFields):
-    """multipart/form-data: ``file`` or ``url``."""
+    """The body as multipart/form-data: ``file`` or ``url``."""
 
     file: str | None = Field(None, json_schema_extra={"format": "binary"}, description="The document.")
 
 
 class JobJsonBody(JobFields):
-    """application/json: ``file`` or ``url``."""
+    """The body as application/json: ``file`` or ``url``."""
 
     file: str | None = Field(
         None, json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64."
@@ -104,7 +104,7 @@ class TimingsShape(BaseModel):
 
 
 class RetriesShape(BaseModel):
-    """What had to be repeated: pages begun again after a worker died, and lost work queued anew."""
+    """What was repeated: pages begun again after a worker died, and lost work that was queued again."""
 
     pages: int
     requeues: int
@@ -166,7 +166,7 @@ class JobListShape(BaseModel):
 
 
 class FileJobShape(BaseModel):
-    """One of several files: its job, or why there is none."""
+    """One of several files: its job, or the reason why it has none."""
 
     filename: str = Field(description="As the client calls it.")
     job: JobShape | None = None
@@ -180,7 +180,7 @@ class FileJobsShape(BaseModel):
 
 
 class FileDocumentShape(BaseModel):
-    """One of several files: its document, or its job if that goes on, or why there is neither."""
+    """One of several files: its document, or its job if that continues, or the reason why it has neither."""
 
     filename: str = Field(description="As the client calls it.")
     document: DocumentShape | None = None

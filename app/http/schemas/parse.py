@@ -33,7 +33,7 @@ MAX_PROMPT_CHARS = 4000
 
 
 class AnswerFields(BaseModel):
-    """How the result is shown. What is not given is as the job was asked for."""
+    """How the result is shown. A missing field keeps what the job was created with."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,13 +72,13 @@ class AnswerFields(BaseModel):
     )
 
     def over(self, stored: AnswerOptions) -> AnswerOptions:
-        """The options that are given here, and the stored ones."""
+        """Return the stored options, overridden by those given here."""
         given = {name: getattr(self, name) for name in AnswerFields.model_fields}
         return replace(stored, **{name: value for name, value in given.items() if value is not None})
 
 
 class OptionFields(AnswerFields):
-    """The options, the same in a form and in JSON. In a form, an empty field counts as not given."""
+    """The options of a document, the same in a form and in JSON. An empty form field counts as missing."""
 
     mode: str | None = Field(
         None,
@@ -118,7 +118,7 @@ class OptionFields(AnswerFields):
 
     @classmethod
     def from_form(cls, fields: Mapping[str, str]) -> Self:
-        """Raise ``BadOption`` naming the field."""
+        """Check the fields of a form. Raise ``BadOption`` naming the field."""
         try:
             return cls.model_validate_strings({name: value for name, value in fields.items() if value})
         except ValidationError as error:
@@ -126,7 +126,10 @@ class OptionFields(AnswerFields):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Raise ``BadOption`` naming the field. Numbers are numbers here, not text; ``null`` is not given."""
+        """Check the fields of JSON. Raise ``BadOption`` naming the field.
+
+        Numbers must be numbers here, not text; ``null`` counts as missing.
+        """
         try:
             nulls = {name for name, value in fields.items() if value is None and name in cls.model_fields}
             given = {name: value for name, value in fields.items() if name not in nulls}
@@ -167,13 +170,13 @@ class ParseFields(OptionFields):
 
 
 class ParseFormBody(ParseFields):
-    """multipart/form-data."""
+    """The body as multipart/form-data."""
 
     file: str = Field(json_schema_extra={"format": "binary"}, description="The document.")
 
 
 class ParseJsonBody(ParseFields):
-    """application/json."""
+    """The body as application/json."""
 
     file: str = Field(json_schema_extra={"contentEncoding": "base64"}, description="The document, as base64.")
 
@@ -276,7 +279,7 @@ class WarningShape(BaseModel):
 
 
 class PageShape(BaseModel):
-    """One page. With ``error``, nothing was read: what the model says of a page is null or empty."""
+    """One page. With ``error``, nothing was read: fields that come from the model are null or empty."""
 
     index: int = Field(description="0-based page of the document.")
     width: int = Field(description="Pixels, as rendered; 0 when the page was not rendered.")
@@ -369,7 +372,7 @@ class DocumentShape(BaseModel):
 
     @classmethod
     def frame(cls, document: ParsedDocument) -> Self:
-        """Give everything but the text and the pages, which are empty."""
+        """Return the answer without its text and its pages, which are empty."""
         tokens = [page.reading.tokens for page in document.pages if page.reading is not None]
         return cls(
             id=document.id,

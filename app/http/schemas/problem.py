@@ -1,4 +1,4 @@
-"""RFC 9457 problems."""
+"""The shape of error answers (RFC 9457)."""
 
 from pydantic import BaseModel, Field
 
@@ -6,7 +6,7 @@ from app.errors import ParseError
 
 
 class Problem(BaseModel):
-    """Every error answer, ``application/problem+json``. Programs read ``code``, people ``detail``."""
+    """An error answer, ``application/problem+json``. ``code`` is for programs, ``detail`` for people."""
 
     type: str
     title: str

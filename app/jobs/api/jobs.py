@@ -1,4 +1,4 @@
-"""Accept, show and cancel jobs; ``watcher`` waits for them.
+"""Accept, show and cancel jobs. ``JobWatcher`` waits for them.
 
 Work and results go through the database. Nothing here imports torch. Every call that reaches the database
 raises ``StorageUnavailable`` or ``StorageFull`` while it does not answer, and works again as soon as it does.
@@ -53,14 +53,17 @@ READINESS_EVERY_S = 0.25  # how often to look at the workers while none is ready
 READY_EVERY_S = 1.0
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 MIGRATION_RETRY_S = 1.0
-NUM_COUNTERS = 2  # processes that count pages; one client has one of them at a time
+NUM_COUNTERS = 2  # processes that count pages; one client uses one of them at a time
 FIRST_CONNECT_S = 5.0
 READINESS_TOLERANCE_S = 5.0
-"""How long what was last known of the workers holds while the database does not answer."""
+"""How long the last known readiness stays valid while the database does not answer."""
 
 
 class Jobs:
-    """Open from ``start`` to ``close``."""
+    """The API's access to jobs: accept, show, list and cancel them.
+
+    It is open from ``start`` to ``close``.
+    """
 
     def __init__(self, settings: Settings, tmp_dir: Path) -> None:
         self._settings = settings
@@ -88,7 +91,7 @@ class Jobs:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Self:
-        with contextlib.suppress(ParseError):  # without poppler images are read all the same
+        with contextlib.suppress(ParseError):  # images are read even without poppler
             await self._rasterizers.start()
         connecting = asyncio.create_task(self._connect(), name="jobs connection")
         watching = asyncio.create_task(self._watch(), name="jobs watch")
@@ -99,8 +102,8 @@ class Jobs:
         ]
         for task in self._tasks:
             task.add_done_callback(_log_if_failed)
-        # who asks first is not to be refused because tables are being made; a database that is away is not
-        # waited for: the process is alive, and says what it lacks
+        # Wait a little, so that the first request is not refused while tables are made. Do not wait for a
+        # database that is down: the process starts and reports what it lacks.
         await asyncio.wait({connecting}, timeout=FIRST_CONNECT_S)
         return self
 
@@ -123,12 +126,13 @@ class Jobs:
         return self._readiness
 
     def look_again(self) -> None:
-        """Something that readiness depends on may have changed."""
+        """Look at the workers again soon, because something that readiness depends on may have changed."""
         self._is_stale = True
         self._changed.set()
 
     async def wait_ready(self) -> Readiness:
-        """The readiness once it is decided: ready, or said by a worker to be impossible."""
+        """Wait until readiness is decided and return it: pages can be read, or a worker says why they
+        cannot."""
         async with self._decided:
             await self._decided.wait_for(lambda: self._readiness.decided)
         return self._readiness
@@ -140,9 +144,10 @@ class Jobs:
         await promptly(self.store.check_room, self._limits)
 
     async def submit(self, source: Source, options: ParseOptions, submission: Submission) -> tuple[Job, bool]:
-        """Accept a document: it and its job are on disk when this returns. False with it: it was known.
+        """Accept a document. Return its job, and False if the job existed before.
 
-        Raise what is wrong with the document, or ``QueueFull``, ``TooManyJobs``, ``IdempotencyConflict``.
+        The document and the job are on disk when this returns. Raise the document's own error, ``QueueFull``,
+        ``TooManyJobs``, ``TooManyPages``, ``BadOption``, ``IdempotencyConflict``.
         """
         self._check_mode(options)
         pages = options.pages.within(await self._num_pages(source, submission.client))
@@ -154,7 +159,10 @@ class Jobs:
         return await asyncio.to_thread(self._accept, source, options, pages, submission)
 
     def _check_mode(self, options: ParseOptions) -> None:
-        """Raise ``BadOption`` for a mode that no model here has, as far as a worker has told its model's."""
+        """Raise ``BadOption`` for a mode that no loaded model has.
+
+        Accept any mode while no model is known.
+        """
         mode, modes = options.read.mode, self._readiness.modes
         if mode is not None and modes and mode not in modes:
             raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
@@ -220,11 +228,11 @@ class Jobs:
         return Keys(self.store).all()
 
     async def job(self, job_id: str, client: str | None = None) -> Job:
-        """Raise ``NotFound``, or ``Expired`` when its result is over its lifetime.
+        """Return a job. Raise ``NotFound``, or ``Expired`` when its result is older than its lifetime.
 
-        ``client``: a job of anybody else is not found.
+        ``client``: with it, another client's job raises ``NotFound``.
         """
-        if JOB_ID.fullmatch(job_id) is None:  # nor is every text one that a database takes
+        if JOB_ID.fullmatch(job_id) is None:  # also keeps out text that a database refuses
             raise NotFound("there is no such job")
         job = await promptly(self.store.job, job_id, client)
         if job.finished_at is not None and job.finished_at + self._settings.result_lifetime_s < time.time():
@@ -234,7 +242,10 @@ class Jobs:
     async def listed(
         self, client: str | None, status: str | None, before: tuple[float, str] | None, limit: int
     ) -> list[Job]:
-        """Jobs of a client (``None``: of all) whose results are kept, newest first, after a cursor."""
+        """List jobs of a client whose results are kept, newest first, after a cursor.
+
+        ``None``: of all clients.
+        """
         return await promptly(self.store.listed, client, status, before, limit)
 
     async def queue(self) -> Queue:
@@ -244,7 +255,10 @@ class Jobs:
         return await promptly(self.store.position, job) if job.status == "queued" else None
 
     async def cancel(self, job_id: str, client: str | None = None) -> Job:
-        """Stop a job within one decode step; one that has ended stays as it is. ``client`` as for ``job``."""
+        """Stop a job within one decode step.
+
+        A job that has ended stays as it is. ``client``: as for ``job``.
+        """
         await self.job(job_id, client)
         await promptly(self.store.cancel, job_id)
         return await self.job(job_id)
@@ -265,7 +279,7 @@ class Jobs:
             raise job.failure.error()
 
     def read_document(self, job: Job) -> ParsedDocument:
-        """Read all pages of a job that are there, in a thread.
+        """Read all finished pages of a job. Call it in a thread.
 
         Raise ``StorageUnavailable`` or ``StorageFull``.
         """
@@ -276,7 +290,7 @@ class Jobs:
     # --- readiness
 
     async def _watch(self) -> None:
-        """Workers, and what is followed, at the intervals that each of them asks for."""
+        """Look at workers and followed jobs, each at its own interval, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.watcher.within_s(self._every_s)):
@@ -285,7 +299,7 @@ class Jobs:
             try:
                 await self._look()
             except (StorageUnavailable, StorageFull, DBAPIError):
-                # also when tables are missing for a moment, as while a database is restored
+                # DBAPIError: tables may be missing for a moment, while a database is restored
                 if time.monotonic() - self._heard_at > READINESS_TOLERANCE_S:
                     detail = "the database of jobs does not answer"
                     self._readiness = Readiness("starting", detail, self._readiness.model)
@@ -302,7 +316,7 @@ class Jobs:
         return READY_EVERY_S if self._readiness.ready else READINESS_EVERY_S
 
     async def _look_at_workers(self) -> None:
-        self._is_stale = False  # before it asks: what changes meanwhile is looked at again
+        self._is_stale = False  # before the query: a change during it causes another look
         workers = await promptly(self.leases.alive)
         self._heard_at = time.monotonic()
         self._readiness = self._readiness_of(workers)
@@ -310,7 +324,10 @@ class Jobs:
             self._decided.notify_all()
 
     def _readiness_of(self, workers: list[WorkerState]) -> Readiness:
-        """That of the worker that is farthest; one that failed counts before those that are on their way."""
+        """Return the readiness of the worker that is furthest along.
+
+        A failed worker counts before a loading one.
+        """
         ready = [worker for worker in workers if worker.ready]
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)

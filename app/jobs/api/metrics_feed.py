@@ -1,4 +1,4 @@
-"""Pages that were finished and jobs that ended, on all machines, each told once: what metrics count."""
+"""Feed metrics with finished pages and ended jobs of all machines, each row once."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +9,18 @@ from app.jobs.job import decode_page
 from app.jobs.store import JobEnd, PageEnd, Store
 
 LATE_S = 10.0
-"""A row bears the time at which its transaction began, and may be seen this much later."""
+"""How much later than its time a row may become visible. A row has the time at which its transaction began.
+"""
 BATCH = 500
 
 Row = TypeVar("Row", PageEnd, JobEnd)
 
 
 class _Feed(Generic[Row]):
-    """Rows since this object was made. ``read``: rows from a time on, oldest first, at most so many."""
+    """New rows since this object was made.
+
+    ``read``: return rows from a time on, oldest first, up to a limit.
+    """
 
     def __init__(self, read: Callable[[float, int], Sequence[Row]]) -> None:
         self._read: Callable[[float, int], Sequence[Row]] = read
@@ -24,7 +28,7 @@ class _Feed(Generic[Row]):
         self._told: dict[object, float] = {}
 
     def new(self) -> list[Row]:
-        """Give some rows that were not told yet; none when there are no more."""
+        """Return some rows that were not returned before; none when there are no more."""
         since = max(self._began_at, self._read_to - LATE_S)
         self._told = {key: at for key, at in self._told.items() if at >= since}
         found = [row for row in self._read(since, BATCH + len(self._told)) if row.key not in self._told]
@@ -35,9 +39,9 @@ class _Feed(Generic[Row]):
 
 
 class MetricsFeed:
-    """Reads the database when it is asked, so that a service which nobody watches pays nothing.
+    """Reads the database only when it is asked, so a service without monitoring pays nothing.
 
-    One thread at a time. Methods raise ``StorageUnavailable`` or ``StorageFull``.
+    Use it from one thread at a time. Methods raise ``StorageUnavailable`` or ``StorageFull``.
     """
 
     def __init__(self, store: Store) -> None:
@@ -45,9 +49,9 @@ class MetricsFeed:
         self._jobs: _Feed[JobEnd] = _Feed(store.jobs_ended)
 
     def new_pages(self) -> list[PageResult]:
-        """Give some of the pages that were finished and not told yet; none when there are no more."""
+        """Return some finished pages that were not returned before; none when there are no more."""
         return [decode_page(row.result) for row in self._pages.new()]
 
     def new_jobs(self) -> list[str]:
-        """Give statuses of some of the jobs that ended and were not told yet."""
+        """Return the statuses of some ended jobs that were not returned before."""
         return [row.status for row in self._jobs.new()]

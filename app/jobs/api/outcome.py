@@ -12,15 +12,15 @@ MAX_FAILURES_NAMED = 5
 
 
 Phase = Literal["starting", "downloading", "loading", "ready", "failed"]
-"""How far a worker is. ``failed``: its model cannot be loaded, and waiting alone will not help."""
+"""How far a worker is. ``failed``: its model cannot be loaded, and waiting alone does not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether pages can be read now, and if not, why. ``model`` is the last one that was loaded.
 
-    ``modes``: view layouts of the models that are loaded. ``sandbox``: what confines the decoders of all
-    workers that are ready.
+    ``modes``: view layouts of the loaded models. ``sandbox``: the weakest confinement of decoders among all
+    ready workers.
     """
 
     phase: Phase
@@ -35,7 +35,7 @@ class Readiness:
 
     @property
     def decided(self) -> bool:
-        """Nothing will change by waiting: pages can be read, or a worker has said why they cannot."""
+        """Whether waiting is over: pages can be read, or a worker has said why they cannot."""
         return self.phase in {"ready", "failed"}
 
 

@@ -1,4 +1,4 @@
-"""A client's wishes for a job, and which requests count as the same."""
+"""What a client asks of a job besides the document, and which requests count as the same."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ class Submission:
     webhook: str | None = None
     idempotency_key: str | None = None
     repeatable: bool = False
-    """Whether a job with the same document and options will do."""
+    """Whether an existing job with the same document and options is good enough."""
     key: Key | None = None
-    """The API key it comes with, whose limits hold."""
+    """The API key of the request, whose limits apply."""
 
     def request_hash(self, content: str, options: ParseOptions) -> str:
         """Hash everything that requests with the same idempotency key must have in common."""

@@ -1,5 +1,7 @@
-"""The API's side of the embedded worker: starts it, watches it, restarts it. Work and results go through the
-database; what is said directly, over a socket, is how to start, and wake-ups both ways.
+"""Start, watch and restart the embedded worker, for the API.
+
+Work and results go through the database. The socket to the worker carries only its settings at the start,
+and wake-ups in both directions.
 """
 
 import asyncio
@@ -22,23 +24,24 @@ logger = logging.getLogger("rtprune.workers")
 
 FIRST_RESTART_DELAY_S = 0.2
 STEADY_S = 10.0
-"""A worker that lived for this long starts again without growing delay."""
+"""A worker that lived this long is restarted without a growing delay."""
 CLOSE_GRACE_S = 5.0
 HELD_UP_S = 0.5
-"""A check that comes this late says nothing of the worker: silence is measured while this process listens."""
+"""A check that comes this late is skipped. This process stood still and may have missed the worker's beats.
+"""
 WORKER_SHARE = 0.9
-"""Of the machine's memory, where no limit is set."""
+"""Share of the machine's memory that a worker may use where no limit is set."""
 UNUSABLE_STATUS = 3
 """Exit status of a worker whose model cannot be loaded; it has said why in its lease."""
 
 
 def max_worker_rss_mib(settings: Settings) -> float:
-    """Give the resident memory, in MiB, over which a worker is restarted."""
+    """Return the resident memory, in MiB, above which a worker is restarted."""
     return settings.max_worker_rss_mib or WORKER_SHARE * memory_mib()
 
 
 class Supervisor:
-    """One worker process at a time, for as long as this object is open."""
+    """Keeps one worker process running for as long as this object is open."""
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class Supervisor:
             await asyncio.sleep(delay_s)
 
     async def _run_one(self) -> bool:
-        """Start a worker and stay with it until it is gone. True when it had lived for a while."""
+        """Start a worker and stay with it until it is gone. Return whether it lived for ``STEADY_S``."""
         self._metrics.worker_starts.inc()
         self.worker_id = uuid.uuid4().hex
         loop = asyncio.get_running_loop()
@@ -116,7 +119,10 @@ class Supervisor:
         return process
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        """End the worker, gently if it still runs, and give its lease up at once: it is known to be gone."""
+        """End the worker, gently if it still runs.
+
+        Expire its lease at once, because it is known to be gone.
+        """
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -134,21 +140,21 @@ class Supervisor:
         self._changed()
 
     async def check(self, process: asyncio.subprocess.Process, started_at: float) -> None:
-        """Kill a worker that outgrew its memory, fell silent, or never finishes loading."""
+        """Kill a worker that uses too much memory, falls silent, or never finishes loading."""
         was_ready = False
         while True:
             slept_at = asyncio.get_running_loop().time()
             await asyncio.sleep(self._settings.worker_check_s)
             now = asyncio.get_running_loop().time()
             if now - slept_at > self._settings.worker_check_s + HELD_UP_S:
-                continue  # our own loop stood still: what the worker said meanwhile is still to be read
+                continue  # our own loop stood still: the worker's beats are not read yet
             if not was_ready:
                 with contextlib.suppress(StorageUnavailable, StorageFull):
                     phase = await self._phase()
                     was_ready = phase == "ready"
                     if phase == "downloading":
                         started_at = now
-            # beats, not the lease: a disk that is full keeps that from being renewed, and no restart helps
+            # Beats, not the lease: a full disk keeps the lease from being renewed, and no restart helps.
             heard_at = max(started_at, self._notifications.heard_at) if was_ready else started_at
             complaint = self._complaint(process.pid, now - heard_at, was_ready=was_ready)
             if complaint is not None:

@@ -1,7 +1,7 @@
 """Follow jobs: wait for their end, stream their pages.
 
-A follower is woken by notifications, reads the job, and waits again. ``look`` finds what no notification
-told, with one query for all followers.
+A follower is woken by notifications, reads the job, and waits again. ``look`` finds changes that no
+notification announced, with one query for all followers.
 """
 
 import asyncio
@@ -44,14 +44,17 @@ class JobWatcher:
         notifications.on("pages", self._wake)
 
     def close(self) -> None:
-        """Let everybody go, now and from now on: waits give the job as it is, events end without its end."""
+        """Release every follower, now and later.
+
+        Waits return the job as it is; event streams stop without an end.
+        """
         self._closed = True
         self._wake(())
 
     async def wait(self, job_id: str, timeout_s: float, after_pages: float = math.inf) -> Job:
-        """The job when it has ended, or as it is after ``timeout_s`` or when this is closed.
+        """Return the job when it has ended, or as it is after ``timeout_s`` or when this is closed.
 
-        ``after_pages``: also as soon as more pages than so many are done.
+        ``after_pages``: return also as soon as more pages than this are done.
         """
         self._waited_for[job_id] += 1
         try:
@@ -67,11 +70,14 @@ class JobWatcher:
         return await self._job(job_id)
 
     def is_waited_for(self, job_id: str) -> bool:
-        """Tell whether a request waits for a job: the same one may have been sent twice."""
+        """Tell whether a request waits for a job. Two requests may share one job."""
         return self._waited_for[job_id] > 0
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[PageEvent | Job]:
-        """Finished pages after that one, as they come, each once; then the ended job (not if closed)."""
+        """Yield each finished page with ``seq`` above ``after`` once, then the ended job.
+
+        Stop without the job when this is closed.
+        """
         async with aclosing(self._changes(job_id)) as changes:
             async for _ in changes:
                 job = await self._patiently(job_id)
@@ -84,7 +90,7 @@ class JobWatcher:
                     return
 
     async def look(self) -> None:
-        """Wake those whose job has changed, if it is time to look.
+        """Wake followers whose job has changed, if the interval between two looks has passed.
 
         Raise ``StorageUnavailable`` or ``StorageFull``.
         """
@@ -98,7 +104,7 @@ class JobWatcher:
                 self._wake([job_id])
 
     def within_s(self, pause_s: float) -> float:
-        """When to look next, at the latest after ``pause_s``."""
+        """Return the seconds until the next look, at most ``pause_s``."""
         return min(pause_s, self._pause_s) if self._events else pause_s
 
     @property
@@ -106,7 +112,7 @@ class JobWatcher:
         return self._notifications.pause_s(self._poll_s)
 
     async def _changes(self, job_id: str) -> AsyncGenerator[None, None]:
-        """At once, and then whenever status or pages of a job may have changed."""
+        """Yield at once, and then whenever the status or pages of a job may have changed."""
         event = asyncio.Event()
         self._events.setdefault(job_id, []).append(event)
         self._begun()

@@ -27,14 +27,14 @@ logger = logging.getLogger("rtprune.claiming")
 
 IDLE_LOOK_GAP_S = 0.005
 LOOK_GAP_S = 0.02
-"""While anything runs. What ends or arrives meanwhile is claimed together."""
+"""Pause between two looks while anything runs. What ends or arrives meanwhile is claimed together."""
 BUSY_LOOK_GAP_S = 0.5
-"""The same while no more than a quarter of the room is free."""
+"""The same pause while at most a quarter of the room is free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How much a worker claims of a queue: ``num`` workflows, and a few more while they are first.
+    """How much a worker may claim of a queue: ``num`` workflows, and a few more for the first in the queue.
 
     ``for_others``: more, for documents of which the worker has nothing. ``for_higher``: more, for a higher
     priority than something that it has. So a worker that is full with one document has the pages of another
@@ -77,7 +77,7 @@ class Claiming(threading.Event):
         super().__init__()
         self.queue_name = name
         self._queue = queue.register(name, room.num, poll_s)
-        # or it would be read again before each poll, and be that of the worker that started last
+        # otherwise DBOS reads the queue's settings again before each poll, and the last started worker's win
         self._queue.database_backed_queue = False
         self._room = room
         self._held: list[Work] = []
@@ -94,18 +94,18 @@ class Claiming(threading.Event):
         self._thread.start()
 
     def stop(self) -> None:
-        """Claim nothing any more once this returns."""
+        """Stop claiming. Nothing more is claimed once this returns."""
         self.set()
         self._woken.set()
         if self._thread is not None:
             self._thread.join()
 
     def begun(self, work: Work) -> None:
-        """A workflow of this queue runs. On the event loop, as ``ended``."""
+        """Count a workflow of this queue as running. Call this and ``ended`` on the event loop."""
         self._held.append(work)
 
     def ended(self, work: Work) -> None:
-        """There is room for another one, which may wait already."""
+        """Count a workflow as ended, and look whether another one waits for its room."""
         self._held.remove(work)
         self._woken.set()
 
@@ -129,8 +129,8 @@ class Claiming(threading.Event):
         return BUSY_LOOK_GAP_S if (num - num_held) * 4 <= num else LOOK_GAP_S
 
     def _may_claim(self) -> bool:
-        """Tell whether to poll: there is room, and there can be work for it. Sets how much DBOS may claim."""
-        held = list(self._held)  # it changes on the event loop meanwhile
+        """Tell whether to poll: there is room, and there can be work for it. Set how much DBOS may claim."""
+        held = list(self._held)  # a copy, because the event loop changes it meanwhile
         most = max(self._room.num, len(held) + 1)
         try:
             if not held:
@@ -139,8 +139,8 @@ class Claiming(threading.Event):
                 is_full = len(held) >= self._room.num
                 may = self._room.is_for(next_up(self._store, self.queue_name) if is_full else None, held)
         except (StorageUnavailable, StorageFull):
-            may, most = True, self._room.num  # DBOS says what is wrong, and slows down
-        # its own, not that in the database: the only thread that reads it is the one that calls this
+            may, most = True, self._room.num  # poll: DBOS then logs what is wrong, and slows down
+        # the object's value, not the database's: only the thread that calls this reads it
         self._queue._worker_concurrency = most
         return may
 
@@ -148,7 +148,7 @@ class Claiming(threading.Event):
         while not self.is_set():
             try:
                 queue_worker_thread(self, dbos, self._queue)
-            except Exception:  # a worker that takes no work any more would be of no use, and not be noticed
+            except Exception:  # a worker that stops claiming would be useless, and nobody would notice
                 logger.exception("claiming begins anew", extra={"queue": self.queue_name})
 
     def _wake(self, queues: Collection[str] = ()) -> None:
@@ -157,7 +157,7 @@ class Claiming(threading.Event):
 
 
 def next_up(store: Store, queue_name: str) -> Work | None:
-    """Return what is first in a queue. Raise ``StorageUnavailable`` or ``StorageFull``."""
+    """Return the first work in a queue. Raise ``StorageUnavailable`` or ``StorageFull``."""
     with store.reading() as c:
         row = c.execute(_next_up(store.dialect), {"queue_": queue_name}).first()
     return None if row is None else Work.of(row.workflow_uuid, row.priority)
@@ -165,7 +165,7 @@ def next_up(store: Store, queue_name: str) -> Work | None:
 
 @functools.cache
 def _next_up(dialect: str) -> sa.Select[tuple[str, int]]:
-    """Ask DBOS's table of workflows, because DBOS itself does not tell."""
+    """Build a query of DBOS's table of workflows, because DBOS has no function for it."""
     names = ("workflow_uuid", "queue_name", "status", "priority", "created_at", "application_version")
     schema = None if dialect == "sqlite" else "dbos"
     workflows = sa.table("workflow_status", *map(sa.column, names), schema=schema)

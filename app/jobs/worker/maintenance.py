@@ -1,6 +1,6 @@
-"""Do what every worker does beside reading: lease, takeover, cancellations, sweeping.
+"""Do a worker's duties beside reading: lease, takeover, cancellations, sweeping.
 
-Any number of workers may do it at once; each act is one transaction or can be repeated without harm.
+Any number of workers may do them at once. Each step is one transaction or can be repeated without harm.
 """
 
 import asyncio
@@ -28,13 +28,16 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.maintenance")
 
 STRANDED_S = 30.0
-"""Silence of an unfinished job after which it is looked at whether any work for it is queued."""
+"""An unfinished job that is silent this long is checked for queued work."""
 MAX_REQUEUES = 3
 EXPIRY_EVERY_S = 60.0
 
 
 class Maintenance:
-    """Runs until cancelled. A database that does not answer is tried again at the next turn."""
+    """The duties of one worker, run until cancelled.
+
+    When the database does not answer, the next turn tries again.
+    """
 
     def __init__(
         self,
@@ -108,12 +111,12 @@ class Maintenance:
             except (StorageUnavailable, StorageFull):
                 logger.warning("the database is away")
                 self._wait_for_the_others()
-            except dbos_error.DBOSException:  # such as a workflow that was removed meanwhile
+            except dbos_error.DBOSException:  # for example, a workflow was removed meanwhile
                 logger.exception("work was left for the next turn")
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _tidy(self) -> None:
-        """Give memory back when there is nothing to read any more."""
+        """Give memory back to the system when reading has stopped."""
         was_reading = False
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -123,12 +126,15 @@ class Maintenance:
             was_reading = is_reading
 
     def take_care(self) -> None:
-        """One turn, in a thread. Raise ``StorageUnavailable`` or ``StorageFull``."""
+        """Do one turn of takeover, webhooks and sweeping, in a thread.
+
+        Raise ``StorageUnavailable`` or ``StorageFull``.
+        """
         with storage_errors():
             self._care()
 
     def _wait_for_the_others(self) -> None:
-        """They could not renew their leases either: nobody is taken over from until they have."""
+        """Pause takeovers for one lease time, because other workers could not renew their leases either."""
         self._adopting_from = time.monotonic() + LEASE_S
 
     def _care(self) -> None:
@@ -154,7 +160,7 @@ class Maintenance:
             self._files.expire(self._settings.result_lifetime_s)
 
     def resume_own(self) -> None:
-        """Before the first work: take up what a worker of the same name left when it died."""
+        """Queue again what a worker of the same name left when it died. Call this before the first work."""
         with storage_errors():
             self._queue.put_back_all(self._worker.id)
 
@@ -166,7 +172,7 @@ class Maintenance:
         logger.warning("took over from a worker", extra={"worker": worker_id, "num_batches": num_batches})
 
     def _rescue(self, job: Job) -> None:
-        """Queue a job anew of which no work is left anywhere, and take over what nobody leases."""
+        """Take over a job's batches that no lease covers. Queue the job again if it has no batches left."""
         batches = self._queue.batches_of(job.id)
         leased = {worker.id for worker in self._leases.alive()}
         for batch in batches:
@@ -189,10 +195,10 @@ class Maintenance:
 
 
 def sweep(store: Store, blobs: Blobs) -> None:
-    """Remove documents of ended jobs; a store that does not answer is left alone until the next turn."""
+    """Remove documents of ended jobs. Stop at a store that does not answer; the next turn tries again."""
     ended = store.unswept()
     if ended:
-        # or a power cut could take the end of a job back, and leave it without its document
+        # otherwise a power cut could undo the end of a job, which then lacks its document
         store.settle([job.id for job in ended])
     for job in ended:
         try:

@@ -1,7 +1,7 @@
-"""What workers write of pages: begun, taken back, done; and what that says of a page that is begun again.
+"""Store what happens to pages: started, interrupted, done. Tell what earlier attempts at a page met.
 
-Pages are written once: a page is inserted under (job, page) if it is not there, and counted by the same
-transaction, under the lock of the job's row. It does not matter how many workers think a page is theirs.
+A page is written once: it is inserted under (job, page) if it is missing, and counted in the same
+transaction under the lock of the job's row. So several workers may read the same page without harm.
 """
 
 from collections import Counter
@@ -21,12 +21,12 @@ from app.jobs.tables import attempts, images, jobs, now, pages
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Facts about a page that was begun before. Width and height in pixels."""
+    """Earlier attempts at a page. Width and height in pixels."""
 
     together: int
-    """How many pages were with the model when the page's last worker died; 0: none died."""
+    """How many pages were in the model when the page's last worker died; 0: none died."""
     strikes: int
-    """How many workers died while the page was alone with the model."""
+    """How many workers died while the page was alone in the model."""
     width: int
     height: int
 
@@ -36,14 +36,14 @@ FIRST_ATTEMPT = Attempt(0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A page goes to the model. If the worker dies now, this page may be why."""
+    """A page that goes to the model. If the worker dies now, this page may be the cause."""
 
     job_id: str
     page: int
     width: int
     height: int
     again: bool = False
-    """A worker died while it had the page."""
+    """Whether a worker died while it had the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Done:
     failed: bool
     model: str
     incomplete: bool = False
-    """Read, but not to its end."""
+    """Whether the page was read, but not to its end."""
     tokens: TokenCounts | None = None
     """``None``: nothing was read."""
     pictures: tuple[Picture, ...] = ()
@@ -63,7 +63,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """A page was taken from the model on purpose: that attempt says nothing against it."""
+    """A page that was taken from the model on purpose. The attempt does not count against it."""
 
     job_id: str
     page: int
@@ -71,7 +71,7 @@ class Interrupted:
 
 Entry = Started | Done | Interrupted
 
-# Made once: they run for every page, and making one takes longer than running it.
+# Built once: they run for every page, and building one takes longer than running it.
 _JOB: sa.BindParameter[str] = sa.bindparam("id_")
 _PAGE: sa.BindParameter[int] = sa.bindparam("page_")
 _JOBS: sa.BindParameter[str] = sa.bindparam("ids_", expanding=True)
@@ -86,7 +86,7 @@ _COUNT_AGAIN = (
     .where(jobs.c.id == _JOB)
     .values(num_retries=jobs.c.num_retries + sa.bindparam("again_", type_=sa.Integer))
 )
-# always in the same order, or two workers could wait for each other
+# always in the same order, or two workers could deadlock
 _LOCK = (
     sa.select(*ENDED)
     .where(jobs.c.id.in_(_JOBS), jobs.c.status.in_(OPEN))
@@ -101,7 +101,7 @@ _COUNT = (
     sa.update(jobs)
     .where(jobs.c.id == _JOB)
     .values(
-        # none: as it is
+        # NULL keeps the status
         status=sa.func.coalesce(sa.bindparam("status_", type_=sa.Text), jobs.c.status),
         model=sa.bindparam("model_"),
         touched_at=sa.bindparam("touched_at_"),
@@ -123,11 +123,14 @@ _KNOWN = sa.union_all(
 
 
 class _WrittenBefore(Exception):
-    """Another worker was faster with a page: what was written of this group is taken back."""
+    """Another worker wrote a page of this group first. The transaction is rolled back."""
 
 
 class PageStore:
-    """Attempts and results. A method is a transaction; raises ``StorageUnavailable`` or ``StorageFull``."""
+    """Attempts and results.
+
+    Each method is one transaction and raises ``StorageUnavailable`` or ``StorageFull``.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -138,7 +141,7 @@ class PageStore:
         self._insert_image = store.insert(images).on_conflict_do_nothing(index_elements=["job_id", "name"])
 
     def unread(self, job_id: str, among: Sequence[int]) -> dict[int, Attempt]:
-        """Which of these pages are not finished, in that order, and what became of them so far."""
+        """Return the unfinished ones of these pages, in the given order, with their earlier attempts."""
         if not among:
             return {}
         before: dict[int, Attempt] = {}
@@ -152,7 +155,7 @@ class PageStore:
         return {page: before.get(page, FIRST_ATTEMPT) for page in among if page not in done}
 
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
-        """Write what happened to pages, in one transaction and as few statements for many as for one."""
+        """Write events of pages in one transaction. The number of statements does not grow with the pages."""
         try:
             ended = self._write(worker_id, entries, is_new=True)
         except _WrittenBefore:
@@ -163,10 +166,10 @@ class PageStore:
             self._store.tell("pages", changed)
 
     def _write(self, worker_id: str, entries: Sequence[Entry], *, is_new: bool) -> list[dict[str, Any]]:
-        """The jobs that have ended by this, as their rows are then."""
+        """Write events of pages. Return the rows of jobs that have ended by this."""
         ended: list[dict[str, Any]] = []
         done = [entry for entry in entries if isinstance(entry, Done)]
-        # attempts in the same order whoever writes, or two workers could wait for each other
+        # attempts in the same order in every worker, or two workers could deadlock
         in_order = sorted(entries, key=lambda entry: (entry.job_id, entry.page))
         back = [entry for entry in in_order if isinstance(entry, Interrupted)]
         with self._store.writing() as c:
@@ -203,14 +206,15 @@ class PageStore:
     def _write_done(
         self, c: sa.Connection, worker_id: str, entries: Sequence[Done], *, is_new: bool
     ) -> list[dict[str, Any]]:
-        """Insert the pages that are not there yet, and count them; the jobs of which they were the last.
+        """Insert missing pages and count them. Return the rows of jobs that have ended by this.
 
-        ``is_new``: take all for new, as they nearly always are; raise ``_WrittenBefore`` if one is not.
+        ``is_new``: assume that all pages are new, which is nearly always so. Raise ``_WrittenBefore`` if
+        one is not.
         """
-        # The jobs' rows first. Their locks make the order of seq the order of commits, so that no reader of
-        # events sees n + 1 before n; and what is not there under them, nobody else inserts.
+        # Lock the jobs' rows first. The locks make seq grow in the order of commits, so that no reader of
+        # events sees n + 1 before n. And nobody else inserts a missing page while we hold them.
         ids = sorted({entry.job_id for entry in entries})
-        # others were cancelled, or ended
+        # jobs that are not in it were cancelled, or ended
         counted = {row["id"]: row for row in c.execute(_LOCK, {"ids_": ids}).mappings()}
         at = now(c)
         rows: list[dict[str, Any]] = []
@@ -244,9 +248,11 @@ class PageStore:
         return [job for job in changed if job["status"] is not None]
 
     def mark_worker_dead(self, worker_id: str) -> None:
-        """Before the work of a worker that died is taken over: say of its pages with whom they were.
+        """Record on a dead worker's pages how many were in the model together. Call this before its work is
+        taken over.
 
-        Nobody knows which of many pages killed a worker, so none gets a strike; a page that was alone does.
+        Nobody knows which of several pages killed a worker, so none of them gets a strike. A page that was
+        alone gets one.
         """
         with self._store.writing() as c:
             its = attempts.c.worker == worker_id
@@ -271,7 +277,10 @@ def _page_rows(new: Sequence[Done], num_done: int, worker_id: str, at: float) ->
 
 
 def _counted(job: sa.RowMapping, new: Sequence[Done], at: float) -> dict[str, Any]:
-    """Return the values of a job's row once these pages are written; status ``None`` while it goes on."""
+    """Return a job's row as it is once these pages are written.
+
+    Its status is ``None`` while the job goes on.
+    """
     num_done = job["num_done"] + len(new)
     num_failed = job["num_failed"] + sum(entry.failed for entry in new)
     num_incomplete = job["num_incomplete"] + sum(entry.incomplete for entry in new)

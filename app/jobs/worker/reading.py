@@ -1,8 +1,8 @@
-"""Batches of pages, from the blob store to results that are written once.
+"""Read batches of pages: from the blob store to results that are written once.
 
-Pages that were with the model when their worker died are suspects. They are read again apart from all others,
+Pages that were in the model when their worker died are suspects. They are read again apart from all others,
 in groups of an eighth of those that were together, then an eighth of that, then alone. A page that was alone
-when two workers died is ``worker_lost``; one that was only near is read. The database knows who has a page
+when two workers died fails as ``worker_lost``; one that was only near is read. The database records a page
 before the page goes to the model (``PageStore.mark_worker_dead`` says how the strikes are counted).
 """
 
@@ -45,16 +45,16 @@ logger = logging.getLogger("rtprune.worker")
 MAX_STRIKES = 2
 SUSPECTS_SHARE = 8
 OTHERS_SHARE = 4
-"""One of so many places is kept for other documents than the one that would take all."""
+"""One place in this many is kept for documents other than the one that would take all."""
 HIGHER_SHARE = 8
-"""One of so many is kept for a page of higher priority than others have."""
+"""One place in this many is kept for pages of higher priority than those being read."""
 FIRST_RETRY_S = 0.2
 MAX_RETRY_S = 5.0
 INTERRUPT_S = 2.0
 
 
 class PageSource(Protocol):
-    """Turns files into pages: ``Rasterizers``."""
+    """What turns files into pages. ``Rasterizers`` implements it."""
 
     async def page(
         self,
@@ -69,8 +69,10 @@ class PageSource(Protocol):
 
 
 class BatchRunner:
-    """Reads batches of many documents at once: at most ``max_pages_in_flight`` pages, in a fair order, some
-    of them kept for others (``Places``).
+    """Reads batches of many documents at once.
+
+    At most ``max_pages_in_flight`` pages are read, in a fair order. ``Places`` keeps some places for
+    others.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class BatchRunner:
 
     @property
     def job_ids(self) -> set[str]:
-        """Jobs of which pages are being read."""
+        """The jobs whose pages are being read."""
         return set(self._batches)
 
     def cancel(self, job_id: str) -> None:
@@ -114,7 +116,7 @@ class BatchRunner:
             task.cancel()
 
     async def close(self, grace_s: float) -> None:
-        """Begin no page any more, give those that are read their grace, then take them from the model.
+        """Begin no more pages, give those in the model ``grace_s`` seconds, then take them from the model.
 
         Batches that have not ended by then are cancelled, for another worker to read.
         """
@@ -148,7 +150,7 @@ class BatchRunner:
             task.result()
 
     async def _read_batch(self, job_id: str, number: int, children: Sequence[Batch]) -> None:
-        """Wait for a database or a blob store that is away: that is no fault of the document."""
+        """Read a batch. Wait for a missing database or blob store, which is no fault of the document."""
         delay_s = FIRST_RETRY_S
         while True:
             try:
@@ -174,12 +176,15 @@ class BatchRunner:
     def _begin(
         self, job_id: str, number: int, children: Sequence[Batch]
     ) -> tuple[Job | None, dict[int, Attempt]]:
-        """Return the job, unless it is not wanted any more, and what is left of the batch. In a thread."""
+        """Return the job (``None`` if no longer wanted) and the unread pages of the batch.
+
+        Call this in a thread.
+        """
         job = self._store.begin(job_id, children, self._queue)
         return job, self._log.unread(job.id, job.batch(number)) if job else {}
 
     async def _read_pages(self, job: Job, left: dict[int, Attempt]) -> None:
-        # opened and closed by hand: what a document's store does may block
+        # entered and left by hand, in a thread, because the blob store may block
         with contextlib.ExitStack() as stack:
             path = await asyncio.to_thread(stack.enter_context, self._blobs.local(job.blob, self._tmp_dir))
             try:
@@ -190,7 +195,7 @@ class BatchRunner:
                 refused, defects = errors.split(ParseError)
                 if defects is not None or refused is None:
                     raise
-                # a page's refusal of an option is that of the document
+                # an option that one page refuses fails the whole document
                 raise next(error for error in refused.exceptions if isinstance(error, ParseError)) from errors
 
     async def _fail(self, job: Job, failure: Failure) -> None:
@@ -206,9 +211,10 @@ class BatchRunner:
     async def _page(self, job: Job, path: Path, index: int, before: Attempt) -> None:
         """Read one page: rasterize, read, render, check, store.
 
-        What is wrong with the page becomes its result. Raise ``BadOption``, which is wrong with all of them.
+        An error of the page becomes its result. Raise ``BadOption``, which concerns all pages of the
+        document.
         """
-        # until the result is written: only then is the page no longer open in the database
+        # keep the turn until the result is written: only then is the page closed in the database
         async with self._turn(job, index, before):
             started = time.perf_counter()
             width, height = before.width, before.height
@@ -267,7 +273,7 @@ class BatchRunner:
     @contextlib.asynccontextmanager
     async def _document_deadline(self, job: Job) -> AsyncIterator[None]:
         """Raise ``DocumentDeadline`` when the document's time is over."""
-        # time in which nobody could read is not held against the document
+        # time before this worker started does not count against the document
         begun_at = max(job.started_at or 0.0, self._began_at)
         limit_s = self._settings.document_deadline_s
         left_s = limit_s - (time.time() - begun_at)
@@ -356,7 +362,7 @@ class BatchRunner:
 
 @contextlib.asynccontextmanager
 async def _within(limit_s: float, late: ParseError) -> AsyncIterator[None]:
-    """Raise ``late`` if the body is not done within so many seconds."""
+    """Raise ``late`` if the body is not done within ``limit_s`` seconds."""
     if limit_s <= 0:
         raise late
     try:

@@ -1,4 +1,4 @@
-"""Write events of pages in groups: while one transaction runs, the next group gathers."""
+"""Write events of pages in groups. While one transaction runs, the next group gathers."""
 
 import asyncio
 import logging
@@ -11,16 +11,21 @@ logger = logging.getLogger("rtprune.writer")
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 2.0
 GATHER_SHARE = 0.05
-"""How long a group gathers while more than one page is open, in times of what a page takes. A transaction
-costs much more than its rows, and a page that takes seconds does not mind."""
+"""Time to gather a group while several pages are open, as a share of the time a page takes.
+
+A transaction costs much more than its rows, and a page that takes seconds can wait.
+"""
 MIN_GATHER_S = 0.015
 MAX_GATHER_S = 0.2
 NEWEST_SHARE = 0.1
-"""Weight of the page that ended last in what a page is said to take."""
+"""Weight of the newest page in the running average of seconds per page."""
 
 
 class ResultWriter:
-    """One writer a process. A database that is gone or full is waited for: nothing that was read is lost."""
+    """The only writer of page events in a process.
+
+    It waits for a missing or full database, so no result is lost.
+    """
 
     def __init__(self, log: PageStore, worker_id: str) -> None:
         self._log = log
@@ -28,19 +33,19 @@ class ResultWriter:
         self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._open: dict[tuple[str, int], float] = {}
-        """When pages went to the model that have not come back."""
+        """Start times of pages that are in the model."""
         self._page_s = 0.0
         self._wrote_at = 0.0
 
     async def write(self, entry: Entry) -> None:
-        """Return when the entry is in the database."""
+        """Write an entry, and return when it is in the database."""
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((entry, written))
         if isinstance(entry, Started):
             self._open[entry.job_id, entry.page] = self._now()
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain(), name="writer")
-        # shielded: a page that is cancelled now must not cancel the others' write
+        # shielded: cancelling this page must not cancel the write of others
         await asyncio.shield(written)
 
     async def _drain(self) -> None:
@@ -60,7 +65,10 @@ class ResultWriter:
             self._page_s += (self._now() - begun_at - self._page_s) * NEWEST_SHARE
 
     async def _gather(self) -> None:
-        """Let what comes in quick succession be one group; a page that is alone is not kept waiting."""
+        """Wait a moment so that quick successive entries form one group.
+
+        Do not delay a page that is alone.
+        """
         if len(self._open) > 1:
             gather_s = min(MAX_GATHER_S, max(MIN_GATHER_S, self._page_s * GATHER_SHARE))
             await asyncio.sleep(self._wrote_at + gather_s - self._now())

@@ -1,4 +1,4 @@
-"""Telling a client that its job ended. Signed as https://www.standardwebhooks.com describes (version 1)."""
+"""Tell a client that its job ended. Sign as https://www.standardwebhooks.com describes (version 1)."""
 
 import asyncio
 import base64
@@ -18,17 +18,18 @@ from app.settings import Settings, webhook_keys
 logger = logging.getLogger("rtprune.webhooks")
 
 MAX_POSTS = 64
-"""Posted at a time. Each has its deadline, and the pauses between tries do not count."""
+"""How many webhooks are posted at a time. Each post has a deadline; pauses between attempts do not count.
+"""
 
 
 def signature(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """``v1,`` and base64 of HMAC-SHA256 over ``id.timestamp.body``."""
+    """Return ``v1,`` and the base64 of HMAC-SHA256 over ``id.timestamp.body``."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
     return "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()
 
 
 class Webhooks:
-    """Delivers; whether and when it is tried again is the workflow's part."""
+    """Posts webhooks, one attempt a call. The workflow decides whether and when to try again."""
 
     def __init__(self, settings: Settings, store: Store, http: SafeHttp) -> None:
         self._keys = webhook_keys(settings.webhook_secret)
@@ -38,7 +39,7 @@ class Webhooks:
         self._posting = asyncio.Semaphore(MAX_POSTS)
 
     async def deliver(self, job_id: str) -> bool:
-        """One try. True when it is settled: delivered, or refused for good."""
+        """Try once. Return True when it is settled: delivered, or refused for good."""
         job = await asyncio.to_thread(self._store.job, job_id)
         if job.webhook is None:
             return True

@@ -33,16 +33,19 @@ from app.settings import Settings
 logger = logging.getLogger("rtprune.worker")
 
 WEBHOOKS_PER_WORKER = 1000
-"""Most of them pause between two tries: with few, servers that do not answer keep others from being told."""
+"""How many webhook workflows a worker holds. Most of them pause between two attempts.
+
+With few, servers that do not answer would keep other clients from being told.
+"""
 WEBHOOK_POLL_S = 5.0
-"""Who queues a webhook wakes its own process, so this is for what other workers leave."""
+"""How often to look for webhooks of other workers. A process that queues a webhook wakes itself."""
 FIRST_WEBHOOK_PAUSE_S = 1.0
 LAST_OUTCOMES_S = 1.0
-"""For DBOS to record what ended just now. What it does not record is found done when it is read again."""
+"""Time for DBOS to record the last outcomes. Work without a record is found done when it is read again."""
 
 
 class Workflows:
-    """The workflows of this process. DBOS is one per process, and so is this."""
+    """The workflows of this process. Make one per process, because there is only one DBOS per process."""
 
     def __init__(
         self,
@@ -73,8 +76,8 @@ class Workflows:
         ) -> None:
             batch = Batch(job_id, number, num_batches, num_pages, priority, generation)
             self._count(queue_for(num_pages), batch.work)
-            # Without steps, which are transactions: what is done twice is found done. Queued children are
-            # known by their ids, pages by our tables.
+            # No DBOS steps, because each is a transaction. Repeating the work does no harm: queued children
+            # are recognised by their ids, finished pages by our tables.
             await self._batches.read(job_id, number, batch.children)
 
         @DBOS.step(name="post_webhook")
@@ -116,10 +119,13 @@ class Workflows:
             claiming.start(dbos)
 
     def register_queues(self) -> None:
-        """Make the queues known, with the concurrency of this worker. In a thread, before ``launch``."""
+        """Register the queues with the concurrency of this worker.
+
+        Call this in a thread, before ``launch``.
+        """
         num, batch_pages = self._settings.max_pages_in_flight, self._settings.batch_pages
-        # One more where a batch has more pages than are read at a time. The next one of a document is then
-        # claimed beside it, and does not stand in the queue before others'. More would keep workers idle.
+        # One more if a batch has more pages than are read at a time. The document's next batch is then
+        # claimed too, and does not block other documents in the queue. More would leave other workers idle.
         num_batches = max(1, num // batch_pages) + (num < batch_pages)
         for_others, for_higher = max(1, num // OTHERS_SHARE), max(1, num // HIGHER_SHARE)
         page_poll_s = self._settings.queue_poll_s
@@ -131,13 +137,13 @@ class Workflows:
             self._claiming[name] = Claiming(name, room, poll_s, self._queue, self._store, self._notifications)
 
     async def close(self, grace_s: float) -> None:
-        """Claim nothing more, give pages that are read their grace, put what is left back into the queues.
+        """Stop claiming, give pages in the model ``grace_s`` seconds, and put the rest back into the queues.
 
-        Workflows that were put back are cancelled here. DBOS records no outcome of those.
+        Workflows that were put back are cancelled here. DBOS records no outcome for them.
         """
         await asyncio.to_thread(self._stop_claiming)
         await self._batches.close(grace_s)
-        # a warning for each workflow that is cancelled on purpose would hide others
+        # DBOS warns about each workflow cancelled on purpose, which would hide other warnings
         logging.getLogger("dbos").setLevel(logging.ERROR)
         try:
             await asyncio.to_thread(self._put_back)

@@ -1,1 +1,1 @@
-"""Kernels for CUDA and the modules made of them. Importing them takes Triton, a part of torch for CUDA."""
+"""Kernels for CUDA and the modules made of them. Importing them needs Triton."""

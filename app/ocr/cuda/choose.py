@@ -19,7 +19,7 @@ from app.ocr.engine.packed_attention import PackedDecode, PackedPrefill
 
 try:
     from app.ocr.cuda import decoder, sam
-except ImportError:  # no Triton: it comes with torch's CUDA builds alone
+except ImportError:  # no Triton: only torch's CUDA builds bring it
     HAS_KERNELS = False
 else:
     HAS_KERNELS = True
@@ -27,40 +27,46 @@ else:
 logger = logging.getLogger(__name__)
 DTYPES = (torch.bfloat16, torch.float16)
 TOLERANCE = 0.1
-"""Of a whole decoder in bfloat16, relative. Two right ways differ by 0.025; a wrong one by more than 1."""
+"""Largest relative error of a whole decoder in bfloat16. Two correct implementations differ by 0.025; a wrong
+one differs by more than 1.
+"""
 TRIED = ([3, 7], [2] * 6, [200], [600])
-"""Lengths of prompts, that many of them."""
+"""Trials: each inner list has the length in tokens of every prompt in the batch."""
 SAM_TOLERANCE = 0.02
-"""Of one layer."""
+"""Largest relative error of one SAM layer."""
 
 
 class Fused(Protocol):
-    """``FusedDecoder``, which can be named only where there is Triton."""
+    """Interface of ``FusedDecoder``. That class itself can only be imported where Triton is installed."""
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """(1, T, D), (1, T) int64 -> (1, T, D), normed."""
+        """Run prompts through all layers and the last norm. (1, T, D), (1, T) int64 -> (1, T, D)."""
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)."""
+        """Compute logits. (..., D) -> (..., V)."""
 
     def logits(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
-        """(n, V) after the rows' last tokens."""
+        """Return (n, V) logits that follow the rows' last tokens."""
 
     def step(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
-        """(4, n) float64: ``Choice``'s fields in order."""
+        """Choose a token for each row. Returns (4, n) float64, the fields of ``Choice`` in order."""
 
 
 def decoder_for(language_model: Any, head: nn.Linear, shape: KvShape) -> "Fused | None":
-    """``None`` where there is no Triton, no CUDA, or the decoder is another."""
+    """Return a decoder on our kernels, or ``None`` where they cannot be used.
+
+    That is without Triton, without CUDA, for another kind of decoder, and if the kernels fail on this device
+    or disagree with the library's modules.
+    """
     if not HAS_KERNELS or head.weight.device.type != "cuda" or not fits_decoder(language_model, head):
         return None
     try:
         fused = decoder.FusedDecoder(language_model, head)
-        # from a step of few rows to a long prompt: other sizes are other kernels, which may want more
+        # from a step of few rows to a long prompt: each size takes other kernels, which may need more
         if all(decoder_agrees(fused, language_model, head, shape, lengths) for lengths in TRIED):
             return fused
         logger.warning("the decoder's kernels compute something else on this device and are not used")
-    except Exception:  # whatever it refuses with, there is another way
+    except Exception:  # whatever the error, the library's modules still work
         logger.warning("no kernels for the decoder on this device", exc_info=True)
     return None
 
@@ -86,7 +92,7 @@ def fits_decoder(language_model: Any, head: nn.Linear) -> bool:
 def decoder_agrees(
     fused: "Fused", language_model: Any, head: nn.Linear, shape: KvShape, lengths: Sequence[int]
 ) -> bool:
-    """Prompts of ``lengths`` tokens and one token more of each, against the library's layers."""
+    """Compare the kernels with the library's layers on prompts of ``lengths`` tokens and one more token."""
     device, vocab = head.weight.device, language_model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocab, (sum(lengths) + len(lengths),), generator=generator).to(device)
@@ -117,7 +123,7 @@ def decoder_agrees(
 
 
 def native(language_model: Any, embeds: torch.Tensor, positions: torch.Tensor, step: Any) -> torch.Tensor:
-    """(B, T, D), (B, T) int64 -> (B, T, D), normed, through transformers' own modules."""
+    """Run the library's own modules and the last norm. (B, T, D), (B, T) int64 -> (B, T, D)."""
     output = language_model(
         inputs_embeds=embeds, position_ids=positions, attention_mask=NO_MASK, use_cache=False, step=step
     )
@@ -126,15 +132,16 @@ def native(language_model: Any, embeds: torch.Tensor, positions: torch.Tensor, s
 
 
 def fuse_sam_layers(network: Any) -> bool:
-    """Put ``FusedSamLayer`` in the place of every SAM layer; whether that could be done. No class is
-    touched.
+    """Replace every SAM layer of ``network`` by a ``FusedSamLayer``; return whether that was possible.
+
+    Only instances are replaced; no class is changed.
     """
     layers = network.model.vision_tower.sam_encoder.layers
     if not HAS_KERNELS or network.device.type != "cuda" or not all(map(fits_sam, layers)):
         return False
     try:
         works = all(map(sam_agrees, {layer.window_size: layer for layer in layers}.values()))
-    except Exception:  # as above
+    except Exception:  # whatever the error, the library's layers still work
         logger.warning("no kernels for SAM's attention on this device", exc_info=True)
         return False
     for i, layer in enumerate(layers):
@@ -153,7 +160,7 @@ def fits_sam(layer: Any) -> bool:
 
 @torch.inference_mode()
 def sam_agrees(layer: Any) -> bool:
-    """On a grid that its windows do not fill."""
+    """Compare the kernels with the library's layer on a grid whose size is no multiple of the window."""
     weight, side = layer.attn.qkv.weight, layer.window_size + 2
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, side, side, weight.shape[1], generator=generator).to(weight)

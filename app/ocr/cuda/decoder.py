@@ -1,10 +1,11 @@
-"""The decoder on CUDA in some eight launches a layer, where the modules as they are take a hundred.
+"""A decoder for CUDA that launches about eight kernels a layer; the library's modules launch about a hundred.
 
-With one page a step reads 1.1 GB of weights, 0.27 ms on an H200, and every launch costs a microsecond or two
-even in a captured graph; with many pages the sorting and gathering around grouped products, and logits copied
-four times, cost as much as the experts. So what lies between the large matrix products is in ``kernels``. No
-module of the network is changed; weights that are stored side by side here are copied, 0.4 GB of the full
-size's 6.7.
+With one page, a step reads 1.1 GB of weights, 0.27 ms on an H200, and each launch costs 1 to 2 us even in a
+captured graph. With many pages, sorting and gathering around grouped products and four copies of the logits
+cost as much as the experts. Therefore everything between the large matrix products runs in ``kernels``.
+
+No module of the network is changed. Weights that must lie side by side are copied: 0.4 GB of the full-size
+model's 6.7 GB.
 """
 
 from dataclasses import dataclass
@@ -20,23 +21,27 @@ from app.ocr.engine.attention import Step
 from app.ocr.engine.decode_state import DecodeState
 
 SPARE = 8
-"""Positions beyond the last that pages may have."""
-# of attention in a step; measured on an H200 with 1 to 256 rows of 775 keys: the fastest, or within 6 %
+"""Positions beyond the last one that a page may have; see ``Turns``."""
+# tile of attention in a step; measured on an H200 with 1 to 256 rows of 775 keys: fastest or within 6 %
 KEYS_AT_ONCE = 64
 WARPS = 4
 STAGES = 2
 
 
 def num_splits(num_rows: int, num_heads: int) -> int:
-    """Ranges of keys that attention to one row is spread over: a card has some 130 processors."""
+    """Return into how many ranges to split a row's keys.
+
+    With few rows there are more ranges, so that they fill a card's ~130 processors.
+    """
     return max(1, min(16, 1 << (512 // (num_rows * num_heads)).bit_length() >> 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Turns:
-    """(P, dim / 2) float32 each: what each position turns a pair of a head's columns by.
+    """Rotary embedding tables, (P, dim / 2) float32 each: cosine and sine per position and pair of columns.
 
-    Steps launched before it is known that a page has ended go a few positions beyond the last.
+    The tables cover ``SPARE`` extra positions: steps launched before a page is known to have ended go a few
+    positions beyond the last.
     """
 
     cosines: torch.Tensor
@@ -52,12 +57,14 @@ class Turns:
 
 
 class Mixer(Protocol):
-    """Attention of one pass: (n, 3 H dim) queries, keys and values of a layer -> (n, H dim)."""
+    """Attention of one pass: maps (n, 3 H dim) queries, keys and values of a layer to (n, H dim)."""
 
     def __call__(self, layer: "Layer", qkv: torch.Tensor) -> torch.Tensor: ...
 
 
 class Layer:
+    """One decoder layer on our kernels."""
+
     def __init__(self, layer: Any, inner: int) -> None:
         attention = layer.self_attn
         self.index = int(attention.layer_idx)
@@ -72,14 +79,17 @@ class Layer:
     def __call__(
         self, hidden: torch.Tensor, parts: torch.Tensor | None, mix: Mixer, scratch: Scratch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, D) and what is still to be added to it -> the same after this layer."""
+        """Run one layer. Takes and returns (n, D) hidden states and the parts still to be added to them."""
         hidden, states = add_norm(hidden, parts, self._before)
         mixed = mix(self, project(states, self._qkv))
         return self.experts(hidden, project(mixed, self._output), self._after, scratch)
 
 
 class StepMixer:
-    """One token for each of the first n rows, which sees what its row holds and is kept there."""
+    """Attention of a decode step: one new token for each of the first n rows.
+
+    The token attends to what its row holds; its key and value are stored there.
+    """
 
     def __init__(self, turns: Turns, rows: DecodeState, arrived: torch.Tensor) -> None:
         self._turns, self._rows, self._arrived = turns, rows, arrived
@@ -103,7 +113,10 @@ class StepMixer:
 
 
 class PromptMixer:
-    """Pages one after the other, each with itself: ``step`` knows where each begins."""
+    """Attention of packed prompts: each page attends to itself only.
+
+    ``step`` knows where each page begins.
+    """
 
     def __init__(self, turns: Turns, positions: torch.Tensor, step: Step) -> None:
         self._turns, self._positions, self._step = turns, positions, step
@@ -119,7 +132,7 @@ class PromptMixer:
 
 
 class FusedDecoder:
-    """A language model's layers, its head and the choice of a token."""
+    """A language model's layers, its head and the choice of the next token, on our kernels."""
 
     def __init__(self, language_model: Any, head: nn.Linear) -> None:
         self._embeddings = language_model.embed_tokens.weight
@@ -132,23 +145,24 @@ class FusedDecoder:
         self._arrived = torch.zeros(0, dtype=torch.int32, device=head.weight.device)
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """Prompts in one row: (1, T, D), (1, T) int64 -> (1, T, D), normed."""
+        """Run packed prompts through all layers and the last norm. (1, T, D), (1, T) int64 -> (1, T, D)."""
         arrived = torch.zeros(embeds.shape[1], dtype=torch.int32, device=embeds.device)
         mix = PromptMixer(self._turns, positions[0], step)
         return self._through(embeds[0], mix, arrived)[None]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)."""
+        """Compute logits. (..., D) -> (..., V)."""
         return functional.linear(hidden, self._head)
 
     def step(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
-        """One token for the first ``num_rows`` rows, whose state goes on by it: (4, n) float64, the fields of
-        ``Choice`` in order.
+        """Choose a token for the first ``num_rows`` rows and advance their state by it.
+
+        Returns (4, n) float64, the fields of ``Choice`` in order.
         """
         return chosen(self.logits(rows, num_rows), rows)
 
     def logits(self, rows: DecodeState, num_rows: int) -> torch.Tensor:
-        """(n, V): the rows' last tokens through all layers; their keys and values are stored."""
+        """Run the rows' last tokens through all layers and store their keys and values. Returns (n, V)."""
         slots, _, num_heads, _ = rows.cache.keys[0].shape
         if len(self._arrived) < slots * num_heads:
             self._arrived = self._arrived.new_zeros(slots * num_heads)
@@ -157,7 +171,7 @@ class FusedDecoder:
         return self.head(self._through(hidden, mix, self._arrived))
 
     def _through(self, hidden: torch.Tensor, mix: Mixer, arrived: torch.Tensor) -> torch.Tensor:
-        """(n, D) -> (n, D), normed."""
+        """Run all layers and the last norm. (n, D) -> (n, D)."""
         scratch = Scratch(arrived, len(self._layers), self._num_experts, len(hidden))
         parts: torch.Tensor | None = None
         for layer in self._layers:
@@ -166,7 +180,7 @@ class FusedDecoder:
 
 
 def chosen(logits: torch.Tensor, rows: DecodeState) -> torch.Tensor:
-    """(n, V) -> (4, n) float64; every row's state goes on by its token."""
+    """Choose a token for each row and advance the row's state by it. (n, V) -> (4, n) float64."""
     repeats, device = rows.repeats, logits.device
     num_rows, vocab = logits.shape
     block = scan_ids(num_rows)
@@ -190,7 +204,7 @@ def chosen(logits: torch.Tensor, rows: DecodeState) -> torch.Tensor:
 
 
 def project(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """(n, I) by (O, I) -> (n, O)."""
+    """Multiply ``states`` by the transposed weight. (n, I), (O, I) -> (n, O)."""
     num_rows, (outer, inner) = len(states), weight.shape
     if num_rows > FEW_ROWS:
         return functional.linear(states, weight)
@@ -203,5 +217,5 @@ def project(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def scan_ids(num_rows: int) -> int:
-    """Logits of one row that one program looks at."""
+    """Return how many logits of a row one program scans."""
     return 2048 if num_rows <= 16 else 8192

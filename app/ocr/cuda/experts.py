@@ -1,7 +1,7 @@
-"""The MLP of a decoder layer on CUDA: every row by the experts that its router chooses and the shared ones.
+"""The MLP of a decoder layer on CUDA: the experts that a row's router chose, and the shared experts.
 
-Few rows: each pair of a row and an expert is multiplied by itself. More: the pairs of an expert are gathered,
-so that its weights are read once for all of them, which is what a step with many pages spends its time on.
+With few rows each pair of row and expert is multiplied by itself. With more rows the pairs of an expert are
+gathered, so that its weights are read once for all of them: reading weights takes most of such a step's time.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,17 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 from app.ocr.cuda import kernels
 
 FEW_ROWS = 4
-"""Up to which pairs are multiplied one by one: rows seldom share an expert."""
+"""Most rows for which pairs are multiplied one by one: so few rows seldom share an expert."""
 LARGE_BYTES = 128 * 1024
-"""What the largest tiles share, with some to spare."""
+"""Shared memory in bytes that the largest tiles need, with a margin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program of an experts' kernel takes: M pairs, N columns out, K columns in at a time."""
+    """Work of one program of an experts' kernel.
+
+    ``m`` pairs, ``n`` output columns, steps of ``k`` input columns.
+    """
 
     m: int
     n: int
@@ -31,9 +34,11 @@ class Tile:
 
 
 def expand_tile(num_rows: int, shared_bytes: int = 2**31) -> Tile:
-    """Measured on an H200 with 64 experts, 6 a row: the fastest, or within 1 % of it.
+    """Return the tile of ``kernels.expand`` for this many rows.
 
-    ``shared_bytes``: of a program, on this card; a smaller one than an A100 takes less at a time.
+    Measured on an H200 with 64 experts, 6 a row: each choice is the fastest or within 1 % of it.
+    ``shared_bytes``: shared memory of one program on this card; cards with less than an A100 take smaller
+    tiles.
     """
     return _few_rows(num_rows) or (
         Tile(128, 64, 64, 4, 3) if num_rows > 512 and shared_bytes > LARGE_BYTES else Tile(32, 64, 64, 4, 4)
@@ -53,7 +58,7 @@ def _few_rows(num_rows: int) -> Tile | None:
 
 
 def shared_bytes(device: torch.device) -> int:
-    """Memory that the threads of one program may share."""
+    """Return how many bytes of memory the threads of one program can share."""
     if device.type != "cuda":
         return 2**31
     properties = torch.cuda.get_device_properties(device)
@@ -61,9 +66,9 @@ def shared_bytes(device: torch.device) -> int:
 
 
 class Experts:
-    """The MLP of a layer as experts of one size, the routed and then the shared ones.
+    """The MLP of a layer as experts of one size: the routed ones first, then the shared ones.
 
-    A dense one is shared ones alone: as many as it takes, the last filled up with zeros, which add nothing.
+    A dense MLP becomes shared experts only. The last of them is filled up with zeros, which add nothing.
     """
 
     def __init__(self, mlp: UnlimitedOcrTextMLP | UnlimitedOcrTextMoe, inner: int) -> None:
@@ -92,7 +97,11 @@ class Experts:
     def __call__(
         self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, scratch: "Scratch"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, D) twice -> their sum, and (n, parts, D), whose sum over the parts is the MLP of its norm."""
+        """Add ``part`` to ``hidden`` and run the MLP on the norm of the sum.
+
+        (n, D), (n, D) -> (n, D), (n, parts, D): the sum, and the experts' outputs, which add up to the MLP's
+        output.
+        """
         num_rows = len(hidden)
         routes = Routes.of(num_rows, self, scratch)
         hidden, states = self._normed(hidden, part, norm, routes, scratch)
@@ -112,7 +121,7 @@ class Experts:
     def _normed(
         self, hidden: torch.Tensor, part: torch.Tensor, norm: Any, routes: "Routes", scratch: "Scratch"
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum and its norm; where there is a router, ``routes`` filled as well."""
+        """Return the sum and its norm. With a router, also fill ``routes``."""
         if self.router is None:
             return add_norm(hidden, part[:, None], norm)
         num_rows = len(hidden)
@@ -137,7 +146,7 @@ class Experts:
     def _launch(
         self, kernel: Any, tile: Tile, sizes: tuple[int, int], num_rows: int, *tensors: torch.Tensor
     ) -> None:
-        """``sizes``: columns out and in."""
+        """Launch ``kernel`` with ``tile``. ``sizes``: output columns, input columns."""
         n, k = dividing(tile.n, sizes[0]), dividing(tile.k, sizes[1])
         chunks, groups = 1, num_rows * self.num_parts
         if is_listed(num_rows):
@@ -154,8 +163,10 @@ def is_listed(num_rows: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Routes:
-    """``ids``: (n, top) int32; ``shares``: (n, parts) float32; ``counts``: (E,) int32 and ``pairs``: (E, n)
-    int32, each expert's.
+    """Assignment of rows to experts.
+
+    ``ids``: (n, top) int32, chosen experts. ``shares``: (n, parts) float32, their weights. ``counts``: (E,)
+    int32 and ``pairs``: (E, n) int32, the number and the list of each expert's pairs.
     """
 
     ids: torch.Tensor
@@ -173,9 +184,9 @@ class Routes:
 
 
 class Scratch:
-    """What the layers of one step share. ``arrived``: int32, zero between kernels.
+    """Buffers that the layers of one step share. ``arrived``: int32, zero between kernels.
 
-    Each routed layer counts its experts' pairs from zero.
+    Every routed layer has its own counts, because it counts its experts' pairs from zero.
     """
 
     def __init__(self, arrived: torch.Tensor, num_layers: int, num_experts: int, num_rows: int) -> None:
@@ -186,7 +197,7 @@ class Scratch:
         self._layer = 0
 
     def next_lists(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(E,), zero, and (E, n)."""
+        """Return the next layer's counts, (E,) and zero, and the shared pairs, (E, n)."""
         self._layer += 1
         return self._counts[self._layer - 1], self._pairs
 
@@ -194,7 +205,10 @@ class Scratch:
 def add_norm(
     hidden: torch.Tensor, parts: torch.Tensor | None, norm: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, D) plus the sum of (n, P, D), and its RMS norm."""
+    """Add the sum of ``parts`` to ``hidden``; return the result and its RMS norm.
+
+    (n, D), (n, P, D) -> (n, D), (n, D).
+    """
     num_rows, dim = hidden.shape
     normed = torch.empty_like(hidden)
     out = hidden if parts is None else torch.empty_like(hidden)
@@ -206,12 +220,12 @@ def add_norm(
 
 
 def power_of_two(size: int) -> int:
-    """The smallest that is not smaller."""
+    """Return the smallest power of two that is at least ``size``."""
     return 1 << (size - 1).bit_length()
 
 
 def dividing(block: int, size: int) -> int:
-    """The largest power of two up to ``block`` that divides ``size``."""
+    """Return the largest power of two up to ``block`` that divides ``size``."""
     while size % block:
         block //= 2
     return block

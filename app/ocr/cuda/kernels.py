@@ -1,9 +1,8 @@
-"""Triton kernels of the decoder: what stands between the matrix products, the experts, attention over the
-cache, the choice of a token.
+"""Triton kernels of the decoder: norms and routing, experts, attention over the cache, choice of a token.
 
-One token for each of n rows. D is the hidden size; a *pair* is a row and one of its experts, numbered
-``row * PARTS + k``: first the TOP routed ones, then the shared ones, which every row has. Offsets into the
-cache and into weights are 64 bits wide.
+A decode step has one token for each of n rows. D is the hidden size. A *pair* is a row and one of its
+experts, numbered ``row * PARTS + k``: first the TOP routed experts, then the shared ones, which every row
+has. Offsets into the cache and into weights are 64 bits wide.
 """
 
 import triton
@@ -14,9 +13,9 @@ import triton.language as tl
 def add_norm(
     hidden, parts, weight, out, normed, eps, D: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """``out`` = ``hidden`` + the sum of PARTS rows of ``parts``; ``normed`` = its RMS norm. A program a row.
+    """Write ``out`` = ``hidden`` + the sum of PARTS rows of ``parts``, and ``normed`` = its RMS norm.
 
-    Sums are float32. Without parts ``out`` is not written.
+    One program per row. Sums are float32. Without parts ``out`` is not written.
     """
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -37,7 +36,7 @@ def add_norm(
 
 @triton.jit
 def turned(states, columns, cosines, sines, DIM: tl.constexpr):
-    """(DIM,) of one head, rotated: halves i and i + DIM / 2 are a pair."""
+    """Return one head's (DIM,) values after the rotary embedding. Columns i and i + DIM / 2 are a pair."""
     half: tl.constexpr = DIM // 2
     own = tl.load(states + columns).to(tl.float32)
     other = tl.load(states + (columns + half) % DIM).to(tl.float32)
@@ -48,7 +47,10 @@ def turned(states, columns, cosines, sines, DIM: tl.constexpr):
 
 @triton.jit
 def rotate(qkv, positions, cosines, sines, HEADS: tl.constexpr, DIM: tl.constexpr):
-    """Queries and keys of ``qkv`` (n, 3, HEADS, DIM), in place. A program a head of a row."""
+    """Apply the rotary embedding to the queries and keys of ``qkv`` (n, 3, HEADS, DIM), in place.
+
+    One program per head of a row.
+    """
     row, head = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, DIM)
     angle = tl.load(positions + row) * (DIM // 2)
@@ -60,7 +62,7 @@ def rotate(qkv, positions, cosines, sines, HEADS: tl.constexpr, DIM: tl.constexp
 
 @triton.jit
 def is_last(arrived, count):
-    """Whether this program is the last of ``count`` that get here, which then sees what the others stored."""
+    """Return whether this is the last of ``count`` programs to arrive. It sees what the others stored."""
     tl.debug_barrier()
     before = tl.atomic_add(arrived, 1)
     if before == count - 1:
@@ -74,11 +76,11 @@ def attend(
     scale, window, slot_stride, token_stride, head_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr, SLIDES: tl.constexpr,
 ):  # fmt: skip
-    """Rotate, store the new key and value, attend to all that the row holds.
+    """Rotate the query and the new key, store the new key and value, attend to all keys that the row holds.
 
-    A program takes one head of one row and one of SPLITS ranges of its keys; the first of them also the new
-    one, which the others therefore leave out; the last to end adds them up. Matrix units multiply no fewer
-    than 16 queries: the other 15 are zero.
+    A program takes one head of one row and one of SPLITS ranges of its keys. Only the first range also takes
+    the new key, whose place the other programs skip. The last program to end adds the ranges up. Matrix units
+    multiply no fewer than 16 queries, so the other 15 are zero.
     """
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     columns = tl.arange(0, DIM)
@@ -148,8 +150,10 @@ def attend(
 def project(
     states, weight, out, INNER: tl.constexpr, OUTER: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """``out`` (n, OUTER) = ``states`` (n, INNER) by ``weight`` (OUTER, INNER), for a few rows. A program
-    takes BLOCK_O columns of one row.
+    """Write ``out`` = ``states`` by ``weight`` transposed, for a few rows.
+
+    ``out`` (n, OUTER), ``states`` (n, INNER), ``weight`` (OUTER, INNER). A program takes BLOCK_O columns of
+    one row.
     """
     columns = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
     row = tl.program_id(1)
@@ -168,10 +172,11 @@ def norm_route(
     eps, D: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr, LISTED: tl.constexpr,
     GROUP: tl.constexpr, GROUPS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """``add_norm`` of one part, then the TOP experts of the row and their weights, softmax over all of them.
+    """Run ``add_norm`` with one part, then choose the TOP experts of the row and their weights.
 
-    A program scores GROUP experts of a row; the last of the row's GROUPS to end chooses. LISTED: each chosen
-    expert's pairs are gathered in its row of ``pairs`` (EXPERTS, num_rows), in any order.
+    The weights are a softmax over all experts. A program scores GROUP experts of a row; the last of the row's
+    GROUPS programs to end chooses. LISTED: each chosen expert's pairs are gathered in its row of ``pairs``
+    (EXPERTS, num_rows), in any order.
     """
     row, group = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, BLOCK_D)
@@ -199,7 +204,7 @@ def norm_route(
         )
         odds = tl.exp(odds - tl.max(odds, axis=0))
         odds = odds / tl.sum(odds, axis=0)
-        # NaN is no less than 0 nor more: the row's logits will be NaN too, but its experts must be some
+        # NaN fails every comparison: the row's logits will be NaN too, but it must still get experts
         odds = tl.where(odds >= 0, odds, -1.0)
         is_before = (odds[None, :] > odds[:, None]) | (
             (odds[None, :] == odds[:, None]) & (experts[None, :] < experts[:, None])
@@ -219,8 +224,9 @@ def members(
     SIZE: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr, LISTED: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """The expert of a program (shared ones come after the routed), its weights, SIZE of them, the pairs it
-    takes, which of them count.
+    """Return a program's expert, the start of its weights, the pairs it takes and which of them exist.
+
+    Shared experts are numbered after the routed ones. SIZE: number of weights of one expert.
     """
     places = chunk * BLOCK_M + tl.arange(0, BLOCK_M)
     if LISTED:
@@ -252,10 +258,10 @@ def expand(
     D: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr,
     LISTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out`` (pairs, INNER) = silu(gate) * up of every pair's expert: ``routed`` (EXPERTS, 2 INNER, D),
-    ``shared`` (PARTS - TOP, 2 INNER, D), gates first.
+    """Write ``out`` (pairs, INNER) = silu(gate) * up of every pair's expert.
 
-    A program takes BLOCK_N columns of one expert for BLOCK_M of its pairs (LISTED), or of one pair.
+    ``routed`` (EXPERTS, 2 INNER, D) and ``shared`` (PARTS - TOP, 2 INNER, D) hold the gates first. A program
+    takes BLOCK_N columns of one expert for BLOCK_M of its pairs (LISTED), or of one pair.
     """
     chunk, which, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     _, weight, mine, exist = members(
@@ -285,8 +291,9 @@ def contract(
     D: tl.constexpr, INNER: tl.constexpr, EXPERTS: tl.constexpr, TOP: tl.constexpr, PARTS: tl.constexpr,
     LISTED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """``out`` (pairs, D) = ``states`` (pairs, INNER) through every pair's expert, times its weight:
-    ``routed`` (EXPERTS, D, INNER), ``shared`` (PARTS - TOP, D, INNER), whose weight is 1.
+    """Write ``out`` (pairs, D) = ``states`` (pairs, INNER) through every pair's expert, times its weight.
+
+    ``routed`` (EXPERTS, D, INNER); ``shared`` (PARTS - TOP, D, INNER), whose weight is 1.
     """
     chunk, which, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     expert, weight, mine, exist = members(
@@ -315,10 +322,11 @@ def scan(
     logits, history, runs, run_needed, is_exempt, tops, totals, wanted, allowed, chosen,
     vocab, span, reach, SPLITS: tl.constexpr, BLOCK: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
-    """Largest logit of one of SPLITS ranges of a row, the sum of exponentials below it, and the largest that
-    the n-gram ban allows. All (n, SPLITS): ``tops`` at id ``wanted``, ``allowed`` at id ``chosen``.
+    """Find the largest logit in one of SPLITS ranges of a row, with and without the n-gram ban.
 
-    Of equals the first is taken.
+    All results are (n, SPLITS): ``tops``, the largest logit, at id ``wanted``; ``allowed``, the largest that
+    the ban allows, at id ``chosen``; ``totals``, the sum of exp(logit - top). Of equal logits the first is
+    taken.
     """
     row, split = tl.program_id(0), tl.program_id(1)
     ids = split * BLOCK + tl.arange(0, BLOCK)
@@ -335,7 +343,7 @@ def scan(
     within = distances < reach
     run = tl.load(runs + row * span + distances, mask=within, other=0)
     needed = tl.load(run_needed + row * reach + distances, mask=within, other=2147483647)
-    if tl.max((run >= needed).to(tl.int32), axis=0) > 0:  # seldom
+    if tl.max((run >= needed).to(tl.int32), axis=0) > 0:  # rare
         for distance in range(reach):
             is_long = tl.load(runs + row * span + distance) >= tl.load(run_needed + row * reach + distance)
             follower = tl.maximum(tl.load(history + row * span + distance), 0)
@@ -353,8 +361,10 @@ def choose(
     is_running, choices, num_rows, vocab, span, max_period,
     SPLITS: tl.constexpr, BLOCK: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """The ranges together: a row's token, its log-probability, whether it repeats; and the row's state a
-    token further. ``choices``: (4, n) float64. A program a row.
+    """Combine the ranges into a row's token, and advance the row's state by it. One program per row.
+
+    ``choices``: (4, n) float64, the token, whether the output repeats, whether the ban changed the choice,
+    and the sum of log-probabilities.
     """
     row = tl.program_id(0)
     splits = tl.arange(0, BLOCK)
@@ -371,7 +381,7 @@ def choose(
     id_chosen = tl.load(chosen + at, mask=exists, other=vocab)
     id_chosen = tl.min(tl.where(best == score, id_chosen, vocab), axis=0)
     was_banned = id_chosen != id_wanted
-    id_chosen = tl.minimum(id_chosen, vocab - 1)  # NaN equals nothing, and the token must be one
+    id_chosen = tl.minimum(id_chosen, vocab - 1)  # NaN equals nothing, but the id must be valid
     log_sum = tl.load(sums + row) + score - log_total
 
     distances = tl.arange(0, SPAN)

@@ -1,7 +1,7 @@
-"""A SAM layer on CUDA without its windows being cut out and put back, and without a bias or folded keys.
+"""A SAM layer on CUDA that reads windows in place, adds no bias tensor and folds nothing into the keys.
 
-The layer as it is copies its input seven times and its attention reads a head of 64 as one of 192. Here the
-projection runs on the grid as it lies, and the kernels of ``sam_kernels`` find each window in it.
+The library's layer copies its input seven times, and its attention reads a head of 64 columns as one of 192.
+Here the projection runs on the grid as it lies, and the kernels of ``sam_kernels`` find each window in it.
 """
 
 import torch
@@ -10,16 +10,17 @@ from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOc
 
 from app.ocr.cuda import sam_kernels
 
-# of a program; measured on an H200 in windows and whole grids of 40, 64 and 80: fastest or within 4 %
+# tile of a program; measured on an H200 in windows and grids of 40, 64 and 80: fastest or within 4 %
 QUERIES = 64
 WARPS = 4
 STAGES = 3
 
 
 class FusedSamLayer(nn.Module):
-    """Stands in a SAM layer's place and computes with its parameters, which stay reachable as ``native``.
+    """Replacement for a SAM layer.
 
-    Position tables are built once per resolution: weights must not change after the first forward.
+    It computes with that layer's parameters, which stay reachable as ``native``. Position tables are built
+    once per resolution, so weights must not change after the first forward.
     """
 
     def __init__(self, native: UnlimitedOcrSamVisionLayer) -> None:
@@ -29,14 +30,14 @@ class FusedSamLayer(nn.Module):
         self._tables: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, C) -> the same shape."""
+        """Run the layer. (B, H, W, C) -> (B, H, W, C)."""
         native = self.native
         hidden = hidden + native.attn.proj(self.attend(native.attn.qkv(native.layer_norm1(hidden))))
         mixed: torch.Tensor = hidden + native.mlp(native.layer_norm2(hidden))
         return mixed
 
     def attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        """(B, H, W, 3 C) -> (B, H, W, C)."""
+        """Attend within windows, or within the whole grid. (B, H, W, 3 C) -> (B, H, W, C)."""
         attention, side = self.native.attn, self.native.window_size
         batch, height, width, across = qkv.shape
         heads = attention.num_attention_heads
@@ -57,7 +58,7 @@ class FusedSamLayer(nn.Module):
         return out
 
     def _position_tables(self, tall: int, wide: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(TALL, TALL, DIM) and (WIDE, WIDE, DIM): positions relative to each row and to each column."""
+        """Return relative position tables (TALL, TALL, DIM) for rows and (WIDE, WIDE, DIM) for columns."""
         if (tall, wide) not in self._tables:
             attention = self.native.attn
             self._tables[tall, wide] = (
@@ -68,8 +69,10 @@ class FusedSamLayer(nn.Module):
 
 
 def pieces(wide: int) -> tuple[int, int]:
-    """Powers of two that hold a row of keys with little to spare: matrix units take 16 at least, a program
-    64.
+    """Split a row of ``wide`` keys into two sizes, powers of two that hold it with little to spare.
+
+    Matrix units need at least 16 keys, and a program reads at most 64 at once. The second size is 0 if one is
+    enough.
 
     >>> pieces(64), pieces(80), pieces(40), pieces(14)
     ((64, 0), (64, 16), (32, 16), (16, 0))
@@ -80,8 +83,10 @@ def pieces(wide: int) -> tuple[int, int]:
 
 
 def relate(qkv: torch.Tensor, table: torch.Tensor, axis: int, heads: int) -> torch.Tensor:
-    """(B, H, W, 3 C) with (P, P, d) of rows (``axis`` 0) -> (B, heads, P, H * W), or of columns (1) ->
-    (B, heads, H * W, P); flat.
+    """Multiply queries by relative positions: (B, H, W, 3 C) queries, keys and values with a (P, P, d) table.
+
+    ``axis`` 0 is for rows and gives (B, heads, P, H * W); 1 is for columns and gives (B, heads, H * W, P).
+    The result is flat.
     """
     batch, height, width, _ = qkv.shape
     period, _, dim = table.shape

@@ -1,7 +1,7 @@
-"""Triton kernels of SAM's attention: positions relative to rows and columns, in windows or the whole grid.
+"""Triton kernels of SAM's attention with relative positions, in windows or in the whole grid.
 
 Queries, keys and values lie together in ``qkv`` (B, H, W, 3, HEADS, DIM). A window takes TALL x WIDE places
-of the grid; the last ones of a row or column may reach beyond it, where a key and a value are what the
+of the grid. The last windows of a row or column may reach beyond the grid. A key or value there is what the
 projection makes of zero: its bias.
 """
 
@@ -16,10 +16,10 @@ def relate(
     PERIOD: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, TURNED: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Each query with the PERIOD rows, or columns, of its window: ``out`` (B, HEADS, H * W, PERIOD), TURNED
-    (B, HEADS, PERIOD, H * W).
+    """Multiply each query by the relative positions of the PERIOD rows, or columns, of its window.
 
-    ``table`` (PERIOD, PERIOD, DIM). A program takes the queries of one row (column): they share its entry.
+    ``out``: (B, HEADS, H * W, PERIOD), or with TURNED (B, HEADS, PERIOD, H * W). ``table``: (PERIOD, PERIOD,
+    DIM). A program takes the queries of one row (column), which share one entry of the table.
     """
     fixed, block, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = which // HEADS, which % HEADS
@@ -52,7 +52,7 @@ def through(
     qkv, query, beside, above, grid_row, across, inside, no_key, no_value, highest, total, mixed, head,
     HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
 ):  # fmt: skip
-    """The queries of a program once more, with some keys of one row of the window."""
+    """Add some keys of one row of the window to a program's running softmax."""
     columns = tl.arange(0, DIM)
     at = (grid_row + across)[:, None] * (3 * HEADS * DIM) + head * DIM + columns[None, :]
     key = tl.load(qkv + at + HEADS * DIM, mask=inside[:, None], other=0.0)
@@ -76,11 +76,12 @@ def attend(
     TALL: tl.constexpr, WIDE: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, PADDED: tl.constexpr,
     BLOCK_M: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    """``out`` (B, H, W, HEADS, DIM), from ``relate``'s ``of_rows``, turned, and ``of_columns``. A program
-    takes BLOCK_M queries of one window and head, and goes through
-    the window row by row: the bias of columns is the same for every row, that of a row one number a query.
+    """Attend in windows, with biases for rows and columns. Writes ``out`` (B, H, W, HEADS, DIM).
 
-    A row is read in two pieces, FIRST and REST keys long (none: 0), as sizes here are powers of two.
+    ``of_rows`` (TURNED) and ``of_columns`` are from ``relate``. A program takes BLOCK_M queries of one window
+    and head and goes through the window row by row. The bias of columns is the same for every row; the bias
+    of a row is one number per query. A row is read in two pieces, FIRST and REST keys long (REST 0: one
+    piece), because sizes here are powers of two.
     """
     block, window, which = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     batch, head = which // HEADS, which % HEADS

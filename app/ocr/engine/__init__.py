@@ -1,1 +1,1 @@
-"""Continuous batching: many pages of many documents, one decode step for all."""
+"""Continuous batching: pages of many documents share every decode step."""

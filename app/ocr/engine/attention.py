@@ -1,8 +1,8 @@
-"""Attention over the slots, plugged into the unmodified decoder through transformers' attention interface.
+"""Attention over the cache's slots, plugged into the unmodified decoder by transformers' interface.
 
-The decoder calls ``attend_pages`` in each layer; the forward call's ``step`` argument says what this pass is:
-a packed prefill or one decode step. No mask is built by the model and none is passed to it. The steps of
-CUDA's flash kernel are in ``packed_attention``.
+The decoder calls ``attend_pages`` in each layer. The forward call's ``step`` argument says whether this pass
+is a packed prefill or a decode step. The model builds no mask and gets none. Steps on CUDA's flash kernel are
+in ``packed_attention``.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,13 @@ from app.ocr.models.config import FULL, SLIDING
 
 NAME = "rtprune_pages"
 NO_MASK: dict[str, None] = {FULL: None, SLIDING: None}
-"""Given, as none, or the model would build one of its own."""
+"""Masks for both kinds of layers, all ``None``. They must be passed, or the model builds masks of its own."""
 
 
 class Step(Protocol):
-    """One forward pass. ``attend`` stores the new keys and values and gives (B, T, H, D) from (B, H, T,
-    D).
+    """Attention of one forward pass.
+
+    ``attend`` stores the new keys and values and maps (B, H, T, D) queries to (B, T, H, D).
     """
 
     def attend(
@@ -46,10 +47,11 @@ def attend_pages(
 
 
 def install(network: Any) -> int | None:
-    """Make ``network``'s decoder attend through this module, and its experts run grouped.
+    """Make ``network``'s decoder attend through this module and run its experts grouped.
 
-    Gives the window of a sliding decoder. ValueError if its layers are not of one kind. Registering is global
-    to the process and changes no other model: an instance uses it only when told.
+    Returns the window of a sliding decoder, else ``None``. Raise ``ValueError`` if its layers are not all of
+    one kind. The registration is global to the process but changes no other model: an instance uses it only
+    when told.
     """
     text = network.config.text_config
     kinds = sorted(set(text.layer_types))
@@ -63,9 +65,10 @@ def install(network: Any) -> int | None:
 
 
 def experts_for(network: Any) -> str:
-    """``grouped_mm`` for every checkpoint there is; the loop over experts for sizes its kernel refuses.
+    """Return the experts' implementation: ``grouped_mm``, or ``eager`` for sizes that its kernel refuses.
 
-    Never batched_mm, which generate() picks on CUDA: it copies the experts' weights for every token.
+    All known checkpoints take ``grouped_mm``; ``eager`` is a loop. Never use ``batched_mm``, which generate()
+    picks on CUDA: it copies the experts' weights for every token.
     """
     text, dtype = network.config.text_config, network.dtype
     sizes = (text.hidden_size, text.moe_intermediate_size)
@@ -74,9 +77,9 @@ def experts_for(network: Any) -> str:
 
 
 class EachPrefill:
-    """Pages one after the other in a single row of tokens; page i goes to cache row ``first_row + i``.
+    """Prefill of pages packed one after the other in a single row of tokens.
 
-    Nothing is padded: one SDPA call a page.
+    Page i goes to cache row ``first_row + i``. Nothing is padded: each page takes one SDPA call per layer.
     """
 
     def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
@@ -100,18 +103,19 @@ class EachPrefill:
 
 
 CALL_TOKENS = {"cpu": 256, "cuda": 4096}
-"""How many keys of one row a call costs. CPU: 58 us for a row by itself, 0.16 us for each key of a row (4
-heads of 64, float32, AVX2). CUDA: some 20 us of launches at 5 ns a key (10 heads of 128, bfloat16)."""
+"""Cost of an SDPA call, in keys of one row. CPU: 58 us for a row by itself, 0.16 us for each key of a row (4
+heads of 64, float32, AVX2). CUDA: some 20 us of launches at 5 ns a key (10 heads of 128, bfloat16).
+"""
 ROUND_TO = 16
-"""Keys are read in multiples of it: masks stay aligned, and runs the same for as many steps."""
+"""Keys are read in multiples of this many, so that masks stay aligned and runs last for several steps."""
 
 
 class RunsDecode:
-    """One token for each of the first n rows, in SDPA calls for runs of neighbouring rows of like length.
+    """Decode step in SDPA calls for runs: neighbouring rows of similar length. Each row gets one token.
 
-    A run is read as far as its longest row, the rest masked. Where calls cost little beside reading, runs are
-    short; with ``call_tokens`` 0 each row is read by itself, exactly as far as it goes. Not for CUDA graphs:
-    the runs follow the lengths, so two steps seldom have the same shapes.
+    A run is read as far as its longest row; the rest is masked. Where a call costs little compared with
+    reading, runs are short. With ``call_tokens`` 0 each row is read by itself, exactly as far as it goes. Not
+    for CUDA graphs: runs follow the lengths, so two steps seldom have the same shapes.
     """
 
     def __init__(self, cache: KvCache, call_tokens: int | None = None) -> None:
@@ -124,9 +128,9 @@ class RunsDecode:
         self._runs: list[tuple[slice, int, torch.Tensor | None]] = []
 
     def begin(self) -> "RunsDecode":
-        """Before each step: what all layers share."""
+        """Prepare a step: compute what all layers share."""
         self._at, held = self._cache.next_places(len(self._rows))
-        lengths = self._cache.host_held(more=1)  # the token of this step included
+        lengths = self._cache.host_held(more=1)  # including the token of this step
         runs = runs_of_like_length(lengths, self._call_tokens, ROUND_TO)
         self._runs = [self._run(slice(rows.start, rows.stop), lengths, held) for rows in runs]
         return self
@@ -155,7 +159,10 @@ class RunsDecode:
     def _run(
         self, rows: slice, lengths: Sequence[int], held: torch.Tensor
     ) -> tuple[slice, int, torch.Tensor | None]:
-        """The rows, how far they are read, and (rows, 1, 1, most) to add to their scores."""
+        """Return the rows, how many keys are read, and a mask to add to the scores.
+
+        The mask is (rows, 1, 1, keys), or ``None`` if all rows are equally long.
+        """
         longest = max(lengths[rows])
         if min(lengths[rows]) == longest:
             return rows, longest, None

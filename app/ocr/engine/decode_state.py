@@ -1,4 +1,4 @@
-"""Hold the state of running pages on the device, beside their keys and values."""
+"""State of running pages on the device, beside their keys and values."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,10 @@ from app.ocr.engine.loops import RepeatState
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodeState:
-    """At fixed addresses, (S,) each: ``tokens`` int64, the last of each row; ``positions`` int64, where it
-    stands; ``logprob_sums`` float32; ``is_running`` int32, 1 or 0.
+    """State of every row at fixed addresses, (S,) each.
+
+    ``tokens``: int64, each row's last token. ``positions``: int64, that token's position. ``logprob_sums``:
+    float32. ``is_running``: int32, 1 or 0.
     """
 
     cache: KvCache
@@ -33,7 +35,7 @@ class DecodeState:
     def admit(
         self, first: int, tokens: torch.Tensor, positions: torch.Tensor, logprobs: torch.Tensor
     ) -> None:
-        """Rows ``first`` and on begin with their first tokens, (B,) each."""
+        """Start rows ``first`` and following with their first tokens, (B,) each."""
         rows = slice(first, first + len(tokens))
         self.tokens[rows] = tokens
         self.positions[rows] = positions
@@ -41,7 +43,7 @@ class DecodeState:
         self.is_running[rows] = 1
 
     def release(self, row: int, last: int) -> None:
-        """``row`` has ended, and the last one takes its place."""
+        """Free ``row`` and move the last row into its place."""
         for state in (self.tokens, self.positions, self.logprob_sums):
             state[row] = state[last]
         self.is_running[last] = 0

@@ -1,5 +1,6 @@
-"""Running pages on the device: prefill, one decode step for all, choice of the next token. No page policy
-here.
+"""Run pages on the device: prefill, one decode step for all rows, choice of the next token.
+
+Policy about pages is elsewhere.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +22,11 @@ from app.ocr.models.model import OcrModel
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """The start of a page's sequence. ``embeds``: (T, D); ``positions``: (T,) int64, ascending, with
-    gaps where visual tokens were pruned; ``next_position``: where its output goes on."""
+    """Start of a page's sequence.
+
+    ``embeds``: (T, D). ``positions``: (T,) int64, ascending, with gaps where visual tokens were pruned.
+    ``next_position``: position of the first output token.
+    """
 
     embeds: torch.Tensor
     positions: torch.Tensor
@@ -33,15 +37,15 @@ class Prompt:
 
 
 class Choice(NamedTuple):
-    """One page's new token, as the host reads it. A tuple: many are made at every step."""
+    """One page's new token, as the host reads it. A tuple, because many are made at every step."""
 
     token: int
     is_repeating: bool
-    """The output ends in a repeating tail (by ``LoopRule``, exempt ids not yet excused)."""
+    """Whether the output ends in a repeating tail by ``LoopRule``; exempt ids are not yet excused."""
     was_banned: bool
-    """The n-gram ban changed the choice."""
+    """Whether the n-gram ban changed the choice."""
     logprob_sum: float
-    """Of all the page's tokens up to this one; NaN when the model gave no finite number."""
+    """Sum over all the page's tokens up to this one; NaN when the model gave no finite number."""
 
 
 class Choices:
@@ -51,17 +55,19 @@ class Choices:
         self._read = read
 
     def read(self) -> list[Choice]:
-        """Waits for the device to have finished that pass."""
+        """Wait until the device has finished that pass; return one choice per row."""
         return [Choice(int(a), b > 0, c > 0, d) for a, b, c, d in zip(*self._read(), strict=True)]
 
 
 class StepAttention(Step, Protocol):
+    """Attention of decode steps."""
+
     def begin(self) -> Step:
-        """Before each step: what all layers share."""
+        """Prepare a step: compute what all layers share."""
 
 
 class NativeDecoder:
-    """transformers' own modules as they are."""
+    """Decoder that runs transformers' own modules unchanged."""
 
     def __init__(self, language_model: Any, head: Any) -> None:
         self._language_model, self._head = language_model, head
@@ -76,10 +82,12 @@ class NativeDecoder:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLimits:
+    """Limits that a decoder plans its memory for."""
+
     plan: KvPlan
     loops: LoopRule
     max_distance: int
-    """The farthest any page's ``NgramRule`` looks back."""
+    """Farthest distance in tokens that any page's ``NgramRule`` looks back."""
 
 
 def kv_shape(model: OcrModel) -> KvShape:
@@ -89,9 +97,10 @@ def kv_shape(model: OcrModel) -> KvShape:
 
 
 class Decoder:
-    """Rows 0 to n - 1 are running pages, each with its cache slot, last token, position and repeat state.
+    """Running pages on the device.
 
-    ``prefill`` and ``step`` raise what the model raises, out of memory included; the rows are then as before.
+    Rows 0 to n - 1 each have a cache slot, last token, position and repeat state. ``prefill`` and ``step``
+    raise what the model raises, out of memory included; the rows are then as before.
     """
 
     def __init__(self, model: OcrModel, limits: DecoderLimits) -> None:
@@ -103,8 +112,10 @@ class Decoder:
         device = model.device
         num_heads = network.config.text_config.num_attention_heads
         self.is_packed = packed_attention.works(kv_shape(model), num_heads, device)
-        """Attention in one length-aware call, its steps fit for CUDA graphs; else in runs of rows."""
-        # what reads each row by itself never sees what an earlier page left
+        """Whether attention is one length-aware call, whose steps suit CUDA graphs; otherwise it goes by runs
+        of rows.
+        """
+        # packed attention reads each row by itself and never sees what an earlier page left
         self.cache = KvCache(limits.plan, kv_shape(model), device, window, wipes=not self.is_packed)
         vocab_size = network.config.text_config.vocab_size
         repeats = RepeatState(
@@ -154,14 +165,14 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> Choices:
-        """One token for every row. Returns without waiting for the device."""
+        """Choose one token for every row. Returns without waiting for the device."""
         chosen = self._runner.step(self.num_rows)
         self.cache.advance()
         return Choices(self._read_later(chosen))
 
     @torch.inference_mode()
     def release(self, row: int) -> int:
-        """Free a row's memory; the last row takes its place. Returns that row's old index."""
+        """Free a row's memory and move the last row into its place. Returns that row's old index."""
         last = self.cache.release(row)
         self.rows.release(row, last)
         self._rules[row] = self._rules[last]
@@ -170,10 +181,10 @@ class Decoder:
         return last
 
     def run_rows(self, num_rows: int, attention: Step) -> torch.Tensor:
-        """The work of one step for the first ``num_rows`` rows: (4, n) float64 of ``Choice``'s fields, in
-        order.
+        """Run one step for the first ``num_rows`` rows.
 
-        Writes only state of fixed addresses and asks the device nothing, so it can be captured and replayed.
+        Returns (4, n) float64, the fields of ``Choice`` in order. The step writes only state at fixed
+        addresses and asks the device nothing, so it can be captured and replayed.
         """
         if self._fused is not None:
             return self._fused.step(self.rows, num_rows)
@@ -198,7 +209,10 @@ class Decoder:
         return choices
 
     def attention(self, num_rows: int | None = None) -> StepAttention:
-        """For steps of ``num_rows`` rows, which may be more than are running where it is packed."""
+        """Return the attention for steps of ``num_rows`` rows.
+
+        If packed, these may be more than are running.
+        """
         if num_rows is not None:
             return packed_attention.PackedDecode(self.cache, num_rows)
         if self._attention is None:
@@ -210,12 +224,13 @@ class Decoder:
         return self._attention
 
     def warm_up(self) -> None:
-        """Before the first page: whatever the device needs only once."""
+        """Prepare the device before the first page."""
         self._runner.warm_up(self.cache.plan.num_slots)
 
     def first_logits(self, prompts: Sequence[Prompt], lengths: Sequence[int]) -> torch.Tensor:
-        """B prompts -> (B, V) float32 at the last token of each; their keys and values go to the next B
-        slots.
+        """Run B prompts and return (B, V) float32 logits at the last token of each.
+
+        Their keys and values go to the next B slots.
         """
         embeds = torch.cat([adopt(prompt.embeds) for prompt in prompts])[None]  # (1, sum of T, D)
         positions = torch.cat([adopt(prompt.positions) for prompt in prompts])[None]
@@ -231,7 +246,8 @@ class Decoder:
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, V) float32, (B,) -> (B,) natural log-probabilities; NaN for a row with a logit of NaN or
-    infinity.
+    """Return the natural log-probability of each token. (B, V) float32, (B,) -> (B,).
+
+    NaN for a row with a logit of NaN or infinity.
     """
     return logits.log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]

@@ -24,7 +24,7 @@ HostRows = list[list[float]]
 
 
 class Begun(Protocol):
-    """Attention of decode steps."""
+    """Attention of decode steps; ``begin`` is called before each."""
 
     def begin(self) -> Step: ...
 
@@ -40,11 +40,13 @@ class Steps(Protocol):
 
 
 class Runner(Protocol):
+    """Runner of decode steps on a device."""
+
     def warm_up(self, num_slots: int) -> None:
-        """Once, before the first page."""
+        """Prepare the device, once, before the first page."""
 
     def step(self, num_rows: int) -> torch.Tensor:
-        """Run one decode step; the answer may be overwritten by the next one unless read back first."""
+        """Run one decode step. The next step may overwrite the result unless it was read back first."""
 
 
 def runner_for(steps: Steps, device: torch.device, *, captures: bool) -> Runner:
@@ -52,7 +54,7 @@ def runner_for(steps: Steps, device: torch.device, *, captures: bool) -> Runner:
 
 
 class PlainRunner:
-    """Operations one by one, as they come."""
+    """Runner that launches operations one by one."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -60,7 +62,7 @@ class PlainRunner:
     def warm_up(self, num_slots: int) -> None:  # noqa: ARG002 - there is nothing to capture
         device = self._steps.cache.lengths.device
         if device.type == "cuda":
-            torch.cuda.set_device(device)  # of this thread, which will run every step
+            torch.cuda.set_device(device)  # for this thread, which will run every step
 
     def step(self, num_rows: int) -> torch.Tensor:
         return self._steps.run_rows(num_rows, self._steps.attention().begin())
@@ -68,7 +70,7 @@ class PlainRunner:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Captured:
-    """``attention``: the graph reads its tensors by address, and nothing else would keep them alive."""
+    """A captured step. ``attention`` is kept because the graph reads its tensors by address."""
 
     graph: torch.cuda.CUDAGraph
     choices: torch.Tensor
@@ -76,11 +78,12 @@ class Captured:
 
 
 class GraphRunner(PlainRunner):
-    """Replays a CUDA graph for the smallest bucket that holds the running rows; rows beyond them do no harm.
+    """Runner that replays a CUDA graph of the smallest bucket that holds the running rows.
 
-    Such a row writes one key at the start of a free slot, which the next prefill overwrites, and its length
-    stays 0. Where steps cannot be captured they run one operation at a time: experts that are not bfloat16 or
-    not on Hopper go through a loop that asks the device how many tokens each of them got.
+    Bucket rows beyond the running ones do no harm: such a row writes one key at the start of a free slot,
+    which the next prefill overwrites, and its length stays 0. Where steps cannot be captured they run one
+    operation at a time: experts that are not bfloat16 or not on Hopper go through a loop that asks the device
+    how many tokens each of them got.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -113,8 +116,9 @@ class GraphRunner(PlainRunner):
         return captured.choices[:, :num_rows]
 
     def _rehearse(self, bucket: int) -> None:
-        """Raise for a step that waits for the device, before a capture: one that fails half way leaves the
-        allocator thinking that it still goes on.
+        """Raise for a step that waits for the device, before any capture is tried.
+
+        A capture that fails half way leaves the allocator in a state as if it were still going on.
         """
         attention = self._steps.attention(bucket)
         with torch.inference_mode(), on_side_stream():
@@ -147,7 +151,7 @@ def on_side_stream() -> Iterator[None]:
 def refusing_syncs() -> Iterator[None]:
     """Raise ``RuntimeError`` for operations that wait for the device, as far as torch notices them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it says of itself that it does not know of all
+        warnings.simplefilter("ignore")  # torch warns that it does not notice all
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -156,7 +160,7 @@ def refusing_syncs() -> Iterator[None]:
 
 
 def reader_for(device: torch.device) -> Callable[[torch.Tensor], Callable[[], HostRows]]:
-    """Return a function that starts copying choices to the host; its answer, when called, waits for them."""
+    """Return a function that starts copying choices to the host and returns another, which waits for them."""
     return pinned if device.type == "cuda" else at_once
 
 
@@ -180,7 +184,7 @@ def pinned(choices: torch.Tensor) -> Callable[[], HostRows]:
 
 
 def buckets_up_to(most: int) -> list[int]:
-    """Batch sizes to capture: powers of two to 16, then steps of 16, the last one exactly ``most``.
+    """Return batch sizes to capture: powers of two up to 16, then steps of 16, the last one exactly ``most``.
 
     >>> buckets_up_to(40)
     [1, 2, 4, 8, 16, 32, 40]
@@ -190,21 +194,27 @@ def buckets_up_to(most: int) -> list[int]:
 
 
 CPU_PIXELS_AT_ONCE = 4 * 1024 * 1024
-"""More are encoded no faster: 71 views of 256 px in chunks of 4, 8 or 32 take the same 0.46 s."""
+"""Most pixels encoded together on a CPU. More is not faster: 71 views of 256 px take 0.46 s in chunks of 4, 8
+or 32.
+"""
 
 
 class EncodeExecutor:
-    """Encode in a thread and on a stream of its own on CUDA, beside decoding; on a CPU at once.
+    """Executor of encoding: on CUDA in a thread and on a stream of its own beside decoding, on a CPU at once.
 
-    With ``beside_decode`` a CPU encodes beside decoding, too, each with half of its threads: that pays where
-    a decode step is too short to be shared. Else a page is encoded first and decoded then, on all threads.
+    With ``beside_decode`` a CPU also encodes beside decoding, each with half of the threads. That pays where
+    a decode step is too short to be shared. Otherwise a page is first encoded and then decoded, on all
+    threads.
 
-    ``max_pixels``: limit for pages encoded together, on a CPU, where running pages wait for them. One page
-    may have more.
-    ``shares``: on a CPU wait until one of this many shares of the rows is free, or all waiting pages fit. So
-    pages are encoded in groups: one encoded and prefilled alone takes twice its share of eight.
-    ``ahead``, ``group``: pages encoded before rows are free for them, and how many together. A row that
-    becomes free is then filled at once.
+    ``max_pixels``: on a CPU, limit for pages encoded together, because running pages wait for them. A single
+    page may have more.
+
+    ``shares``: on a CPU wait until one of this many shares of the rows is free, or all waiting pages fit, so
+    that pages are encoded in groups. A page encoded and prefilled alone takes twice its share of a group of
+    eight.
+
+    ``ahead``, ``group``: how many pages are encoded before rows are free for them, and how many together, so
+    that a row that becomes free is filled at once.
     """
 
     def __init__(self, device: torch.device, *, beside_decode: bool = False) -> None:
@@ -226,12 +236,15 @@ class EncodeExecutor:
         )
 
     def leave_threads(self) -> None:
-        """To be called in the thread that decodes, before it does: it has no more than encoding leaves."""
+        """Limit the calling thread to the threads that encoding leaves.
+
+        Call it in the decoding thread, before decoding.
+        """
         if self._decode_threads is not None:
-            torch.set_num_threads(self._decode_threads)  # of this thread, and of those begun after it
+            torch.set_num_threads(self._decode_threads)  # for this thread and those started after it
 
     def submit(self, work: Callable[[], Result]) -> "Future[Result]":
-        """The answer's tensors are ready to use on any stream; see ``adopt`` before using them."""
+        """Run ``work``. The result's tensors are ready on any stream; call ``adopt`` on them before use."""
         if self._thread is not None:
             return self._thread.submit(self._beside, work)
         future: Future[Result] = Future()
@@ -250,13 +263,14 @@ class EncodeExecutor:
             return work()
         with torch.cuda.stream(self._stream):
             result = work()
-        self._stream.synchronize()  # stops this thread alone; decoding goes on
+        self._stream.synchronize()  # stops only this thread; decoding goes on
         return result
 
 
 def adopt(tensor: torch.Tensor) -> torch.Tensor:
-    """Use a tensor made on another stream: its memory must not be reused before this stream is done with
-    it.
+    """Mark a tensor from another stream as used here.
+
+    Its memory is then not reused before this stream is done with it.
     """
     if tensor.is_cuda:
         tensor.record_stream(torch.cuda.current_stream())
@@ -269,15 +283,20 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Recognise memory that ran out: CUDA has a class for it, on a CPU only the error's text tells."""
+    """Tell whether ``error`` means that memory ran out.
+
+    CUDA has a class for it; on a CPU only the text tells.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def is_lost(device: torch.device) -> bool:
-    """Asked after an error: some of CUDA's (an illegal address, a card fallen off the bus) fail everything
-    that follows in this process, which is no fault of the pages that follow.
+    """Tell, after an error, whether the device fails everything from now on in this process.
+
+    Some CUDA errors do that, such as an illegal address or a card fallen off the bus. Later pages are then
+    not at fault.
     """
     if device.type != "cuda":
         return False
@@ -291,7 +310,7 @@ def is_lost(device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class LaunchPolicy:
-    """Keep the device busy while the host launches a prefill.
+    """Policy that keeps the device busy while the host launches a prefill.
 
     On CUDA a prefill is some 170 launches, 5 ms of the host's time for one page or for eight. On a CPU a
     launch is the work itself, and nothing can be gained.
@@ -310,20 +329,22 @@ class LaunchPolicy:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until this thread's stream is empty, so that a clock read now is of work done, not of work launched."""
+    """Wait until this thread's stream is empty, so that a clock read next measures finished work."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
 
 
 def give_back_memory(device: torch.device) -> None:
-    """After running out: what torch keeps for later."""
+    """Free the memory that torch keeps for later. Called after memory ran out."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def kv_budget_bytes(device: torch.device, mib: int | None, share: float | None) -> int:
-    """Exactly one of a size in MiB and a share in (0, 1) of the device's memory that is free now (CUDA
-    alone).
+    """Return the KV budget in bytes, from a size in MiB or a share of free device memory.
+
+    The share is in (0, 1) and for CUDA only. Raise ``ValueError`` unless exactly one is given, or for a share
+    on another device.
     """
     if (mib is None) == (share is None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pages on their way to prefill: queued, preprocessed ahead, encoded and pruned together."""
+"""Pages on their way to prefill: queued, preprocessed ahead, then encoded and pruned together."""
 
 import heapq
 import logging
@@ -23,24 +23,25 @@ logger = logging.getLogger(__name__)
 
 
 LOWER_SHARE = 8
-"""One of so many pages is of a lower priority than others that wait."""
+"""One page in this many has a lower priority than others that wait."""
 
 
 class Owner(Protocol):
-    """The loop that pages are taken in for."""
+    """The loop that a queue takes pages in for."""
 
     def post(self, command: Callable[[], None]) -> None:
-        """Run ``command`` in the loop's thread. From any thread."""
+        """Run ``command`` in the loop's thread. May be called from any thread."""
 
     def wake(self) -> None:
-        """There is something to take up. From any thread."""
+        """Wake the loop, because there is new work. May be called from any thread."""
 
     def fail(self, task: PageTask, error: ParseError) -> None: ...
 
 
 class EncodeQueue:
-    """All but ``put`` runs in the loop's thread. ``lane``: where pages are encoded. ``encoded``: those ready
-    for prefill, in turn.
+    """Queue of pages before prefill. All methods but ``put`` must run in the loop's thread.
+
+    ``lane``: executor in which pages are encoded. ``encoded``: pages ready for prefill, in turn.
     """
 
     def __init__(
@@ -76,13 +77,13 @@ class EncodeQueue:
         return len(self._group) + len(self.encoded)
 
     def put(self, task: PageTask, priority: int) -> None:
-        """From any thread. Raise ``Overloaded`` rather than wait."""
+        """Queue a page. Raise ``Overloaded`` rather than wait. May be called from any thread."""
         with self._lock:
             task.waits(time.monotonic())
             task.turn = self._queue.put(task, task.document_id, priority)
 
     def withdraw(self, task: PageTask) -> None:
-        """Out of wherever it waits; what is already being done for it is dropped when it is done."""
+        """Remove a page from wherever it waits. Work already running for it is dropped when done."""
         if task.turn is not None:
             with self._lock:
                 self._queue.remove(task.turn)
@@ -92,15 +93,16 @@ class EncodeQueue:
             heapq.heapify(self._ready)
 
     def begin(self, task: PageTask) -> None:
-        """Preprocess a page now. One that is read again keeps its turn, so it is next."""
+        """Preprocess a page now. A page that is read again keeps its turn, so it is next."""
         self._num_in_pool += 1
         life = task.life
         future = self._pool.submit(self._prepare, task)
         future.add_done_callback(lambda done: self._owner.post(partial(self._prepared, task, life, done)))
 
     def advance(self, num_rows: int, most_rows: int) -> None:
-        """Preprocess ahead, and encode as many pages as there are rows free for, of ``most_rows``; where the
-        lane is beside decoding also some that will be next.
+        """Preprocess ahead, and encode pages for ``num_rows`` free rows of ``most_rows``.
+
+        Where encoding runs beside decoding, also encode some pages for rows that become free later.
         """
         while self.num_preparing < self._max_ahead:
             with self._lock:
@@ -112,7 +114,7 @@ class EncodeQueue:
             self.begin(task)
         self._collect()
         num_rows -= len(self.encoded)
-        # a row that is free waits for nobody; pages that have time are encoded in groups
+        # a free row must not wait; pages that have time are encoded in groups
         least = most_rows // self.lane.shares if num_rows > 0 else self.lane.group
         room = num_rows + self.lane.ahead
         if self._encoding is None and room >= max(1, min(least, self._num_coming)):
@@ -121,11 +123,11 @@ class EncodeQueue:
 
     @property
     def _num_coming(self) -> int:
-        """Pages that could be encoded together if one waited for them."""
+        """Number of pages that could be encoded together if one waited for them."""
         return self.num_queued + self.num_preparing
 
     def take_up(self, task: PageTask, encoded: Encoded) -> None:
-        """Another attempt at a page in the same mode: nothing is preprocessed or encoded again."""
+        """Read a page once more in the same mode, without preprocessing or encoding it again."""
         try:
             again = self._vision.again(encoded, task.attempt_plan)
         except Exception as error:
@@ -135,20 +137,20 @@ class EncodeQueue:
         self._take_in([(task, again)], in_front=True)
 
     def room(self, task: PageTask, encoded: Encoded) -> int:
-        """Output tokens that the request, the page's slot and the model's positions leave."""
+        """Return how many output tokens the request, the page's slot and the model's positions leave."""
         slot = self._slot_tokens - len(encoded.prompt)
         positions = self._model.max_positions - encoded.prompt.next_position
         return min(task.max_output_tokens, slot, positions)
 
     def size(self, task: PageTask, encoded: Encoded) -> int:
-        """KV tokens that the page may come to hold."""
+        """Return the most KV tokens that the page may come to hold."""
         return len(encoded.prompt) + self.room(task, encoded)
 
     def close(self) -> None:
         self.lane.close()
 
     def _prepare(self, task: PageTask) -> Prepared | None:
-        """In the pool. A page that ended while it waited costs nothing more."""
+        """Preprocess a page, in the pool. Return ``None`` for a page that ended while it waited."""
         if task.is_over:
             return None
         return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
@@ -202,7 +204,7 @@ class EncodeQueue:
         return group
 
     def _collect(self) -> None:
-        """Take back what was encoded."""
+        """Take in the pages whose encoding is done."""
         if self._encoding is None or not self._encoding.done():
             return
         results: Sequence[Encoded | ParseError] = self._encoding.result()

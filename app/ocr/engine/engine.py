@@ -4,8 +4,8 @@
               fair     thread pool   pages of one     packed     all running
               rounds                 mode together               pages, one step
 
-A page joins at any step and leaves at any step; nothing drains. The loop (``PageLoop``) runs in one thread.
-If that thread dies, every page fails and so does every later ``submit``: nobody is left waiting.
+A page joins or leaves at any step; the batch never has to drain. The loop (``PageLoop``) runs in one thread.
+If that thread dies, every page fails and so does every later ``submit``, so no caller waits for ever.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineStream:
-    """A ``PageStream`` of this engine."""
+    """The ``PageStream`` of this engine."""
 
     def __init__(self, task: PageTask, model: OcrModel, loop: PageLoop, interval_seconds: float) -> None:
         self._task, self._model, self._loop = task, model, loop
@@ -44,7 +44,7 @@ class EngineStream:
 
     @property
     def evidence(self) -> Evidence:
-        """What the result's risk was told from; complete once the result is there."""
+        """Data from which the result's risk was estimated; complete once the result is there."""
         return Evidence(self._task.best().logprobs if self._task.outcomes else ())
 
     def cancel(self) -> None:
@@ -52,11 +52,10 @@ class EngineStream:
 
 
 class Engine:
-    """Reads pages with one model on one device. Starts its thread at once; ``close`` ends it.
+    """Reader of pages with one model on one device. It starts its thread at once; ``close`` ends it.
 
-    ``on_death`` is called first when the thread dies of a defect or a lost device, before any page is told:
-    a process that does nothing else but read ends itself there, so that its pages are read elsewhere instead
-    of failing with it.
+    ``on_death`` is called when the thread dies of a defect or a lost device, before any page fails. A process
+    that only reads pages ends itself there, so that its pages are read elsewhere instead of failing.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class Engine:
 
     @property
     def failure(self) -> str | None:
-        """Why no page can be read any more; ``None`` while the engine is well."""
+        """Reason why no page can be read any more; ``None`` while the engine works."""
         return self._failure
 
     @property
@@ -106,12 +105,12 @@ class Engine:
         priority: int = 0,
         deadline_seconds: float | None = None,
     ) -> EngineStream:
-        """Queue a page at once, without waiting.
+        """Queue a page without waiting.
 
-        Higher ``priority`` goes first, but for one page in eight (``FairQueue``); pages of one priority take
-        turns by document. A page whose
-        deadline passes ends with what it has; one not yet begun, with ``Overloaded``. Raises ``BadOption``,
-        ``Overloaded`` for a full queue, ``PageFailed`` when the engine has stopped.
+        Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
+        take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
+        with ``Overloaded``. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
+        engine has stopped.
         """
         task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
         with self._lock:
@@ -123,11 +122,11 @@ class Engine:
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
 
     async def close(self) -> None:
-        """Cancel what runs, release the device."""
+        """Cancel running pages and release the device."""
         await asyncio.to_thread(self.shut_down)
 
     def shut_down(self) -> None:
-        """``close`` for callers without an event loop. Returns when the threads have ended."""
+        """Do the same as ``close`` for callers without an event loop. Returns when the threads have ended."""
         self._is_closing = True
         self._loop.post(lambda: None)
         self._thread.join()
@@ -157,7 +156,10 @@ class Engine:
             self._loop.close()
 
     def _stop(self, reason: str) -> None:
-        """From here on ``submit`` refuses: what was accepted before is in ``_tasks`` and gets its answer."""
+        """Make ``submit`` refuse from now on.
+
+        Pages accepted before are in ``_tasks`` and get their answers.
+        """
         with self._lock:
             self._failure = reason
 
@@ -167,4 +169,4 @@ class Engine:
 
 
 def _carry_on() -> None:
-    """For a process with other work to do."""
+    """Do nothing: the default ``on_death``, for a process with other work."""

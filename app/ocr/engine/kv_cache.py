@@ -1,23 +1,23 @@
 """Keys and values of the running pages: slots of one length, planned once from a stated budget.
 
-Why slots and not blocks. A block table lets pages of different length share memory, but worst-case lengths
-must then be reserved at admission (which holds as much memory as slots do) or pages must be thrown out half
-read when blocks run out. And on CPU a block table means copying every key and value of every page at every
-step, while rows of one tensor are read where they lie. Page lengths here differ by the output alone and are
+Why slots and not blocks: a block table lets pages of different length share memory, but then worst-case
+lengths must be reserved at admission (as much memory as slots take), or half-read pages must be thrown out
+when blocks run out. On a CPU a block table also means copying every key and value of every page at every
+step, while rows of one tensor are read where they lie. Page lengths here differ by the output only and are
 capped by ``max_page_tokens``. On an H200, 256 slots of 4,096 tokens of the full-size model are 64 GB.
 
-On CPU a slot is address space, not memory: pages of it are committed when first written, and given back when
-the slot is freed. So there may be more slots than the budget fills, and what a page may grow to is reserved
-when it is admitted: 64 views of 200 tokens, or 16 pages of 8,192, in the same gigabyte.
+On a CPU a slot is address space, not memory: its memory pages are committed when first written and given back
+when the slot is freed. So there may be more slots than the budget fills, and the most tokens a page may grow
+to are reserved at its admission: 64 views of 200 tokens, or 16 pages of 8,192, fit in the same gigabyte.
 
-Running pages are rows 0 to n - 1, always: a page that ends is replaced by the last row (one copy of what
-that page holds), so a decode step works on slices and never on an index.
+Running pages are always rows 0 to n - 1: when a page ends, the last row is copied into its place. So a decode
+step works on slices and never needs an index.
 
 With a sliding window (Unlimited-OCR), a row keeps its whole prompt and the last ``window`` tokens of its
-output: the output is a ring behind the prompt. Keys carry their rotation, so their order does not matter.
+output, in a ring buffer behind the prompt. Keys are stored rotated, so their order does not matter.
 
-Beyond what a row holds its slot is zero where ``wipes`` says so: what reads several rows as far as the
-longest of them multiplies what lies there by a weight of zero, and a NaN left by an earlier page stays one.
+With ``wipes``, a slot is zero beyond what its row holds. Attention that reads several rows as far as the
+longest one multiplies the rest by a weight of zero, but a NaN left there by an earlier page would stay NaN.
 """
 
 import mmap
@@ -32,7 +32,7 @@ PAGE_BYTES = mmap.PAGESIZE
 
 @dataclass(frozen=True, slots=True)
 class KvShape:
-    """The size of one token: keys and values of every head and layer."""
+    """Size of one token in the cache: keys and values of every head and layer."""
 
     num_layers: int
     num_heads: int
@@ -46,9 +46,10 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """``num_slots`` pages of at most ``slot_tokens`` tokens (kept visual tokens, prompt and output) each.
+    """Plan of the cache: ``num_slots`` pages of up to ``slot_tokens`` tokens.
 
-    ``budget_tokens``: of all pages together; ``None``: as many as the slots hold.
+    The tokens of a page are its kept visual tokens, prompt and output. ``budget_tokens``: most tokens of all
+    pages together; ``None``: as many as the slots hold.
     """
 
     num_slots: int
@@ -57,7 +58,7 @@ class KvPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all slots together."""
+        """Number of tokens that all slots may hold together."""
         whole = self.num_slots * self.slot_tokens
         return whole if self.budget_tokens is None else min(whole, self.budget_tokens)
 
@@ -65,9 +66,10 @@ class KvPlan:
     def within(
         cls, budget_bytes: int, shape: KvShape, *, max_pages: int, max_page_tokens: int, lazy: bool = False
     ) -> "KvPlan":
-        """As many slots as the budget pays, at most ``max_pages``. ValueError if it does not pay for one.
+        """Plan as many slots as the budget pays for, at most ``max_pages``.
 
-        ``lazy``: slots cost what is written to them, so there are ``max_pages`` and a budget of tokens.
+        Raise ``ValueError`` if it does not pay for one. ``lazy``: slots cost only what is written to them, so
+        plan ``max_pages`` slots and a budget of tokens.
         """
         slot_bytes = shape.bytes_per_token * max_page_tokens
         num_slots = min(max_pages, budget_bytes // slot_bytes)
@@ -82,12 +84,12 @@ class KvPlan:
 
 
 class KvCache:
-    """``keys[layer]``, ``values[layer]``: (S, T, H, D), slot by token, so both SDPA and packed kernels read
-    them.
+    """Cache of keys and values. ``keys[layer]``, ``values[layer]``: (S, T, H, D).
 
-    ``lengths``: (S,) int32 on the device, tokens each row has taken, 0 for a free one; ``prompts``: (S,)
-    int32, how many of them were its prompt. ``host_lengths`` and ``host_prompts`` mirror the first n of them
-    so that no step has to ask the device. ``wipes``: a slot is made zero when it is freed.
+    This order, slot by token, can be read by SDPA and by packed kernels. ``lengths``: (S,) int32 on the
+    device, tokens each row has taken, 0 for a free row. ``prompts``: (S,) int32, how many of them were its
+    prompt. ``host_lengths`` and ``host_prompts`` mirror the first n of them, so that no step has to ask the
+    device. ``wipes``: make a slot zero when it is freed.
     """
 
     def __init__(
@@ -126,7 +128,10 @@ class KvCache:
         return self.plan.num_tokens * self.shape.bytes_per_token
 
     def next_places(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For the next token of the first n rows: (n,) int64 its place, (n,) int32 tokens held with it."""
+        """Return where the next token of each of the first n rows goes, (n,) int64.
+
+        Also returns how many tokens the row then holds, (n,) int32.
+        """
         lengths = self.lengths[:num_rows]
         if self.window is None:
             return lengths.long(), lengths + 1
@@ -135,33 +140,39 @@ class KvCache:
         return places.long(), torch.minimum(lengths + 1, prompts + self.window)
 
     def host_held(self, more: int = 0) -> list[int]:
-        """Tokens that each row holds, once it has taken ``more``."""
+        """Return how many tokens each row holds after ``more`` further tokens."""
         if self.window is None:
             return [length + more for length in self.host_lengths]
         rows = zip(self.host_lengths, self.host_prompts, strict=True)
         return [min(length + more, prompt + self.window) for length, prompt in rows]
 
     def write(self, layer: int, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """The first tokens of a row: (T, H, D) each."""
+        """Write the first tokens of a row, (T, H, D) each."""
         self.keys[layer][row, : len(keys)] = keys
         self.values[layer][row, : len(values)] = values
 
     def write_packed(
         self, layer: int, rows: torch.Tensor, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
-        """Tokens of any rows, (T,) int64 each and (T, H, D) each, in two launches however many pages."""
+        """Write tokens of any rows, in two launches for any number of pages.
+
+        ``rows``, ``places``: (T,) int64. ``keys``, ``values``: (T, H, D).
+        """
         self.keys[layer].index_put_((rows, places), keys)
         self.values[layer].index_put_((rows, places), values)
 
     def wipe(self, row: int, num_tokens: int) -> None:
-        """Make a row that held ``num_tokens`` zero again."""
+        """Make a row that held ``num_tokens`` tokens zero again."""
         if self._lazy is not None:
             self._lazy.wipe(row, num_tokens)
         elif self._wipes:
             self.storage[:, row, :num_tokens].zero_()
 
     def admit(self, lengths: Sequence[int]) -> int:
-        """Rows n, n + 1, ... now hold ``lengths`` tokens, already written. Returns n."""
+        """Mark the next rows as holding ``lengths`` tokens, which are already written.
+
+        Returns the first row's index. Raise ``ValueError`` if they do not fit.
+        """
         first = self.num_rows
         if len(lengths) > self.num_free or max(lengths) > self.plan.slot_tokens:
             raise ValueError(
@@ -175,11 +186,14 @@ class KvCache:
         return first
 
     def advance(self) -> None:
-        """Every row got one token (the device's own ``lengths`` are advanced by the step)."""
+        """Count one more token for every row on the host.
+
+        The step itself advances ``lengths`` on the device.
+        """
         self.host_lengths = [length + 1 for length in self.host_lengths]
 
     def release(self, row: int) -> int:
-        """Free a row; the last row takes its place. Returns that row's old index."""
+        """Free a row and move the last row into its place. Returns that row's old index."""
         last = self.num_rows - 1
         lengths = self.host_held()
         self.wipe(row, lengths[row])
@@ -197,10 +211,10 @@ class KvCache:
 
 
 class LazySlots:
-    """Slots on CPU. ``storage``: (2 L, S, T, H, D), zero, and not committed before it is written.
+    """Slots on a CPU. ``storage``: (2 L, S, T, H, D), zero, and not committed before it is written.
 
-    torch's own zeros are written at once: 3.7 GiB resident for 64 slots that held 10 MiB. All of a row lies
-    together, and in it those of a head, so memory is read in order, 20 % faster at 300 keys.
+    torch's own zeros are written at once: 3.7 GiB were resident for 64 slots that held 10 MiB. The memory of
+    a row lies together, and within it that of a head, so it is read in order, 20 % faster at 300 keys.
     """
 
     def __init__(self, plan: KvPlan, shape: KvShape) -> None:
@@ -210,7 +224,7 @@ class LazySlots:
         self._memory = mmap.mmap(
             -1, plan.num_slots * self._slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         )
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # 2 MiB for each head of each layer, however short the page
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or each head of each layer takes 2 MiB, however short the page
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)
         flat = torch.frombuffer(self._memory, dtype=shape.dtype)
         rows = flat.view(plan.num_slots, -1)[:, : needed // shape.dtype.itemsize].view(-1, *sizes)
@@ -224,12 +238,15 @@ class LazySlots:
 
 
 def _zeros(plan: KvPlan, shape: KvShape, device: torch.device) -> torch.Tensor:
-    """(2 L, S, T, H, D): the packed kernels of CUDA want the heads of a token together."""
+    """Allocate (2 L, S, T, H, D). CUDA's packed kernels need the heads of a token together."""
     sizes = (2 * shape.num_layers, plan.num_slots, plan.slot_tokens, shape.num_heads, shape.head_dim)
     return torch.zeros(sizes, dtype=shape.dtype, device=device)
 
 
 def to_device(values: Sequence[int] | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(n,) without waiting: a copy from ordinary memory would stop the host until the stream is empty."""
+    """Copy (n,) values to the device without waiting.
+
+    Pinned memory is used: a copy from ordinary memory would stop the host until the stream is empty.
+    """
     host = torch.as_tensor(values, dtype=dtype)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -1,18 +1,19 @@
-"""Repetition: the windowed n-gram ban on the device, and recognising a page that has run into a loop.
+"""Repetition: the windowed n-gram ban on the device, and detection of pages that have run into a loop.
 
-Both rest on one number kept for every page and distance d: the *run*, how many of the last output tokens in a
-row equal the token d before them. One compare a step keeps it up to date, whatever n and the window are.
+Both use one number for every page and distance d: the *run*, how many of the last output tokens in a row
+equal the token d before them. One comparison a step keeps it up to date, for any n and window.
 
-What counts as a loop. The text ends in a loop of period p when its last max(3 p, 3 * UNIT) tokens repeat
-with period p: three copies of the loop, where a loop shorter than UNIT tokens is read as its multiple that
-reaches UNIT (five tokens for ever are also thirty tokens for ever). Fewer would stop a row of dots, a ruler
-of dashes or a table with a few equal rows; more would only waste steps, for a loop never ends by itself. Ids
-that the ban exempts (table tags) count one eighth in loops shorter than UNIT, for a form's empty cells are
-`<td></td>` dozens of times over and mean it; such a loop still ends, after 24 * UNIT tokens at most.
+What counts as a loop: the text ends in a loop of period p when its last max(3 p, 3 * UNIT) tokens repeat with
+period p. That is three copies; a loop shorter than UNIT tokens is read as its multiple that reaches UNIT
+(endless repetition of five tokens is also endless repetition of thirty). A lower limit would stop a row of
+dots, a ruler of dashes or a table with a few equal rows. A higher one would only waste steps, because a loop
+never ends by itself. Ids that the ban exempts (table tags) count one eighth in loops shorter than UNIT,
+because the empty cells of a form rightly are `<td></td>` dozens of times. Such a loop still ends, after 24 *
+UNIT tokens at most.
 
-The ban itself hides loops: where it is on, a short loop is broken after n tokens of repetition and the model
-wanders off and back, never repeating exactly. So each time the ban changes the choice counts as n repeated
-tokens, and 3 * UNIT of them within two windows is a loop as well.
+The ban itself hides loops: a short loop is broken after n repeated tokens, and the model wanders off and back
+without ever repeating exactly. So each time the ban changes the choice counts as n repeated tokens, and 3 *
+UNIT of them within two windows are a loop as well.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,14 +23,16 @@ import torch
 
 EXEMPT_SHARE = 8
 NEVER = 2**31 - 1
-"""A run no page reaches."""
+"""A run longer than any page can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class NgramRule:
-    """Ban the token that would complete an n-gram already within the last ``window`` output tokens.
+    """Rule that bans the token which would complete an n-gram already within the last ``window`` output
+    tokens.
 
-    DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt ids.
+    This is DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt
+    ids.
     """
 
     n: int = 30
@@ -47,14 +50,15 @@ class NgramRule:
 
     @property
     def max_distance(self) -> int:
-        """The farthest a repeat may lie: its first copy's n tokens must be inside the window."""
+        """Farthest distance of a repeat: the n tokens of its first copy must be inside the window."""
         return self.window - self.n + 1
 
 
 @dataclass(frozen=True, slots=True)
 class LoopRule:
-    """``unit``: tokens a loop must be long to be judged by three copies alone. ``max_period``: longest one
-    seen.
+    """Rule for what counts as a loop; see the module's docstring.
+
+    ``unit``: tokens from which three copies of a loop suffice. ``max_period``: longest period looked for.
     """
 
     unit: int = 30
@@ -67,21 +71,22 @@ class LoopRule:
             )
 
     def covered(self, period: int) -> int:
-        """Tokens that a loop of this period must cover, its first copy included."""
+        """Return how many tokens a loop of this period must cover, its first copy included."""
         return 3 * max(period, self.unit)
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """``ids[start:]`` repeats with ``period``."""
+    """A loop: ``ids[start:]`` repeats with ``period``."""
 
     period: int
     start: int
 
 
 def find_loop(ids: Sequence[int], rule: LoopRule, exempt: Collection[int] = ()) -> Loop | None:
-    """The loop that the output ends in, or ``None``. O(len * periods) at worst, O(periods) on ordinary
-    text.
+    """Return the loop that the output ends in, or ``None``.
+
+    Takes O(len * periods) at worst, O(periods) on ordinary text.
     """
     excused = len(ids)  # where the longest short loop of exempt ids begins
     for period in range(1, min(rule.max_period, len(ids) // 3) + 1):
@@ -96,7 +101,10 @@ def find_loop(ids: Sequence[int], rule: LoopRule, exempt: Collection[int] = ()) 
 
 
 def loop_before_ban(ids: Sequence[int], rule: NgramRule) -> Loop | None:
-    """The repetition that made the ban step in after ``ids``: its last n - 1 tokens have occurred before."""
+    """Return the repetition that triggers the ban after ``ids``.
+
+    Its last n - 1 tokens have occurred before.
+    """
     for period in range(1, min(rule.max_distance, len(ids) - rule.n + 1) + 1):
         start = _start_of_tail(ids, period)
         if len(ids) - start - period >= rule.n - 1:
@@ -105,12 +113,12 @@ def loop_before_ban(ids: Sequence[int], rule: NgramRule) -> Loop | None:
 
 
 def without_repeats(ids: Sequence[int], loop: Loop) -> list[int]:
-    """Everything before the loop, and the loop once."""
+    """Return everything before the loop, and the loop once."""
     return list(ids[: loop.start + loop.period])
 
 
 class BanCount:
-    """Judges a page by how often the ban stepped in; see the module's last paragraph."""
+    """Loop detector that counts how often the ban changed a choice; see the module's last paragraph."""
 
     def __init__(self, ngram: NgramRule, rule: LoopRule) -> None:
         self._needed = -(-3 * rule.unit // ngram.n)
@@ -118,8 +126,10 @@ class BanCount:
         self._at: list[int] = []
 
     def add(self, num_tokens: int) -> int | None:
-        """The ban changed the token after ``num_tokens``. If that makes a loop: tokens before its first
-        change.
+        """Record that the ban changed the token after ``num_tokens`` tokens.
+
+        Returns the number of tokens before the first such change if the changes now make a loop, else
+        ``None``.
         """
         self._at = [at for at in self._at if num_tokens - at < self._span]
         self._at.append(num_tokens)
@@ -127,7 +137,10 @@ class BanCount:
 
 
 def _start_of_tail(ids: Sequence[int], period: int) -> int:
-    """The first index from which ``ids`` repeats with ``period`` to the end (len - period if it does not)."""
+    """Return the first index from which ``ids`` repeats with ``period`` to the end.
+
+    It is len - period if it does not repeat.
+    """
     i = len(ids) - 1
     while i >= period and ids[i] == ids[i - period]:
         i -= 1
@@ -139,12 +152,12 @@ def _weight(ids: Sequence[int], exempt: Collection[int]) -> float:
 
 
 class RepeatState:
-    """Output history and runs of every row, on the device. Nothing here waits for a device beside the CPU.
+    """Output history and runs of every row, on the device.
 
-    ``history``: (S, P) int32, the last P output tokens, latest first, -1 where there is none. ``runs``: (S,
-    P) int32, the run at distance d in column d - 1. ``run_needed``: (S, max_distance) int32, the run from
-    which the ban looks at that distance; ``loop_needed``: (max_period,) int32, the run that makes a loop.
-    ``is_exempt``: (V,) bool.
+    Nothing here waits for a device other than the CPU. ``history``: (S, P) int32, the last P output tokens,
+    latest first, -1 where there is none. ``runs``: (S, P) int32, the run at distance d in column d - 1.
+    ``run_needed``: (S, max_distance) int32, the run from which the ban applies at that distance.
+    ``loop_needed``: (max_period,) int32, the run that makes a loop. ``is_exempt``: (V,) bool.
     """
 
     def __init__(
@@ -155,7 +168,8 @@ class RepeatState:
         self.history = torch.full((num_slots, span), -1, dtype=torch.int32, device=device)
         self.runs = torch.zeros((num_slots, span), dtype=torch.int32, device=device)
         self.reach = max_distance
-        """Distances that ``banned`` looks at. May be lowered to the largest that a running page's rule has.
+        """Distances that ``banned`` looks at. It may be lowered to the largest one in the running pages'
+        rules.
         """
         self.loop_needed = torch.tensor(
             [rule.covered(d) - d for d in range(1, rule.max_period + 1)], dtype=torch.int32, device=device
@@ -165,7 +179,7 @@ class RepeatState:
         self.is_exempt[sorted(exempt)] = True
 
     def start(self, row: int, rule: NgramRule, first_id: torch.Tensor) -> None:
-        """A page joins at ``row``; ``first_id`` () int64 is the token its prefill gave."""
+        """Reset ``row`` for a new page. ``first_id``: () int64, the token that its prefill chose."""
         self.history[row].fill_(-1)
         self.history[row, 0] = first_id
         self.runs[row].zero_()
@@ -177,7 +191,7 @@ class RepeatState:
             state[target] = state[source]
 
     def banned(self, scores: torch.Tensor) -> torch.Tensor:
-        """(n, V) scores of the first n rows -> the same with -inf for what the rule bans."""
+        """Replace the scores of tokens that the rule bans by -inf, for the first n rows. (n, V) -> (n, V)."""
         n = len(scores)
         is_long = self.runs[:n, : self.reach] >= self.run_needed[:n, : self.reach]
         if scores.device.type == "cpu" and not is_long.any():
@@ -189,9 +203,7 @@ class RepeatState:
         return scores.scatter_reduce(1, followers, ceiling, "amin")
 
     def after(self, ids: torch.Tensor) -> "Extended":
-        """The state of the first n rows once (n,) int64 ``ids`` are their last tokens. Changes nothing
-        yet.
-        """
+        """Return the state of the first n rows with (n,) int64 ``ids`` appended, without changing it."""
         n = len(ids)
         latest = ids[:, None].int()
         history = torch.cat((latest, self.history[:n, :-1]), dim=1)
@@ -206,8 +218,9 @@ class RepeatState:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Extended:
-    """What ``RepeatState.after`` found; ``is_repeating``: (n,) bool, does the row now end in a repeating
-    tail?
+    """State that ``RepeatState.after`` computed.
+
+    ``is_repeating``: (n,) bool, whether the row now ends in a repeating tail.
     """
 
     history: torch.Tensor

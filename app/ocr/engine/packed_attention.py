@@ -1,7 +1,8 @@
-"""Attention by the variable-length flash kernel that torch brings for CUDA: exactly the keys that each page
-holds, lengths read from the device, so that a step can be captured in a CUDA graph and replayed.
+"""Attention by the variable-length flash kernel in torch's CUDA builds.
 
-FlashInfer and flash-attn would be the same kernel once more, from a package that must fit torch and CUDA.
+It reads exactly the keys that each page holds, with lengths from the device, so a step can be captured in a
+CUDA graph and replayed. FlashInfer and flash-attn offer the same kernel, but from a package that must fit
+torch and CUDA.
 """
 
 import logging
@@ -27,14 +28,14 @@ def varlen(
     scale: float,
     held: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(Tq, H, D), (Tk, Hkv, D) twice -> (Tq, H, D); sequence i begins at ``starts[0][i]`` and
-    ``starts[1][i]``, int32.
+    """Attend within packed sequences. (Tq, H, D) queries, (Tk, Hkv, D) keys and values -> (Tq, H, D).
 
-    ``held``: (n,) int32 keys in use of each, each of one query. Without it queries and keys are the same
-    tokens, and attention is causal.
+    Sequence i begins at ``starts[0][i]`` (queries) and ``starts[1][i]`` (keys), int32. ``held``: (n,) int32,
+    keys in use of each sequence, with one query each. Without it, queries and keys belong to the same tokens,
+    and attention is causal.
 
-    Not ``torch.nn.attention.varlen``: its signature is another in each of torch 2.10 to 2.13, the operator
-    beneath it takes these arguments in all of them.
+    Does not use ``torch.nn.attention.varlen``, whose signature differs in each of torch 2.10 to 2.13; the
+    operator beneath it takes these arguments in all of them.
     """
     out: torch.Tensor = torch.ops.aten._flash_attention_forward(
         query, key, value, *starts, *longest, 0.0, held is None, False, scale=scale, seqused_k=held
@@ -43,8 +44,9 @@ def varlen(
 
 
 class PackedPrefill:
-    """Pages one after the other in a single row of tokens, all in one call; page i goes to cache row
-    ``first_row + i``.
+    """Prefill of pages packed one after the other, in one call.
+
+    Page i goes to cache row ``first_row + i``.
     """
 
     def __init__(self, cache: KvCache, lengths: Sequence[int]) -> None:
@@ -72,7 +74,7 @@ class PackedPrefill:
 
 
 class PackedDecode:
-    """One token for each of the first n rows."""
+    """Decode step in one call: one token for each of the first n rows."""
 
     def __init__(self, cache: KvCache, num_rows: int) -> None:
         device, slot_tokens = cache.lengths.device, cache.plan.slot_tokens
@@ -106,9 +108,9 @@ class PackedDecode:
 
 
 def works(shape: KvShape, num_heads: int, device: torch.device) -> bool:
-    """Whether ``device`` runs these steps for a decoder of ``num_heads`` query heads.
+    """Tell whether ``device`` runs these steps for a decoder of ``num_heads`` query heads.
 
-    Tried and compared rather than looked up: cards, builds and versions of torch differ in what they take.
+    This is tried and compared, because cards, builds and versions of torch differ in what they accept.
     """
     if device.type != "cuda" or shape.dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -116,14 +118,14 @@ def works(shape: KvShape, num_heads: int, device: torch.device) -> bool:
         return False
     try:
         return _agrees(shape, num_heads, device)
-    except Exception:  # whatever it refuses with, there is another way
+    except Exception:  # whatever the error, SDPA still works
         logger.warning("no variable-length attention on this device, SDPA instead", exc_info=True)
         return False
 
 
 @torch.inference_mode()
 def _agrees(shape: KvShape, num_heads: int, device: torch.device) -> bool:
-    """Two rows that hold 3 and 5 tokens, one layer, against SDPA."""
+    """Compare with SDPA: one layer, two rows that hold 3 and 5 tokens."""
     small = KvShape(1, shape.num_heads, shape.head_dim, shape.dtype)
     cache = KvCache(KvPlan(2, 8), small, device)
     generator = torch.Generator().manual_seed(0)

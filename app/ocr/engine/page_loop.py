@@ -1,6 +1,6 @@
-"""The engine's loop, one turn at a time: obey, expire, take in, prefill, decode, settle.
+"""The engine's loop. One turn: run commands, expire deadlines, encode, prefill, decode, read results back.
 
-Everything here runs in one thread, but for ``enqueue``, ``post`` and ``load``, which any thread may call.
+Everything here runs in one thread, except ``enqueue``, ``post`` and ``load``, which any thread may call.
 """
 
 import logging
@@ -34,9 +34,9 @@ PrefillBatch = list[tuple[PageTask, Encoded]]
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """Counts of one moment: pages in each stage, room of the KV cache, and what was decoded so far.
+    """Counts at one moment: pages in each stage, room in the KV cache, and totals decoded so far.
 
-    ``num_tokens`` counts a token for each page and step.
+    ``num_tokens`` counts one token for each page and step.
     """
 
     queued: int
@@ -52,7 +52,7 @@ class EngineLoad:
 
     @property
     def reported(self) -> ReaderLoad:
-        """The same, as whoever watches the reader is told."""
+        """The same counts in the form that the reader reports."""
         return ReaderLoad(
             waiting=self.queued + self.preparing + self.encoding,
             running=self.running,
@@ -74,8 +74,9 @@ class _Pass:
 
 
 class PageLoop:
-    """Pages in, answers out. ``preparing`` runs host work of many pages, ``finishing`` turns ids into
-    text.
+    """The loop's state: pages go in, answers come out.
+
+    ``preparing`` runs host work of many pages; ``finishing`` turns ids into text.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class PageLoop:
     # any thread
 
     def enqueue(self, task: PageTask, priority: int) -> None:
-        """Raise ``Overloaded`` rather than wait."""
+        """Queue a page. Raise ``Overloaded`` rather than wait."""
         self.encode_queue.put(task, priority)
         self.post(partial(self._watch, task))
 
@@ -148,7 +149,10 @@ class PageLoop:
         self.decoder.warm_up()
 
     def turn(self) -> bool:
-        """Everything that can be done now, at most one decode step. False: nothing to do until woken."""
+        """Do everything that can be done now, with at most one decode step.
+
+        False: nothing to do until woken.
+        """
         self._woken.clear()
         while self._commands:
             self._commands.popleft()()
@@ -162,12 +166,12 @@ class PageLoop:
         return bool(self._running or self._pending or self.encode_queue.encoded or self._commands)
 
     def wait(self) -> None:
-        """Until something is posted or a deadline passes."""
+        """Wait until something is posted or a deadline passes."""
         due = self.deadlines.next_s()
         self._woken.wait(None if due is None else max(0.0, due - time.monotonic()))
 
     def end(self, task: PageTask, reason: FinishReason) -> None:
-        """Stop a page wherever it is and free its memory now. Nothing happens to one that is over."""
+        """Stop a page wherever it is and free its memory now. Do nothing for a page that is already over."""
         if task.is_over:
             return
         if reason == "deadline" and not task.outcomes and task.row is None:
@@ -177,7 +181,7 @@ class PageLoop:
         self._finish(task)
 
     def fail(self, task: PageTask, error: ParseError) -> None:
-        """A page that failed on a later attempt still has what the earlier ones read."""
+        """Fail a page. One that failed on a later attempt is answered with what the earlier attempts read."""
         if task.is_over:
             return
         if task.outcomes:
@@ -196,7 +200,7 @@ class PageLoop:
 
     @property
     def _num_free(self) -> int:
-        """Rows that a page may take now."""
+        """Number of rows that pages may take now."""
         return max(0, self._most_rows - len(self._running))
 
     def _watch(self, task: PageTask) -> None:
@@ -204,8 +208,9 @@ class PageLoop:
             self.deadlines.add(task, task.deadline_s)
 
     def _prefill(self) -> None:
-        """One packed prefill a turn, so that running pages wait no longer than ``max_prefill_tokens``
-        take.
+        """Run at most one packed prefill.
+
+        So running pages wait no longer than ``max_prefill_tokens`` take.
         """
         size = self._num_fitting()
         if not size:
@@ -213,7 +218,7 @@ class PageLoop:
         batch = self.encode_queue.encoded[:size]
         del self.encode_queue.encoded[:size]
         for _ in range(self.launch_policy.steps_ahead):
-            if self.decoder.has_room_for(2):  # this step's, and one before it is known what it gave
+            if self.decoder.has_room_for(2):  # this step's, and one launched before its result is known
                 self._decode()
         self._num_alone = max(0, self._num_alone - size)
         start = time.perf_counter()
@@ -233,7 +238,8 @@ class PageLoop:
     def _num_fitting(self) -> int:
         """Count the encoded pages that one prefill takes, in turn.
 
-        The first that does not fit stops the rest, or smaller pages would overtake it for ever.
+        The first page that does not fit also stops the later ones, or smaller pages would overtake it for
+        ever.
         """
         waiting = self.encode_queue.encoded[: self._num_free]
         if not waiting or self._waits_for_rows():
@@ -276,8 +282,10 @@ class PageLoop:
         self._pending.append(_Pass("prefill", [(task, task.life) for task, _ in batch], choices))
 
     def _prefill_failed(self, batch: PrefillBatch, error: Exception) -> None:
-        """Alone: the page fails. Together: smaller if memory ran out, else each alone to find whose fault it
-        is.
+        """Handle a failed prefill. A page that was alone fails.
+
+        Several pages are tried again: in smaller batches if memory ran out, otherwise each alone to find the
+        faulty one.
         """
         if is_out_of_memory(error):
             give_back_memory(self._model.device)
@@ -306,7 +314,7 @@ class PageLoop:
         self._pending.append(_Pass("decode", owners, choices))
 
     def _step_out_of_memory(self) -> None:
-        """Fewer pages at once from now on: the half that came last starts over when there is room."""
+        """Run fewer pages at once from now on. The half that came last starts over when there is room."""
         give_back_memory(self._model.device)
         num_rows = len(self._running)
         self._row_limit.shrink(num_rows)
@@ -317,25 +325,25 @@ class PageLoop:
             self._again(task, task.attempt)
 
     def _settle(self, leave: int) -> None:
-        """Read passes back, all but the last ``leave``: the device works on those while the host thinks."""
+        """Read passes back except the last ``leave``, on which the device works while the host goes on."""
         while len(self._pending) > leave:
             settled = self._pending.popleft()
             choices = settled.choices.read()
             self._charge(settled)
             for (task, life), choice in zip(settled.owners, choices, strict=True):
-                # a page that ended, or started over, since this pass was launched ran it for nothing
+                # drop results of pages that ended or started over since this pass was launched
                 if not task.is_over and task.life == life:
                     self._take(task, choice)
 
     def _charge(self, settled: _Pass) -> None:
-        """Charge the time since the last reading of the clock to this pass's pages.
+        """Charge the time since the last clock reading to this pass's pages.
 
-        It went into launching the next pass and waiting for this one, which on CUDA is where the device's
-        time shows.
+        It was spent on launching the next pass and on waiting for this one. On CUDA the device's time shows
+        in that wait.
         """
         now = time.perf_counter()
         spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now
-        # a page that left ran this pass for nothing, and its time belongs to those that made it run
+        # pages that left do not need this pass: its time is charged to those that still do
         alive = [task for task, life in settled.owners if not task.is_over and task.life == life]
         if not alive:
             return
@@ -344,7 +352,8 @@ class PageLoop:
             return
         for task in alive:
             task.times_ms["prefill"] += spent_ms / len(alive)
-            task.decode_clock_ms = self._decode_clock_ms  # the step in flight when it joined was not its own
+            # the step in flight when it joined did not include it
+            task.decode_clock_ms = self._decode_clock_ms
 
     def _take(self, task: PageTask, choice: Choice) -> None:
         if not math.isfinite(choice.logprob_sum):
@@ -365,8 +374,10 @@ class PageLoop:
             self._ended(task, "length")
 
     def _ended(self, task: PageTask, reason: FinishReason) -> None:
-        """By itself or at its limit. A page too short for a stretch may be noise from its first token on: its
-        text is left out like a stretch. It is not read again, for it is over as soon as it is begun.
+        """Finish a page that ended by itself or at its limit.
+
+        A page too short for a full confidence window may be noise from its first token on. Its text is then
+        left out, as for a noisy stretch, but it is not read again: it is over almost as soon as it begins.
         """
         if self._is_noise(task.confidence):
             task.conclude("low_confidence", [])
@@ -375,7 +386,7 @@ class PageLoop:
         self._finish(task)
 
     def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
-        """If the page has run into a loop: its output with the loop once. ``None``: it has not."""
+        """Return the output with the loop once if the page has run into a loop, else ``None``."""
         exempt, ngram = self._model.ngram_exempt_ids, task.attempt_plan.ngram
         if choice.is_repeating and (loop := find_loop(task.ids, self._settings.loops, exempt)) is not None:
             return without_repeats(task.ids, loop)
@@ -391,7 +402,10 @@ class PageLoop:
         return least is not None and mean is not None and mean < least
 
     def _unsure(self, task: PageTask) -> None:
-        """End before the noise began. What pruning took away may be what is missing: once more without."""
+        """Cut the page's output before the noise began.
+
+        Pruning may have removed what is missing, so a pruned page is read again without it.
+        """
         noise = ConfidenceWindow.NUM * ConfidenceWindow.TOKENS
         task.conclude("low_confidence", task.ids[:-noise])
         unpruned = next(
@@ -421,14 +435,14 @@ class PageLoop:
             self.encode_queue.begin(task)
 
     def _finish(self, task: PageTask) -> None:
-        """Its outcomes are complete: free its memory, make its text."""
+        """Free the page's memory and have its text made; its outcomes are complete."""
         task.is_over = True
         self._leave(task)
         self.deadlines.discard(task)
         self._finishing_pool.submit(_complete, task, self._model)
 
     def _leave(self, task: PageTask) -> None:
-        """Out of the queue and off the device."""
+        """Take the page out of the queue and off the device."""
         task.stops_waiting(time.monotonic())
         self.encode_queue.withdraw(task)
         if task.row is None:
@@ -445,7 +459,7 @@ class PageLoop:
 
 
 def _complete(task: PageTask, model: OcrModel) -> None:
-    """Ids -> text, away from the loop."""
+    """Turn ids into text and answer, outside the loop's thread."""
     try:
         task.settle(task.reading(model.decode_text(task.best().ids)))
     except Exception as error:

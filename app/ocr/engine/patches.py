@@ -1,4 +1,4 @@
-"""What became of each patch token of a page, and where on the page it lies, for ``tokens=detail``."""
+"""Find where each patch token lies on the page and what became of it, for ``tokens=detail``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,11 @@ from app.ocr.models.model import PageViews
 from rtprune import Folds
 
 PATCH_PX = 64
-"""Side of the square of a view's pixels that one patch token stands for."""
+"""Side of the square of a view's pixels that one patch token covers."""
 MIN_FOLDED_SHARE = 0.5
-"""Of a pruned token, what must have gone into kept ones for it to count as folded rather than dropped."""
+"""Share of a pruned token that must have gone into kept tokens for it to count as folded rather than
+dropped.
+"""
 WHOLE_PAGE: Box = (0, 0, FARTHEST, FARTHEST)
 
 
@@ -39,7 +41,7 @@ def grids_of(views: PageViews, size: tuple[int, int]) -> tuple[Grid, ...]:
 
 
 def _padded(size: tuple[int, int]) -> Box:
-    """A square around the page, as a box of the page: beyond its edges at two sides."""
+    """Return the square that padding makes of the page, as a box that extends beyond two of its sides."""
     side = max(size)
     across, down = (round((side - own) / 2 / own * FARTHEST) for own in size)
     return -across, -down, FARTHEST + across, FARTHEST + down
@@ -48,9 +50,10 @@ def _padded(size: tuple[int, int]) -> Box:
 def view_patches(
     grids: Sequence[Grid], patch_positions: Sequence[int], kept: Sequence[int], folds: Folds | None
 ) -> tuple[ViewPatches, ...]:
-    """``patch_positions``: of the patch tokens in the sequence. ``kept``: positions of what stays of it.
+    """List, for each view, its kept and folded patches.
 
-    Raise ``ValueError`` where the grids do not have as many patches as the sequence.
+    ``patch_positions``: positions of the patch tokens in the sequence. ``kept``: positions of the tokens that
+    were kept. Raise ``ValueError`` if the grids do not have as many patches as the sequence.
     """
     if sum(grid.num_patches for grid in grids) != len(patch_positions):
         raise ValueError(f"{len(patch_positions)} patch tokens do not fill {grids}")

@@ -1,4 +1,4 @@
-"""List what to try when a page loops: each attempt keeps the measures of the one before and adds one."""
+"""List the attempts at a page that loops. Each keeps the measures of the one before and adds one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from app.ocr.models.model import Mode
 
 @dataclass(frozen=True, slots=True)
 class AttemptPlan:
-    """The settings of one attempt at a page."""
+    """Settings of one attempt at a page."""
 
     mode: str
     prune: Pruning
@@ -23,7 +23,7 @@ def attempt_plans(
 ) -> list[AttemptPlan]:
     """List the attempts: as asked; with a stricter n-gram ban; unpruned; in another mode.
 
-    Plans that change nothing drop out.
+    Attempts equal to an earlier one are left out.
     """
     strictly = replace(first, ngram=strict)
     unpruned = replace(strictly, prune="none", keep_ratio=None)
@@ -32,7 +32,7 @@ def attempt_plans(
 
 
 def other_mode(name: str, modes: Sequence[Mode]) -> str:
-    """The next trained mode with more pixels, else the one with the most below it, else the same."""
+    """Return the next trained mode with more pixels, else the largest one below, else the same mode."""
     pixels = {mode.name: _most_pixels(mode) for mode in modes if mode.trained or mode.name == name}
     others = sorted((size, other) for other, size in pixels.items() if other != name)
     larger = [other for size, other in others if size >= pixels[name]]

@@ -1,6 +1,6 @@
 """Decide which page is next: fair order over documents, priorities, deadlines, bounds.
 
-Policy alone: no torch, no clocks.
+Only policy: no torch, no clocks.
 """
 
 import heapq
@@ -16,25 +16,26 @@ Result = TypeVar("Result")
 
 
 PAGES_A_ROUND = 3
-"""Of a document that has a head start."""
+"""Pages in each round of a document that has a head start; see ``FairQueue``."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Turn:
-    """A place in the order of service; smaller goes first. Total: no two pages share ``arrival``."""
+    """A place in the order of service; smaller goes first.
+
+    The order is total: no two pages share ``arrival``.
+    """
 
     rank: int
-    """Minus the priority."""
+    """The negative of the priority."""
     round: int
-    """Which round of the documents of this priority; see ``FairQueue``."""
+    """Number of the round among the documents of this priority; see ``FairQueue``."""
     arrival: int
 
 
 @dataclass(slots=True)
 class _Entry(Generic[Item]):
-    """A place in a heap; ``item`` is ``None`` once it was taken out, and the place is skipped when
-    reached.
-    """
+    """An entry of a heap. ``item`` is ``None`` once it was removed; such entries are skipped when reached."""
 
     item: Item | None
     document_id: str = ""
@@ -42,37 +43,37 @@ class _Entry(Generic[Item]):
 
 @dataclass(slots=True)
 class _Level(Generic[Item]):
-    """The pages of one priority: the round being served, and for each document the round of its last page."""
+    """The pages of one priority: the current round, and for each document the round of its last page."""
 
     current_round: int = 0
     last_round: dict[str, int] = field(default_factory=dict)
     num_came: dict[str, int] = field(default_factory=dict)
-    """Pages of each document since it last had none waiting."""
+    """Number of each document's pages since it last had none waiting."""
     num_waiting: dict[str, int] = field(default_factory=dict)
     heap: list[tuple[Turn, _Entry[Item]]] = field(default_factory=list)
 
     def first(self) -> Turn:
-        """Return the entry whose turn is first. A level exists only while it has one."""
+        """Return the first turn. A level exists only while it has an entry."""
         while self.heap[0][1].item is None:
             heapq.heappop(self.heap)
         return self.heap[0][0]
 
 
 class FairQueue(Generic[Item]):
-    """Pages waiting, served in rounds: each round takes one page of every document that has one.
+    """Queue of waiting pages, served in rounds: each round takes one page of every document that has one.
 
     A page gets its round when it arrives: one more than that of its document's last waiting page, and later
-    than the round being served. So page 1 of a new document goes ahead of page 58 of a document of 2,000, yet
-    behind every page whose round has come, or documents arriving without end would starve the one that waits.
-    Order is settled at arrival: a heap, O(log n) a page.
+    than the round being served. So page 1 of a new document goes ahead of page 58 of a document of 2,000. It
+    goes behind every page whose round has come; otherwise a stream of new documents would starve the waiting
+    one. The order is settled at arrival: a heap, O(log n) a page.
 
-    ``group``: so many pages of a document that had none waiting take a third of the rounds, three pages
-    in each. Where a page is read in many views, each of which is a page here, what is short ends soon beside
-    what is long, which keeps a quarter at least of what it had.
+    ``group``: the first pages, this many, of a document that had none waiting take a third of the rounds,
+    three pages in each. A reader may cut a page into many views, each of which is a page here. Short
+    documents then end soon beside long ones, which keep at least a quarter of their speed.
 
-    Higher priority goes strictly first; with ``one_in``, but for one in so many pages served while a lower
-    priority waits, which is of the one whose turn came first. Pages that were taken in have a deadline, and
-    higher ones may come without end.
+    Higher priority goes strictly first. With ``one_in``, one in so many pages served while a lower priority
+    waits is of the lower priorities, the page that arrived first. Without that, pages that were accepted and
+    have a deadline could wait for ever behind higher ones.
     """
 
     def __init__(self, max_pages: int, *, one_in: int | None = None, group: int = 0) -> None:
@@ -90,7 +91,7 @@ class FairQueue(Generic[Item]):
         return len(self._entries)
 
     def put(self, item: Item, document_id: str, priority: int = 0) -> Turn:
-        """Raise ``Overloaded`` rather than wait."""
+        """Add a page. Raise ``Overloaded`` rather than wait."""
         if len(self._entries) >= self._max_pages:
             raise Overloaded(f"{self._max_pages} pages are waiting already")
         level = self._levels.setdefault(-priority, _Level())
@@ -112,7 +113,11 @@ class FairQueue(Generic[Item]):
         return turn
 
     def pop(self) -> tuple[Turn, Item] | None:
-        """Take the next page; ``None`` if none waits. A page served ahead of others gets their turn."""
+        """Take the next page; ``None`` if none waits.
+
+        A page of a lower priority served ahead of higher ones is returned with a turn of the highest
+        priority.
+        """
         if not self._levels:
             return None
         turn, highest = self._next(), min(self._levels)
@@ -125,7 +130,7 @@ class FairQueue(Generic[Item]):
         return None if item is None else (served, item)
 
     def remove(self, turn: Turn) -> bool:
-        """Take a page out of the queue; False when it is not waiting any more."""
+        """Take a page out of the queue. Returns False if it is no longer waiting."""
         entry = self._entries.pop(turn, None)
         if entry is None:
             return False
@@ -158,7 +163,7 @@ class FairQueue(Generic[Item]):
 
 
 class Deadlines(Generic[Item]):
-    """Which pages ran out of time. Items are told apart by identity; times are seconds of any one clock."""
+    """Deadlines of pages. Items are told apart by identity; times are seconds of any one clock."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, _Entry[Item]]] = []
@@ -175,7 +180,7 @@ class Deadlines(Generic[Item]):
         heapq.heappush(self._heap, (at_s, self._added, entry))
 
     def discard(self, item: Item) -> None:
-        """A page that is over is let go at once: it may hold an image, and its deadline be minutes away."""
+        """Forget a page that is over. It may hold an image, and its deadline may be minutes away."""
         entry = self._entries.pop(id(item), None)
         if entry is not None:
             entry.item = None
@@ -184,7 +189,7 @@ class Deadlines(Generic[Item]):
             heapq.heapify(self._heap)
 
     def expired(self, now_s: float) -> list[Item]:
-        """Take the items that are due by now, earliest first, each once."""
+        """Take the items whose deadline has passed, earliest first, each once."""
         due = []
         while self._heap and self._heap[0][0] <= now_s:
             item = heapq.heappop(self._heap)[2].item
@@ -194,12 +199,12 @@ class Deadlines(Generic[Item]):
         return due
 
     def next_s(self) -> float | None:
-        """When to look again; no later than the next deadline."""
+        """Return when to look again: no later than the next deadline, ``None`` if there is none."""
         return self._heap[0][0] if self._heap else None
 
 
 class BatchLimit:
-    """Bound a batch: halve it when memory runs out, grow it by one after ``patience`` good ones."""
+    """Limit of a batch: halved when memory runs out, raised by one after ``patience`` successful batches."""
 
     def __init__(self, most: int, patience: int = 16) -> None:
         if most < 1:
@@ -210,7 +215,7 @@ class BatchLimit:
         self.value = most
 
     def shrink(self, failed: int) -> None:
-        """A batch of ``failed`` did not fit."""
+        """Lower the limit after a batch of ``failed`` items did not fit."""
         self.value = max(1, min(self.value, failed // 2))
         self._good = 0
 
@@ -222,7 +227,9 @@ class BatchLimit:
 
 
 def chunks_within(sizes: Sequence[int], budget: int) -> list[range]:
-    """Consecutive items in chunks whose sizes add up to at most ``budget``; one larger than that goes alone.
+    """Group consecutive items into chunks of total size up to ``budget``.
+
+    A larger item gets a chunk of its own.
 
     >>> chunks_within([3, 3, 9, 1], budget=6)
     [range(0, 2), range(2, 3), range(3, 4)]
@@ -265,14 +272,14 @@ def runs_of_like_length(lengths: Sequence[int], call: int, round_to: int) -> lis
 
 
 class KvBudget:
-    """Promise KV tokens to pages, never more than there are: what was promised is always there."""
+    """KV tokens promised to pages. Never more than there are, so that every promise can be kept."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self.taken = 0
 
     def how_many(self, amounts: Sequence[int]) -> int:
-        """Count the first ``amounts`` that fit together."""
+        """Count how many of ``amounts``, from the first on, fit together."""
         left = self._most - self.taken
         return sum(1 for total in accumulate(amounts) if total <= left)
 

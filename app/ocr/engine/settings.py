@@ -1,4 +1,4 @@
-"""Settings of the engine, checked when they are made."""
+"""Settings of the engine, validated when they are made."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from app.ocr.engine.loops import LoopRule, NgramRule
 from app.ocr.models.model import OcrModel
 
 PROMPT_ROOM = 2048
-"""Tokens of the largest mode's page (Gundam's nine tiles: 1,300) and of a long prompt."""
+"""Tokens for a page in the largest mode (Gundam's nine tiles: 1,300) and a long prompt."""
 
 COUNTS = (
     "max_running_pages",
@@ -24,14 +24,16 @@ COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Memory: ``kv_memory_mib`` or ``kv_memory_share`` (of free CUDA memory) pays for the KV cache, once, at
-    start.
+    """Settings of the engine.
+
+    Memory of the KV cache is taken once, at the start: ``kv_memory_mib``, or ``kv_memory_share`` of free CUDA
+    memory.
     """
 
     max_running_pages: int = 16
     """Pages decoded together; fewer if the KV budget does not pay for as many."""
     max_page_tokens: int | None = 4096
-    """KV tokens of one page: kept visual tokens, prompt and output. At most the model's positions are used.
+    """KV tokens of one page: kept visual tokens, prompt and output. Never more than the model's positions.
 
     ``None``: room for ``max_output_tokens`` and any page, or what the KV memory holds if that is less.
     """
@@ -40,30 +42,35 @@ class EngineSettings:
 
     max_queued_pages: int = 4096
     prefetch_pages: int = 16
-    """Pages preprocessed ahead of their encoding. Each holds its views: 12 MiB at 1024 px."""
+    """Pages preprocessed ahead of encoding. Each holds its views in memory: 12 MiB at 1024 px."""
     preprocess_threads: int = 2
     max_encode_pages: int = 8
     encode_beside_decode: bool = False
-    """On a CPU: leave half of the threads to decoding and encode with the others meanwhile. Pays where a step
-    is too short to be shared. CUDA always encodes beside decoding."""
+    """On a CPU, encode with half of the threads while the others decode. Pays where a step is too short to be
+    shared by all threads. CUDA always encodes beside decoding.
+    """
     view_group: int = 0
-    """Pages of a document that take turns three at a time: what a reader cuts one page into."""
+    """First pages of a document that are served three per round, for readers that cut a page into many
+    views.
+    """
     max_prefill_tokens: int = 4096
-    """Prefilled between two decode steps: what running pages may have to wait for."""
+    """Tokens prefilled between two decode steps; running pages wait that long."""
 
     max_output_tokens: int = 4096
-    """For pages that do not say; always cut to what the page's memory and the model's positions leave."""
+    """Default limit of a page's output. Every limit is cut to what the page's memory and the model's
+    positions leave.
+    """
     page_deadline_seconds: float = 600.0
-    """From submission, for pages that do not say."""
+    """Default deadline of a page, from its submission."""
 
     ngram: NgramRule | None = None
-    """``None``: the rule that the checkpoint was published with."""
+    """N-gram ban of the first attempt; ``None``: the rule that the checkpoint was published with."""
     strict_ngram: NgramRule = field(default_factory=lambda: NgramRule(n=10, window=256))
-    """From the second attempt on."""
+    """N-gram ban from the second attempt on."""
     loops: LoopRule = field(default_factory=LoopRule)
     max_attempts: int = 4
     piece_interval_seconds: float = 0.03
-    """Streamed text is gathered at least this long, so that consumers do not cost more than decoding."""
+    """Shortest time for which streamed text is gathered, so that consumers do not cost more than decoding."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -77,16 +84,16 @@ class EngineSettings:
             raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
 
     def page_tokens(self, model: OcrModel, shape: KvShape, budget_bytes: int) -> int:
-        """KV tokens of one page, for this model and KV memory."""
+        """Return the KV tokens of one page for this model and KV memory."""
         if self.max_page_tokens is not None:
             return min(self.max_page_tokens, model.max_positions)
         wanted = min(self.max_output_tokens + PROMPT_ROOM, model.max_positions)
         return min(wanted, max(1, budget_bytes // shape.bytes_per_token))
 
     def first_ngram(self, model: OcrModel) -> NgramRule:
-        """The rule of a page's first attempt."""
+        """Return the n-gram rule of a page's first attempt."""
         return model.ngram if self.ngram is None else self.ngram
 
     def max_ban_distance(self, model: OcrModel) -> int:
-        """The farthest back, in tokens, that any attempt looks for a repeat."""
+        """Return how far back, in tokens, any attempt looks for a repeat."""
         return max(self.first_ngram(model).max_distance, self.strict_ngram.max_distance)

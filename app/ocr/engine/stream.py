@@ -1,4 +1,4 @@
-"""Text of a page on its way from the engine's thread to one asyncio consumer."""
+"""Pass the text of a page from the engine's thread to one asyncio consumer."""
 
 import asyncio
 import threading
@@ -10,12 +10,14 @@ from app.reader import Restart
 DecodeText = Callable[[Sequence[int]], str]
 
 MAX_BYTES = 4
-"""Of a UTF-8 character, and so tokens. What is no text after that many is no character in the making."""
+"""Most bytes, and so tokens, of a UTF-8 character. If that many tokens are no text, they are no unfinished
+character.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """New tokens since the consumer last looked. ``attempt`` counts up when the page is read again."""
+    """New tokens since the consumer last looked. ``attempt`` grows by one when the page is read again."""
 
     attempt: int
     ids: list[int]
@@ -23,7 +25,10 @@ class News:
 
 
 class Feed:
-    """The engine's thread writes, the consumer's loop reads; neither waits for the other."""
+    """Channel from the engine's thread, which writes, to the consumer's loop, which reads.
+
+    Neither blocks the other.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,7 +40,7 @@ class Feed:
 
     @property
     def final_text(self) -> str | None:
-        """Set once the page is over; ``None`` for a page that failed."""
+        """Text of the page, set once it is over; ``None`` for a page that failed."""
         return self._final
 
     def push(self, token: int) -> None:
@@ -85,7 +90,10 @@ def _resolve(changed: "asyncio.Future[None]") -> None:
 
 
 class TextDelta:
-    """Ids in, the text they add out. Decodes only a few ids each time; holds back an unfinished character."""
+    """Incremental decoder: takes ids and returns the text they add.
+
+    It decodes only a few ids each time and holds back an unfinished character.
+    """
 
     def __init__(self, decode_text: DecodeText) -> None:
         self._decode_text = decode_text
@@ -105,7 +113,7 @@ class TextDelta:
         return text[len(before) :]
 
     def _num_unfinished(self) -> int:
-        """Ids at the end that may be part of a character; 0 if dropping them does not help."""
+        """Count the ids at the end that may be part of a character; 0 if dropping them does not help."""
         for held in range(min(MAX_BYTES, len(self._ids) - self._sent)):
             if not self._decode_text(self._ids[self._context : len(self._ids) - held]).endswith("\ufffd"):
                 return held
@@ -113,8 +121,9 @@ class TextDelta:
 
 
 async def pieces_of(feed: Feed, decode_text: DecodeText, interval_seconds: float) -> AsyncIterator[str]:
-    """``PageStream.pieces``: text as it comes; at the end, whatever makes it add up to the page's final
-    text.
+    """Yield text as it comes (``PageStream.pieces``); at the end, yield what completes the page's final text.
+
+    Yields ``Restart`` where text already sent is no longer valid.
     """
     attempt, num_seen, sent, delta = 0, 0, "", TextDelta(decode_text)
     while True:

@@ -1,4 +1,4 @@
-"""One page on its way through the engine: what was asked, what was tried, what came out."""
+"""One page on its way through the engine: the request, the attempts and their outcomes."""
 
 import time
 from collections import deque
@@ -24,9 +24,10 @@ NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one attempt. ``ids``: the tokens of its text, loops cut to one repeat, noise left out.
+    """The end of one attempt.
 
-    ``logprobs``: one for each of these tokens, for the end token if it was chosen, and for noise.
+    ``ids``: the tokens of its text, with loops cut to one repeat and noise left out. ``logprobs``: one for
+    each of these tokens, for the end token if it was chosen, and for noise.
     """
 
     attempt: Attempt
@@ -38,16 +39,16 @@ class Outcome:
 
 @dataclass(slots=True)
 class ConfidenceWindow:
-    """The mean log-probability of the last ``NUM * TOKENS`` tokens."""
+    """Moving mean of the log-probability over the last ``NUM * TOKENS`` tokens."""
 
     TOKENS: ClassVar[int] = 32
     NUM: ClassVar[int] = 4
     sums: deque[float] = field(default_factory=lambda: deque([0.0], maxlen=ConfidenceWindow.NUM + 1))
 
     def mean(self, num_tokens: int, logprob_sum: float) -> float | None:
-        """Mean log-probability over them when a stretch is complete, after enough of them; else ``None``.
+        """Return the mean after every ``TOKENS`` tokens once the window is full, else ``None``.
 
-        ``logprob_sum``: of all ``num_tokens`` tokens.
+        ``logprob_sum``: sum over all ``num_tokens`` tokens so far.
         """
         if num_tokens % self.TOKENS:
             return None
@@ -59,7 +60,10 @@ class ConfidenceWindow:
 
 @dataclass(eq=False, slots=True)
 class PageTask:
-    """Owned by the engine's thread, but for ``feed`` and ``done``, which any thread may read."""
+    """A page in the engine.
+
+    Only the engine's thread may use it, except ``feed`` and ``done``, which any may read.
+    """
 
     page: Page
     document_id: str
@@ -69,30 +73,32 @@ class PageTask:
     deadline_s: float
     risk_curve: RiskCurve
     trace: bool = False
-    """What becomes of each of its patch tokens is told with the answer."""
+    """Whether the answer tells what became of each patch token."""
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
-    """Its place in the queue; ``None`` until queued."""
+    """Place in the queue; ``None`` until queued."""
     is_over: bool = False
-    """Nothing more may happen to it; ``done`` follows once its text is made."""
+    """Whether the page has ended; ``done`` follows once its text is made."""
     times_ms: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     waiting_since_s: float | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     attempt: int = 0
     """Index of the plan that is being tried."""
     life: int = 0
-    """Counts how often the page was begun; results of an earlier life are known by it and dropped."""
+    """Counts how often the page was begun, so that results of an earlier start are recognised and dropped."""
     row: int | None = None
     room: int = 0
-    """Output tokens this attempt may still have in all."""
+    """Total output tokens that this attempt may have."""
     reserved: int = 0
-    """KV tokens promised to it while it is in a row."""
+    """KV tokens promised to the page while it is in a row."""
     encoded: Encoded | None = None
-    """What it was last prefilled from, unpruned tokens too: another attempt in its mode needs no more."""
+    """What the page was last prefilled from, with its unpruned tokens, so another attempt in its mode skips
+    encoding.
+    """
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    """Of ``ids``, and of the end token."""
+    """Log-probabilities of ``ids`` and of the end token."""
     logprob_sum: float = 0.0
     window: ConfidenceWindow = field(default_factory=ConfidenceWindow)
     counts: VisualCounts = NOT_ENCODED
@@ -121,46 +127,46 @@ class PageTask:
             self.waiting_since_s = None
 
     def starts(self, row: int, encoded: Encoded, room: int, loops: LoopRule) -> None:
-        """Prefill put it in ``row``."""
+        """Reset the attempt's state after prefill put the page in ``row``."""
         self.row, self.room, self.counts, self.encoded = row, room, encoded.counts, encoded
         self.ids, self.logprobs, self.logprob_sum = [], [], 0.0
         self.window = ConfidenceWindow()
         self.bans = BanCount(self.attempt_plan.ngram, loops)
 
     def restarts(self, attempt: int) -> None:
-        """Forget what the attempt gave; its text, if any was sent, is taken back."""
+        """Discard what the attempt gave; text already sent to the client is taken back."""
         self.attempt = attempt
         self.life += 1
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.feed.restart()
 
     def scores(self, logprob_sum: float) -> None:
-        """Another token was chosen; ``logprob_sum``: of all tokens up to it."""
+        """Record another token. ``logprob_sum``: sum over all tokens up to it."""
         self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
         self.logprob_sum = logprob_sum
 
     def conclude(self, reason: FinishReason, ids: list[int] | None = None) -> Outcome:
-        """Record how the current attempt ended; ``ids``: what to keep of its output, all of it by default."""
+        """Record how the current attempt ended. ``ids``: the part of its output to keep, by default all."""
         attempt_plan = self.attempt_plan
         attempt = Attempt(
             attempt_plan.mode, attempt_plan.prune, attempt_plan.ngram.window, reason, len(self.ids)
         )
         kept = self.ids if ids is None else ids
-        # a loop's repeats are sure of themselves and say nothing; noise is what makes a page doubtful
+        # a loop's repeats have high probabilities that tell nothing; noise counts, it makes a page doubtful
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
         outcome = Outcome(attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts)
         self.outcomes.append(outcome)
         return outcome
 
     def best(self) -> Outcome:
-        """The last attempt if it ended by itself; else the one that read most before it was stopped."""
+        """Return the last outcome if it ended by itself or at its limit, else the one with most tokens."""
         last = self.outcomes[-1]
         if last.attempt.finish_reason in ("stop", "length"):
             return last
         return max(self.outcomes, key=lambda outcome: len(outcome.ids))
 
     def reading(self, text: str) -> Reading:
-        """Make the answer: the text of ``best()``, the finish reason of the last attempt."""
+        """Build the answer: the text of ``best()``, the finish reason of the last attempt."""
         best, counts = self.best(), self.best().counts
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
@@ -180,7 +186,7 @@ class PageTask:
         )
 
     def settle(self, result: Reading | ParseError) -> None:
-        """Give the answer to the caller. Only the first one counts."""
+        """Give the answer to the caller. Later calls have no effect."""
         self.is_over, self.encoded = True, None
         try:
             if isinstance(result, Reading):
@@ -209,7 +215,7 @@ def new_task(
     document_id: str,
     deadline_seconds: float | None = None,
 ) -> PageTask:
-    """Everything the engine decides about a page before it waits. Raises ``BadOption``."""
+    """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``."""
     mode = options.mode or model.default_mode
     if mode not in model.modes:
         raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")

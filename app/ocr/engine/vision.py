@@ -1,5 +1,6 @@
-"""From an image to the sequence a page starts with: preprocess on the host, encode and prune together,
-assemble.
+"""Turn an image into the start of a page's sequence.
+
+The host preprocesses it; the device encodes and prunes pages in batches; then the prompt is assembled.
 """
 
 import logging
@@ -24,7 +25,7 @@ from rtprune import Folds, RTPruneConfig, VisualTokens, prune_batch, text_densit
 
 logger = logging.getLogger(__name__)
 MAX_TEXTS = 64
-"""Prompts whose embeddings are kept. None is ever given up: another stream may be reading it."""
+"""Prompts whose embeddings are kept. None is evicted, because another stream may be reading it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,27 +33,29 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A page after the host's part. ``density``: of its global view, in [0, 1]."""
+    """A page after preprocessing on the host. ``density``: text density of its global view, in [0, 1]."""
 
     views: PageViews
     density: float
     prompt_ids: list[int]
     attempt_plan: AttemptPlan
     started_s: float
-    """When the host began, by ``time.monotonic``."""
+    """When preprocessing began, by ``time.monotonic``."""
     preprocess_ms: float
     grids: tuple[Grid, ...] | None = None
-    """Where its patch tokens lie on the page; ``None`` unless somebody wants to know."""
+    """Where its patch tokens lie on the page; ``None`` unless they are traced."""
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of all views."""
+        """Pixels of all views together."""
         views = [self.views.view] if self.views.tiles is None else [self.views.view, *self.views.tiles]
         return sum(view.shape[-2] * view.shape[-1] for view in views)
 
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:
+    """Counts of a page's visual tokens before and after pruning, with its density and views."""
+
     visual: int
     kept: int
     patches: int
@@ -65,9 +68,9 @@ class VisualCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A page ready for prefill. Times are its share of what it was encoded and pruned with.
+    """A page ready for prefill. Its times are its share of the batch it was encoded and pruned with.
 
-    ``tokens``: before pruning, for an attempt without it.
+    ``tokens``: visual tokens before pruning, for an attempt without pruning.
     """
 
     prompt: Prompt
@@ -86,7 +89,7 @@ class _Kept:
 
 
 NOT_PRUNED = PageFailed("the page was not pruned")
-"""Stands where every page will have its answer."""
+"""Placeholder for each page's result until it is replaced."""
 
 
 def prepare(
@@ -97,7 +100,10 @@ def prepare(
     *,
     trace: bool = False,
 ) -> Prepared:
-    """Runs in a thread of its own, beside decoding. ``trace``: its patch tokens are followed."""
+    """Preprocess a page. Runs in a thread of its own, beside decoding.
+
+    ``trace``: keep what is needed to report each patch token.
+    """
     start = time.monotonic()
     views = model.preprocess(image, attempt_plan.mode)
     side = views.view.shape[-1] // PATCH_PX
@@ -107,7 +113,9 @@ def prepare(
 
 
 class Vision:
-    """Encodes and prunes pages of one mode together. A page that cannot be, fails alone."""
+    """Encoding and pruning of pages of one mode together. If a page cannot be encoded, only that page
+    fails.
+    """
 
     def __init__(self, model: OcrModel, limit: BatchLimit) -> None:
         self._model = model
@@ -116,7 +124,7 @@ class Vision:
 
     @torch.inference_mode()
     def encode(self, pages: Sequence[Prepared]) -> list[Encoded | ParseError]:
-        """One answer a page, in order."""
+        """Encode and prune pages. Returns one result per page, in order."""
         start = time.perf_counter()
         tokens = self._each(pages, self._encode_views)
         wait_for(self._model.device)
@@ -133,7 +141,7 @@ class Vision:
 
     @torch.inference_mode()
     def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
-        """The same page for another attempt_plan of the same mode, from what was encoded."""
+        """Prune the same page for another attempt in the same mode, without encoding it again."""
         page = replace(encoded.page, attempt_plan=attempt_plan)
         same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
             attempt_plan.prune,
@@ -176,7 +184,7 @@ class Vision:
     def _prune_all(
         self, pages: Sequence[Prepared], tokens: Sequence[VisualTokens | ParseError]
     ) -> list[_Kept | ParseError]:
-        """Pages that are pruned the same way in one call."""
+        """Prune pages that share a keep ratio in one call."""
         results: list[_Kept | ParseError] = [NOT_PRUNED] * len(pages)
         by_way: dict[tuple[float | None, bool], list[int]] = {}
         for i, (page, one) in enumerate(zip(pages, tokens, strict=True)):
@@ -195,7 +203,10 @@ class Vision:
         return results
 
     def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
-        """bos, kept visual tokens at their original positions, prompt after the unpruned length."""
+        """Assemble bos, the kept visual tokens at their original positions, and the prompt.
+
+        The prompt's positions follow those of all visual tokens, pruned ones included.
+        """
         text = self._text(tuple(page.prompt_ids))
         after = 1 + kept.counts.visual
         written = torch.arange(after, after + len(page.prompt_ids), device=self._model.device)
@@ -204,7 +215,10 @@ class Vision:
         return Prompt(embeds, positions, after + len(page.prompt_ids))
 
     def _text(self, prompt_ids: tuple[int, ...]) -> torch.Tensor:
-        """(1 + P, D): bos and the prompt, the same for most pages."""
+        """Return the embeddings of bos and the prompt, (1 + P, D).
+
+        They are cached: most pages share a prompt.
+        """
         known = self._texts.get(prompt_ids)
         if known is not None:
             return known
@@ -217,7 +231,10 @@ class Vision:
     def _each(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
     ) -> list[Result | ParseError]:
-        """``work`` on all items together; where that fails, on halves (out of memory) or on each alone."""
+        """Run ``work`` on all items together.
+
+        If that fails, retry on halves (out of memory) or on each item alone.
+        """
         results: list[Result | ParseError] = []
         for chunk in chunks_within([1] * len(items), self._limit.value):
             answers = self._chunk([items[i] for i in chunk], work)
@@ -238,7 +255,7 @@ class Vision:
             if len(items) == 1:
                 logger.exception("a page could not be encoded")
                 return [failure_of(error)]
-        # outside the handler, whose traceback keeps alive the tensors that memory is needed for
+        # outside the handler: its traceback keeps tensors alive, and their memory is needed
         if no_memory:
             give_back_memory(self._model.device)
         size = len(items) // 2 if no_memory else 1
@@ -270,7 +287,10 @@ def prune_some(pages: Sequence[tuple[VisualTokens, Prepared]], config: RTPruneCo
 def _views(
     tokens: VisualTokens, page: Prepared, kept: torch.Tensor, folds: Folds | None
 ) -> tuple[ViewPatches, ...]:
-    """Where the page's patch tokens lie and what became of them; waits for the device where that is asked."""
+    """Return where the page's patch tokens lie and what became of them; empty unless the page is traced.
+
+    Waits for the device if it is traced.
+    """
     if page.grids is None:
         return ()
     positions = tokens.is_patch.nonzero()[:, 0].tolist()
@@ -278,7 +298,7 @@ def _views(
 
 
 def failure_of(error: BaseException) -> ParseError:
-    """Return the error to show a client: the page's own, or that the model failed; no trace, no path."""
+    """Return the error to show a client: the page's own, or that the model failed. No trace and no path."""
     if isinstance(error, ParseError):
         return error
     if is_out_of_memory(error):

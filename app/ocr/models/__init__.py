@@ -1,1 +1,1 @@
-"""Checkpoints and the model: files to an ``OcrModel`` that the engine runs."""
+"""Checkpoints and the model: turn files into an ``OcrModel`` that the engine runs."""

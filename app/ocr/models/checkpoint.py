@@ -1,6 +1,6 @@
-"""Checkpoint folders: where they are, what is in them, and everything that can be wrong with them.
+"""Checkpoint folders: find them, read them, and report everything that can be wrong with them.
 
-Weights are read from safetensors alone, by this module: a folder is data, and nothing in it is executed,
+Only this module reads weights, and only from safetensors. A folder is data: nothing in it is executed,
 unpickled or followed to another place.
 """
 
@@ -33,20 +33,24 @@ POSITION_BUFFER = ".embeddings.position_ids"
 FLOAT_DTYPES = frozenset({"F32", "F16", "BF16"})
 
 LazyTensor = Any
-"""safetensors' slice: ``get_shape()``, ``get_dtype()``, and values once indexed. It has no public type."""
+"""A slice of safetensors, which has no public type: ``get_shape()``, ``get_dtype()``, and values once
+indexed.
+"""
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be used. The text names the file, key or setting that is wrong; it is for the
-    operator."""
+    """A checkpoint cannot be used.
+
+    The text is for the operator and names the file, key or setting that is wrong.
+    """
 
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are here and the bytes in all, as far as they are known."""
+"""Called with the bytes that have arrived and the total, as far as it is known."""
 
 
 def is_hub_id(path_or_id: str | Path) -> bool:
-    """Tell whether ``locate`` would ask the hub for it, or the hub's cache on this machine."""
+    """Tell whether ``locate`` would ask the hub, or the hub's cache on this machine."""
     return (
         not Path(path_or_id).is_dir()
         and isinstance(path_or_id, str)
@@ -55,10 +59,11 @@ def is_hub_id(path_or_id: str | Path) -> bool:
 
 
 def locate(path_or_id: str | Path, progress: Progress | None = None) -> Path:
-    """A folder, or a hub id ``owner/name`` or ``owner/name@revision`` -> the folder on this machine.
+    """Return the local folder of a folder path or a hub id, ``owner/name`` or ``owner/name@revision``.
 
-    An existing folder wins over a hub id of the same spelling. A hub id is downloaded once (weights, config
-    and tokenizer files alone); with ``HF_HUB_OFFLINE=1`` it must be in the cache already.
+    An existing folder wins over a hub id of the same spelling. A hub id is downloaded once (only weights,
+    config and tokenizer files); with ``HF_HUB_OFFLINE=1`` it must already be in the cache. Raise
+    ``CheckpointError`` if there is neither.
     """
     folder = Path(path_or_id)
     if folder.is_dir():
@@ -69,14 +74,14 @@ def locate(path_or_id: str | Path, progress: Progress | None = None) -> Path:
 
 
 class _NullFile(io.StringIO):
-    """Takes what a progress bar draws."""
+    """A file that discards what a progress bar draws."""
 
     def write(self, text: str) -> int:
         return len(text)
 
 
 def _bar_that_tells(progress: Progress) -> type[tqdm]:
-    """A progress bar that draws nothing and tells how many bytes have come."""
+    """Return a progress bar class that draws nothing and reports how many bytes have arrived."""
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -84,7 +89,7 @@ def _bar_that_tells(progress: Progress) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             updated: bool | None = super().update(n)
-            if self.unit == "B":  # others count files
+            if self.unit == "B":  # other bars count files
                 progress(int(self.n), int(self.total or 0))
             return updated
 
@@ -112,7 +117,7 @@ def _download(hub_id: str, progress: Progress | None) -> Path:
 
 
 def read_text(folder: Path, name: str) -> str:
-    """A UTF-8 file of the folder, or a ``CheckpointError`` that names it."""
+    """Read a UTF-8 file of the folder. Raise a ``CheckpointError`` that names it."""
     try:
         return (folder / name).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -122,7 +127,7 @@ def read_text(folder: Path, name: str) -> str:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder, or a ``CheckpointError`` that names it."""
+    """Read a JSON object of the folder. Raise a ``CheckpointError`` that names the file."""
     try:
         value = json.loads(read_text(folder, name))
     except (ValueError, RecursionError) as error:
@@ -134,10 +139,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 @contextmanager
 def open_weights(folder: Path) -> Iterator[dict[str, LazyTensor]]:
-    """All tensors of the folder by key, unread until indexed; valid inside the ``with`` block.
+    """Open all tensors of the folder by key.
 
-    Headers are checked first: every file whole, every indexed key where the index says, no key twice, floats
-    only.
+    They are unread until indexed, and valid inside the ``with`` block. Headers are checked first: every file
+    is whole, every indexed key is where the index says, no key occurs twice, and all values are floats. Raise
+    ``CheckpointError`` otherwise.
     """
     placed = {key: name for key, name in _weight_map(folder).items() if not _is_position_buffer(key)}
     tensors: dict[str, LazyTensor] = {}
@@ -158,7 +164,7 @@ def open_weights(folder: Path) -> Iterator[dict[str, LazyTensor]]:
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:
-    """Key -> shard file name from the index; empty when one file holds everything."""
+    """Read the index: key -> shard file name. Empty when one file holds everything."""
     if (folder / SINGLE_FILE).is_file():
         return {}
     if not (folder / INDEX_FILE).is_file():
@@ -197,12 +203,12 @@ def _open_file(folder: Path, name: str, open_files: ExitStack) -> dict[str, Lazy
 
 
 def _is_position_buffer(key: str) -> bool:
-    """Recognise the buffer that the released code's ``save_pretrained`` writes beside the weights."""
+    """Tell whether ``key`` is the position buffer that the released code's ``save_pretrained`` writes."""
     return key.endswith(POSITION_BUFFER)
 
 
 def _check_positions(folder: Path, key: str, tensor: LazyTensor) -> None:
-    """Refuse a buffer that does not count from 0, as the model here does by itself."""
+    """Refuse a position buffer that does not count from 0; the model here creates that one itself."""
     shape = tensor.get_shape()
     is_row = tensor.get_dtype() == "I64" and len(shape) == 2 and shape[0] == 1
     if not is_row or tensor[:].tolist() != [list(range(shape[1]))]:
@@ -210,5 +216,5 @@ def _check_positions(folder: Path, key: str, tensor: LazyTensor) -> None:
 
 
 def some(names: list[str], most: int = 5) -> str:
-    """The first few names, and how many there are beyond."""
+    """Join the first few names and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

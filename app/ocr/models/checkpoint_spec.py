@@ -1,4 +1,7 @@
-"""Read a checkpoint's ``rtprune.json``: view modes, prompt and rules that its ``config.json`` cannot say."""
+"""Read a checkpoint's ``rtprune.json``.
+
+It has the view modes, prompt and rules for which ``config.json`` has no place.
+"""
 
 from pathlib import Path
 from typing import Self
@@ -14,7 +17,7 @@ from app.ocr.risk import UNCALIBRATED, RiskCurve
 
 SPEC_FILE = "rtprune.json"
 TOKEN_PX = 64
-"""Side of the square one patch token stands for: patch 16, then two stride-2 convolutions."""
+"""Side in pixels of the square that one patch token covers: patches of 16, then two stride-2 convolutions."""
 
 
 class _Strict(BaseModel):
@@ -22,7 +25,10 @@ class _Strict(BaseModel):
 
 
 class ModeSpec(_Strict):
-    """One view layout. Sides in pixels, whole patch tokens; tiles of ``tile_px`` make it a Gundam mode."""
+    """One view layout.
+
+    Sides are in pixels and hold whole patch tokens. With tiles of ``tile_px`` it is a Gundam mode.
+    """
 
     view_px: int = Field(ge=TOKEN_PX, le=4096, multiple_of=TOKEN_PX)
     pad: bool
@@ -38,7 +44,7 @@ class ModeSpec(_Strict):
 
 
 class NgramSpec(_Strict):
-    """The no-repeat-n-gram rule: no ``n`` tokens twice among the last ``window``."""
+    """The no-repeat-n-gram rule: no ``n`` tokens may occur twice among the last ``window``."""
 
     n: int = Field(default=30, ge=2, le=1000)
     window: int = Field(default=90, ge=2, le=8192)
@@ -48,18 +54,18 @@ class NgramSpec(_Strict):
 
 
 class RiskSpec(_Strict):
-    """The two constants of a ``RiskCurve``, as ``benchmarks.confidence`` fits them."""
+    """The two constants of a ``RiskCurve``, as fitted by ``benchmarks.confidence``."""
 
     half_nats: float = Field(gt=0, le=100)
     steepness: float = Field(gt=0, le=100)
 
 
 class CheckpointSpec(_Strict):
-    """The schema of ``rtprune.json``; docs/checkpoints.md describes it for people."""
+    """Schema of ``rtprune.json``. docs/checkpoints.md describes it for people."""
 
     name: str = Field(min_length=1)
     reader: str | None = None
-    """Which reader takes its pages apart; ``None``: the model sees whole pages."""
+    """Which reader splits pages for the model; ``None``: the model sees whole pages."""
     modes: dict[str, ModeSpec] = Field(min_length=1)
     default_mode: str
     default_prompt: str
@@ -110,7 +116,10 @@ UNLIMITED_OCR = CheckpointSpec(
 
 
 def read_checkpoint_spec(folder: Path, config: UnlimitedOcrConfig) -> CheckpointSpec:
-    """The folder's own ``rtprune.json``, or the spec its architecture was published with."""
+    """Read the folder's ``rtprune.json``, or return the spec that its architecture was published with.
+
+    Raise ``CheckpointError`` if the file is not valid.
+    """
     if not (folder / SPEC_FILE).is_file():
         return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
     try:

@@ -1,15 +1,14 @@
-"""config.json -> transformers' ``UnlimitedOcrConfig``. Two layouts are read; neither is trusted to remote
-code.
+"""Read config.json into transformers' ``UnlimitedOcrConfig``, from two layouts and without remote code.
 
-*Native*: ``model_type: unlimited_ocr`` with ``text_config``, as transformers itself writes it.
-*Original*: DeepSeek-OCR's (``model_type: deepseek_vl_v2``, decoder under ``language_config``, encoders under
+*Native*: ``model_type: unlimited_ocr`` with ``text_config``, as transformers itself writes it. *Original*:
+DeepSeek-OCR's (``model_type: deepseek_vl_v2``, decoder under ``language_config``, encoders under
 ``vision_config.width``) and Unlimited-OCR's first release, which has the same layout and a sliding window.
 
-Traps: ``sliding_window=None`` is refused by the config class, so full attention is said through
-``layer_types`` alone; original configs leave out the RoPE base (10,000) and the RMSNorm epsilon (1e-6); SAM's
-sizes are mostly constants of the original code; only fields of the config classes pass, because transformers
-also acts on others (``quantization_config``,
-``transformers_weights``, an attention "implementation" that names a repository).
+Traps: the config class refuses ``sliding_window=None``, so only ``layer_types`` says that attention is full.
+Original configs leave out the RoPE base (10,000) and the RMSNorm epsilon (1e-6). SAM's sizes are mostly
+constants of the original code. Only fields of the config classes are passed on, because transformers also
+acts on others (``quantization_config``, ``transformers_weights``, an attention "implementation" that names a
+repository).
 """
 
 from collections.abc import Mapping
@@ -29,17 +28,19 @@ from app.ocr.models.checkpoint import CheckpointError
 
 FULL = "full_attention"
 SLIDING = "reference_sliding_attention"
-"""All image and prompt tokens, and the last ``sliding_window`` generated ones (Unlimited-OCR)."""
+"""Attention to all image and prompt tokens and the last ``sliding_window`` generated ones (Unlimited-OCR)."""
 NATIVE_TYPE = "unlimited_ocr"
 DEEPSEEK_TYPES = frozenset({"deepseek_vl_v2", "DeepseekOCR", "deepseek_ocr"})
-"""As published, and as the released code's own ``save_pretrained`` writes it."""
+"""Types as published, and as the released code's own ``save_pretrained`` writes them."""
 ORIGINAL_TYPES = DEEPSEEK_TYPES | {"unlimited_ocr", "unlimited-ocr"}
 LEGACY_TEXT_FIELDS = frozenset({"first_k_dense_replace", "rope_theta", "rope_scaling"})
 
 
 class _Original(BaseModel):
-    """Part of an original config. Unknown fields are ignored; a ``Literal`` is all that the native classes
-    can do."""
+    """Part of an original config.
+
+    Unknown fields are ignored. A ``Literal`` field lists all that the native classes support.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
@@ -117,8 +118,10 @@ class _OriginalConfig(_Original):
 
 
 def read_config(raw: Mapping[str, Any]) -> UnlimitedOcrConfig:
-    """A parsed config.json of either layout -> the native config. Raises ``CheckpointError`` naming the
-    field."""
+    """Convert a parsed config.json of either layout to the native config.
+
+    Raise a ``CheckpointError`` that names the field.
+    """
     if raw.get("quantization_config") is not None:
         raise CheckpointError("config.json: quantization_config: quantised checkpoints are not supported")
     kind = raw.get("model_type")
@@ -163,7 +166,7 @@ def _known(
     also: frozenset[str] = frozenset(),
     without: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Keep the entries that are fields of this class, not of the base class that every config has."""
+    """Keep the entries that are fields of this class itself, not of the base class of all configs."""
     own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     return {name: value for name, value in raw.items() if name in (own | also) - without}
 
@@ -216,7 +219,7 @@ def _text_fields(original: _OriginalConfig, *, sliding: bool) -> dict[str, Any]:
 
 
 def _sam_fields(sam: _Sam, vision: _Vision) -> dict[str, Any]:
-    """Fill in what the original code fixes: neck 256, patch 16, window 14, MLP ratio 4."""
+    """Add what the original code fixes: neck 256, patch 16, window 14, MLP ratio 4."""
     return {
         "hidden_size": sam.width,
         "num_hidden_layers": sam.layers,
@@ -240,7 +243,7 @@ def _clip_fields(clip: _Clip) -> dict[str, Any]:
 
 
 def _checked(config: UnlimitedOcrConfig) -> UnlimitedOcrConfig:
-    """Refuse what the config classes accept but the model, or our decoding, cannot serve."""
+    """Refuse what the config classes accept but the model or our decoding cannot serve."""
     text = config.text_config
     unknown = sorted(set(text.layer_types) - {FULL, SLIDING})
     if unknown:

@@ -1,5 +1,4 @@
-"""DeepSeek-OCR and its relatives through transformers' native classes: load, encode pages, speak their
-vocabulary."""
+"""DeepSeek-OCR and its relatives on transformers' classes: load a checkpoint, encode pages, handle text."""
 
 import os
 import re
@@ -30,40 +29,43 @@ from app.ocr.risk import RiskCurve
 from rtprune import VisualTokens
 
 UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
-"""Stored by the original and never computed with: SAM's features take the place of CLIP's own patch
-embedding."""
+"""Weights that the original stores but never uses: SAM's features replace CLIP's own patch embedding."""
 
 EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 
 SEQUENTIAL = "HF_DEACTIVATE_ASYNC_LOAD"
-"""The library's switch: weights are read one after another, not ahead in threads."""
+"""Environment variable of the library: read weights one after another, not ahead in threads."""
 
 DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.bfloat16, torch.float32, torch.float16),
 }
-"""What each device type computes in, default first; on cards that have no bfloat16, float32.
+"""Dtypes for each device type, the default first. Cards without bfloat16 use float32.
 
-On CPU bfloat16 is only ever chosen by the caller: without AVX-512 its products take 50 times as long.
+On a CPU, bfloat16 is only used if the caller asks for it: without AVX-512 its products take 50 times as long.
 """
 
 EXPERTS = "grouped_mm"
-"""One way on every device. On CPU it agrees with the eager loop to 3e-7 (float32) and was never slower: 1 to
-421 tokens, 4 and 64 experts, float32 and bfloat16. batched_mm copies expert weights for each token: up to 60
-times slower on CPU, ruinous on CUDA, where generate() would pick it for decoding."""
+"""Implementation of the experts on every device. On CPU it agrees with the eager loop to 3e-7 (float32) and
+was never slower: 1 to 421 tokens, 4 and 64 experts, float32 and bfloat16. batched_mm copies expert weights
+for each token: up to 60 times slower on CPU, and far too slow on CUDA, where generate() would pick it for
+decoding.
+"""
 
 MAX_PIXELS_PER_FORWARD = {"cpu": 2 * 1024 * 1024, "cuda": 32 * 1024 * 1024}
-"""Bounds peak memory: on CPU the native SAM attention holds a bias of 0.8 GB for each full-size 1024 px
-view."""
+"""Limit of peak memory: on CPU the native SAM attention holds a bias of 0.8 GB for each full-size 1024 px
+view.
+"""
 
 
 class DeepSeekOcr:
-    """A loaded checkpoint: the ``OcrModel`` of app/ocr/models/model.py, and the facts an engine decides by.
+    """A loaded checkpoint: the ``OcrModel`` of app/ocr/models/model.py, with the facts that an engine needs.
 
-    ``layer_types``: one of ``full_attention`` and ``reference_sliding_attention`` for each decoder layer, as
-    the checkpoint says.
-    ``sliding_window``: generated tokens a sliding layer still sees, beside all of the page and prompt;
-    ``None`` when no layer slides. The engine takes either kind, not both in one checkpoint.
+    ``layer_types``: ``full_attention`` or ``reference_sliding_attention`` for each decoder layer, as the
+    checkpoint says.
+
+    ``sliding_window``: number of generated tokens that a sliding layer sees, besides all of the page and
+    prompt; ``None`` when no layer slides. The engine takes either kind, but not both in one checkpoint.
     """
 
     def __init__(
@@ -95,36 +97,39 @@ class DeepSeekOcr:
         self.sliding_window: int | None = text.sliding_window if SLIDING in text.layer_types else None
         self.max_pixels_per_forward: int = max_pixels_per_forward or MAX_PIXELS_PER_FORWARD[self.device.type]
         self.decoder_layers: DecoderLayers | None = None
-        self._embeddings = network.get_input_embeddings()  # searched for at every call
+        self._embeddings = network.get_input_embeddings()  # kept: the library searches for it at every call
         self._vision_tower = network.model.vision_tower
         self._graphs = VisionGraphs(self._project, self.device) if self.device.type == "cuda" else None
 
     @property
     def network(self) -> nn.Module:
-        """transformers' ``UnlimitedOcrForConditionalGeneration`` in eval mode. On CUDA its SAM layers hold
-        ``FoldedSamAttention`` around their own attention modules."""
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` in eval mode.
+
+        On CUDA its SAM layers are replaced or hold ``FoldedSamAttention`` around their own attention modules.
+        """
         module: nn.Module = self._network
         return module
 
     def preprocess(self, image: Image.Image, mode: str) -> PageViews:
-        """Image -> views, on the CPU. Thread-safe. Raises ``BadOption`` for a mode this checkpoint does not
-        have."""
+        """Turn an image into views, on the CPU.
+
+        Thread-safe. Raise ``BadOption`` for a mode this checkpoint lacks.
+        """
         if mode not in self.modes:
             raise BadOption(f"mode: {mode!r} is not one of {', '.join(self.modes)}")
         return preprocess(image, self.modes[mode])
 
     def compute_with(self, vision_tower: nn.Module, decoder_layers: DecoderLayers | None) -> None:
-        """Take other modules that compute the same as the network's own. To be called before any page."""
+        """Use other modules that compute the same as the network's own. Call this before any page."""
         self._vision_tower = vision_tower
         self.decoder_layers = decoder_layers
 
     @torch.no_grad()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Visual tokens in decoder order: tiles as one grid, the global view, the separator; grids with row
-        breaks.
+        """Return each page's visual tokens in decoder order: tiles as one grid, global view, separator.
 
-        Views of one side run as one batch, whichever pages they are of, in chunks of
-        ``max_pixels_per_forward``.
+        Each row of a grid ends with a row break. Views of one side run as one batch, whichever pages they
+        belong to, in chunks of ``max_pixels_per_forward``.
         """
         features = self._features([view for page in pages for view in _views(page)])
         tokens, start = [], 0
@@ -135,22 +140,26 @@ class DeepSeekOcr:
         return tokens
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Prompt as people write it -> ids, no bos, special tokens recognised. Raises ``BadOption``."""
+        """Convert a prompt as people write it to ids without bos; special tokens are recognised.
+
+        Raise ``BadOption`` if that is impossible.
+        """
         return self._tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Ids -> raw model text; bos, eos and pad give nothing, what is no text gives U+FFFD."""
+        """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""
         return self._tokenizer.decode(ids)
 
     @torch.no_grad()
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """(...,) int64 -> (..., D)."""
+        """Look up token embeddings. (...,) int64 -> (..., D)."""
         embedded: torch.Tensor = self._embeddings(ids)
         return embedded
 
     def _features(self, views: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """(3, S, S) views of any sides -> (rows, columns, D) projected patch tokens of each, in the same
-        order."""
+        """Encode (3, S, S) views of any sides into (rows, columns, D) projected patch tokens each, in
+        order.
+        """
         by_side: dict[int, list[int]] = defaultdict(list)
         for i, view in enumerate(views):
             by_side[view.shape[-1]].append(i)
@@ -165,7 +174,7 @@ class DeepSeekOcr:
         return [features[i] for i in range(len(views))]
 
     def _forward(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
-        """B views (3, S, S) -> (B, rows, columns, D), through the library's vision tower and projector."""
+        """Run the library's vision tower and projector. B views (3, S, S) -> (B, rows, columns, D)."""
         pixels = self._on_host(views)
         flat = self._project(pixels) if self._graphs is None else self._graphs(pixels)
         side = round(flat.shape[1] ** 0.5)
@@ -173,14 +182,16 @@ class DeepSeekOcr:
         return grid
 
     def _project(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) -> (B, rows * columns, D)."""
+        """Run the vision tower and the projector on a batch. (B, 3, S, S) -> (B, rows * columns, D)."""
         features = self._vision_tower(pixels.to(self.device)).last_hidden_state
         projected: torch.Tensor = self._network.model.multi_modal_projector(features)
         return projected
 
     def _on_host(self, views: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(B, 3, S, S). Cast before it is copied, which bfloat16 halves; for CUDA in memory that the device
-        reads by itself: an ordinary copy is a third as fast and waits for everything before it.
+        """Stack views into one host tensor, (B, 3, S, S).
+
+        They are cast before the copy to the device, which bfloat16 halves. For CUDA the memory is pinned: a
+        copy from ordinary memory is a third as fast and waits for everything before it.
         """
         is_pinned = self.device.type == "cuda"
         pixels = torch.empty((len(views), *views[0].shape), dtype=self.dtype, pin_memory=is_pinned)
@@ -189,7 +200,9 @@ class DeepSeekOcr:
         return pixels
 
     def _assemble(self, page: PageViews, features: Sequence[torch.Tensor]) -> VisualTokens:
-        """The page's views, tiles first and row-major, each (rows, columns, D) -> its visual sequence."""
+        """Build a page's visual sequence from its views, (rows, columns, D) each, tiles first and
+        row-major.
+        """
         model = self._network.model
         *tiles, view = features
         grids = [view]
@@ -218,7 +231,10 @@ def as_trained(prompt: str, default_prompt: str) -> str:
 
 
 def _views(page: PageViews) -> list[torch.Tensor]:
-    """Tiles row-major, then the global view: decoder order."""
+    """Return a page's views in decoder order: tiles row-major, then the global view.
+
+    Raise ``ValueError`` if the tiles do not fill their grid.
+    """
     tiles = [] if page.tiles is None else list(page.tiles)
     if len(tiles) != page.tile_columns * page.tile_rows:
         raise ValueError(f"{len(tiles)} tiles do not fill a grid of {page.tile_columns} x {page.tile_rows}")
@@ -226,13 +242,13 @@ def _views(page: PageViews) -> list[torch.Tensor]:
 
 
 def _with_row_breaks(grid: torch.Tensor, row_break: torch.Tensor) -> torch.Tensor:
-    """(rows, columns, D) -> (rows * (columns + 1), D)."""
+    """Append a row break to each row. (rows, columns, D) -> (rows * (columns + 1), D)."""
     rows, _, dim = grid.shape
     return torch.cat([grid, row_break.expand(rows, 1, dim)], dim=1).flatten(0, 1)
 
 
 def _patch_mask(grid: torch.Tensor) -> torch.Tensor:
-    """(rows, columns, D) -> (rows * (columns + 1),) bool: false at the row breaks."""
+    """Mark patch tokens: (rows, columns, D) -> (rows * (columns + 1),) bool, false at the row breaks."""
     rows, columns, _ = grid.shape
     mask = torch.ones(rows, columns + 1, dtype=torch.bool, device=grid.device)
     mask[:, -1] = False
@@ -255,13 +271,12 @@ def load_model(
     fold_sam: bool | None = None,
     max_pixels_per_forward: int | None = None,
 ) -> DeepSeekOcr:
-    """A folder or a hub id -> a model ready to serve, or ``CheckpointError``; nothing in
-    between.
+    """Load a folder or a hub id into a model that is ready to serve.
 
-    ``dtype``: one of ``DTYPES``, by default float32 on CPU, bfloat16 on CUDA. ``fold_sam`` chooses SAM's
-    attention; by default folded on CUDA, where it needs no bias in memory and can use flash kernels, and
-    native on CPU, where it is the faster one (one thread, 1024 px, one layer: 1.40 s against 1.73 s in
-    float32, 1.03 s against 1.52 s in bfloat16).
+    Raise ``CheckpointError`` for any defect. ``dtype``: one of ``DTYPES``, by default float32 on CPU,
+    bfloat16 on CUDA. ``fold_sam`` chooses SAM's attention. By default it is folded on CUDA, where it then
+    needs no bias in memory and can use flash kernels, and native on CPU, where that is faster (one thread,
+    1024 px, one layer: 1.40 s against 1.73 s in float32, 1.03 s against 1.52 s in bfloat16).
     """
     device = torch.device(device)
     dtype = supported_dtype(device, dtype)
@@ -280,8 +295,10 @@ def load_model(
 
 
 def suit_cuda(network: Any) -> None:
-    """Modules of the vision tower for others that compute the same, and convolutions laid out so that matrix
-    units take them: as they come, one of them takes as long as four layers.
+    """Speed up the vision tower on CUDA without changing its result.
+
+    Its SAM layers are replaced, and its convolutions laid out channels-last, so that matrix units take them.
+    In the default layout one convolution takes as long as four layers.
     """
     if not fuse_sam_layers(network):
         fold_sam_attention(network)
@@ -329,11 +346,11 @@ def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: Checkpoi
 def build_network(
     config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype
 ) -> UnlimitedOcrForConditionalGeneration:
-    """Config and tensors by original or native key -> the network on the CPU, in eval mode.
+    """Build the network on the CPU, in eval mode, from tensors under original or native keys.
 
-    The library renames original keys and fuses experts. It also fills what is missing with fresh random
-    weights and only logs it: so its report is read, and the values are counted, before the network is handed
-    on.
+    The library renames original keys and fuses experts. It also fills missing weights with fresh random
+    values and only logs that. So its report is read and the values are counted before the network is
+    returned. Raise ``CheckpointError`` if anything does not fit.
     """
     used = {key: tensor for key, tensor in tensors.items() if key not in UNUSED_KEYS}
     _require_whole_experts(config, used)
@@ -358,7 +375,10 @@ def build_network(
 
 
 def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
-    """Expert matrices stored one by one are stacked by the library, whose error names none of them."""
+    """Check experts stored one matrix at a time.
+
+    The library stacks them, and its error would name none of them.
+    """
     text = config.text_config
     wide = (text.moe_intermediate_size, text.hidden_size)
     shape_of = {"gate_proj": wide, "up_proj": wide, "down_proj": wide[::-1]}
@@ -388,7 +408,7 @@ def _resized(key: str, found: Iterable[int], wanted: Iterable[int]) -> str:
 
 
 def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report: Mapping[str, Any]) -> None:
-    """Every parameter from the checkpoint, every tensor of the checkpoint into a parameter."""
+    """Check that every parameter comes from the checkpoint and every tensor of it went into a parameter."""
     _refuse("missing", report["missing_keys"])
     _refuse("of another shape", (_resized(*mismatch) for mismatch in report["mismatched_keys"]))
     _refuse("unexpected", report["unexpected_keys"])
@@ -405,8 +425,8 @@ def _require_complete(network: nn.Module, used: Mapping[str, LazyTensor], report
 def _one_tensor_after_another() -> Iterator[None]:
     """Make the library read weights one after the other.
 
-    Its threads read far ahead of what is joined: the peak is then 1.9 times the weights instead of 1.13
-    (float32 from bfloat16), and glibc keeps most of that.
+    Its threads read far ahead of the joining: the peak is then 1.9 times the weights instead of 1.13 (float32
+    from bfloat16), and glibc keeps most of that.
     """
     before = os.environ.get(SEQUENTIAL)
     os.environ[SEQUENTIAL] = "1"

@@ -1,4 +1,4 @@
-"""Define what the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
+"""Interface that the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from rtprune import VisualTokens
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A view layout: one square ``view_px`` view; with ``tile_px``, tiles of that side before it (Gundam)."""
+    """A view layout: one square view of ``view_px``. With ``tile_px``, tiles precede it (Gundam)."""
 
     name: str
     view_px: int
     pad: bool
-    """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: resize to the square."""
+    """True: keep the aspect ratio and pad with gray (``ImageOps.pad``). False: stretch to the square."""
     tile_px: int | None = None
     max_tiles: int = 9
     trained: bool = True
-    """False: it works when asked for, but the checkpoint has never seen it; no retry goes there."""
+    """False: the checkpoint was not trained on this mode. It works when asked for, but no retry uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ class PageViews:
 
 
 class DecoderLayers(Protocol):
-    """The decoder between its embeddings and the choice of a token."""
+    """The decoder's layers and its head."""
 
     def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """(B, T, D), (B, T) int64 -> (B, T, D), normed."""
+        """Run all layers and the last norm. (B, T, D), (B, T) int64 -> (B, T, D)."""
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., D) -> (..., V)."""
+        """Compute logits. (..., D) -> (..., V)."""
 
 
 class OcrModel(Protocol):
-    """A DeepSeek-OCR-like checkpoint."""
+    """A checkpoint like DeepSeek-OCR's."""
 
     name: str
     modes: Mapping[str, Mode]
@@ -61,37 +61,40 @@ class OcrModel(Protocol):
     bos_id: int
     eos_id: int
     ngram_exempt_ids: frozenset[int]
-    """Ids the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
+    """Ids that the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
     ngram: NgramRule
     """The no-repeat-n-gram rule that the checkpoint was published with."""
     strict_ngram_n: int
-    """Shortest n-gram that a retry may ban: the shorter the vocabulary's pieces, the longer."""
+    """Shortest n-gram that a retry may ban. The shorter the vocabulary's pieces, the longer it must be."""
     min_confidence: float | None
-    """Mean log-probability below which a stretch of output is noise; ``None``: nothing is."""
+    """Mean log-probability below which a stretch of output is noise; ``None``: no output counts as noise."""
     risk_curve: RiskCurve
     device: torch.device
     dtype: torch.dtype
     max_positions: int
     decoder_layers: DecoderLayers | None
-    """Modules that compute the same as the network's decoder; ``None``: the network's own."""
+    """Modules that compute the same as the network's decoder; ``None``: use the network's own."""
 
     def preprocess(self, image: Image.Image, mode: str) -> PageViews:
-        """Image -> views, on the CPU. Thread-safe."""
+        """Turn an image into views, on the CPU. Thread-safe."""
 
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Visual tokens in decoder order, row breaks and separator included.
+        """Return each page's visual tokens in decoder order, row breaks and separator included.
 
         Views of one size run as one batch.
         """
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Text -> ids, no bos. Special tokens of the vocabulary are recognised in ``prompt``. Thread-safe."""
+        """Convert a prompt to ids without bos.
+
+        Special tokens of the vocabulary are recognised. Thread-safe.
+        """
 
     def decode_text(self, ids: Sequence[int]) -> str:
-        """Ids -> raw model text, special tokens other than bos, eos and pad kept. Thread-safe."""
+        """Convert ids to raw model text; special tokens other than bos, eos and pad are kept. Thread-safe."""
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """(...,) int64 -> (..., D)."""
+        """Look up token embeddings. (...,) int64 -> (..., D)."""
 
     @property
     def network(self) -> torch.nn.Module:

@@ -1,6 +1,6 @@
-"""Image + mode -> views, with PIL's own resampling, as DeepSeek-OCR was trained on them.
+"""Turn an image into a mode's views, with PIL's own resampling, as DeepSeek-OCR was trained on them.
 
-Everything here is a pure function of the image: thread-safe, on the CPU, no torch.nn.
+Everything here is a pure function of the image, thread-safe and on the CPU, without torch.nn.
 """
 
 import struct
@@ -29,7 +29,7 @@ UPRIGHT = {
 
 
 def preprocess(image: Image.Image, mode: Mode) -> PageViews:
-    """Any PIL image -> its views in ``mode``. Raises ``PageFailed`` for an image without pixels."""
+    """Convert any PIL image to its views in ``mode``. Raise ``PageFailed`` for an image without pixels."""
     if image.width == 0 or image.height == 0:
         raise PageFailed(f"the page image has no pixels ({image.width} x {image.height})")
     image = to_rgb(upright(image))
@@ -41,8 +41,10 @@ def preprocess(image: Image.Image, mode: Mode) -> PageViews:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. An unreadable EXIF block counts as none: uploads are hostile, pixels are
-    not lost."""
+    """Apply the EXIF orientation.
+
+    An unreadable EXIF block counts as none: a bad upload must not lose its pixels.
+    """
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error):
@@ -52,9 +54,9 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode -> RGB: transparency composited on white, 16-bit and float samples scaled to 8 bits.
+    """Convert any PIL mode to RGB: composite transparency on white, scale 16-bit and float samples to 8 bits.
 
-    Raises ``PageFailed`` for a mode that PIL itself cannot convert.
+    Raise ``PageFailed`` for a mode that PIL itself cannot convert.
     """
     try:
         return _to_rgb(image)
@@ -79,7 +81,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """I, I;16* and F images -> L. Values above 255 are read as 16-bit, floats up to 1 as a share of white."""
+    """Convert I, I;16* and F images to L.
+
+    Values above 255 are read as 16-bit, floats up to 1 as a share of white.
+    """
     samples = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=65535.0, neginf=0.0)
     highest = samples.max()
     if image.mode.startswith("I;16") or highest > 255:
@@ -98,8 +103,7 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def square_view(image: Image.Image, view_px: int, *, pad: bool) -> Image.Image:
-    """RGB image -> (view_px, view_px): padded with gray around the kept aspect ratio, or stretched to the
-    square."""
+    """Resize an RGB image to (view_px, view_px): padded with gray at its aspect ratio, or stretched."""
     if not pad:
         return image.resize((view_px, view_px), BICUBIC)
     short, long = min(image.size), max(image.size)
@@ -114,7 +118,7 @@ def square_view(image: Image.Image, view_px: int, *, pad: bool) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
-    """All (columns, rows) of 2 to ``max_tiles`` tiles, fewer tiles first."""
+    """List all (columns, rows) of 2 to ``max_tiles`` tiles, fewer tiles first."""
     sides = range(1, max_tiles + 1)
     grids = [
         (columns, rows) for columns in sides for rows in sides if MIN_TILES <= columns * rows <= max_tiles
@@ -123,8 +127,10 @@ def _grids(max_tiles: int) -> tuple[tuple[int, int], ...]:
 
 
 def tile_grid(width: int, height: int, tile_px: int, max_tiles: int) -> tuple[int, int]:
-    """(columns, rows) of the nearest aspect ratio. On a tie the larger grid, if the image has over half its
-    area."""
+    """Return (columns, rows) of the grid with the nearest aspect ratio.
+
+    On a tie take the larger grid if the image has over half its area.
+    """
     best, best_difference = (1, 1), float("inf")
     for columns, rows in _grids(max_tiles):
         difference = abs(width / height - columns / rows)
@@ -135,14 +141,19 @@ def tile_grid(width: int, height: int, tile_px: int, max_tiles: int) -> tuple[in
 
 
 def cut_tiles(image: Image.Image, columns: int, rows: int, tile_px: int) -> torch.Tensor:
-    """RGB image stretched over the grid -> (columns * rows, 3, tile_px, tile_px) float32, row-major."""
+    """Stretch an RGB image over the grid and cut it into tiles, row-major.
+
+    Returns (columns * rows, 3, tile_px, tile_px) float32.
+    """
     stretched = to_tensor(image.resize((columns * tile_px, rows * tile_px), BICUBIC))
     grid = stretched.reshape(3, rows, tile_px, columns, tile_px)
     return grid.permute(1, 3, 0, 2, 4).reshape(rows * columns, 3, tile_px, tile_px)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
-    """RGB image -> (3, H, W) float32 in [-1, 1]; in the original's order of operations, so bit-identical to
-    it."""
+    """Convert an RGB image to (3, H, W) float32 in [-1, 1].
+
+    The order of operations is the original's, so the result is bit-identical.
+    """
     pixels = torch.from_numpy(np.array(image))  # (H, W, 3) uint8
     return pixels.permute(2, 0, 1).contiguous().float().div_(255).sub_(0.5).div_(0.5)

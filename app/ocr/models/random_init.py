@@ -1,6 +1,6 @@
-"""Random weights that behave like trained ones in size, for tests and benchmarks without a checkpoint.
+"""Random weights of realistic magnitude, for tests and benchmarks without a checkpoint.
 
-The library's own initialisation leaves the model dead: SAM's standard deviation is 1e-10, and its position
+The library's own initialisation is useless for that: SAM's standard deviation is 1e-10, and its position
 embeddings and relative positions are zero, so every page would give the same features.
 """
 
@@ -15,7 +15,7 @@ WEIGHT_STD = 0.02
 
 
 def full_size_config() -> UnlimitedOcrConfig:
-    """DeepSeek-OCR's sizes: 12 layers of 1280 with 64 experts, SAM-B and CLIP-L, 3.3 B parameters."""
+    """Return DeepSeek-OCR's sizes: 12 layers of 1280 with 64 experts, SAM-B and CLIP-L, 3.3 B parameters."""
     text = {"layer_types": ["full_attention"] * 12, "max_position_embeddings": 8192}
     return UnlimitedOcrConfig(text_config=text)
 
@@ -27,8 +27,7 @@ def random_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> UnlimitedOcrForConditionalGeneration:
-    """A network of ``config`` with random weights, in eval mode, built on ``device`` without a copy
-    elsewhere."""
+    """Build a network with random weights, in eval mode, directly on ``device``."""
     config = copy.deepcopy(config)
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
     before = torch.get_default_dtype()
@@ -44,8 +43,10 @@ def random_network(
 
 @torch.no_grad()
 def initialise_random(network: nn.Module, seed: int) -> None:
-    """Fill every parameter: norms one, biases zero, convolutions Kaiming, the rest normal 0.02. Repeatable by
-    ``seed``."""
+    """Fill every parameter, repeatably by ``seed``.
+
+    Norms are one, biases zero, convolutions Kaiming, the rest normal with standard deviation 0.02.
+    """
     normed = {
         id(p) for m in network.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)
     }

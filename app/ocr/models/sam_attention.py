@@ -2,7 +2,7 @@
 
 The native module adds ``rel_h[q, k_row] + rel_w[q, k_column]`` to every score, a (B*heads, H*W, H*W) tensor
 (1.6 GB a page at 1024 px in bfloat16), and a dense bias rules flash kernels out. Both terms depend on the key
-through its row or column alone, so they are a dot product with a one-hot vector and can ride inside the head
+only through its row or column. So they are dot products with one-hot vectors and can be part of the head
 dimension:
 
     q' = [q * scale, rel_h(q), rel_w(q)]
@@ -23,10 +23,10 @@ HEAD_DIM_MULTIPLE = 8
 
 
 class FoldedSamAttention(nn.Module):
-    """Stands in a SAM layer's ``attn`` slot and computes with the native module's own parameters.
+    """Replacement for a SAM layer's ``attn`` that computes with the native module's own parameters.
 
     The native module stays reachable as ``native`` (so parameter names gain ``native.``). In ``eval`` mode
-    the position tables are built once per resolution: weights must not change after the first forward. In
+    the position tables are built once per resolution, so weights must not change after the first forward. In
     ``train`` mode they are built each time, and gradients reach them.
     """
 
@@ -35,11 +35,10 @@ class FoldedSamAttention(nn.Module):
         self.native: UnlimitedOcrSamVisionAttention = native
         self.attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = fused
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
-        self.train(native.training)  # a new module is in training, whatever it is put around
+        self.train(native.training)  # a new module starts in train mode, whatever it wraps
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """(B, H, W, C) -> (B, H, W, C); the second value takes the place of attention weights, never
-        given."""
+        """Attend. (B, H, W, C) -> (B, H, W, C) and ``None`` in the place of the attention weights."""
         batch, height, width, _ = hidden_states.shape
         heads = self.native.num_attention_heads
         qkv = self.native.qkv(hidden_states).reshape(batch, height * width, 3, heads, -1)
@@ -54,7 +53,10 @@ class FoldedSamAttention(nn.Module):
     def _fold(
         self, query: torch.Tensor, key: torch.Tensor, height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, heads, H*W, d) pairs -> (B, heads, H*W, d + H + W + padding) pairs."""
+        """Append the bias terms to queries and keys.
+
+        (B, heads, H*W, d) -> (B, heads, H*W, d + H + W + padding) each.
+        """
         rows, columns, one_hot = self._position_tables(height, width, key)
         batch, heads, _, dim = query.shape
         grid = query.reshape(batch, heads, height, width, dim)
@@ -69,7 +71,10 @@ class FoldedSamAttention(nn.Module):
         )
 
     def _position_tables(self, height: int, width: int, like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(H, H, d) and (W, W, d) relative positions, (H*W, H + W) one-hot rows and columns of the keys."""
+        """Return relative positions of rows and columns, and one-hot rows and columns of the keys.
+
+        (H, H, d), (W, W, d), (H*W, H + W).
+        """
         at = (height, width, like.device, like.dtype)
         if self.training:
             return self._built_tables(height, width, like)
@@ -87,7 +92,7 @@ class FoldedSamAttention(nn.Module):
 
 
 def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """(..., L, d), (..., L, d), (..., L, e) -> (..., L, e); the query is scaled already."""
+    """Attend with a query that is already scaled. (..., L, d), (..., L, d), (..., L, e) -> (..., L, e)."""
     dim = value.shape[-1]
     # Flash kernels, on CUDA and CPU alike, want one head dimension for query, key and value.
     value = functional.pad(value, (0, query.shape[-1] - dim))
@@ -95,7 +100,9 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
 
 
 def fold_sam_attention(network: UnlimitedOcrForConditionalGeneration) -> None:
-    """Put ``FoldedSamAttention`` in every SAM layer of ``network``. Instances are replaced; no class is
-    touched."""
+    """Put ``FoldedSamAttention`` in every SAM layer of ``network``.
+
+    Only instances are replaced; no class is changed.
+    """
     for layer in network.model.vision_tower.sam_encoder.layers:
         layer.attn = FoldedSamAttention(layer.attn)

@@ -1,7 +1,7 @@
-"""Text <-> ids with the ``tokenizers`` library, and decoding of ids that arrive a few at a time.
+"""Convert text to ids with the ``tokenizers`` library, and decode ids that arrive a few at a time.
 
-Decoding is done on bytes here, because a token may end inside a UTF-8 sequence: pieces streamed to a client
-and the text of the finished page come from one table and cannot differ.
+Decoding works on bytes here, because a token may end inside a UTF-8 sequence. Streamed pieces and the text of
+the finished page come from one table, so they cannot differ.
 """
 
 import json
@@ -20,8 +20,10 @@ NO_SUCH_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
 class OcrTokenizer:
-    """A checkpoint's vocabulary. ``hidden_ids`` (bos, eos, pad) decode to nothing; other special tokens are
-    kept."""
+    """A checkpoint's vocabulary.
+
+    ``hidden_ids`` (bos, eos, pad) decode to nothing; other special tokens are kept.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, *, hidden_ids: frozenset[int], image_id: int, byte_level: bool
@@ -41,8 +43,10 @@ class OcrTokenizer:
         return self._tokenizer.token_to_id(token)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Text -> ids, special tokens recognised, no bos. Raises ``BadOption`` for what this vocabulary
-        cannot say."""
+        """Convert a prompt to ids without bos; special tokens are recognised.
+
+        Raise ``BadOption`` for characters that this vocabulary lacks and for image tokens.
+        """
         if IMAGE_TOKEN in prompt:
             raise BadOption(
                 f"prompt: {IMAGE_TOKEN} must not be part of a prompt; the page takes that place by itself"
@@ -58,7 +62,10 @@ class OcrTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids -> text. Bytes that are no UTF-8, and ids without a token, become U+FFFD; never an error."""
+        """Convert ids to text.
+
+        Bytes that are not UTF-8 and ids without a token become U+FFFD. Never raises.
+        """
         spelled = b"".join(self._bytes.get(token_id, NO_SUCH_TOKEN) for token_id in ids)
         return spelled.decode("utf-8", "replace")
 
@@ -66,8 +73,10 @@ class OcrTokenizer:
 def read_tokenizer(
     folder: Path, *, bos_id: int, eos_id: int, pad_id: int | None, image_id: int
 ) -> OcrTokenizer:
-    """The folder's ``tokenizer.json``. Raises ``CheckpointError`` if it is missing, broken or of an unknown
-    kind."""
+    """Read the folder's ``tokenizer.json``.
+
+    Raise ``CheckpointError`` if it is missing, broken or of an unknown kind.
+    """
     text = read_text(folder, TOKENIZER_FILE)
     try:
         tokenizer = Tokenizer.from_str(text)
@@ -91,7 +100,10 @@ def _is_byte_level(folder: Path, decoder: dict[str, Any] | None) -> bool:
 
 
 def _declared_pad(folder: Path, tokenizer: Tokenizer) -> int | None:
-    """The pad token named in ``tokenizer_config.json``; DeepSeek-OCR's config.json does not say its id."""
+    """Return the id of the pad token named in ``tokenizer_config.json``.
+
+    DeepSeek-OCR's config.json does not have it.
+    """
     if not (folder / "tokenizer_config.json").is_file():
         return None
     declared = read_json(folder, "tokenizer_config.json").get("pad_token")
@@ -110,8 +122,7 @@ def _token_bytes(tokenizer: Tokenizer, *, byte_level: bool) -> dict[int, bytes]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of the 256 bytes: printable Latin-1 as itself, the others as U+0100, U+0101, ... in
-    order."""
+    """Return GPT-2's spelling of the 256 bytes: printable Latin-1 as itself, the others from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}

@@ -1,7 +1,7 @@
-"""The vision tower on CUDA as captured graphs: one launch for a batch where it has some 450 operations.
+"""The vision tower on CUDA as captured graphs: one launch per batch instead of some 450 operations.
 
-What those cost is the host's time, 13 ms a batch whatever its size, and the interpreter's lock, which the
-loop that decodes waits for meanwhile.
+The operations cost host time, 13 ms a batch of any size, and they hold the interpreter's lock, for which the
+decoding loop would wait.
 """
 
 import logging
@@ -19,9 +19,11 @@ logger = logging.getLogger(__name__)
 Tower = Callable[[torch.Tensor], torch.Tensor]
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 MAX_PIXELS = 8 * 1024 * 1024
-"""Of a batch. More are no faster together, and what a graph works with is kept for it: 1.5 GB for as many."""
+"""Most pixels in a batch. More are no faster together, and a graph keeps its working memory: 1.5 GB at this
+size.
+"""
 MAX_SIDES = 4
-"""View sizes that have graphs; a service knows a few."""
+"""Most view sizes that get graphs; a service has only a few."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,10 +34,11 @@ class _Captured:
 
 
 class VisionGraphs:
-    """Calls ``tower``, (B, 3, S, S) on the device -> (B, T, D), for pixels on the host in pinned memory.
+    """Captured graphs of ``tower``, (B, 3, S, S) on the device -> (B, T, D), for pixels in pinned host
+    memory.
 
-    The first batch of a size runs one operation at a time, the second is captured. What cannot be captured,
-    or does not fit the memory that is left, goes on running one operation at a time.
+    The first batch of a size runs one operation at a time; the second is captured. What cannot be captured,
+    or does not fit the free memory, keeps running one operation at a time.
     """
 
     def __init__(self, tower: Tower, device: torch.device) -> None:
@@ -48,7 +51,7 @@ class VisionGraphs:
 
     @staticmethod
     def most(side: int) -> int:
-        """Views of one side that are best encoded together."""
+        """Return how many views of one side are best encoded together."""
         return max(batch for batch in BATCHES if batch == 1 or batch * side * side <= MAX_PIXELS)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -89,7 +92,7 @@ class VisionGraphs:
     def _capture(self, pixels: torch.Tensor) -> _Captured:
         with on_side_stream():
             self._tower(pixels)  # kernels choose and load themselves, tables are built
-            with refusing_syncs():  # or a capture that fails half way leaves the allocator in it
+            with refusing_syncs():  # a capture that fails half way leaves the allocator in it
                 self._tower(pixels)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()

@@ -1,2 +1,4 @@
-"""Reading a page line by line, for checkpoints too small to follow a whole one: what is printed is found by
-white space alone, and each line is shown in views of its own."""
+"""Page layout for checkpoints too small to read a whole page.
+
+Print is found by the white space around it, and each line gets views of its own.
+"""

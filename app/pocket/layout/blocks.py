@@ -1,4 +1,4 @@
-"""Lines in reading order -> regions: headings, paragraphs, lists, tables."""
+"""Group lines in reading order into regions: headings, paragraphs, lists, tables."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from app.pocket.layout.prints import Lead, PageLines
 TEXT = "text"
 TABLE = "table"
 PAGE_NUMBER = "page_number"
-PARAGRAPH_PITCH = 1.27  # usual steps from line to line, at most, inside a paragraph
+PARAGRAPH_PITCH = 1.27  # usual steps between lines, at most, within a paragraph
 HANGING_PITCH = 1.7  # usual steps, at most, between lines of an item that stand under its text
-HEADING_PITCH = 1.9  # heights of a line of its size, at most, between lines of one heading
+HEADING_PITCH = 1.9  # heights of a line of that size, at most, between lines of one heading
 SECTION = re.compile(r"\d{1,2}(?:\.\d{1,2}){1,3}\.?\s+[A-Z].*[^.,;:]")
-"""A number of several levels, and what is no sentence."""
+"""A section heading: a number of several levels, then text that does not end like a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class Region:
     box: tuple[int, int, int, int]
     part: tuple[Line, ...] | Table
     bulleted: Mapping[Line, str] = field(default_factory=dict)
-    """Lines with a bullet before them, which is not part of the line, and that bullet."""
+    """Bullet of each line that has one before it. The bullet is not part of the line."""
     bullet: Bullet | None = None
-    """Of the first line, or its number."""
+    """Bullet or number of the first line."""
     hanging: frozenset[Line] = frozenset()
     """Lines that begin under the text of an item."""
 
@@ -41,7 +41,10 @@ class Region:
 
 
 def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
-    """``texts``: of all lines in order. The regions have the same lines in the same order."""
+    """Group a page's lines into regions. ``texts``: of all lines, in order.
+
+    The regions hold the same lines in the same order.
+    """
     by_line = dict(zip(page.lines, texts, strict=True))
     blocks = _Blocks(with_leads_told(page, by_line), by_line)
     groups: list[list[Line] | Table] = []
@@ -57,6 +60,8 @@ def regions_of(page: PageLines, texts: Sequence[str]) -> list[Region]:
 
 
 class _Blocks:
+    """Grouping of a page's lines into regions."""
+
     def __init__(self, page: PageLines, texts: dict[Line, str]) -> None:
         self._page, self._texts = page, texts
         self._headings = heading_lines(page, texts)
@@ -100,7 +105,7 @@ class _Blocks:
         )
 
     def goes_on(self, group: Sequence[Line], below: Line) -> bool:
-        """In the same heading, paragraph or item."""
+        """Tell whether ``below`` continues the heading, paragraph or item of ``group``."""
         first, above = group[0], group[-1]
         if self._begins(below) or above is self._number or not self._page.is_below(above, below):
             return False
@@ -120,7 +125,7 @@ class _Blocks:
         return not ends and not self._is_indented(above, below) and step <= PARAGRAPH_PITCH * pitch
 
     def _begins(self, line: Line) -> bool:
-        """Whatever is above it."""
+        """Tell whether a line begins a region, whatever is above it."""
         is_read = line in self._page.leads and BULLET.match(self._texts[line]) is not None
         return line is self._number or line in self._items or self._is_bulleted(line) or is_read
 
@@ -134,7 +139,7 @@ class _Blocks:
         return (is_section and self._stands_alone(line)) or line in self._headings
 
     def _stands_alone(self, line: Line) -> bool:
-        """With more white above and below than lines of a paragraph have."""
+        """Tell whether there is more white above and below than between lines of a paragraph."""
         at, most = self._page.parts.index(line), PARAGRAPH_PITCH * self._page.pitch
         around = (None, *self._page.parts, None)[at : at + 3]
         return not any(
@@ -149,13 +154,14 @@ class _Blocks:
         return are_of_one_size(*prints) and step <= most
 
     def _hangs(self, group: Sequence[Line], line: Line) -> bool:
-        """Under the text of the group's last item."""
+        """Tell whether a line begins under the text of the group's last item."""
         lead = self._last_lead(group)
         return lead is not None and abs(line.left - lead.text_left) < 0.5 * self._page.em
 
     def _last_lead(self, group: Sequence[Line]) -> Lead | None:
-        """Return the lead of the last item. A spread line that hangs under its text may seem to begin with a
-        number.
+        """Return the lead of the last item.
+
+        A spread line that hangs under its text may seem to begin with a number.
         """
         last: Lead | None = None
         for line in group:
@@ -165,14 +171,14 @@ class _Blocks:
         return last
 
     def _is_list(self, group: Sequence[Line]) -> bool:
-        """Lines of the group hang under the text of others."""
+        """Tell whether lines of the group hang under the text of others."""
         leads = self._page.leads
         edges = [leads[line].text_left for line in group if line in leads]
         hanging = [line for line in group if line not in leads]
         return any(abs(line.left - edge) < 0.3 * self._page.em for line in hanging for edge in edges)
 
     def _is_indented(self, above: Line, below: Line) -> bool:
-        """As the first line of a paragraph is; centred lines are not."""
+        """Tell whether ``below`` is indented like the first line of a paragraph. Centred lines are not."""
         em = self._page.em
         shift = below.left - above.left
         centred = abs(below.left + below.right - above.left - above.right) < em

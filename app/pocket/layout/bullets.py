@@ -1,4 +1,4 @@
-"""Signs that stand before the items of a list: found and named by their form alone."""
+"""Recognise the bullets of a list by their shape alone."""
 
 import numpy as np
 from scipy import ndimage
@@ -13,25 +13,25 @@ HYPHEN = "-"
 DASH = "–"  # noqa: RUF001
 DASHES = frozenset((HYPHEN, DASH))
 LIKE_DISC = frozenset((DISC, SQUARE, RING))
-MAX_BULLET_EM = 0.85  # line heights, width of a bullet
-TALLEST_EM = 0.62  # line heights, height of a bullet
-APART_EM = 0.4  # line heights of white after a bullet of any form
-SPACE_EM = 0.15  # the same, where the lines under it begin with the same sign
-NEAR_EM = 0.06  # the same, after a low disc, square or ring that no sign of a text looks like
-ROUND = 1.4  # width over height of those at most, and the other way round
-NEAR_TALLEST_EM = 0.48  # line heights, height of those
-NEAR_HIGHEST_EM = 0.4  # line heights above the base, at which any disc, square or ring stands at most
-HIGHEST_EM = 0.5  # the same of any bullet; accents and quotation marks stand higher
-SOLID = 0.72  # of its box, that a disc or a square fills; no letter does
-FLAT_EM = 0.17  # line heights, height of a dash
-DASH_EM = 0.42  # line heights, width of a dash that is no hyphen
-WITH_SPECKS = 1.15  # of a bullet's area, that it and the specks around it have at most
-DOT = 0.05  # of a bullet's area, of a speck that may be the dot after a digit
-SLENDER = 0.45  # width over height; a quotation mark has less
+MAX_BULLET_EM = 0.85  # line heights, greatest width of a bullet
+TALLEST_EM = 0.62  # line heights, greatest height of a bullet
+APART_EM = 0.4  # line heights of white after a mark of any form that may be a bullet
+SPACE_EM = 0.15  # line heights of white after a low disc, square or ring that may be a bullet
+NEAR_EM = 0.06  # line heights of white; a mark with less after it is no bullet
+ROUND = 1.4  # greatest ratio of width and height of a low disc, square or ring, either way
+NEAR_TALLEST_EM = 0.48  # line heights, greatest height of a low disc, square or ring
+NEAR_HIGHEST_EM = 0.4  # line heights, greatest height above the base of a disc, square or ring
+HIGHEST_EM = 0.5  # line heights above the base, at most, of any bullet; accents and quotes are higher
+SOLID = 0.72  # least share of its box that a disc or square fills; no letter does
+FLAT_EM = 0.17  # line heights, greatest height of a dash
+DASH_EM = 0.42  # line heights, least width of a dash; a hyphen is narrower
+WITH_SPECKS = 1.15  # greatest area of a bullet with the specks around it, in bullet areas
+DOT = 0.05  # bullet areas; a larger speck may be the dot after a digit
+SLENDER = 0.45  # least width over height; a quotation mark has less
 UPRIGHT = 1.6  # height over width; a disc, a square or a ring has less
-FULL = 0.95  # of its box, that a square fills
-HOLLOW = 0.1  # of its box, that is white inside a ring
-THIN = 0.66  # of its box; a star fills less, a disc more
+FULL = 0.95  # share of its box that a square fills; a disc fills less
+HOLLOW = 0.1  # least share of its box that is white inside a ring
+THIN = 0.66  # share of its box; a star fills less, a disc more
 
 
 def bullet_of(mark: Mask, base: float, em: float, white: float) -> str | None:

@@ -1,4 +1,4 @@
-"""Put what was read in a page's regions together: blocks of Markdown, or of plain text."""
+"""Compose the text of a page's regions into blocks of Markdown or of plain text."""
 
 import re
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from app.pocket.layout.prints import PageLines
 HEADINGS = {"title": "#", "sub_title": "##"}
 ITEM = "item"
 NUMBERED = "number"
-APART = 10  # thousandths of the page, of white between items that belong to another list
-FULL = 3.0  # line heights of white at a line's end, in which a word would have fit
-SAME_LEFT = 0.4  # line heights by which lines of a paragraph begin apart
+APART = 10  # thousandths of the page, white between items of different lists
+FULL = 3.0  # line heights of white at the end of a line, in which a word would have fitted
+SAME_LEFT = 0.4  # line heights by which the left edges of a paragraph's lines differ at most
 NUMBER_ALONE = re.compile(r"\d{1,2}[.)]")
-MAX_COUNT = 3  # from an item to the next one that was read
+MAX_COUNT = 3  # greatest difference between the numbers of neighbouring items; some may not have been read
 
 
 @dataclass(slots=True)
@@ -34,10 +34,10 @@ class _Written:
     box: tuple[int, int, int, int]
     lines: list[str]
     bullets: list[Bullet] = field(default_factory=list)
-    """Of the items, or their numbers, those that are known."""
+    """Known bullets, or numbers, of the items."""
 
     def takes(self, other: "_Written") -> bool:
-        """A list goes on, though its items stand apart."""
+        """Tell whether ``other`` continues this list, even if its items stand apart."""
         if self.form != other.form or self.form not in (ITEM, NUMBERED):
             return False
         steps = _steps(other.lines[0], self.lines[-1]) if self.form == NUMBERED else 1
@@ -63,7 +63,7 @@ def _follows(item: str, above: str) -> bool:
 
 
 def _steps(item: str, above: str) -> int:
-    """From the number above to the item's: 1 where either has none, 0 where they are not written alike."""
+    """Count from the number above to the item's: 1 if either has none, 0 if they are written differently."""
     one, other = OF_ITEM.match(above), OF_ITEM.match(item)
     if one is None or other is None:
         return 1
@@ -76,8 +76,8 @@ def page_blocks(
     """Make the blocks of a page in reading order.
 
     ``texts``: of every line of the page, in order. ``as_markdown``: with headings, lists and tables as
-    Markdown, else line by line as it is printed. ``turns``: quarter turns, counter-clockwise, after which the
-    page was cut; boxes are of the page before them.
+    Markdown, else line by line as printed. ``turns``: quarter turns, counter-clockwise, after which the page
+    was cut; boxes are of the page before them.
     """
     return compose(regions_of(page, texts), texts, as_markdown=as_markdown, turns=turns)
 
@@ -106,7 +106,10 @@ def compose(
 
 
 def _with_number_outside(written: Sequence[_Written]) -> list[_Written]:
-    """The page's number before or after all text: under the first of two columns it would part them."""
+    """Move the page's number before or after all text.
+
+    Under the first of two columns it would separate them.
+    """
     text = [block for block in written if block.form != PAGE_NUMBER]
     numbers = [block for block in written if block.form == PAGE_NUMBER]
     above = [one for one in numbers if text and one.box[1] < min(block.box[1] for block in text)]
@@ -119,7 +122,7 @@ def _block(written: _Written, turns: int, *, as_markdown: bool) -> Block:
 
 
 def _as_print(form: str, line: str) -> str:
-    """A line of Markdown in which only what was composed is markup."""
+    """Escape a line of Markdown so that only what was composed is markup."""
     if form == "table":
         return line
     if form in HEADINGS:
@@ -132,7 +135,7 @@ def _as_print(form: str, line: str) -> str:
 
 
 def turned_back(box: tuple[int, int, int, int], turns: int) -> tuple[int, int, int, int]:
-    """A box in 0..999 of a page that was turned counter-clockwise -> the same of the page as it came."""
+    """Map a box in 0..999 of a page that was turned counter-clockwise to the page as it came."""
     left, top, right, bottom = box
     for _ in range(turns):  # clockwise
         left, top, right, bottom = FARTHEST - bottom, left, FARTHEST - top, right
@@ -159,8 +162,9 @@ def _markdown(region: Region, read: Sequence[str]) -> list[_Written]:
 
 
 def _numbered(table: Table, read: Sequence[str]) -> list[str]:
-    """Return the items of a table that is a list: counting numbers, each before one cell. Empty for other
-    tables.
+    """Return the items of a table that is a list: counting numbers, each before one cell.
+
+    Empty for other tables.
     """
     if any([len(cell) for cell in row] != [1, 1] for row in table.rows):
         return []
@@ -171,7 +175,7 @@ def _numbered(table: Table, read: Sequence[str]) -> list[str]:
 
 
 def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]:
-    """Lines of a paragraph or an item together; each item of a list on a line of its own."""
+    """Join the lines of a paragraph or an item; put each item of a list on a line of its own."""
     blocks: list[_Written] = []
     are_numbered = sum(OF_ITEM.match(text) is not None for text in read) > 1
     for line, text in zip(region.lines, read, strict=True):
@@ -181,7 +185,7 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
         if form == NUMBERED and (
             (not are_numbered and _is_running(region.lines, line)) or _is_inside(region, line, item, blocks)
         ):
-            form = None  # a sentence ended with a number
+            form = None  # the end of a sentence, which is a number
         if form is None:
             if blocks:
                 blocks[-1].lines[-1] = flowed((blocks[-1].lines[-1], text))
@@ -195,7 +199,10 @@ def _paragraphs_and_lists(region: Region, read: Sequence[str]) -> list[_Written]
 
 
 def _is_running(lines: Sequence[Line], line: Line) -> bool:
-    """The line above is full, and lines begin under each other: nothing hangs, as under an item."""
+    """Tell whether the line above is full and the lines begin under each other.
+
+    Then nothing hangs as under an item.
+    """
     at = lines.index(line)
     near = SAME_LEFT * line.height
     is_full = at > 0 and lines[at - 1].right > max(one.right for one in lines) - FULL * line.height
@@ -203,7 +210,7 @@ def _is_running(lines: Sequence[Line], line: Line) -> bool:
 
 
 def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]) -> bool:
-    """An item's text, where a list inside it neither begins nor goes on."""
+    """Tell whether a line is an item's text, where no inner list begins or continues."""
     if line not in region.hanging or not blocks:
         return False
     number = OF_ITEM.match(item)
@@ -212,16 +219,16 @@ def _is_inside(region: Region, line: Line, item: str, blocks: Sequence[_Written]
 
 
 def _known(bullet: Bullet | None, form: str) -> list[Bullet]:
-    """Return the sign that was found before an item or a number."""
+    """Return the bullet found before an item or a number, as a list of one or none."""
     return [] if bullet is None or bullet.is_number == (form == ITEM) else [bullet]
 
 
 def _item(region: Region, line: Line, text: str, blocks: Sequence[_Written]) -> tuple[str | None, str]:
-    """(form, Markdown) of a line that begins an item of a list; (None, "") of one that goes on."""
+    """Return (form, Markdown) of a line that begins an item of a list, (None, "") of any other line."""
     if line in region.bulleted:
         return ITEM, f"- {text}"
     bullet = BULLET.match(text)
-    # a dash of an item's text may begin any of its lines
+    # a dash in an item's text may begin any of its lines
     goes_on = bool(blocks) and blocks[-1].form == ITEM and not region.bulleted
     if bullet and (line is region.lines[0] or goes_on):
         return ITEM, f"- {text[bullet.end() :]}"
@@ -239,7 +246,7 @@ def _plain(region: Region, read: Sequence[str]) -> _Written:
 
 
 def _printed(region: Region, read: Sequence[str]) -> list[str]:
-    """Lines with their bullets."""
+    """Return the lines with their bullets."""
     lines = [
         f"{region.bulleted[line]} {text}" if line in region.bulleted else text
         for line, text in zip(region.lines, read, strict=True)

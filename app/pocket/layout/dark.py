@@ -1,5 +1,6 @@
-"""Dark areas of a page: print in white on them becomes black on white; pictures, and what a scanner shows
-beside the paper, become paper.
+"""Clean up the dark areas of a page.
+
+White print on them becomes black on white. Pictures, and what a scanner shows beside the paper, become paper.
 """
 
 from dataclasses import dataclass
@@ -10,28 +11,31 @@ from scipy import ndimage
 
 from app.pocket.layout.masks import Gray, Mask
 
-STEP = 2  # pixels and rows from one that is looked at to the next
-DARK = 0.5  # of the paper's shade; black print on what is lighter can be read as it is
-DARK_PAGE = 100  # gray level that half of a page printed in white is below
+STEP = 2  # only every second row and column is looked at
+DARK = 0.5  # share of the paper's shade; black print on lighter areas can be read as it is
+DARK_PAGE = 100  # gray level; if half of a page is darker, it is printed in white
 LETTER = 1 / 250  # of the page's longer side; smaller holes in dark areas are filled: white letters
-SOLID = 1 / 100  # of the page's longer side, least side of an area then
-MIN_FILLED = 0.6  # of an area, that is dark in itself; lines of fat black letters, filled in, are lighter
-MIN_EDGE = 0.85  # of an area's edge, that is dark
-PICTURE = 0.06  # of the page's longer side, least sides of a picture; smaller ones may be letters
-LIGHT = (0.004, 0.45)  # of an area, that white print in it covers, at least and at most
+SOLID = 1 / 100  # of the page's longer side, least side of a dark area
+MIN_FILLED = 0.6  # least dark share of a filled area; bold black letters, filled in, have less
+MIN_EDGE = 0.85  # least dark share of an area's edge
+PICTURE = 0.06  # of the page's longer side, least side of a picture; smaller areas may be letters
+LIGHT = (0.004, 0.45)  # least and greatest share of an area that white print covers
 MIN_CONTRAST = 60  # gray levels between an area and the print in it
-TALLEST = 0.06  # of the page's longer side, height of white letters at most
-MIN_LETTER_PX = 5  # height of white letters
-PAGE = 0.4  # of the page's area, above which it is printed in white as a whole
-IN_LINES = 0.7  # of what is light in an area, that stands in lines
-LETTERS = (0.7, 0.3)  # of what is light, that is as high as letters: in an area, in a page
-CLEAR_ROWS = 0.15  # of an area's rows, that are above, between and below lines of print
-CLEAR = 0.003  # of such a row, that may be light
+TALLEST = 0.06  # of the page's longer side, greatest height of white letters
+MIN_LETTER_PX = 5  # least height of white letters
+PAGE = 0.4  # of the page's area; a larger dark area means that the page is printed in white
+IN_LINES = 0.7  # least share of an area's light pixels that stand in lines
+LETTERS = (0.7, 0.3)  # least share of light pixels in pieces as high as letters: in an area, in a whole page
+CLEAR_ROWS = 0.15  # least share of an area's rows that are clear: above, between and below lines of print
+CLEAR = 0.003  # greatest light share of a clear row
 
 
 @dataclass(frozen=True, slots=True)
 class _Area:
-    """``rows``, ``columns``: its box on the page; ``inside``: of the box's pixels, its own."""
+    """A dark area.
+
+    ``rows``, ``columns``: its box on the page. ``inside``: which of the box's pixels belong to it.
+    """
 
     rows: slice
     columns: slice
@@ -39,7 +43,7 @@ class _Area:
 
 
 def without_dark_areas(gray: Gray) -> Gray:
-    """(H, W) of a page; the same array where nothing is dark."""
+    """Clean up the dark areas of a page. (H, W) -> (H, W); returns the same array if nothing is dark."""
     paper = float(np.percentile(gray[::4, ::4], 90))
     if np.mean(gray[::4, ::4] < DARK_PAGE) > 0.5:  # its brightest tenth may be dark as well
         paper = 255.0
@@ -60,7 +64,7 @@ def without_dark_areas(gray: Gray) -> Gray:
 
 def _areas(gray: Gray, darkest: float) -> list[_Area]:
     longer = max(gray.shape)
-    # odd, so that nothing is shifted
+    # odd sizes, so that filters shift nothing
     letter, solid = (max(3, round(longer * share / STEP)) | 1 for share in (LETTER, SOLID))
     dark = gray[::STEP, ::STEP] < darkest
     if dark.mean() < SOLID**2:
@@ -79,7 +83,7 @@ def _areas(gray: Gray, darkest: float) -> list[_Area]:
 
 
 def _full(inside: Mask, rows: slice, columns: slice, shape: tuple[int, ...]) -> _Area:
-    """In the page's own pixels, its soft edge taken in."""
+    """Scale an area to the page's own pixels and include its soft edge."""
     edge = 2
     wide = _grown(np.pad(np.kron(inside, np.ones((STEP, STEP), bool)), edge), 2 * edge + 1)
     top, left = STEP * rows.start - edge, STEP * columns.start - edge
@@ -119,8 +123,9 @@ def _printed_in(
 
 
 def _has_lines(light: Mask, core: Mask, tallest: float) -> bool:
-    """White print stands in rows no taller than a line, with nothing between them; a picture's light parts do
-    not.
+    """Tell whether white print stands in rows no taller than a line, with clear rows between.
+
+    The light parts of a picture do not.
     """
     width = core.sum(axis=1)
     is_whole = width > 0.5 * width.max()
@@ -152,6 +157,6 @@ def _grown(mask: Mask, size: int) -> Mask:
 
 
 def _eroded(mask: Mask, size: int) -> Mask:
-    """Erode a mask; beyond the page's edge everything counts as dark where the edge is dark."""
+    """Erode a mask. Beyond the page's edge counts as dark where the edge is dark."""
     eroded: Mask = ndimage.minimum_filter1d(ndimage.minimum_filter1d(mask, size, axis=0), size, axis=1)
     return eroded

@@ -1,4 +1,4 @@
-"""Find the lines of print on a page by its white."""
+"""Find the lines of print on a page by the white around them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,46 +12,46 @@ from app.pocket.layout.masks import Mask, long_runs
 from app.pocket.layout.stretches import stretches_of
 
 MIN_LINE_PX = 6
-LINE_OF_X = 1.75  # a line's height, in those of its small letters
-LINE_OF_CAPITAL = 1.27  # a line's height, in those of its capitals
-REACH_EM = 0.75  # line heights of white that run together inside a line
+LINE_OF_X = 1.75  # a line's height, in heights of its small letters
+LINE_OF_CAPITAL = 1.27  # a line's height, in heights of its capitals
+REACH_EM = 0.75  # line heights of white that are bridged within a line
 MAX_LETTER_EM = (
-    6.0  # line heights; what is higher and no stroke is a picture, no letter that begins a chapter
+    6.0  # line heights; anything higher, unless it is a stroke, is a picture and not a chapter's first letter
 )
-MAX_LINE_EM = 8.0  # line heights of the other lines; what is higher is no print
-MAX_LINES = 1000  # of a page; a newspaper's has some 600, and ordering more would take minutes
-MAX_MARKS = 2000  # of a page
-TALL_EM = 2.5  # line heights; what is higher may be no line alone
-BESIDE_GAP_EM = 0.35  # line heights of white that may part it
-MIN_SHARED_HEIGHT = 0.4  # of the higher of two words' heights, that words of a line have in common
-MARK_EM = 0.45  # line heights; what is lower is no letter
-SMALL_EM = 0.62  # line heights; what is as low and as narrow may be a bullet
+MAX_LINE_EM = 8.0  # line heights; higher things among the lines are no print
+MAX_LINES = 1000  # per page; a newspaper page has some 600, and ordering more would take minutes
+MAX_MARKS = 2000  # per page
+TALL_EM = 2.5  # line heights; higher things may be a line with something beside it
+BESIDE_GAP_EM = 0.35  # line heights of white at which these may be separated
+MIN_SHARED_HEIGHT = 0.4  # share of the higher word's height that words of one line have in common
+MARK_EM = 0.45  # line heights; lower things are no letters
+SMALL_EM = 0.62  # line heights; lower and narrower things may be bullets
 PAD_EM = 0.3  # line heights added above and below a mark, so that it is found beside letters
 LOWER_EM = 0.2  # line heights added below a bullet, which stands higher than the letters beside it
 MIN_SPECK = 0.005  # squared line heights; smaller marks belong to no line
 MIN_SIGN = 0.012  # squared line heights; smaller marks are no bullets, unless they are wide
-MIN_SIGN_EM = 0.2  # line heights, width of a dash
-MAX_SIGN_GAP_EM = 2.6  # line heights of white between a bullet and a line
-MARK_GAP_EM = 0.4  # line heights of white between a mark and its line
-TWO_LINES_EM = 1.7  # line heights; what is higher may be two lines whose letters touch
-ONE_HEIGHT = 1.5  # heights of a line; what is higher is several lines that touch
-ONE_LINE_EM = 0.6  # line heights of a line's part, at least, when lines that touch are parted
-MAX_INK_BETWEEN = 0.35  # of the densest row's ink, in the row where lines that touch are parted
-MIN_OWN_INK = 0.2  # of two lines' ink, that each has in letters which do not reach into the other
+MIN_SIGN_EM = 0.2  # line heights, least width of a dash
+MAX_SIGN_GAP_EM = 2.6  # line heights of white, at most, between a bullet and its line
+MARK_GAP_EM = 0.4  # line heights of white, at most, between a mark and its line
+TWO_LINES_EM = 1.7  # line heights; higher things may be two lines whose letters touch
+ONE_HEIGHT = 1.5  # heights of a line; higher things are several lines that touch
+ONE_LINE_EM = 0.6  # line heights, least height of each part when touching lines are separated
+MAX_INK_BETWEEN = 0.35  # of the densest row's ink, in the row where touching lines are separated
+MIN_OWN_INK = 0.2  # of two lines' ink, least share of each in letters that do not reach into the other
 
 
 def find_lines(ink: Ink) -> list[Line]:
-    """Find the stretches of print, in no order."""
+    """Find the stretches of print, in no particular order."""
     letters = _letters(ink.mask)
     if letters is None:
         return []
     em, mask = letters
-    # letters and words of a line run together, lines and columns do not
+    # join the letters and words of a line, but not lines or columns
     reach = max(3, round(REACH_EM * em))
-    # nor does print close to the page's edge with that
+    # padded, so that print is not joined to the page's edge
     smeared = ~long_runs(np.pad(~mask, ((0, 0), (reach, reach)), constant_values=True), reach)
     smeared = smeared[:, reach:-reach]
-    smeared &= ~ink.rules  # nor what a ruled line stands between
+    smeared &= ~ink.rules  # a ruled line separates what is on its sides
     labels, _ = ndimage.label(smeared, np.ones((3, 3), int))
     found: list[Line] = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
@@ -68,7 +68,7 @@ def find_lines(ink: Ink) -> list[Line]:
 
 
 def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
-    """Part a line from what stands beside it and is far higher or lower: a picture's edge, a binding.
+    """Separate a line from much higher or lower things beside it, such as a picture's edge or a binding.
 
     ``mask``: (H, W), ink of the line alone.
     """
@@ -84,7 +84,10 @@ def _beside(line: Line, mask: Mask, em: int) -> list[Line]:
 
 
 def _tight(piece: Line, line: Line, mask: Mask) -> Line | None:
-    """Return a piece as high as its ink. None for white, as a rule that was cut out leaves."""
+    """Shrink a piece to the height of its ink.
+
+    Returns None for white, which a rule that was cut out leaves.
+    """
     ink = mask[:, piece.left - line.left : piece.right - line.left].any(axis=1)
     rows = line.top + np.flatnonzero(ink)
     return None if not len(rows) else Line(piece.left, int(rows[0]), piece.right, int(rows[-1]) + 1)
@@ -100,9 +103,9 @@ def _largest(lines: list[Line], most: int) -> list[Line]:
 
 
 def _letters(mask: Mask) -> tuple[int, Mask] | None:
-    """Return the height of a line of print, and the ink without what is too large: pictures, frames.
+    """Estimate the height of a line of print; return it and the ink without large things: pictures, frames.
 
-    Most letters are as high as an x is, or all are capitals.
+    Most letters are as high as an x, or all are capitals.
     """
     labels, count = ndimage.label(mask, np.ones((3, 3), int))
     if count == 0:
@@ -123,7 +126,7 @@ def _letters(mask: Mask) -> tuple[int, Mask] | None:
 
 
 def _split(line: Line, mask: Mask, em: int) -> list[Line]:
-    """Part lines whose letters touch, at the whitest row between them."""
+    """Separate lines whose letters touch, at the whitest row between them."""
     if line.height < TWO_LINES_EM * em:
         return [line]
     profile = mask[line.top : line.bottom, line.left : line.right].sum(axis=1).astype(float)
@@ -142,7 +145,7 @@ def _split(line: Line, mask: Mask, em: int) -> list[Line]:
 
 
 def _apart(parts: list[Line], lines: Sequence[Line], mask: Mask) -> list[Line]:
-    """Cut off lines that touched what stands beside them and did not touch."""
+    """Narrow the parts of touching lines so that they do not cover a line that stands beside them."""
     if len(parts) == 1:
         return parts
     found: list[Line] = []
@@ -161,7 +164,7 @@ def _apart(parts: list[Line], lines: Sequence[Line], mask: Mask) -> list[Line]:
 
 
 def _is_crossed(mask: Mask, row: int) -> bool:
-    """Return whether the row goes through one line of large letters: little is wholly above or below it."""
+    """Tell whether the row cuts through one line of large letters: little ink is wholly above or below it."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     spans = [rows for rows, _ in ndimage.find_objects(labels)]
@@ -171,7 +174,7 @@ def _is_crossed(mask: Mask, row: int) -> bool:
 
 
 def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
-    """Join dots, accents and bullets to the line they belong to; drop specks."""
+    """Join dots, accents and bullets to the line they belong to, and drop specks."""
     boxes = np.array([(line.left, line.top, line.right, line.bottom) for line in lines]).reshape(-1, 4)
     alone: list[Line] = []
     near_px = round(MARK_GAP_EM * em)
@@ -194,7 +197,7 @@ def _with_marks(lines: list[Line], marks: list[Line], em: int) -> list[Line]:
             )  # fmt: skip
         elif gap <= MAX_SIGN_GAP_EM * em and (
             area >= MIN_SIGN or mark.width >= MIN_SIGN_EM * em
-        ):  # a bullet, a dash
+        ):  # a bullet or a dash
             alone.append(mark)
     pad = round(PAD_EM * em)
     signs = [Line(mark.left, max(0, mark.top - pad), mark.right, mark.bottom + pad) for mark in alone]

@@ -8,29 +8,29 @@ import numpy as np
 from app.pocket.layout.lines import CELL_GAP_EM, Line, Row, joined
 from app.pocket.layout.rules import Rules
 
-MAX_ROW_GAP_EM = 2.2  # line heights of white between rows of a table
-MAX_NUMBER_EM = 1.7  # line heights, usual width of what stands before the items of a list
-WIDEST_NUMBER_EM = 3.0  # line heights, width of any of them
-MIN_ITEM_EM = 4.0  # line heights, width of the widest item of a list
-HANG_EM = 2.4  # line heights from where a list's number begins to where its text does
-ALIGNED_EM = 0.4  # line heights by which cells of a column are out of line
-MANY_CELLS = 5  # cells of a column, of which one may have lost a sign
-SURE_ROWS = 3  # rows that tell a centred first column
-HEADED = 4  # whole rows of a table whose first one may stand otherwise
-MIN_FILLED = 0.55  # share of a table's cells
-MIN_KEPT = 0.5  # share of a table's strips that a row must leave white
-SURE_STRIP_EM = 0.9  # line heights of white that spread words never have
-SURE_NUM_WHOLE = 3  # rows without an empty cell
-LONGEST_WORD_EM = 8.0  # line heights of white, beyond spaces, in which one more word would have stood
+MAX_ROW_GAP_EM = 2.2  # line heights of white, at most, between rows of a table
+MAX_NUMBER_EM = 1.7  # line heights, greatest usual width of the bullets or numbers of a list
+WIDEST_NUMBER_EM = 3.0  # line heights, greatest width of any of them
+MIN_ITEM_EM = 4.0  # line heights, least width of the widest item of a list
+HANG_EM = 2.4  # line heights, at most, from the left edge of a list's number to that of its text
+ALIGNED_EM = 0.4  # line heights by which aligned cells of a column differ at most
+MANY_CELLS = 5  # least cells of a column in which one may be out of line because a sign was lost
+SURE_ROWS = 3  # least rows that show a centred first column
+HEADED = 4  # least complete rows of a table whose first row may be aligned differently
+MIN_FILLED = 0.55  # least share of a table's cells that are not empty
+MIN_KEPT = 0.5  # least share of a table's strips that a row must leave white
+SURE_STRIP_EM = 0.9  # line heights of white, more than spread words ever have
+SURE_NUM_WHOLE = 3  # rows without an empty cell that are proof of a table
+LONGEST_WORD_EM = 8.0  # line heights of white, beyond spaces, in which one more word would have fitted
 SPACE_EM = 0.33  # line heights, a usual space
-SHORT_EM = 1.0  # line heights of white at its right that no justified line has
-INDENT_EM = (0.7, 3.5)  # line heights, of a paragraph's first line
+SHORT_EM = 1.0  # line heights of white at the right end, more than any justified line has
+INDENT_EM = (0.7, 3.5)  # line heights, least and greatest indent of a paragraph's first line
 Strip = tuple[float, float]
 ENDLESS = float("inf")
 
 
 class Grid:
-    """The most rows, from one on, that have strips in common: ``rows[start:end]``."""
+    """The longest sequence of rows, ``rows[start:end]``, that have white strips in common."""
 
     def __init__(self, rows: Sequence[Row], start: int, em: float, rules: Rules) -> None:
         self._em, self._rules = em, rules
@@ -55,7 +55,7 @@ class Grid:
                 return
             taken.append(row)
             if len(left) > len(strips) and at - start > 1 and not self._has_rules(taken):
-                return  # words of a spread line
+                return  # these are words of a spread line
             strips = left
             num_cells = sum(cell is not None for cell in _in_columns(row, strips))
             if num_cells > 1:
@@ -75,7 +75,11 @@ class Grid:
         ]
 
     def _may_lose(self, strips: Sequence[Strip], left: Sequence[Strip], row: Row, num_before: int) -> bool:
-        """A first row may have gaps by chance; after two, a row that closes many is none of the table."""
+        """Tell whether a row may close some strips and still belong.
+
+        A first row may have gaps by chance. After two rows, a row that closes many strips is not part of the
+        table.
+        """
         alive = sum(any(a <= c and d <= b for c, d in left) for a, b in strips)
         if alive == len(strips) or (alive and num_before == 1 and len(row) > 1):
             return True
@@ -97,7 +101,10 @@ class Grid:
         return self._are_aligned(found, is_headed=whole == len(self.cells) >= HEADED)
 
     def _are_aligned(self, columns: Sequence[Sequence[Line]], *, is_headed: bool) -> bool:
-        """``is_headed``: rows enough, and whole, so that the first one may stand otherwise."""
+        """Tell whether cells are aligned in all columns.
+
+        ``is_headed``: there are enough rows, and they are complete, so the first may be aligned differently.
+        """
         first = columns[0]
         sides = ([cell.left for cell in first], [(cell.left + cell.right) / 2 for cell in first])
         is_flush, is_centred = (max(side) - min(side) <= ALIGNED_EM * self._em for side in sides)
@@ -107,7 +114,7 @@ class Grid:
         return is_headed and all(self._is_aligned(one[1:], at_right=True) for one in columns)
 
     def is_list(self) -> bool:
-        """Bullets or numbers beside what they point at."""
+        """Tell whether this is a list: bullets or numbers beside their items."""
         columns = _columns_of(self.cells)
         if len(self.cells) < 2 or len(columns) != 2 or not all(columns):
             return False
@@ -121,7 +128,7 @@ class Grid:
         return widest < MAX_NUMBER_EM * self._em and is_item
 
     def count_items(self) -> int:
-        """Rows of a list, before one whose first cell is under no bullet or number."""
+        """Count the rows of a list, up to the first whose first cell is not under a bullet or number."""
         leads = [(at, row[0]) for at, row in enumerate(self.cells) if row[0] is not None]
         first = leads[0][1]
         near = ALIGNED_EM * self._em
@@ -131,7 +138,7 @@ class Grid:
         )
 
     def _may_be_justified(self, num_whole: int) -> bool:
-        """Spread words of a few lines may stand under each other by chance."""
+        """Tell whether this may be justified text, whose spread words are under each other by chance."""
         narrowest = min(b - a for a, b in self._strips) / self._em
         near = ALIGNED_EM * self._em
         left, right = [row[0].left for row in self._taken], [row[-1].right for row in self._taken]
@@ -145,13 +152,13 @@ class Grid:
         return is_flush and (narrowest < SURE_STRIP_EM or num_whole < SURE_NUM_WHOLE)
 
     def _is_indented(self, left: Sequence[float]) -> bool:
-        """The first row, as a paragraph's is: the others begin where all else does."""
+        """Tell whether the first row is indented as in a paragraph and the others begin at the left edge."""
         near = ALIGNED_EM * self._em
         least, most = (share * self._em for share in INDENT_EM)
         return least < left[0] - left[1] < most and max(left[1:]) - self._left <= near
 
     def _lacks_words(self, row: Row) -> bool:
-        """More would have stood in the row, were it a line of text."""
+        """Tell whether the row has so much white that, as a line of text, it would hold more words."""
         white = [end - start - SPACE_EM * self._em for start, end in _between(row)]
         return sum(white) > LONGEST_WORD_EM * self._em
 
@@ -163,8 +170,10 @@ class Grid:
         return self._rules.count_levels(box.left, box.right, box.top - around, box.bottom + around) >= 3
 
     def _is_aligned(self, column: Sequence[Line], *, at_right: bool) -> bool:
-        """At the left, in the middle or at the right, as cells of a table are; justified text is at the right
-        of its last column, too.
+        """Tell whether cells are aligned at the left, in the middle or at the right, as in a table.
+
+        With ``at_right`` false, right edges do not count in a short column, because justified text is aligned
+        there too.
         """
         edges: list[list[float]] = [
             [cell.left for cell in column],
@@ -173,14 +182,14 @@ class Grid:
         if at_right or len(column) > 3:
             edges.append([cell.right for cell in column])
         centres = sorted(edges[1])
-        if len(centres) >= MANY_CELLS:  # of one cell a sign may be lost
+        if len(centres) >= MANY_CELLS:  # one cell may have lost a sign
             centres = min(centres[1:], centres[:-1], key=lambda some: some[-1] - some[0])
         edges[1] = centres
         return any(max(edge) - min(edge) <= ALIGNED_EM * self._em for edge in edges)
 
 
 def _between(row: Row) -> list[tuple[int, int]]:
-    """White between stretches."""
+    """Return the white between stretches."""
     return [(left.right, right.left) for left, right in pairwise(row)]
 
 
@@ -193,12 +202,12 @@ def _common(strips: Sequence[Strip], row: Row) -> list[Strip]:
 
 
 def _columns_of(rows: Sequence[Sequence[Line | None]]) -> list[list[Line]]:
-    """Cells that are not empty."""
+    """Return each column's cells that are not empty."""
     return [[cell for cell in column if cell is not None] for column in zip(*rows, strict=True)]
 
 
 def _in_columns(row: Row, strips: Sequence[Strip]) -> list[Line | None]:
-    """One cell a column, ``None`` where there is none."""
+    """Return one cell per column, ``None`` where the row has none."""
     columns: list[list[Line]] = [[] for _ in range(len(strips) + 1)]
     for line in row:
         columns[sum(line.left >= (a + b) / 2 for a, b in strips)].append(line)

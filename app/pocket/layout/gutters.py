@@ -1,4 +1,7 @@
-"""Narrow white between columns of text: no wider than words of a spread line have, but straight for long."""
+"""Find narrow gutters between columns, no wider than the spaces of a spread line.
+
+Unlike such spaces they are straight for many lines.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,23 +11,24 @@ import numpy as np
 
 from app.pocket.layout.lines import Line, joined
 
-LEAST_EM = 0.7  # line heights of white before a line of the right column, at least
-MOST_EM = 3.0  # the same, at most
-STRIP_EM = 0.6  # line heights, width of the strip that nothing crosses, left of the right column's lines
-ALIGNED_EM = 0.15  # line heights by which the right column's lines begin apart
-APART = 0.8  # of the lower line's height, by which lines of two columns stand above each other
-NEXT_EM = 3.0  # line heights of white between lines that go on below each other in columns
-MIN_LINES = 5  # of the right column, that begin at the strip
-LEAST = 0.25  # of all lines that begin right of the strip, that begin at it
-LARGE_EM = 1.4  # line heights, of words of a heading
-LARGE_SPACE = 0.75  # heights of such words, of white between two of them, at most
-MIN_COLUMN_EM = 8.0  # line heights, width of the columns on both sides
-MIN_LINE_EM = 3.0  # line heights, usual width of lines beside the strip; bullets are narrower
+LEAST_EM = 0.7  # line heights, least white before a line of the right column
+MOST_EM = 3.0  # line heights, greatest white before a line of the right column
+STRIP_EM = 0.6  # line heights, width of the strip left of the right column that nothing crosses
+ALIGNED_EM = 0.15  # line heights by which the left edges of the right column's lines differ
+APART = 0.8  # of the lower line's height, greatest vertical gap between neighbouring lines of two columns
+NEXT_EM = 3.0  # line heights of white, at most, between lines of a column
+MIN_LINES = 5  # least lines of the right column that begin at the strip
+LEAST = 0.25  # of all lines right of the strip, least share that begin at it
+LARGE_EM = 1.4  # line heights, least height of words of a heading
+LARGE_SPACE = 0.75  # heights of such words, greatest white between two of them
+MIN_COLUMN_EM = 8.0  # line heights, least width of the columns on both sides
+MIN_LINE_EM = 3.0  # line heights, least usual width of lines beside the strip; bullets are narrower
 
 
 def gutters_of(lines: Sequence[Line], em: float) -> list[Line]:
-    """``lines``: stretches in no order; ``em``: height of a line. Strips with a column of text on both sides,
-    as high as these stand beside each other.
+    """Find strips of white with a column of text on both sides, as high as these columns are side by side.
+
+    ``lines``: stretches in any order. ``em``: height of a line.
     """
     lines = _with_headings_whole(lines, em)
     beside = _beside(lines, em)
@@ -45,7 +49,7 @@ def gutters_of(lines: Sequence[Line], em: float) -> list[Line]:
 
 
 def _with_headings_whole(lines: Sequence[Line], em: float) -> list[Line]:
-    """Words of a heading as one, which stands across what is between them."""
+    """Join the words of each heading into one line, which then crosses the white between them."""
     whole = [line for line in lines if line.height < LARGE_EM * em]
     large = sorted((line for line in lines if line.height >= LARGE_EM * em), key=lambda one: one.left)
     headings: list[Line] = []
@@ -64,7 +68,7 @@ def _with_headings_whole(lines: Sequence[Line], em: float) -> list[Line]:
 
 
 def _beside(lines: Sequence[Line], em: float) -> dict[int, int]:
-    """Number of a line -> of the one nearest to its left, if white as between columns is between them."""
+    """Map each line's index to its nearest line on the left, if the white between is as between columns."""
     if not lines:
         return {}
     left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T
@@ -81,7 +85,7 @@ def _beside(lines: Sequence[Line], em: float) -> dict[int, int]:
 def _straight(
     lines: Sequence[Line], beside: dict[int, int], aligned: Sequence[int], edge: int, em: float
 ) -> list[Line]:
-    """Strips left of ``edge`` between what crosses it."""
+    """Find strips left of ``edge`` between the lines that cross it."""
     start = edge - STRIP_EM * em
     near = ALIGNED_EM * em
     crossing = sorted(line.middle for line in lines if line.left < edge - near and line.right > start)
@@ -110,7 +114,7 @@ def _straight(
 
 
 def _grown(gutter: Line, lines: Sequence[Line], most: float) -> Line:
-    """As high as what stands beside it and goes on with no more white between than ``most``, pixels."""
+    """Extend a gutter along the lines beside it, over white of at most ``most`` pixels."""
     top, bottom = gutter.top, gutter.bottom
     for line in sorted(lines, key=lambda one: -one.bottom):
         top = min(top, line.top) if line.bottom > top - most else top

@@ -1,4 +1,4 @@
-"""Tell headings and their level by how large and heavy they are printed and the white around them."""
+"""Recognise headings and their level by the size and weight of their print and the white around them."""
 
 from collections.abc import Mapping
 
@@ -7,20 +7,23 @@ from app.pocket.layout.prints import PageLines, Print
 
 TITLE = "title"
 SUB_TITLE = "sub_title"
-LARGE = 1.04  # body sizes, of a heading with white above and below
-VERY_LARGE = 1.25  # body sizes, of a heading whatever stands around it
-TITLE_SIZE = 1.37  # body sizes, of a page's first heading
-LATER_TITLE_SIZE = 1.5  # body sizes, of a title below another heading
-HEAVY = 1.2  # body strokes, of bold print
-HEAVY_SIZE = 0.9  # body sizes, of a bold heading
-APART = 1.12  # usual steps from line to line, above or below a heading
-SAME_SIZE = 0.14  # share by which lines of one heading differ in size
-MAX_CHARACTERS = 100  # of a line of a heading
+LARGE = 1.04  # body sizes, least size of a heading with white above and below
+VERY_LARGE = 1.25  # body sizes, least size of a heading whatever stands around it
+TITLE_SIZE = 1.37  # body sizes, least size of a title that is a page's first heading
+LATER_TITLE_SIZE = 1.5  # body sizes, least size of a title below another heading
+HEAVY = 1.2  # body strokes, least thickness of bold print
+HEAVY_SIZE = 0.9  # body sizes, least size of a bold heading
+APART = 1.12  # usual steps between lines, least step above or below a heading
+SAME_SIZE = 0.14  # share by which the sizes of one heading's lines differ at most
+MAX_CHARACTERS = 100  # in a line of a heading
 MAX_LINES = 3  # of a heading; more are a paragraph in large or bold print
 
 
 def heading_lines(page: PageLines, texts: Mapping[Line, str]) -> dict[Line, str]:
-    """Find the lines that are headings, with the kind of each. ``texts``: what was read in every line."""
+    """Find the lines that are headings, with the kind of each.
+
+    ``texts``: the recognised text of every line.
+    """
     found: dict[Line, str] = {}
     around = zip([None, *page.parts], page.parts, [*page.parts[1:], None], strict=False)
     run: list[Line] = []  # headings that stand right below each other
@@ -40,7 +43,10 @@ def heading_lines(page: PageLines, texts: Mapping[Line, str]) -> dict[Line, str]
 
 
 def size_of(own: Print) -> float:
-    """Return a line's size in the body's, by the lesser of two: capitals may pass for small letters."""
+    """Return a line's size relative to the body's.
+
+    It is the smaller of two measures, because capitals may be taken for small letters.
+    """
     return own.size if own.lower is None else min(own.size, own.lower)
 
 
@@ -56,7 +62,7 @@ def _may_be(page: PageLines, line: Line, text: str) -> bool:
 
 
 def _goes_on(page: PageLines, above: Line, line: Line) -> bool:
-    """Return whether a line continues the heading above it: as near as text, as large and as bold."""
+    """Tell whether a line continues the heading above it: as near as text, as large and as bold."""
     upper, lower = page.prints[above], page.prints[line]
     is_near = page.is_below(above, line) and page.step(above, line) <= 1.5 * page.em * size_of(lower)
     is_as_heavy = (upper.stroke >= HEAVY) == (lower.stroke >= HEAVY)
@@ -75,7 +81,7 @@ def _stands_out(page: PageLines, above: Part | None, line: Line, below: Part | N
 
 
 def _is_apart(page: PageLines, above: Part | None, below: Part | None) -> bool:
-    """Return whether there is more white between two parts than between lines of a paragraph."""
+    """Tell whether there is more white between two parts than between lines of a paragraph."""
     if not isinstance(above, Line) or not isinstance(below, Line) or not page.is_below(above, below):
         return True
     return page.step(above, below) > APART * page.pitch

@@ -1,4 +1,4 @@
-"""A page's ink: paper of any shade evened out, skew taken back, ruled lines told from letters."""
+"""Extract a page's ink: even out the paper's shade, undo skew, tell ruled lines from letters."""
 
 from dataclasses import dataclass
 from math import cos, radians, sin
@@ -11,40 +11,41 @@ from scipy import ndimage
 from app.pocket.layout.dark import without_dark_areas
 from app.pocket.layout.masks import Gray, Mask, after, deviation, long_runs, near, percentile
 
-MAX_SIDE_PX = 2600  # larger pages are scaled down to it: 11 pt at 220 dpi
+MAX_SIDE_PX = 2600  # larger pages are scaled down to this: 11 pt at 220 dpi
 PAPER_BLOCK_PX = 24
-MIN_CONTRAST = 48  # gray levels between paper and the darkest ink; below it a page is blank
-INK_SHARE = 0.4  # of that contrast, below the paper around: ink
-PALE = 0.7  # of that contrast; paler print is made darker
-SHINES = 0.28  # of that contrast; what is paler shines through from the back
-PALEST = 0.12  # of that contrast; what is paler is paper
-CRISP = 0.5  # share of what is darker than that, that is ink where print is as dark as anything
-NOISE = 5.0  # deviations of paper, that print is darker by
-DARKER = 0.75  # of the area of all letters, that paler ones have
-MIN_PRINT_PX = 6  # height of letters
-MAX_PRINT_PX = 80  # height and width of letters that touch
-FEW_LETTERS = 40  # that say nothing of a page
-FAINT_SHARE = 0.22  # of that contrast, of a stroke thinner than a pixel
-HAIR_PX = 2  # rows that such a stroke grays, at most
-MIN_HAIR_PX = 6  # length of such a stroke, at least
-MAX_HAIR_PX = 40  # the same, at most
+MIN_CONTRAST = 48  # gray levels between paper and the darkest ink; a page with less is blank
+INK_SHARE = 0.4  # of the contrast; ink is at least this much darker than the paper around it
+PALE = 0.7  # of the contrast; paler print is made darker
+SHINES = 0.28  # of the contrast; anything paler shines through from the back
+PALEST = 0.12  # of the contrast; anything paler is paper
+CRISP = 0.5  # least share of darker pixels that are ink, if print is as dark as anything on the page
+NOISE = 5.0  # deviations of the paper's shade; print is darker by more
+DARKER = 0.75  # share of the area of all letters that is no darker than the measured level
+MIN_PRINT_PX = 6  # least height of letters
+MAX_PRINT_PX = 80  # greatest height and width of letters that touch
+FEW_LETTERS = 40  # fewer letters tell nothing about a page
+FAINT_SHARE = 0.22  # of the contrast, darkness of a stroke thinner than a pixel
+HAIR_PX = 2  # rows, at most, that such a stroke makes gray
+MIN_HAIR_PX = 6  # least length of such a stroke
+MAX_HAIR_PX = 40  # greatest length of such a stroke
 MAX_SKEW_DEGREES = 2.0
 MIN_SKEW_DEGREES = 0.12
-RULE_SHARE = 0.035  # of the page's longer side; an unbroken straight stroke this long is no letter
-LEVEL = 1.5  # times that, length of a level rule
-UPRIGHT = 2.0  # times that, length of an upright one; those of a table of two short columns are hardly longer
-MIN_STROKE_PX = 20  # length of a cell's side
-MAX_STROKE_PX = 6  # its thickness
-REACH_PX = 6  # from its end to the rule it ends at
-HALO_PX = 2  # gray beside a ruled line
+RULE_SHARE = 0.035  # of the page's longer side; a longer straight stroke is no letter
+LEVEL = 1.5  # times that, least length of a level rule
+UPRIGHT = 2.0  # times that, least length of an upright one; it is hardly longer in a table of two columns
+MIN_STROKE_PX = 20  # least length of a cell's side
+MAX_STROKE_PX = 6  # greatest thickness of a cell's side
+REACH_PX = 6  # from its end to the rule that it meets
+HALO_PX = 2  # width of the gray beside a ruled line
 
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is.
+    """Ink of a page.
 
-    ``rules``: (H, W), where lines were ruled. ``scale``, ``degrees``: how the page was made smaller, and then
-    turned counter-clockwise around its middle.
+    ``gray``: (H, W), paper at 255, without ruled lines. ``mask``: (H, W), where ink is. ``rules``: (H, W),
+    where ruled lines are. ``scale``, ``degrees``: the page was scaled down by this factor and then turned
+    counter-clockwise around its middle.
     """
 
     gray: Gray
@@ -54,7 +55,7 @@ class Ink:
     degrees: float = 0.0
 
     def placed(self, x: float, y: float) -> tuple[float, float]:
-        """A point of the page -> where its ink is, both in their own pixels."""
+        """Map a point of the page to the ink, each in its own pixels."""
         height, width = self.mask.shape
         dx, dy = x * self.scale - width / 2, y * self.scale - height / 2
         cosine, sine = cos(radians(self.degrees)), sin(radians(self.degrees))
@@ -62,7 +63,7 @@ class Ink:
 
 
 def find_ink(image: Image.Image) -> Ink | None:
-    """An upright RGB or gray page -> its ink; ``None`` for a page without any."""
+    """Extract the ink of an upright RGB or gray page; ``None`` for a page without any."""
     gray_image = image.convert("L")
     scale = min(1.0, MAX_SIDE_PX / max(gray_image.size))
     if scale < 1:
@@ -84,7 +85,7 @@ def find_ink(image: Image.Image) -> Ink | None:
     lift = 255.0 - paper_around
     even = np.clip(gray + lift, 0, 255).astype(np.uint8)
     darkness = _darkness_of_print(even, contrast)
-    if SHINES * contrast < darkness < PALE * contrast:  # what is black is a stain, an edge or a stamp
+    if SHINES * contrast < darkness < PALE * contrast:  # black is then a stain, an edge or a stamp
         even = (255 - np.clip((255.0 - even) * (contrast / darkness), 0, 255)).astype(np.uint8)
     mask = even < 255 - INK_SHARE * contrast
     mask |= _hairs(even < 255 - FAINT_SHARE * contrast, mask)
@@ -100,7 +101,7 @@ def find_ink(image: Image.Image) -> Ink | None:
 def _darkness_of_print(even: Gray, contrast: float) -> float:
     """Measure the gray levels between paper and most letters.
 
-    ``contrast`` where print is as dark as anything, or no darker than the paper's noise.
+    Returns ``contrast`` if print is as dark as anything on the page or no darker than the paper's noise.
     """
     ink = 255 - even
     least = max(PALEST * contrast, NOISE * 1.4826 * deviation(ink))
@@ -134,13 +135,13 @@ def _hairs(faint: Mask, mask: Mask) -> Mask:
 
 
 def _contrast(gray: Gray) -> float:
-    """Between the paper and the darkest things of any size; single noisy pixels do not count."""
+    """Return the gray levels between the paper and the darkest areas. Single noisy pixels do not count."""
     smooth = ndimage.uniform_filter(gray, 3)
     return percentile(smooth, 90) - percentile(smooth, 0.05)
 
 
 def _paper(gray: Gray) -> npt.NDArray[np.float32]:
-    """(H, W) what the paper's shade is around each pixel: bright in blocks, smoothed."""
+    """Estimate the paper's shade around each pixel, (H, W): the bright level of blocks, smoothed."""
     height, width = gray.shape
     rows, columns = -(-height // PAPER_BLOCK_PX), -(-width // PAPER_BLOCK_PX)
     padded = np.pad(
@@ -148,14 +149,17 @@ def _paper(gray: Gray) -> npt.NDArray[np.float32]:
     )
     blocks = padded.reshape(rows, PAPER_BLOCK_PX, columns, PAPER_BLOCK_PX).transpose(0, 2, 1, 3)
     bright = np.percentile(blocks.reshape(rows, columns, -1), 85, axis=2).astype(np.float32)
-    # dark pictures and fat headings are no paper: take the shade beside them
+    # dark pictures and bold headings are no paper: take the shade beside them
     bright = ndimage.maximum_filter(bright, 5)
     smooth = ndimage.uniform_filter(bright, 5)
     return np.kron(smooth, np.ones((PAPER_BLOCK_PX, PAPER_BLOCK_PX), np.float32))[:height, :width]
 
 
 def _skew(mask: Mask) -> float:
-    """Degrees that the lines fall to the right, by how sharply rows of ink stand apart when sheared."""
+    """Return by how many degrees lines fall to the right.
+
+    The page is sheared by different angles; at the correct one, rows of ink separate most sharply.
+    """
     ys, xs = np.nonzero(mask[::2, ::2])
     if len(ys) < 200:
         return 0.0
@@ -175,7 +179,7 @@ def _skew(mask: Mask) -> float:
 
 
 def _rules(mask: Mask) -> Mask:
-    """Straight unbroken strokes, longer than a letter is."""
+    """Find straight unbroken strokes that are longer than a letter."""
     length = max(40, round(RULE_SHARE * max(mask.shape)))
     level, upright = round(LEVEL * length), round(UPRIGHT * length)
     rules: Mask = long_runs(mask, level) | long_runs(mask, upright, axis=0)
@@ -183,7 +187,7 @@ def _rules(mask: Mask) -> Mask:
 
 
 def _erased(mask: Mask, rules: Mask) -> Mask:
-    """Rules with the gray beside them, but for letters that stand on a level one or go through it."""
+    """Return the rules with the gray beside them, except letters that stand on a level rule or cross it."""
     wide = near(near(rules, HALO_PX, axis=0), HALO_PX, axis=1)
     letters = mask & ~wide
     above, below = (_within(letters, reach=2 * HALO_PX, is_above=is_above) for is_above in (True, False))
@@ -195,14 +199,14 @@ def _erased(mask: Mask, rules: Mask) -> Mask:
 
 
 def _within(mask: Mask, reach: int, *, is_above: bool) -> Mask:
-    """Spread a mask over so many rows above and below."""
+    """Spread a mask by ``reach`` rows: down with ``is_above``, else up."""
     if is_above:
         return after(mask, reach + 1, axis=0)
     return after(mask[::-1], reach + 1, axis=0)[::-1]
 
 
 def _strokes_between(mask: Mask, rules: Mask) -> Mask:
-    """Thin upright strokes from one rule to the next: sides of cells, no longer than letters are."""
+    """Find thin upright strokes from one rule to the next: sides of cells, no longer than letters are."""
     strokes = long_runs(mask, MIN_STROKE_PX, axis=0) & ~long_runs(mask, MAX_STROKE_PX + 1)
     reached = near(rules, REACH_PX, axis=0)
     labels, _ = ndimage.label(strokes & ~rules, np.ones((3, 3)))

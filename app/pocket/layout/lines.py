@@ -1,4 +1,4 @@
-"""Define a line of print and a table, and how lines stand to each other."""
+"""Define a line of print and a table, and the positions of lines relative to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,17 +8,19 @@ import numpy as np
 from app.pocket.layout.masks import Mask
 
 CELL_GAP_EM = 0.42
-"""White between stretches of a line at least, as cells of a table may stand, in heights of a line."""
+"""Least white between stretches of a line, as between cells of a table, in line heights."""
 BESIDE = 0.45
-"""Of the lower of two lines' heights, that they share; a star stands high beside letters that are all low."""
+"""Share of the lower of two heights that lines must share. A star stands high beside letters that are all
+low.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """An unbroken stretch of a printed line: pixels from (left, top) to before (right, bottom).
 
-    ``space``: pixels of white between two of its words, usually; 0 where nobody looked or it has one word.
-    ``gaps``: where that white stands, from left to right; none where nobody looked.
+    ``space``: usual white between two of its words in pixels; 0 if not measured or there is one word.
+    ``gaps``: where that white is, from left to right; empty if not measured.
     """
 
     left: int
@@ -41,18 +43,18 @@ class Line:
         return (self.top + self.bottom) / 2
 
     def is_beside(self, other: "Line") -> bool:
-        """On the same printed line."""
+        """Tell whether both are on the same printed line."""
         shared = min(self.bottom, other.bottom) - max(self.top, other.top)
         return shared > BESIDE * min(self.height, other.height)
 
 
 Cell = tuple[Line, ...]
-"""Of a table: its lines from top to bottom; none where it is empty."""
+"""A table's cell: its lines from top to bottom; empty for an empty cell."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells."""
+    """A table as rows of cells."""
 
     rows: tuple[tuple[Cell, ...], ...]
 
@@ -63,7 +65,7 @@ class Table:
 
 Part = Line | Table
 Gap = tuple[int, int]
-"""White from a column of pixels to before another one."""
+"""White from one column of pixels to before another."""
 Row = list[Line]
 """Stretches beside each other, from left to right."""
 
@@ -73,12 +75,15 @@ def lines_of(part: Part) -> list[Line]:
 
 
 def gaps_of(line: Line, mask: Mask, least: float) -> list[Gap]:
-    """White in the line, at least so wide, in pixels of the page."""
+    """Find white in the line that is at least ``least`` wide, in pixels of the page."""
     return gaps_in(mask[line.top : line.bottom, line.left : line.right], line.left, least)
 
 
 def gaps_in(mask: Mask, left: int, least: float) -> list[Gap]:
-    """``mask``: (H, W), what stands from column ``left`` of the page on."""
+    """Find white in ``mask``, (H, W), that is at least ``least`` pixels wide.
+
+    The mask begins at column ``left`` of the page, and so do the results.
+    """
     edges = np.flatnonzero(np.diff(np.concatenate(([True], mask.any(axis=0), [True])).astype(np.int8)))
     return [
         (left + start, left + end) for start, end in edges.reshape(-1, 2).tolist() if end - start >= least
@@ -101,12 +106,12 @@ def joined(lines: Sequence[Line]) -> Line:
 
 
 def extent(lines: Sequence[Line]) -> int:
-    """Width of them together."""
+    """Return the width from the leftmost to the rightmost pixel of the lines."""
     return max(line.right for line in lines) - min(line.left for line in lines)
 
 
 def bands_of(lines: Sequence[Line]) -> list[list[Line]]:
-    """Lines that share a height, from top to bottom, each band from left to right."""
+    """Group lines that overlap in height, from top to bottom, each band from left to right."""
     bands: list[list[Line]] = []
     bottom = -1.0
     for line in sorted(lines, key=lambda one: one.top):
@@ -134,5 +139,5 @@ def rows_of(band: Sequence[Line]) -> list[Row]:
 
 
 def is_stacked(one: Line, other: Line) -> bool:
-    """One has columns of pixels that the other has."""
+    """Tell whether both cover some of the same columns of pixels."""
     return min(one.right, other.right) - max(one.left, other.left) > 0

@@ -1,19 +1,19 @@
-"""Items of one list: bullets that are alike, numbers under each other."""
+"""Tell which items belong to one list: their bullets are alike, or their numbers are under each other."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 BULLET = re.compile(r"[•·\-–*°»▪●]\s+(?=\S)")  # noqa: RUF001 - the look-alikes are the point
-SAME_EM = 0.13  # line heights by which bullets of one list differ
-INNER_EM = 0.9  # line heights to the side, where bullets of a list inside another stand
-COLUMN_EM = 8.0  # line heights to the side, where items of the next column stand
-SAME_HANG_EM = 0.33  # line heights by which white after bullets differs: letters have white of their own
+SAME_EM = 0.13  # line heights by which bullets of one list differ at most
+INNER_EM = 0.9  # line heights to the side, at least, of bullets of a list inside another
+COLUMN_EM = 8.0  # line heights to the side, at least, of items in the next column
+SAME_HANG_EM = 0.33  # line heights by which the white after bullets differs: letters have white of their own
 
 
 @dataclass(frozen=True, slots=True)
 class Bullet:
-    """A sign or a number: where it and the text after it begin, and how large it is, in heights of a line."""
+    """A bullet or a number: its left edge, its size and the left edge of its text, in line heights."""
 
     left: float
     width: float
@@ -22,9 +22,10 @@ class Bullet:
     is_number: bool = False
 
     def is_of_list(self, others: Sequence["Bullet"], *, is_apart: bool) -> bool:
-        """Items of one list have the same bullet under each other, as far from their texts; those in the next
-        column, or of a list inside another, are far to the side. ``others``: of the list's items so far;
-        ``is_apart``: there is white after the last.
+        """Tell whether a bullet belongs to a list: the same sign under the others, as far from its text.
+
+        In the next column, or in a list inside another, it is far to the side instead. ``others``: bullets of
+        the list so far. ``is_apart``: there is white after the last.
         """
         last = others[-1]
         if not self._hangs_like(last):
@@ -35,8 +36,10 @@ class Bullet:
         return self._is_like(last) and not SAME_EM < abs(self.left - last.left) < INNER_EM
 
     def counts_on(self, last: "Bullet", *, is_next: bool) -> bool:
-        """Numbers of one list, or their texts, begin or end under each other, or are in the next column; both
-        do where it is not the next number.
+        """Tell whether a number continues a list by its position.
+
+        The numbers, or their texts, begin or end under each other, or they are in the next column. If it is
+        not the next number, both numbers and texts must.
         """
         left, right = self.left - last.left, self.left + self.width - last.left - last.width
         number, text = min(abs(left), abs(right)), abs(self.text_left - last.text_left)
@@ -50,7 +53,7 @@ class Bullet:
         return max(abs(self.width - other.width), abs(self.height - other.height)) <= SAME_EM
 
     def _hangs_like(self, other: "Bullet") -> bool:
-        """Bullets of other widths may be flush right."""
+        """Tell whether the text is as far from the bullet. Bullets of different widths may be flush right."""
         hang, other_hang = self.text_left - self.left, other.text_left - other.left
         shift = hang - other_hang
         return min(abs(shift), abs(shift - (self.width - other.width))) <= SAME_HANG_EM

@@ -1,6 +1,6 @@
-"""Pages of pixels that are set or not: long runs of them, what is near them; shades of a whole page.
+"""Fast operations on masks and gray pages: long runs of set pixels, their neighbourhood, percentiles.
 
-Each does what a filter or a partition of a library does, ten times faster on a page.
+Each does what a library's filter or partition does, ten times faster on a page.
 """
 
 import numpy as np
@@ -12,11 +12,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 def long_runs(mask: Mask, length: int, axis: int = 1) -> Mask:
-    """(H, W): of each row (``axis`` 1) or column (0), what is set for so many pixels on end."""
+    """Keep runs of at least ``length`` set pixels in each row (``axis`` 1) or column (0).
+
+    (H, W) -> (H, W).
+    """
     runs = np.zeros_like(mask)
     if length > mask.shape[axis]:
         return runs
-    begins, reach = mask, 1  # where as many as ``reach`` begin
+    begins, reach = mask, 1  # where a run of ``reach`` begins
     while reach < length:
         step = min(reach, length - reach)
         begins = _cut(begins, axis, 0, -step) & _cut(begins, axis, step, None)
@@ -45,7 +48,7 @@ def near(mask: Mask, reach: int, axis: int) -> Mask:
 
 
 def _cut(mask: Mask, axis: int, start: int, stop: int | None) -> Mask:
-    """A view."""
+    """Return a view of the pixels from ``start`` to ``stop`` along an axis."""
     return mask[start:stop] if axis == 0 else mask[:, start:stop]
 
 
@@ -62,12 +65,15 @@ def deviation(gray: Gray) -> float:
 
 
 def _counts(gray: Gray) -> npt.NDArray[np.int64]:
-    """(256,) of pixels of each shade."""
+    """Count the pixels of each shade, (256,)."""
     return np.array(Image.fromarray(gray).histogram())  # five times as fast as numpy's
 
 
 def _percentile(values: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> float:
-    """``values``: (N,), sorted, each so many times."""
+    """Return the percentile of (N,) sorted ``values``, each occurring ``counts`` times.
+
+    ``share``: 0 to 100.
+    """
     reached = np.cumsum(counts)
     place = (reached[-1] - 1) * share / 100
     lower, upper = values[np.searchsorted(reached, [np.floor(place), np.ceil(place)], side="right")]

@@ -1,4 +1,4 @@
-"""Find numbers that stand for a place: the page's own, and those before the items of a list."""
+"""Recognise the page's own number and the numbers before the items of a list."""
 
 import re
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ OF_PAGE = re.compile(
 )
 BETWEEN_DASHES = re.compile(r"([-–—])\s*(\d{1,4})\s*[-–—.]")  # noqa: RUF001
 OF_ITEM = re.compile(r"(\d{1,3})\s?([.)])\s+(?=\S)")
-FAR_EM = 0.6  # line heights of white between a page's number and its text
-SAME_EM = 0.4  # line heights by which items of a list are apart at their left
+FAR_EM = 0.6  # line heights of white, at least, between a page's number and its text
+SAME_EM = 0.4  # line heights by which the left edges of a list's items differ at most
 FIRST = 1
 
 
 def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
-    """Find the line with the page's number: alone above or below all others."""
+    """Find the line with the page's number: alone, above or below all others."""
     lines, far = page.lines, FAR_EM * page.em
     if len(lines) < 2:
         return None
@@ -34,7 +34,10 @@ def page_number(page: PageLines, texts: Mapping[Line, str]) -> Line | None:
 
 
 def shown_number(text: str) -> str:
-    """Return a page's number as printed: of two dashes one is often read as a dot, or without its space."""
+    """Return a page's number as printed, with both dashes.
+
+    One of them is often read as a dot or without its space.
+    """
     match = BETWEEN_DASHES.fullmatch(text)
     return text if match is None else f"{match[1]} {match[2]} {match[1]}"
 
@@ -50,7 +53,7 @@ def with_leads_told(page: PageLines, texts: Mapping[Line, str]) -> PageLines:
 
 
 def numbered_items(page: PageLines, texts: Mapping[Line, str]) -> set[Line]:
-    """Find the items of lists, however heavy they are printed: lines whose numbers follow each other.
+    """Find the items of lists, however heavy their print: lines whose numbers follow each other.
 
     They stand under each other, with at most hanging lines between.
     """

@@ -1,4 +1,4 @@
-"""Put lines in the order they are read: columns one after the other, tables told from them."""
+"""Put lines in reading order: columns one after the other, with tables told apart from columns."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -11,24 +11,24 @@ from app.pocket.layout.ruled import RuledTable
 from app.pocket.layout.rules import Rules
 from app.pocket.layout.tables import parts_of_rows
 
-GUTTER_EM = 1.05  # line heights of white between columns
-LARGE_GUTTER_EM = 0.75  # heights of large lines beside it, which are words of a heading
-MAX_BREAK_EM = 6.0  # line heights of white across all columns at which they still go on
-APART_EM = 1.5  # line heights of white between a running head and columns
-MIN_COLUMN_EM = 8.0  # line heights, width of a column
-MAX_CELL_EM = 9.0  # line heights, usual width of a table's cells
-MAX_LEAD_EM = 1.7  # line heights, width of a bullet or a number before an item of a list
-MIN_MARGIN = 5  # signs that stand in a margin
-MAX_MARGIN_EM = 2.5  # line heights, width of what stands in a margin
+GUTTER_EM = 1.05  # line heights, least white between columns
+LARGE_GUTTER_EM = 0.75  # heights of large lines beside it, least white; less is a space in a heading
+MAX_BREAK_EM = 6.0  # line heights of white across all columns over which they still continue
+APART_EM = 1.5  # line heights of white, at least, between a running head and columns
+MIN_COLUMN_EM = 8.0  # line heights, least width of a column
+MAX_CELL_EM = 9.0  # line heights, greatest usual width of a table's cells
+MAX_LEAD_EM = 1.7  # line heights, greatest width of a bullet or a number before an item of a list
+MIN_MARGIN = 5  # least number of signs that stand in a margin
+MAX_MARGIN_EM = 2.5  # line heights, greatest width of print in a margin
 MARGIN_GAP_EM = 3.5  # line heights of white beside it: wider than between a list's numbers and its items
-MARGIN_STEP_EM = 0.15  # line heights by which its signs are near to lines by chance
-MIN_TEXT_EM = 10.0  # line heights, width of a column that only running text can fill
-FULL = 0.8  # of a column's width, that lines of running text fill
-MAX_SPREAD = 0.1  # of a column's lines, that may be spread wider than its gutter
-MIN_STEPS = 3  # lines of a side that tell by where they stand that it is no row of cells
-MIN_RUNNING = 3  # full lines on end that tell running text
-SAME_STEP_EM = 0.3  # line heights by which rows of a table are apart
-MIN_IN_STEP = 0.6  # of a side's rows, that lie at the heights of the other's
+MARGIN_STEP_EM = 0.15  # line heights; a sign that is nearer to a line counts as level with it
+MIN_TEXT_EM = 10.0  # line heights, least width of a column of running text
+FULL = 0.8  # of a column's width, least share that lines of running text fill
+MAX_SPREAD = 0.1  # greatest share of a column's lines with white as wide as a gutter
+MIN_STEPS = 3  # least lines on a side whose heights tell that it is no row of cells
+MIN_RUNNING = 3  # full lines in succession that prove running text
+SAME_STEP_EM = 0.3  # line heights by which rows of a table differ at most
+MIN_IN_STEP = 0.6  # least share of a side's rows that are level with the other's
 
 
 NO_RULES = Rules()
@@ -37,21 +37,23 @@ NO_RULES = Rules()
 def in_order(lines: Sequence[Line], rules: Rules = NO_RULES, ruled: Sequence[RuledTable] = ()) -> list[Part]:
     """Put lines and tables in reading order: columns one after the other, each from top to bottom.
 
-    ``ruled``: tables that were found by their rules; their lines are not read again.
+    ``ruled``: tables that were found by their rules. Lines inside them are not placed again.
     """
     cells = [line for one in ruled for line in one.table.lines]
     free = [line for line in lines if not any(one.holds(line) for one in ruled)]
     if not free and not cells:
         return []
     em = float(np.median([line.height for line in [*free, *cells]]))
-    # a table takes its place as a line does, as high and wide as its rules
+    # a table is placed like a line as high and wide as its rules
     order = _Order(em, rules, gutters_of(free, em), {one.box: one.table for one in ruled})
     return order.parts([*free, *(one.box for one in ruled)])
 
 
 class _Order:
-    """``em``: height of a line. ``known``: gutters, however narrow. ``tables``: those that
-    stand for themselves, by their boxes.
+    """Reading order of one page.
+
+    ``em``: height of a line. ``known``: gutters, however narrow. ``tables``: tables found by their rules, by
+    their boxes.
     """
 
     def __init__(self, em: float, rules: Rules, known: Sequence[Line], tables: dict[Line, Table]) -> None:
@@ -59,7 +61,7 @@ class _Order:
 
     def parts(self, lines: Sequence[Line]) -> list[Part]:
         parts: list[Part] = []
-        rows: list[Row] = []  # not in columns, so far
+        rows: list[Row] = []  # rows so far that are not in columns
         for group in self._groups(_shifted_together(bands_of(lines))):
             columns = self._text_columns(group)
             if columns is None:
@@ -84,7 +86,7 @@ class _Order:
         return [*parts, *parts_of_rows(between, self._em, self._rules)]
 
     def _gutters(self, lines: Sequence[Line]) -> list[tuple[float, float]]:
-        """Strips that no line of these crosses: white and wide, or with a ruled line in them."""
+        """Find strips that no line crosses: wide white, or strips with a ruled line in them."""
         gutters: list[tuple[float, float]] = []
         top, bottom = min(line.top for line in lines), max(line.bottom for line in lines)
         farthest: Line | None = None
@@ -112,7 +114,7 @@ class _Order:
         return bool(self._gutters(group)) or self._is_in_column(group)
 
     def _is_in_column(self, lines: Sequence[Line]) -> bool:
-        """On one side of a gutter that is known, where nothing stands on the other, as a column may begin."""
+        """Tell whether a known gutter runs beside all lines and none crosses it, as where a column begins."""
         return any(
             all(
                 gutter.top <= line.middle <= gutter.bottom
@@ -123,12 +125,12 @@ class _Order:
         )
 
     def _groups(self, bands: Sequence[Sequence[Line]]) -> list[list[Line]]:
-        """Bands under each other that keep a gutter in common; others alone."""
+        """Group bands under each other that have a gutter in common; other bands stay alone."""
         groups: list[list[Line]] = []
         open_group: list[Line] = []
         for band in bands:
             together = [*open_group, *band]
-            # a short last line above a table is none of its rows
+            # a short last line above a table is not one of its rows
             if open_group and self._may_go_on(open_group) and self._gutters(together):
                 gap = min(line.top for line in band) - max(line.bottom for line in open_group)
                 begins = gap > APART_EM * self._em and self._begins_columns(band, together)
@@ -147,11 +149,11 @@ class _Order:
         return groups
 
     def _begins_columns(self, band: Sequence[Line], together: Sequence[Line]) -> bool:
-        """Under a running head that stands across them."""
+        """Tell whether columns begin at this band, under a running head that crosses them."""
         return bool(self._wide_gutters(band)) and not self._wide_gutters(together)
 
     def _is_crossed(self, group: Sequence[Line], together: Sequence[Line]) -> bool:
-        """Return whether columns of text that stand in the group end, whatever else goes on."""
+        """Tell whether columns of text in the group end here, even if another gutter goes on."""
         if not self._wide_gutters(group) or self._wide_gutters(together):
             return False
         return self._text_columns(group) is not None
@@ -163,7 +165,10 @@ class _Order:
         return [(a, b) for a, b in self._gutters(lines) if a - left >= room and right - b >= room]
 
     def _text_columns(self, group: Sequence[Line]) -> list[list[Line]] | None:
-        """Both sides of the gutter nearest the middle that columns of text may have; ``None`` for rows."""
+        """Split the lines at the gutter nearest the middle that can separate columns of text.
+
+        Returns ``None`` if these are rows.
+        """
         middle = (min(line.left for line in group) + max(line.right for line in group)) / 2
         gutters = self._gutters(group)
         for gutter in sorted(gutters, key=lambda strip: abs((strip[0] + strip[1]) / 2 - middle)):
@@ -197,29 +202,29 @@ class _Order:
         return white > MARGIN_GAP_EM * self._em and not self._in_step(text, side, MARGIN_STEP_EM)
 
     def _are_leads(self, side: Sequence[Line], text: Sequence[Line]) -> bool:
-        """Numbers of items beside their texts, under something wider."""
+        """Tell whether one side has the numbers of items and the other their texts, under something wider."""
         narrow = [line for line in side if line.width <= MAX_LEAD_EM * self._em]
         return len(narrow) > FULL * len(side) and self._in_step(text, narrow)
 
     def _are_ruled_together(self, left: Sequence[Line], right: Sequence[Line], edge: float) -> bool:
-        """Horizontal lines cross the gutter between rows."""
+        """Tell whether horizontal rules cross the gutter between rows."""
         box = joined([*left, *right])
         reach = self._em
         top, bottom = box.top + reach / 2, box.bottom - reach / 2
         return self._rules.count_levels(edge - reach, edge + reach, top, bottom) >= 2
 
     def _is_wide(self, side: Sequence[Line]) -> bool:
-        """Lines longer than cells of a table are."""
+        """Tell whether lines are longer than cells of a table."""
         bands = bands_of(side)
         apart = [band for band in bands if self._gutters(band)]
         num_leads = sum(band[0].width <= MAX_LEAD_EM * self._em for band in apart)
         num_spread = len(apart) - num_leads
         if len(bands) < 2 or num_spread > MAX_SPREAD * len(bands) or 2 * num_leads > len(bands):
-            return False  # a form's boxes and what they are for stand in rows
+            return False  # boxes of a form and their labels stand in rows
         return float(np.median([extent(band) for band in bands])) > MAX_CELL_EM * self._em
 
     def _is_text(self, side: Sequence[Line]) -> bool:
-        """Lines of running text, in one column or several."""
+        """Tell whether these are lines of running text, in one column or several."""
         if self._is_running(side):
             return True
         for gutter in self._known:
@@ -234,10 +239,10 @@ class _Order:
         return False
 
     def _is_running(self, side: Sequence[Line]) -> bool:
-        """Lines of text under each other, from edge to edge."""
+        """Tell whether there are lines of text under each other that reach from edge to edge."""
         width = extent(side)
         if width < MIN_TEXT_EM * self._em:
-            return False  # cells of about the same width
+            return False  # these may be cells of about the same width
         run = 0
         for band in bands_of(side):
             run = run + 1 if extent(band) >= FULL * width and not self._gutters(band) else 0
@@ -264,7 +269,7 @@ class _Order:
 
 
 def _shifted_together(bands: Sequence[list[Line]]) -> list[list[Line]]:
-    """Bands that reach into each other, from columns whose lines do not stand at the same heights, as one."""
+    """Merge bands that reach into each other: columns whose lines do not stand at the same heights."""
     together: list[list[Line]] = []
     for band in bands:
         if together and _reach_into(together[-1], band):

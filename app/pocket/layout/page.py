@@ -1,4 +1,4 @@
-"""A page's print: cut into lines in reading order, each with the views that show it."""
+"""Cut a page's print into lines in reading order, each with the views that show it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,11 @@ from app.pocket.layout.views import LineView, line_views
 
 @dataclass(frozen=True, slots=True)
 class CutPage:
-    """``page``: ``None`` if blank. ``views``: for every line in order. ``counts``: of views, a line."""
+    """A page that was cut into views.
+
+    ``page``: its lines, ``None`` if blank. ``views``: those of every line, in order. ``counts``: number of
+    views of each line.
+    """
 
     page: PageLines | None
     views: tuple[LineView, ...]
@@ -27,7 +31,7 @@ class CutPage:
 
 
 def cut_page(image: Image.Image) -> CutPage:
-    """Everything printed on an upright page."""
+    """Cut everything printed on an upright page."""
     ink = find_ink(image)
     page = None if ink is None else find_print(ink)
     if ink is None or page is None:
@@ -37,14 +41,14 @@ def cut_page(image: Image.Image) -> CutPage:
 
 
 def find_print(ink: Ink) -> PageLines | None:
-    """``None`` where no line is."""
+    """Find a page's lines and tables; ``None`` if there is no line."""
     found, rules = find_lines(ink), find_rules(ink)
     parts = in_order(found, rules, ruled_tables(ink.mask, found, rules))
     return measured(ink, parts) if parts else None
 
 
 def measured(ink: Ink, parts: Sequence[Part]) -> PageLines:
-    """Measure how lines in reading order are printed, and take bullets off them."""
+    """Measure how lines in reading order are printed, and separate bullets from them."""
     lines = [line for part in parts for line in lines_of(part)]
     em = float(np.median([line.height for line in lines]))
     prints = prints_of(ink, lines)
@@ -72,7 +76,7 @@ def _without_bullet(line: Line, lead: Lead, prints: dict[Line, Print]) -> Line:
 
 
 def _usual_pitch(parts: Sequence[Part], prints: dict[Line, Print], em: float) -> float:
-    """From line to line of running text, pixels."""
+    """Return the usual distance between lines of running text, in pixels."""
     steps = [
         prints[below].base - prints[above].base
         for above, below in pairwise(parts)

@@ -1,4 +1,4 @@
-"""Measure how lines are printed: where letters stand, their size and weight, what a line begins with."""
+"""Measure how lines are printed: base line, size and weight of the letters, bullet or number in front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from app.pocket.layout.masks import Mask
 Floats = npt.NDArray[np.float64]
 
 MIN_LETTER_PX = 4
-ON_LINE = 0.09  # of a letter's height, that it may end above or below the line the letters stand on
+ON_LINE = 0.09  # of a letter's height, by which it may end above or below the base line
 TALL = 92  # per cent of letters no taller than capitals: one in five is tall, one in twenty a bracket
-FEW_LETTERS = 8  # of which one may be the only tall one
-MANY_LETTERS = 24  # of which one in five is tall
-AS_TALL = 0.8  # of a capital with its accent, that other capitals are tall; small letters are not
-LOWER = (0.5, 0.87)  # heights of lower-case letters, in those of capitals, at least and at most
-LOW_SHARE = 0.4  # of the highest letter's height; what is lower is a point
-SAME_BASE_PX = 1.0  # by which letters of one line end apart
-MIN_LOWER = 2  # letters that say how high lower-case ones are
-LEAD_GAP_EM = 0.3  # line heights of white after a number or a bullet
-MAX_NUMBER_EM = 1.9  # line heights, width of a number
-NARROW_GAP_EM = 0.18  # line heights of a mere space, as browsers set after the number of an item
-DOT_EM = 0.3  # line heights, height of the dot after a number
-BELOW_EM = 0.05  # line heights below the letters, that a bracket reaches
-WIDEST = 0.8  # of the widest white near a line's begin, that white after its number has
+FEW_LETTERS = 8  # among so few letters, one may be the only tall one
+MANY_LETTERS = 24  # among more letters, one in five is tall
+AS_TALL = 0.8  # of a capital with an accent, least height of other capitals; small letters are lower
+LOWER = (0.5, 0.87)  # heights of capitals, least and greatest height of lower-case letters
+LOW_SHARE = 0.4  # of the highest letter's height; anything lower is a point
+SAME_BASE_PX = 1.0  # by which the lower edges of one line's letters differ
+MIN_LOWER = 2  # least letters from which the height of lower-case ones is measured
+LEAD_GAP_EM = 0.3  # line heights of white, at least, after a number or a bullet
+MAX_NUMBER_EM = 1.9  # line heights, greatest width of a number
+NARROW_GAP_EM = 0.18  # line heights of a single space, as browsers set after the number of an item
+DOT_EM = 0.3  # line heights, greatest height of the dot after a number
+BELOW_EM = 0.05  # line heights below the base line that a bracket reaches
+WIDEST = 0.8  # of the widest white near a line's beginning, least white after its number
 
 
 @dataclass(frozen=True, slots=True)
 class Print:
     """How a line is printed.
 
-    ``base``: row of pixels that its letters stand on. In units of the page's body: ``size``, height of its
+    ``base``: row of pixels that its letters stand on. Relative to the page's body: ``size``, height of its
     capitals; ``lower``, height of its lower-case letters, ``None`` if it has too few; ``stroke``, thickness
     of its strokes.
     """
@@ -72,9 +72,9 @@ class Lead:
 class PageLines:
     """Lines and tables in reading order, with their measures; all in pixels.
 
-    ``prints``: of all lines, in tables too. ``leads``: of lines that begin with a bullet, which is not part
-    of the line, or a number. ``em``: height of a line. ``pitch``: from line to line of running text.
-    ``width``, ``height``: of the page.
+    ``prints``: of all lines, also those in tables. ``leads``: of lines that begin with a number, or with a
+    bullet, which is not part of the line. ``em``: height of a line. ``pitch``: distance between lines of
+    running text. ``width``, ``height``: of the page.
     """
 
     parts: tuple[Part, ...]
@@ -90,11 +90,11 @@ class PageLines:
         return [line for part in self.parts for line in lines_of(part)]
 
     def step(self, above: Line, below: Line) -> float:
-        """From what the one stands on to what the other does, pixels."""
+        """Return the distance between the rows that two lines stand on, in pixels."""
         return self.prints[below].base - self.prints[above].base
 
     def is_below(self, above: Part | None, below: Part | None) -> bool:
-        """Both are lines, of one column."""
+        """Tell whether both are lines of one column, ``below`` under ``above``."""
         if not isinstance(above, Line) or not isinstance(below, Line):
             return False
         overlap = min(above.right, below.right) - max(above.left, below.left)
@@ -132,7 +132,7 @@ def prints_of(ink: Ink, lines: Sequence[Line]) -> dict[Line, Print]:
 
 
 def weighted_median(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The value that half of the weight is not above."""
+    """Return the smallest value at which half of the weight is reached."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(np.asarray(weights, float)[order])
     return float(np.asarray(values, float)[order][np.searchsorted(reached, reached[-1] / 2)])
@@ -161,8 +161,9 @@ def _measured(ink: Ink, line: Line) -> _Measures:
 
 
 def _capitals(tall: Floats) -> float:
-    """(N,) heights of letters, sorted -> of the capitals. Of few letters the tallest is one, with its accent
-    where another is nearly as tall.
+    """Estimate the height of capitals from (N,) sorted heights of letters.
+
+    Of few letters the tallest is a capital. If another is nearly as tall, the tallest has an accent.
     """
     if len(tall) > MANY_LETTERS:
         return float(np.percentile(tall, TALL, method="lower"))
@@ -170,7 +171,10 @@ def _capitals(tall: Floats) -> float:
 
 
 def _base(bottoms: Floats) -> float:
-    """(N,) rows that letters end at -> where most do, the upper one of several: some reach below it."""
+    """Return the row at which most letters end, from (N,) rows.
+
+    On a tie take the upper row: some letters go below.
+    """
     levels = np.unique(bottoms)
     counts = [int((np.abs(bottoms - level) <= SAME_BASE_PX).sum()) for level in levels]
     level = levels[int(np.argmax(counts))]
@@ -178,7 +182,7 @@ def _base(bottoms: Floats) -> float:
 
 
 def _stroke(letters: Mask) -> float:
-    """Thickness of strokes in pixels, about: ink over half its edge."""
+    """Estimate the thickness of strokes in pixels: ink over half its edge."""
     mask = np.pad(letters, 1)
     inner = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
     area = int(mask.sum())
@@ -186,7 +190,7 @@ def _stroke(letters: Mask) -> float:
 
 
 def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
-    """Find a bullet, or what may be a number, with white after it. Returns None if a line is all text."""
+    """Find a bullet, or a possible number, with white after it. Returns None if a line is all text."""
     white = [gap for gap in gaps_of(line, ink.mask, 1) if gap[0] - line.left <= MAX_NUMBER_EM * em]
     for start, end in white:
         mark = ink.mask[line.top : line.bottom, line.left : start]
@@ -206,7 +210,7 @@ def lead_of(ink: Ink, line: Line, base: float, em: float) -> Lead | None:
 def _number_before_space(
     ink: Ink, line: Line, white: Sequence[tuple[int, int]], base: float, em: float
 ) -> Lead | None:
-    """Find a possible number with its dot or bracket, before the first white as wide as a space."""
+    """Find a possible number with its dot or bracket before the first white as wide as a space."""
     for (_, left), (start, end) in pairwise(white):  # the first white is between a digit and its dot
         if end - start < NARROW_GAP_EM * em:
             continue

@@ -1,4 +1,4 @@
-"""Find tables between ruled lines: rows between rules of one length, columns that white or rules part."""
+"""Find tables between ruled lines: rows between rules of one length, columns separated by white or rules."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from app.pocket.layout.lines import Cell, Line, Table, joined, rows_of
 from app.pocket.layout.masks import Mask
 from app.pocket.layout.rules import Rules
 
-SAME_EDGE_EM = 0.7  # line heights by which rules of one table begin and end apart
-CLOSED_EM = 1.0  # line heights from the end of a rule to an upright one
-DOUBLE_EM = 0.3  # line heights; rules that are nearer are one
-MIN_STRIP_EM = 0.4  # line heights of white between columns, through all rows
-STRIP_SPACES = 1.25  # spaces between other words of these lines, likewise
-FEWEST_RULES = 3  # of a table
-MAX_CELLS_FILLED = 0.7  # of rows times columns between two rules; more are rows, fewer are lines of cells
-ALIKE = 0.6  # of the columns, that have as many lines
-MAX_PAIRED = 3  # columns of a grid whose cells of two lines are one row
-MAX_TEXT_LINES = 3  # full lines under each other, that are text in columns, no cells
-MIN_TEXT_EM = 10.0  # line heights, width of such lines
-FULL = 0.85  # of its column's widest line, that a full line has
-MIN_ALONG = 0.6  # of a table's height, that an upright rule has
-SPECK_PX = 1  # ink in a column of pixels that is still white
+SAME_EDGE_EM = 0.7  # line heights by which the ends of one table's rules differ at most
+CLOSED_EM = 1.0  # line heights, at most, from the end of a rule to an upright one
+DOUBLE_EM = 0.3  # line heights; rules that are nearer count as one
+MIN_STRIP_EM = 0.4  # line heights, least white between columns, through all rows
+STRIP_SPACES = 1.25  # spaces between other words of these lines, least white between columns
+FEWEST_RULES = 3  # least rules of a table
+MAX_CELLS_FILLED = 0.7  # of rows times columns between two rules; if more are filled, each line is a row
+ALIKE = 0.6  # least share of columns with the same number of lines
+MAX_PAIRED = 3  # most columns of a grid whose cells of two lines are one row
+MAX_TEXT_LINES = 3  # full lines under each other that prove text in columns, not cells
+MIN_TEXT_EM = 10.0  # line heights, least width of such lines
+FULL = 0.85  # of its column's widest line, least width of a full line
+MIN_ALONG = 0.6  # of a table's height, least length of an upright rule
+SPECK_PX = 1  # ink in a column of pixels that still counts as white
 Strip = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class RuledTable:
-    """``box``: between the outer rules."""
+    """A table found by its rules. ``box``: the area between the outer rules."""
 
     box: Line
     table: Table
@@ -50,7 +50,10 @@ class _Slab:
 
 
 def ruled_tables(mask: Mask, lines: Sequence[Line], rules: Rules) -> list[RuledTable]:
-    """``mask``: (H, W), ink without rules. At least three level rules of one length, with columns between."""
+    """Find tables with at least three level rules of one length and columns between them.
+
+    ``mask``: (H, W), ink without rules.
+    """
     if not lines or len(rules.levels) < FEWEST_RULES:
         return []
     em = float(np.median([line.height for line in lines]))
@@ -59,7 +62,7 @@ def ruled_tables(mask: Mask, lines: Sequence[Line], rules: Rules) -> list[RuledT
 
 
 def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
-    """Rules that begin and end below each other, from top to bottom."""
+    """Group rules that begin and end below each other, from top to bottom."""
     groups: list[list[Line]] = []
     for level in sorted(levels, key=lambda one: one.top):
         near = SAME_EDGE_EM * em
@@ -74,6 +77,8 @@ def _of_one_length(levels: Sequence[Line], em: float) -> list[list[Line]]:
 
 
 class _Finder:
+    """Search for the tables of one page between its rules."""
+
     def __init__(self, mask: Mask, rules: Rules, em: float) -> None:
         self._mask, self._rules, self._em = mask, rules, em
 
@@ -85,14 +90,17 @@ class _Finder:
             if slab is not None and self._goes_on(run, slab):
                 run.append(slab)
                 continue
-            # another table of that length, or text between them
+            # here begins another table of that length, or text between two
             if (made := self._table(run)) is not None:
                 found.append(made)
             run = [slab] if slab is not None and self._edges([slab]) else []
         return found
 
     def _goes_on(self, run: Sequence[_Slab], slab: _Slab) -> bool:
-        """The slab is of the table above it, not of another one, nor a line of text between two."""
+        """Tell whether the slab continues the table above it.
+
+        It may belong to another, or be text between two.
+        """
         edges = self._edges([*run, slab])
         if not run:
             return bool(edges)
@@ -102,7 +110,7 @@ class _Finder:
         return bool(edges) and (self._is_closed(slab) or not is_text)
 
     def _is_closed(self, slab: _Slab) -> bool:
-        """It stands between two upright rules, as all rows of a grid do and nothing outside it."""
+        """Tell whether the slab is between two upright rules, as the rows of a grid and nothing else are."""
         near, box = CLOSED_EM * self._em, slab.box
         return all(
             any(
@@ -114,19 +122,19 @@ class _Finder:
         )
 
     def _edges(self, slabs: Sequence[_Slab]) -> list[float]:
-        """Find where columns end; none if the last slab is empty."""
+        """Find where columns end; empty if the last slab is empty."""
         if not slabs[-1].lines and not self._uprights([slabs[-1]]):
             return []
         box = joined([slab.box for slab in slabs])
         ruled = self._uprights(slabs)
         if ruled and all(map(self._is_closed, slabs)):
-            return ruled  # a grid: white in its cells parts words
+            return ruled  # in a grid, white inside a cell separates words
         strips = self._strips([line for slab in slabs for line in slab.lines], box)
         free = [(a, b) for a, b in strips if not any(a - 3 <= x <= b + 3 for x in ruled)]
         return sorted([*ruled, *((a + b) / 2 for a, b in free)])
 
     def _uprights(self, slabs: Sequence[_Slab]) -> list[float]:
-        """Upright rules in all of them, but those at the outer edges."""
+        """Find upright rules along all slabs, except those at the outer edges."""
         box = joined([slab.box for slab in slabs])
         found = [
             (rule.left + rule.right) / 2
@@ -140,7 +148,7 @@ class _Finder:
         ]
 
     def _strips(self, lines: Sequence[Line], box: Line) -> list[Strip]:
-        """White through all lines."""
+        """Find the strips that are white in all lines."""
         ink = np.zeros(box.width, np.int64)
         for line in lines:
             ink += self._mask[line.top : line.bottom, box.left : box.right].sum(axis=0)
@@ -168,7 +176,7 @@ class _Finder:
         return RuledTable(box, Table(tuple(rows)))
 
     def _is_text(self, slabs: Sequence[_Slab], edges: Sequence[float]) -> bool:
-        """Columns of running text between rules across the page."""
+        """Tell whether the columns are running text between rules across the page."""
         rows = [row for slab in slabs for row in self._text_rows(slab, edges)]
         for column in range(len(edges) + 1):
             cells = [row[column] for row in rows]
@@ -181,7 +189,7 @@ class _Finder:
         return False
 
     def _text_rows(self, slab: _Slab, edges: Sequence[float]) -> list[list[Line | None]]:
-        """Every printed line, cut into columns."""
+        """Cut every printed line into columns."""
         return [
             [self._inked(row, left, right) for left, right in _columns(slab.box, edges)]
             for row in rows_of(slab.lines)
@@ -202,7 +210,10 @@ class _Finder:
         return Line(left, whole.top, right, whole.bottom, whole.space, gaps)
 
     def _rows(self, slab: _Slab, edges: Sequence[float], num_slabs: int) -> list[tuple[Cell, ...]]:
-        """One row, whose cells have several lines, or several where most columns have as many lines."""
+        """Make one row of a slab, whose cells may have several lines, or several rows.
+
+        Several if most columns have the same number of lines.
+        """
         texts = self._text_rows(slab, edges)
         columns = [[cell for cell in column if cell] for column in zip(*texts, strict=True)]
         if not texts:
@@ -220,7 +231,7 @@ class _Finder:
 
 
 def _nearest(columns: Sequence[Sequence[Line]], middles: Sequence[float]) -> list[tuple[Cell, ...]]:
-    """Lines in the rows they stand nearest to; what stands between two goes to the first."""
+    """Assign lines to the nearest row, or to the first of two that are equally near."""
     rows: list[list[list[Line]]] = [[[] for _ in columns] for _ in middles]
     for at, column in enumerate(columns):
         for line in column:

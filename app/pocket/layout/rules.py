@@ -1,4 +1,4 @@
-"""Ruled lines of a page."""
+"""Find the ruled lines of a page."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Rules:
     levels: tuple[Line, ...] = ()
 
     def has_upright(self, left: float, right: float, top: float, bottom: float) -> bool:
-        """A vertical line stands between, along most of the height."""
+        """Tell whether a vertical rule stands in the box, along most of its height."""
         return any(
             left <= rule.left
             and rule.right <= right
@@ -27,7 +27,7 @@ class Rules:
         )
 
     def count_levels(self, left: float, right: float, top: float, bottom: float) -> int:
-        """Horizontal lines between, along most of the width."""
+        """Count the horizontal rules in the box that run along most of its width."""
         heights = sorted(
             rule.top
             for rule in self.levels
@@ -42,12 +42,12 @@ def find_rules(ink: Ink) -> Rules:
 
 
 def _uprights(ink: Ink) -> list[Line]:
-    """Vertical ruled lines."""
+    """Find vertical ruled lines."""
     labels, _ = ndimage.label(ink.rules, np.ones((3, 3), int))
     found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]
     thick = [line for line in found if line.height <= 3 * line.width]
     uprights = [line for line in found if line.height > 3 * line.width]
-    for line in thick:  # a grid is one piece: its columns that are ruled from top to bottom
+    for line in thick:  # a grid is one piece: take its columns that are ruled from top to bottom
         filled = ink.rules[line.top : line.bottom, line.left : line.right].mean(axis=0) > 0.7
         edges = np.flatnonzero(np.diff(np.concatenate(([False], filled, [False])).astype(np.int8)))
         for start, end in edges.reshape(-1, 2).tolist():
@@ -57,7 +57,7 @@ def _uprights(ink: Ink) -> list[Line]:
 
 
 def _levels(ink: Ink) -> list[Line]:
-    """Find horizontal rules, each line of a grid for itself."""
+    """Find horizontal rules, counting each line of a grid separately."""
     length = max(40, ink.rules.shape[1] // 40)
     labels, _ = ndimage.label(long_runs(ink.rules, length))
     found = [Line(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(labels)]

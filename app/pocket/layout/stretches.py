@@ -1,4 +1,4 @@
-"""Part printed lines into stretches where white is wider than their spaces, as between cells or columns."""
+"""Cut printed lines into stretches where white is wider than their spaces, as between cells or columns."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,36 +11,36 @@ from app.pocket.layout.ink import Ink
 from app.pocket.layout.lines import CELL_GAP_EM, Gap, Line, cut_at, gaps_of, joined
 from app.pocket.layout.masks import Mask
 
-MIN_SPACE_EM = 0.22  # line heights of white, at most, between letters
-WORD_GAP_EM = 1.2  # line heights, at most, between words of justified text
-CELL_GAP_SPACES = 1.5  # spaces of its line, at least, between stretches
-FEW_SPACES = 5  # that say how wide a line's are; all of fewer may be between cells
-MAX_SPACE_DEVIATION = 0.2  # line heights by which an even line's spaces differ from the usual one
-MIN_EVEN_SHARE = 0.8  # of an even line's spaces, that differ by no more
+MIN_SPACE_EM = 0.22  # line heights; narrower white is between letters
+WORD_GAP_EM = 1.2  # line heights, greatest white between words of justified text
+CELL_GAP_SPACES = 1.5  # spaces of its line, least white between stretches
+FEW_SPACES = 5  # least spaces that tell a line's usual one; all of fewer may be between cells
+MAX_SPACE_DEVIATION = 0.2  # line heights by which an even line's spaces differ from the usual one at most
+MIN_EVEN_SHARE = 0.8  # least share of an even line's spaces that differ by no more
 MIN_EXTRA_GAP = 0.25  # line heights by which white between stretches is wider than an even line's spaces
-MIN_SPACES = 2  # of an even line
+MIN_SPACES = 2  # least spaces of an even line
 MIN_SPACE_SHARE = 0.5  # of the usual space; narrower white is between letters
-MAX_SHARE_UNDER = 0.7  # of a line's white that is white in the next line, too, as in a table
-MIN_OVERLAP = 0.5  # share of a gap's width that is white in another line, too
-MAX_FLUSH_GAP = 0.3  # line heights between the ends of justified lines
+MAX_SHARE_UNDER = 0.7  # of a line's white, greatest share that is white in the next line too; more is a table
+MIN_OVERLAP = 0.5  # share of a gap's width, at least, that is white in another line too
+MAX_FLUSH_GAP = 0.3  # line heights by which the ends of justified lines differ at most
 NUM_AROUND = 4  # rows above and below that tell where a column ends
-MIN_FLUSH = 2  # other rows that end there
+MIN_FLUSH = 2  # least other rows that end there
 OVERLAP_EM = 1.5  # line heights by which stretches overlap, as a comma under the letter before it does
-BESIDE_EM = 3.0  # line heights of white, at most, between words of a printed row
+BESIDE_EM = 3.0  # line heights, greatest white between words of a printed row
 
 
 def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
-    """Lines anew, apart where white is wider than the spaces of their own line, together where it is not."""
+    """Regroup lines: cut where white is wider than the spaces of their own line, join where it is not."""
     gaps = [gaps_of(line, ink.mask, _least_space(line, em)) for line in lines]
     gutters = gutters_of(lines, em)
     rows = _parted(lines, printed_rows(lines, em), gutters)
     spread = _spread(lines, rows, gaps, em)
-    # low words stand beside high ones
+    # rows also join low words to high ones
     in_rows = ((left, right) for row in rows if spread[row[0]] for left, right in pairwise(row))
     neighbours = sorted({*_neighbours(lines, spread, em), *in_rows})
     least = np.maximum(_cell_gaps(lines, gaps, neighbours, em), spread)
-    groups: list[list[Line]] = []  # pieces that are one stretch
-    first: list[int] = []  # number of the first piece of each line
+    groups: list[list[Line]] = []  # each holds the pieces of one stretch
+    first: list[int] = []  # index of each line's first piece
     for line, inner, cell_gap in zip(lines, gaps, least, strict=True):
         first.append(len(groups))
         pieces = cut_at(line, [(start, end) for start, end in inner if end - start >= cell_gap])
@@ -62,7 +62,7 @@ def stretches_of(lines: Sequence[Line], ink: Ink, em: int) -> list[Line]:
 
 
 def printed_rows(lines: Sequence[Line], em: float) -> list[list[int]]:
-    """Return the numbers of the lines beside each other, from left to right, rows from top to bottom."""
+    """Group the indices of lines beside each other, from left to right; rows from top to bottom."""
     rows: list[list[int]] = []
     for number in sorted(range(len(lines)), key=lambda one: lines[one].left):
         line = lines[number]
@@ -97,7 +97,7 @@ def _cell_gaps(
     neighbours: Sequence[tuple[int, int]],
     em: int,
 ) -> list[float]:
-    """White between stretches of each line, pixels, at least."""
+    """Return the least white between stretches for each line, in pixels."""
     spaces = [end - start for inner in gaps for start, end in inner]
     spaces += [lines[right].left - lines[left].right for left, right in neighbours]
     usual = float(np.median(spaces)) if spaces else 0.0
@@ -116,9 +116,9 @@ def _spread(
     gaps: Sequence[Sequence[Gap]],
     em: int,
 ) -> list[float]:
-    """White in pixels that is wider than spaces of lines which were spread to be justified; 0 for others.
+    """Return for each line the width in pixels that white must exceed to be no space of justified text.
 
-    ``rows``: numbers of lines beside each other, in one column.
+    0 for lines that are not justified. ``rows``: indices of lines beside each other, in one column.
     """
     spread = [0.0] * len(lines)
     white = [_white_of([lines[number] for number in row], [gaps[number] for number in row]) for row in rows]
@@ -130,7 +130,7 @@ def _spread(
         usual = float(np.median(spaces))
         if usual <= 0:  # they overlap
             continue
-        # white in words is no space
+        # narrower white is between letters
         deviations = np.abs(spaces - usual)[spaces >= MIN_SPACE_SHARE * usual]
         is_even = (deviations <= MAX_SPACE_DEVIATION * em).mean() >= MIN_EVEN_SHARE
         under = max((_share_under(white[at], white[other]) for other in _next_to(at, ends)), default=0.0)
@@ -141,14 +141,17 @@ def _spread(
 
 
 def _next_to(at: int, ends: Sequence[Gap]) -> list[int]:
-    """Numbers of the rows above and below, in the same column. ``ends``: left and right of every row."""
+    """Return the indices of the rows above and below in the same column.
+
+    ``ends``: left and right of every row.
+    """
     above = (row for row in reversed(range(at)) if _are_stacked(ends[row], ends[at]))
     below = (row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at]))
     return [row for row in (next(above, None), next(below, None)) if row is not None]
 
 
 def _is_flush(at: int, ends: Sequence[Gap], near: float) -> bool:
-    """A row ends where others of its column do, and none of those around it goes on."""
+    """Tell whether a row ends where others of its column do, and no row around it reaches further."""
     right = ends[at][1]
     below = [row for row in range(at + 1, len(ends)) if _are_stacked(ends[row], ends[at])]
     above = [row for row in range(at) if _are_stacked(ends[row], ends[at])]
@@ -162,7 +165,7 @@ def _are_stacked(one: Gap, other: Gap) -> bool:
 
 
 def _parted(lines: Sequence[Line], rows: Sequence[Sequence[int]], gutters: Sequence[Line]) -> list[list[int]]:
-    """Rows anew, in two where a gutter is."""
+    """Cut rows in two at gutters."""
     parted: list[list[int]] = []
     for row in rows:
         parted.append([row[0]])
@@ -174,13 +177,13 @@ def _parted(lines: Sequence[Line], rows: Sequence[Sequence[int]], gutters: Seque
 
 
 def _white_of(row: Sequence[Line], gaps: Sequence[Sequence[Gap]]) -> list[Gap]:
-    """In the lines and between them."""
+    """Return the white in the lines and between them."""
     between = [(left.right, right.left) for left, right in pairwise(row)]
     return sorted([*(gap for inner in gaps for gap in inner), *between])
 
 
 def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
-    """Return the share of a gap that is white in the neighbouring line, too."""
+    """Return the share of gaps that are white in the neighbouring line too."""
     also = [
         any(min(end, b) - max(start, a) >= MIN_OVERLAP * (end - start) for a, b in around)
         for start, end in white
@@ -189,7 +192,7 @@ def _share_under(white: Sequence[Gap], around: Sequence[Gap]) -> float:
 
 
 def _neighbours(lines: Sequence[Line], spread: Sequence[float], em: int) -> list[tuple[int, int]]:
-    """(left, right) numbers of lines that stand beside each other with no more white than between words."""
+    """Find lines beside each other with no more white than between words, as indices (left, right)."""
     if not lines:
         return []
     left, top, right, bottom = np.array([(one.left, one.top, one.right, one.bottom) for one in lines]).T

@@ -1,4 +1,4 @@
-"""Part rows of print into lines of text and tables: rows of a table keep the same strips white."""
+"""Separate rows of print into lines of text and tables: rows of a table keep the same strips white."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,7 @@ def parts_of_rows(rows: Sequence[Row], em: float, rules: Rules) -> list[Part]:
             parts.append(Table(tuple(tuple((cell,) if cell else () for cell in row) for row in grid.cells)))
             at = grid.end
             continue
-        # of a list no item begins a table, however short those that follow are
+        # no item of a list begins a table, however short the following ones are
         end = at + grid.count_items() if grid.is_list() else at + 1
         parts += [joined(row) for row in rows[at:end]]
         at = end

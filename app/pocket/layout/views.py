@@ -1,4 +1,4 @@
-"""A line of print -> views in which its words stand in rows, large enough to be read."""
+"""Draw a line of print as views: its words stand in rows, large enough to be read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from app.pocket.layout.masks import Gray
 
 VIEW_PX = 256
 ROW_PX = 64
-"""One row of patch tokens: a letter that two of them share is read by neither."""
+"""Height of a row: one row of patch tokens. A letter split between two rows of tokens could not be read."""
 EM_PX = 44.0
-"""Size of the letters in a view."""
+"""Size of the letters in a view, in pixels."""
 MARGIN_PX = 8
 ROWS = VIEW_PX // ROW_PX
 ROOM_PX = VIEW_PX - 2 * MARGIN_PX
@@ -22,26 +22,30 @@ LINE_OF_EM = 0.9
 """Height of a line's print, from ascender to descender, in ems."""
 WORD_GAP_EM = 0.16
 SPACE_SHARE = 0.6
-"""Of a line's wide gaps: narrower ones are between letters that are set far apart."""
-FEW_WHITES = 4  # gaps in a line that say nothing of its spaces
-UNLIKE = 1.5  # times narrower gaps, of spaces
-BETWEEN = 0.55  # of the step from one to the other, above which a gap is a space
+"""Least width of a space, as a share of the line's wide gaps; narrower ones are between widely set
+letters.
+"""
+FEW_WHITES = 4  # fewer gaps in a line tell nothing about its spaces
+UNLIKE = 1.5  # least ratio of spaces to narrower gaps
+BETWEEN = 0.55  # of the step from narrow gaps to spaces; a wider gap is a space
 LEAST_SPACE_EM = 0.18
 MOST_SPACE_EM = 0.7
-LETTER_EM = 0.9  # a line of stretches no wider has white around every letter
-SPACED = 1.7  # times the white between such letters, between words
-LEAST_DOTS = 5  # of a leader
-DOT_EM = 0.2  # width and height of its dots, at most
-DOT_STEP_EM = 0.9  # from dot to dot, at most
-SAME_STEP_PX = 2  # by which these steps differ
-HIGHEST_DOT = 0.4  # of the line's height, that is above a dot
-MOST_SQUEEZED = 1.25  # times a row's width; wider words are cut, others are made narrower
+LETTER_EM = 0.9  # usual width of stretches in a line with white around every letter, at most
+SPACED = 1.7  # times the white between such letters, the white between words
+LEAST_DOTS = 5  # least dots of a leader
+DOT_EM = 0.2  # greatest width and height of its dots
+DOT_STEP_EM = 0.9  # greatest distance from dot to dot
+SAME_STEP_PX = 2  # by which these distances differ at most
+HIGHEST_DOT = 0.4  # of the line's height, least part that is above a dot
+MOST_SQUEEZED = 1.25  # row widths; wider words are cut, narrower ones are squeezed
 
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """Ink from ``left`` to before ``right``. ``is_cut``: no space was seen before it. ``dots``: how many lead
-    on to what follows, as in a table of contents; they are counted and not read. 0 for a word.
+    """A word: ink from ``left`` to before ``right``.
+
+    ``is_cut``: no space was seen before it. ``dots``: number of leader dots, as in a table of contents, which
+    are counted and not read; 0 for a word.
     """
 
     left: int
@@ -61,9 +65,9 @@ class Row:
     place: tuple[int, int]
     size: tuple[int, int]
     is_cut: bool
-    """In the middle of a word: no space belongs before its first letter."""
+    """Whether the row begins in the middle of a word, so no space belongs before its first letter."""
     dots: int = 0
-    """That follow it on the page, and are not shown."""
+    """Number of dots that follow it on the page and are not shown."""
 
     def in_view(self, x: float, y: float) -> tuple[float, float] | None:
         """Return where a point of the page is shown; ``None`` if it is not."""
@@ -78,9 +82,9 @@ class Row:
 class LineView:
     """An image of some words of a line.
 
-    ``image``: gray. ``cuts``: for each row, whether it goes on with the word before. ``dots``: how many
-    follow it. ``box``: left, top, right, bottom of the words, in pixels of the page's ink. ``rows``: what is
-    drawn where.
+    ``image``: gray. ``cuts``: for each row, whether it continues the word before it. ``dots``: for each row,
+    how many dots follow. ``box``: left, top, right, bottom of the words, in pixels of the page's ink.
+    ``rows``: what is drawn where.
     """
 
     image: Image.Image
@@ -91,8 +95,10 @@ class LineView:
 
 
 def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
-    """The rows of each view of one line, in order. ``typical_px``: height of the page's lines; a line
-    without tall letters is lower, and its letters are no larger for it.
+    """Lay out the rows of each view of one line, in order.
+
+    ``typical_px``: height of the page's lines. A line without tall letters is lower, but its letters are
+    drawn no larger for that.
     """
     height = max(line.height, typical_px) if line.height < 1.2 * typical_px else line.height
     em = height / LINE_OF_EM
@@ -110,7 +116,7 @@ def line_rows(ink: Ink, line: Line, typical_px: float) -> list[list[Row]]:
 
 
 def line_views(ink: Ink, line: Line, typical_px: float) -> list[LineView]:
-    """Views of one line, in order."""
+    """Draw the views of one line, in order."""
     return [
         LineView(
             draw_view(ink.gray, rows),
@@ -128,7 +134,7 @@ def line_text(views: Sequence[LineView], read: Sequence[str]) -> str:
     text = ""
     for view, answer in zip(views, read, strict=True):
         rows = answer.split("\n")
-        # an answer of more or fewer rows than were shown says not where it left one out
+        # an answer with another number of rows does not tell which row is missing
         is_known = len(rows) == len(view.cuts)
         cuts = view.cuts if is_known else (False,) * len(rows)
         dots = view.dots if is_known and view.dots else (*[0] * (len(rows) - 1), sum(view.dots))
@@ -148,7 +154,7 @@ def draw_view(gray: Gray, rows: Sequence[Row]) -> Image.Image:
 
 
 def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
-    """Stretches of ink along the line with no more than a letter's space in them."""
+    """Find the words of a line: stretches of ink with no more white in them than between letters."""
     whites = gaps_of(line, ink.mask, 1)
     gaps = [(start, end) for start, end in whites if end - start >= WORD_GAP_EM * em]
     stretches = [stretch for stretch in cut_at(line, gaps) if stretch.width]
@@ -162,7 +168,7 @@ def find_words(ink: Ink, line: Line, em: float) -> list[Word]:
 
 
 def _with_leaders(words: Sequence[Word], ink: Ink, line: Line, em: float) -> list[Word]:
-    """Words, and rows of dots between them as one each."""
+    """Return the words, with each leader (row of dots) between them as one word."""
     leaders = _leaders(ink, line, em)
     if not leaders:
         return [*words]
@@ -180,7 +186,7 @@ def _with_leaders(words: Sequence[Word], ink: Ink, line: Line, em: float) -> lis
 
 
 def _leaders(ink: Ink, line: Line, em: float) -> list[Word]:
-    """Dots as far from each other, at least ``LEAST_DOTS``."""
+    """Find leaders: at least ``LEAST_DOTS`` evenly spaced dots."""
     pieces = [one for one in cut_at(line, gaps_of(line, ink.mask, 1)) if one.width]
     if sum(one.width <= DOT_EM * em for one in pieces) < LEAST_DOTS:
         return []
@@ -212,10 +218,11 @@ def _is_in_step(run: Sequence[Line], piece: Line, em: float) -> bool:
 
 
 def _parted(whites: Sequence[int], em: float) -> float | None:
-    """Widths of a line's whites in pixels -> the narrowest white between two words, where whites between
-    letters and between words are clearly two kinds (Otsu 1979); ``None`` where they are not.
+    """Return the narrowest white between two words in pixels, or ``None``.
 
-    A word cut at a letter's white is read as two; two words that are not told apart are still read as two.
+    ``whites``: widths of a line's whites in pixels. Returns ``None`` unless whites between letters and
+    between words are clearly two kinds (Otsu 1979). A word cut at a letter's white is read as two; two words
+    that are not separated are still read as two.
     """
     if len(whites) < FEW_WHITES:
         return None
@@ -243,7 +250,7 @@ def _least_space(stretches: Sequence[int], gaps: Sequence[int], em: float) -> fl
 
 
 def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Word]:
-    """Words too wide for a row cut in two until they fit, where the fewest ink is cut through."""
+    """Cut words that are too wide for a row in two until they fit, where the cut crosses the least ink."""
     fitted: list[Word] = []
     for word in words:
         width = word.right - word.left
@@ -260,7 +267,7 @@ def _fitted(words: Sequence[Word], ink: Ink, line: Line, room: float) -> list[Wo
 
 
 def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
-    """As many words a row as fit; dots end one, and stand for no row of their own."""
+    """Put as many words in a row as fit. Dots end a row and never begin one."""
     rows: list[list[Word]] = []
     for word in words:
         goes_on = bool(rows) and not rows[-1][-1].dots
@@ -272,7 +279,7 @@ def _filled(words: Sequence[Word], room: float) -> list[list[Word]]:
 
 
 def _row(ink: Ink, words: Sequence[Word], span: tuple[int, int], scale: float, number: int) -> Row:
-    """A word wider than the view is made narrower."""
+    """Place words in a row of the view. A word wider than the view is made narrower."""
     top, bottom = span
     dots = words[-1].dots
     words = words[:-1] if dots else words

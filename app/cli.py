@@ -1,4 +1,4 @@
-"""Run the command ``rtprune``: ``parse``, ``serve``, ``worker``, ``keys``, ``doctor``, ``mcp`` and ``eval``."""
+"""Run ``rtprune``: ``parse``, ``serve``, ``worker``, ``keys``, ``doctor``, ``mcp`` and ``eval``."""
 
 import argparse
 import sys

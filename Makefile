@@ -39,7 +39,7 @@ test: check clients
 	$(BIN)/pytest -n 2 --dist loadfile
 
 quick: setup
-	$(BIN)/pytest tests/rtprune tests/output tests/models tests/engine tests/pocket --ignore tests/pocket/test_pocket.py
+	$(BIN)/pytest -n 2 --dist loadfile tests/rtprune tests/output tests/models tests/engine tests/evaluation tests/pocket --ignore tests/pocket/test_pocket.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Run ``rtprune``: ``parse``, ``serve``, ``worker``, ``keys``, ``doctor``, ``mcp`` and ``eval``."""
+"""Run the command ``rtprune`` and its subcommands."""
 
 import argparse
 import sys

@@ -14,7 +14,7 @@ from docling_metrics_table.docling_metrics_table import (
 from rapidfuzz.distance import Levenshtein
 
 MAX_SPAN = 100
-MAX_CELLS = 4000
+MAX_CELLS = 2000
 """Beyond it a table is cut: model text may ask for a million cells."""
 ALIKE = 0.5
 """Least likeness of two cells for their likeness to count."""

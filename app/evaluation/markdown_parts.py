@@ -11,14 +11,15 @@ from app.evaluation.latex_tables import parse_tabular
 Kind = Literal["text", "formula", "table"]
 
 _FENCE_AROUND_ALL = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
-_IMAGE = re.compile(r"!\[[^\]\n]*\]\([^)\n]*\)|<img\b[^>]*>|<!--.*?-->", re.DOTALL)
+_IMAGE = re.compile(r"!\[[^\]\n]{0,500}\]\([^)\n]{0,2000}\)|<img\b[^>]{0,2000}>|<!--.{0,2000}?-->", re.DOTALL)
+# bounded: a text of many beginnings and no end would be searched to its end for each
 _PIECE = re.compile(
     r"(?P<table><table\b.*?(?:</table\s*>|\Z))"
     r"|(?P<tabular>\\begin\{tabular.*?(?:\\end\{tabular[x*]?\}|\Z))"
-    r"|\$\$(?P<dollars>.*?)\$\$"
-    r"|\\\[(?P<brackets>.*?)\\\]"
-    r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.*?\\end\{(?P=name)\*?\})"
-    r"|^```[^\n]*\n(?P<code>.*?)^```",
+    r"|\$\$(?P<dollars>.{0,4000}?)\$\$"
+    r"|\\\[(?P<brackets>.{0,4000}?)\\\]"
+    r"|(?P<environment>\\begin\{(?P<name>equation|align|gather|multline|eqnarray)\*?\}.{0,4000}?\\end\{(?P=name)\*?\})"
+    r"|^```[^\n]*\n(?P<code>.{0,20000}?)^```",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
 

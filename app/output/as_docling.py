@@ -28,6 +28,7 @@ from docling_core.types.doc import (
 from app.document import Block, Figure, PageResult
 from app.output.answer import Answer, Piece
 from app.output.cutting import PNG
+from app.output.docling_child import FEW_PAGES, made_apart
 from app.output.figures import CAPTION, PICTURE_TYPES, Address
 from app.output.html import unescaped
 from app.output.parts import Part, parts_of
@@ -59,7 +60,10 @@ MAX_GRID = 50_000
 
 def make(answer: Answer) -> Iterable[Piece]:
     """Make the document's JSON, valid by docling-core's model."""
-    document = docling_document(answer.document.id, answer.joined.pages, answer.address)
+    name, pages = answer.document.id, answer.joined.pages
+    if len(pages) > FEW_PAGES:
+        return [made_apart("docling", name, pages, answer.address, answer.scratch())]
+    document = docling_document(name, pages, answer.address)
     return [json.dumps(document.export_to_dict(), ensure_ascii=False)]
 
 

@@ -4,9 +4,13 @@ from collections.abc import Iterable
 
 from app.output.answer import Answer, Piece
 from app.output.as_docling import docling_document
+from app.output.docling_child import DOCTAGS, FEW_PAGES, made_apart
 
 
 def make(answer: Answer) -> Iterable[Piece]:
     """Make the document's DocTags."""
-    document = docling_document(answer.document.id, answer.joined.pages, None)
+    name, pages = answer.document.id, answer.joined.pages
+    if len(pages) > FEW_PAGES:
+        return [made_apart(DOCTAGS, name, pages, None, answer.scratch()) + "\n"]
+    document = docling_document(name, pages, None)
     return [document.export_to_doctags() + "\n"]

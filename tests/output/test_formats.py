@@ -16,8 +16,10 @@ from PIL import Image
 from app.document import AnswerOptions, Page, PageResult, ParsedDocument, Picture
 from app.errors import FormatUnavailable, NotFound
 from app.output.answer import Answer, Piece
+from app.output.as_docling import docling_document
 from app.output.as_html import TAGS
 from app.output.cutting import take_pictures
+from app.output.docling_child import FEW_PAGES
 from app.output.embedding import Embedding
 from app.output.figures import Address, readdressed, relative
 from app.output.formats import FORMATS
@@ -150,6 +152,13 @@ def test_docling_is_valid_by_its_own_model() -> None:
     tags = made("doctags", answer_of(TEXT)).decode()
     assert tags.startswith("<doctag>")
     assert "<picture>" in tags
+
+
+def test_a_large_document_is_made_in_a_process_of_its_own_and_is_the_same() -> None:
+    many = answer_of(*[TEXT] * (FEW_PAGES + 1), address=lambda name: f"/sign-{name}", keep_page=False)
+    document = docling_document(many.document.id, many.joined.pages, many.address)
+    assert json.loads(made("docling", many)) == json.loads(json.dumps(document.export_to_dict()))
+    assert made("doctags", many).decode() == document.export_to_doctags() + "\n"
 
 
 def test_a_table_that_claims_millions_of_cells_is_text() -> None:

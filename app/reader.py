@@ -24,8 +24,7 @@ class PageStream(Protocol):
     """A page that is being read."""
 
     def pieces(self) -> AsyncIterator[str]:
-        """Yield raw model text as it is decoded. End when the page ends, without raising. At most one
-        consumer.
+        """Yield raw model text as it is decoded. End with the page, without raising. At most one consumer.
 
         The pieces after the last ``Restart`` add up to ``result().text``, however many attempts there were. A
         character that takes several tokens arrives whole.

@@ -1,5 +1,4 @@
-"""Read forms as clients of other services send them: documents under their names, and fields that are
-lists."""
+"""Read forms as clients of other services send them: several named documents, and fields that are lists."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ class Spool:
         self._lock_fd = lock_fd
         self._numbers = itertools.count(1)  # thread-safe, because threads place files too
         self.tmp_dir = folder / "tmp"
-        """For temporary files of the worker and what it starts."""
+        """Folder for temporary files of the worker and the processes it starts."""
         self.tmp_dir.mkdir()
 
     @classmethod

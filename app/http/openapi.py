@@ -148,8 +148,7 @@ def text_of(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def request_body(form: type[OptionFields], body: type[OptionFields], *, may_name_url: bool) -> dict[str, Any]:
-    """Describe a request body: a form or JSON, with options; or the document itself, with options in the
-    query."""
+    """Describe a body: a form or JSON with options, or the document itself with options in the query."""
     in_json = {"document": {"summary": "A document, as base64", "value": JSON_BODY}}
     if may_name_url:
         in_json["address"] = {"summary": "The address of a document", "value": URL_BODY}

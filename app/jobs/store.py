@@ -343,8 +343,8 @@ class Store:
             return [JobEnd(row.id, row.finished_at, row.status) for row in found]
 
     def backlog(self) -> tuple[float, int]:
-        """Return the age in seconds of the oldest unfinished job (0 without one) and the number of pages in
-        a model."""
+        """Return the age of the oldest unfinished job in seconds, 0 without one, and the number of running
+        pages."""
         oldest = sa.select(sa.func.min(jobs.c.created_at)).where(jobs.c.status.in_(OPEN))
         running = sa.select(sa.func.count()).select_from(attempts).where(attempts.c.worker.is_not(None))
         with self.reading() as c:

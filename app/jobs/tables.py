@@ -154,8 +154,7 @@ def create_or_upgrade(connection: sa.Connection) -> None:
 
 
 def now(connection: sa.Connection) -> float:
-    """Return the time in seconds since 1970 by the database's clock, because machines disagree and leases
-    must not.
+    """Return the seconds since 1970 by the database's clock: machines disagree, but leases must not.
 
     SQLite's clock is this machine's.
     """

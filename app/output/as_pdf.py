@@ -1,5 +1,4 @@
-"""Make a searchable PDF: pictures of the pages, each under an invisible text layer at the boxes of its
-blocks.
+"""Make a searchable PDF: pictures of pages under an invisible text layer at the boxes of their blocks.
 
 The layer's font is made for the document: it has every character in any script, without outlines. Where the
 lines of a block are is not known, so they are spread over the block's box.

@@ -1,5 +1,4 @@
-"""Embed figures in an answer. A placeholder stands for each while text is made; its bytes replace it when
-sent.
+"""Embed figures in an answer. While text is made a placeholder stands for each; sending replaces it.
 
 So an answer with many figures holds only one of them in memory at a time. Placeholders cannot be guessed, so
 text of the document that looks like one stays text.

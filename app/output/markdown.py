@@ -1,5 +1,4 @@
-"""Turn model text into Markdown, blocks and boxes. It is hostile: the parser is strict and linear, never
-eval.
+"""Turn hostile model text into Markdown, blocks and boxes, by a strict and linear parser, never eval.
 
 A grounded region is ``<|ref|>type<|/ref|><|det|>[[x1, y1, x2, y2], ...]<|/det|>`` and the text after it, up
 to the next one. A tag that deviates still ends a region, and nothing of it is left in the text:

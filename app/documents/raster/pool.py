@@ -1,5 +1,4 @@
-"""Keep a few warm child processes (``confined.py``) and send them requests, one at a time each, with a
-deadline."""
+"""Keep a few warm child processes (``confined.py``), and send each one request at a time, with a deadline."""
 
 import asyncio
 import contextlib

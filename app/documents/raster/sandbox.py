@@ -196,8 +196,7 @@ def _fonts() -> Iterator[Path]:
 
 
 def _seccomp(libc: ctypes.CDLL) -> str:
-    """Deny system calls that reach the network, other processes, or parts of the kernel that decoders never
-    use.
+    """Deny system calls that reach the network, other processes, or kernel parts that decoders never use.
 
     Landlock restricts only TCP, and its first versions not even that.
     """

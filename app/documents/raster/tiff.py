@@ -1,5 +1,5 @@
-"""Find which frames of a TIFF are pages. Read its directories here, because Pillow counts only what it can
-decode.
+"""Find which frames of a TIFF are pages. This reads its directories, since Pillow counts only what it
+decodes.
 
 Scanners and image servers store more than pages: thumbnails, the same page at halved resolutions (pyramids),
 transparency masks. A frame that cannot be decoded is an unreadable page and does not affect the others.

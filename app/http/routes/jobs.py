@@ -80,8 +80,7 @@ LAST_EVENT_ID = {
     },
 )
 async def create(request: Request) -> Response:
-    """Accept a document and answer with its job. An accepted document is read even if processes die
-    meanwhile.
+    """Accept a document and answer with its job. An accepted document is read even if processes die.
 
     The document is a part of a form, base64 in JSON, an address, or the body itself, of type application/pdf
     or image/..., with the options in the address. Several parts called files become a job each.

@@ -248,8 +248,7 @@ class PageStore:
         return [job for job in changed if job["status"] is not None]
 
     def mark_worker_dead(self, worker_id: str) -> None:
-        """Record on a dead worker's pages how many were in the model together. Call this before its work is
-        taken over.
+        """Record on a dead worker's pages how many were in the model together, before its work is taken over.
 
         Nobody knows which of several pages killed a worker, so none of them gets a strike. A page that was
         alone gets one.

@@ -11,7 +11,9 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pydantic_core import to_json
 
@@ -62,7 +64,7 @@ class Result:
 
     @property
     def is_large(self) -> bool:
-        return self.job.num_pages > FEW_PAGES
+        return _is_large(self.job)
 
     def pieces(self, store: Store) -> Iterator[str]:
         """Give the answer's text, in a thread. Raise ``Expired`` when pages are gone meanwhile."""
@@ -98,16 +100,22 @@ class Result:
         return replace(page, blocks=tuple(replace(block, type=one) for block, one in blocks))
 
 
+def _is_large(job: Job) -> bool:
+    return job.num_pages > FEW_PAGES
+
+
 class Results:
     """Puts answers together, and gives their parts, few at a time."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
         self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
-        self._large = asyncio.Semaphore(NUM_LARGE)
-        self._small = asyncio.Semaphore(NUM_SMALL)
+        # threads, not turns for threads: what is begun for a client that leaves goes on, and holds its place
+        self._large = ThreadPoolExecutor(NUM_LARGE, "large results")
+        self._small = ThreadPoolExecutor(NUM_SMALL, "small results")
         self._num_waiting = 0
         self._num_large = 0
+        self._tidying: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     @property
@@ -121,10 +129,13 @@ class Results:
             raise Overloaded(f"{self._num_waiting} results wait to be put together")
         self._num_waiting += 1
         try:
-            async with self._small if job.num_pages <= FEW_PAGES else self._large:
-                return await asyncio.to_thread(self._make, job, media_type, options)
+            threads = self._large if _is_large(job) else self._small
+            make = partial(copy_context().run, self._make, job, media_type, options)
+            return await asyncio.get_running_loop().run_in_executor(threads, make)
         finally:
             self._num_waiting -= 1
+            if _is_large(job):
+                self._tidy_soon()
 
     def _make(self, job: Job, media_type: str, options: AnswerOptions) -> Result:
         document = self._jobs.read_document(job)
@@ -158,16 +169,26 @@ class Results:
         finally:
             if result.is_large:
                 self._num_large -= 1
-                loop.call_later(TIDY_AFTER_S, self._tidy)
+                self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        if self._tidying is None and not self._is_closed:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_AFTER_S, self._tidy)
 
     def _tidy(self) -> None:
-        """Give memory back when no large result is sent any more."""
-        if not self._num_large and not self._is_closed:
-            self._sending.submit(give_back_freed_memory)
+        """Give memory back when no large result is made or sent any more."""
+        self._tidying = None
+        if self._num_waiting or self._num_large:
+            self._tidy_soon()
+        else:
+            self._large.submit(give_back_freed_memory)  # behind what is still made for those who left
 
     def close(self) -> None:
         self._is_closed = True
-        self._sending.shutdown(wait=False, cancel_futures=True)
+        if self._tidying is not None:
+            self._tidying.cancel()
+        for threads in (self._large, self._small, self._sending):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _types(pages: Iterable[PageResult], joined: Joined) -> dict[int, tuple[str, ...]]:

@@ -26,9 +26,9 @@ NUM_SILENT = 1100
 NUM_RESULTS = 48
 TICK_S = 0.05
 ANSWER_S = 600.0
-MAX_UNANSWERED = 400
+MAX_UNANSWERED = 200
 """Requests of a flood without an answer yet; what would be more is not sent, and counted."""
-NICENESS = 10
+NICENESS = 5
 """Who measures goes ahead of who attacks."""
 UPLOAD = (
     b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"

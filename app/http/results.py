@@ -12,7 +12,9 @@ import tempfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -131,10 +133,12 @@ class Results:
         self._images = jobs.images
         self._tmp_dir = tmp_dir
         self._sending = ThreadPoolExecutor(NUM_SENDING, "results")
-        self._large = asyncio.Semaphore(NUM_LARGE)
-        self._small = asyncio.Semaphore(NUM_SMALL)
+        # threads, not turns for threads: what is begun for a client that leaves goes on, and holds its place
+        self._large = ThreadPoolExecutor(NUM_LARGE, "large results")
+        self._small = ThreadPoolExecutor(NUM_SMALL, "small results")
         self._num_waiting = 0
         self._num_large = 0
+        self._tidying: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     @property
@@ -173,10 +177,13 @@ class Results:
         is_small = job.num_pages <= FEW_PAGES and not is_heavy
         self._num_waiting += 1
         try:
-            async with self._small if is_small else self._large:
-                return await asyncio.to_thread(make)
+            threads = self._small if is_small else self._large
+            in_context = partial(copy_context().run, make)
+            return await asyncio.get_running_loop().run_in_executor(threads, in_context)
         finally:
             self._num_waiting -= 1
+            if not is_small:
+                self._tidy_soon()
 
     def document(self, job: Job) -> ParsedDocument:
         """Read an ended job's document, in a thread. Raise its error if none of its pages was read."""
@@ -247,16 +254,26 @@ class Results:
         finally:
             if is_large:
                 self._num_large -= 1
-                loop.call_later(TIDY_AFTER_S, self._tidy)
+                self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        if self._tidying is None and not self._is_closed:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_AFTER_S, self._tidy)
 
     def _tidy(self) -> None:
-        """Give memory back when no large result is being sent."""
-        if not self._num_large and not self._is_closed:
-            self._sending.submit(give_back_freed_memory)
+        """Give memory back when no large result is being made or sent."""
+        self._tidying = None
+        if self._num_waiting or self._num_large:
+            self._tidy_soon()
+        else:
+            self._large.submit(give_back_freed_memory)  # behind what is still made for clients that left
 
     def close(self) -> None:
         self._is_closed = True
-        self._sending.shutdown(wait=False, cancel_futures=True)
+        if self._tidying is not None:
+            self._tidying.cancel()
+        for threads in (self._large, self._small, self._sending):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _address(form: Format, options: AnswerOptions, base: str, embedding: Embedding) -> Address | None:

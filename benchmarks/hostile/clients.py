@@ -26,9 +26,9 @@ NUM_SILENT = 1100
 NUM_RESULTS = 48
 TICK_S = 0.05
 ANSWER_S = 600.0
-MAX_UNANSWERED = 400
+MAX_UNANSWERED = 200
 """Most requests of a flood without an answer. Further ones are not sent, and are counted."""
-NICENESS = 10
+NICENESS = 5
 """Niceness of attackers, so that the measuring process goes first."""
 UPLOAD = (
     b"POST /v1/parse HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"

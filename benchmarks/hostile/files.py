@@ -3,8 +3,10 @@
 import io
 import random
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -26,7 +28,11 @@ def seeds() -> list[bytes]:
     found = []
     for file_format in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PDF", "JPEG2000"):
         buffer = io.BytesIO()
-        more = {"save_all": True, "append_images": [page]} if file_format in {"TIFF", "PDF", "GIF"} else {}
+        more: dict[str, Any] = {}
+        if file_format in {"TIFF", "PDF", "GIF"}:
+            more = {"save_all": True, "append_images": [page]}
+        if file_format == "PDF":  # or its bytes were others every day
+            more |= dict.fromkeys(("creationDate", "modDate"), time.gmtime(0))
         page.save(buffer, file_format, **more)
         found.append(buffer.getvalue())
     buffer = io.BytesIO()

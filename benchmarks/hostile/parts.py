@@ -39,6 +39,7 @@ RENDER_S = 5
 ADMITTED_S = 4.0
 """Seconds that the admitted load is measured for before ten times as much is sent."""
 OVER = 10
+LEFT_PAGES = 400
 MAX_RATE = 200.0
 SOAK_DOCUMENT_PAGES = 100
 ENDED_S = 120.0
@@ -49,6 +50,7 @@ NUM_KILLS = 3
 class Plan:
     """Sizes of all parts. ``root``: the checkout to serve."""
 
+    attacks: tuple[str, ...] = tuple(ATTACKS)
     seconds: float = 8.0
     result_pages: int = 2000
     num_mutations: int = 400
@@ -101,7 +103,7 @@ def livez(plan: Plan) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     with served(plan) as service:
         job_id = large_result(service, plan.result_pages)
-        for name in ATTACKS:
+        for name in plan.attacks:
             with probing(service.port) as idle:
                 time.sleep(plan.seconds / 2)
             # large results are put together one after the other: by then, all are being sent
@@ -207,7 +209,7 @@ def _most_mib(service: Service) -> Iterator[list[float]]:
 
 def overloaded(plan: Plan) -> dict[str, Any]:
     """Send ten times the jobs that can be read, for long. Each should be refused politely or end."""
-    num_pages, prompt = 8, json.dumps({"delay_s": 0.0 if plan.tiny else 0.2})
+    num_pages, prompt = (1, "{}") if plan.tiny else (8, json.dumps({"delay_s": 0.2}))
     limits: dict[str, Any] = {
         "max_pages_in_flight": 16,
         "max_queued_pages": 400,
@@ -256,7 +258,7 @@ def _ends(service: Service, job_ids: list[str]) -> dict[str, Any]:
 def left(plan: Plan) -> dict[str, Any]:
     """Let clients disconnect in the middle of an upload, of a wait, and of an answer."""
     with served(plan, max_documents=2 * plan.num_leaving + 64, max_jobs_per_client=10_000) as service:
-        job_id = large_result(service, plan.result_pages)
+        job_id = large_result(service, min(plan.result_pages, LEFT_PAGES))
         before = warmed(service, plan)
         with probing(service.port) as probe:
             for leaving in (_leave_upload, _leave_waiting, _leave_answer):

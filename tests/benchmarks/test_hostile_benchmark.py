@@ -16,6 +16,7 @@ from benchmarks.hostile.table import BEGIN, DOCS, END, RESULTS, fill, tables
 from benchmarks.report import ROOT
 
 TINY = Plan(
+    attacks=("chunks", "results"),
     seconds=0.2,
     result_pages=40,
     num_mutations=11,
@@ -68,7 +69,7 @@ def test_the_docs_get_all_figures(measured: dict[str, Any]) -> None:
     assert "old" not in page
     assert page.startswith("above\n")
     assert page.endswith("\nbelow")
-    assert page.count("\n|") == 2 + 4 + 2 + len(PARTS) - 1
+    assert page.count("\n|") == 2 + len(TINY.attacks) + 2 + len(PARTS) - 1
 
 
 def test_a_part_that_fails_is_recorded_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from jobs_client import Client
@@ -20,7 +20,9 @@ from app.http.results import CHUNK_CHARS, NUM_SENDING, Result, Results, chunks, 
 from app.http.schemas.parse import DocumentShape
 from app.jobs.api.jobs import Jobs
 from app.jobs.database import open_engine
+from app.jobs.job import Job
 from app.jobs.store import Store
+from app.output.formats import FORMATS
 from app.settings import Settings
 
 NUM_PAGES = 60
@@ -139,6 +141,53 @@ def test_large_results_share_few_threads_and_small_ones_do_not_wait_for_them(
         results.close()
 
     asyncio.run(run())
+
+
+class SlowJobs:
+    """Jobs whose documents are read as soon as the gate opens, and cannot be put together."""
+
+    images = None
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.num_read = self.num_reading = self.most_reading = 0
+
+    async def raise_if_no_document(self, job: Job) -> None: ...
+
+    def read_document(self, job: Job) -> ParsedDocument:
+        self.num_reading += 1
+        self.most_reading = max(self.most_reading, self.num_reading)
+        assert self.gate.wait(60)
+        self.num_reading -= 1
+        self.num_read += 1
+        raise Expired("gone")
+
+
+def test_what_is_made_for_clients_that_left_is_not_more_at_a_time(
+    job_id: str, store: Store, tmp_path: Path
+) -> None:
+    job, jobs = store.job(job_id), SlowJobs()
+
+    async def run() -> None:
+        results = Results(cast("Jobs", jobs), tmp_path)
+        for _ in range(5):
+            leaving = [
+                asyncio.create_task(results.of(job, FORMATS["text"], AnswerOptions())) for _ in range(4)
+            ]
+            await asyncio.sleep(0.01)
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+        last = asyncio.create_task(results.of(job, FORMATS["text"], AnswerOptions()))
+        await asyncio.sleep(0.01)
+        jobs.gate.set()
+        with pytest.raises(Expired):
+            await last
+        results.close()
+
+    asyncio.run(run())
+    assert jobs.most_reading == 1
+    assert jobs.num_read == 2, "the first, which had begun, and the last, whose client waited"
 
 
 def test_pieces_are_gathered_and_none_is_lost() -> None:

@@ -173,6 +173,8 @@ class ParseOptions:
     pages: PageSelection = field(default_factory=PageSelection)
     dpi: int | None = None
     answer: AnswerOptions = field(default_factory=AnswerOptions)
+    is_live: bool = False
+    """Whether the text of pages is told while it is decoded."""
 
 
 @dataclass(frozen=True, slots=True)

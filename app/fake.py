@@ -2,7 +2,8 @@
 
 It answers a line per page, a token for each word, and a picture where the page has colour. A prompt that is a
 JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
-``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``.
+``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``. With
+``"token_s": 0.1`` the text comes word by word; with ``"loop": "..."`` that comes first, and is taken back.
 """
 
 import asyncio
@@ -25,6 +26,7 @@ from app.document import (
     ViewPatches,
 )
 from app.errors import BadOption, PageFailed
+from app.reader import Restart
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
 COLOURED = 64
@@ -41,11 +43,28 @@ class FakeStream:
         self._options = options
         self._directions = directions
         self._cancelled = asyncio.Event()
+        self._is_written = asyncio.Event()
 
     async def pieces(self) -> AsyncIterator[str]:
-        yield (await self.result()).text
+        if "token_s" in self._directions:
+            if "loop" in self._directions:
+                async for word in self._words(self._directions["loop"]):
+                    yield word
+                yield Restart()
+            async for word in self._words(self._reading().text):
+                yield word
+            self._is_written.set()
+        else:
+            yield (await self.result()).text
+
+    async def _words(self, text: str) -> AsyncIterator[str]:
+        for number, word in enumerate(text.split(" ")):
+            await asyncio.sleep(float(self._directions["token_s"]))
+            yield f" {word}" if number else word
 
     async def result(self) -> Reading:
+        if "token_s" in self._directions:
+            await self._is_written.wait()
         if self._page[0] in self._directions.get("die_on", []):
             os.kill(os.getpid(), signal.SIGKILL)
         is_slow = self._page[0] in self._directions.get("delay_on", [self._page[0]])

@@ -21,13 +21,13 @@ from app.settings import Settings
 
 logger = logging.getLogger("rtprune.notifications")
 
-Topic = Literal["work", "pages", "cancel"]
+Topic = Literal["work", "pages", "cancel", "text"]
 """``work``: queues got work. ``pages``: status or pages of jobs changed. ``cancel``: jobs were cancelled.
 """
 Handler = Callable[[Collection[str]], None]
 Message = tuple[str, str]
 
-TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel")
+TOPICS: tuple[Topic, ...] = ("work", "pages", "cancel", "text")
 RELAXED_POLL_S = 1.0
 """Longest pause between two looks while wake-ups arrive."""
 ECHO_S = 10.0

@@ -20,6 +20,7 @@ from app.document import Block, Figure, PageResult, ParsedDocument
 from app.errors import NotFound
 from app.http.dialects import Ticket
 from app.http.routes.mistral import ocr_answer
+from app.http.routes.openai import unsent
 from app.http.schemas.mistral import OcrBody
 from app.http.schemas.openai import ChatBody
 from app.jobs.keys import open_keys
@@ -381,6 +382,43 @@ def test_a_chat_refuses_in_openais_shape(ours: httpx.Client, change: dict[str, A
     refused = ours.post("/v1/chat/completions", json=chat(image_bytes()) | change)
     assert refused.status_code == status
     assert refused.json()["error"]["type"] == "invalid_request_error"
+
+
+def streamed(ours: httpx.Client, directions: dict[str, Any], *pages: str) -> list[str]:
+    """The pieces of a chat about a document, as the model writes them."""
+    body = chat(pdf_bytes(*pages), stream=True, skip_special_tokens=False)
+    body["messages"][0]["content"].append({"type": "text", "text": json.dumps(directions)})
+    sent = ours.post("/v1/chat/completions", json=body).text
+    data = [json.loads(line[6:]) for line in sent.splitlines() if line.startswith("data: {")]
+    deltas = [choice["delta"].get("content") or "" for chunk in data for choice in chunk["choices"]]
+    return [delta for delta in deltas if delta]
+
+
+def test_tokens_are_streamed_as_they_are_decoded(ours: httpx.Client) -> None:
+    text = "one two\nthree\u2028 \0 é four five"
+    pieces = streamed(ours, {"text": text, "token_s": 0.1}, A4, A4)
+    assert "".join(pieces) == f"{text}\n\n{text}"
+    assert len(pieces) > 4
+
+
+def test_a_page_that_is_read_again_is_shown_once(ours: httpx.Client) -> None:
+    directions = {"loop": "one two two two", "text": "one two three", "token_s": 0.1}
+    assert "".join(streamed(ours, directions, A4)) == "one two two two\nhree"
+
+
+@pytest.mark.parametrize(
+    ("sent", "text", "rest"),
+    [
+        ("", "all", "all"),
+        ("one", "one two", " two"),
+        ("one two", "one two", ""),
+        ("one two two", "one two three", "\nhree"),
+        ("one two", "one", ""),
+        ("x", "", ""),
+    ],
+)
+def test_what_was_sent_is_not_sent_again(sent: str, text: str, rest: str) -> None:
+    assert unsent(sent, text) == rest
 
 
 @pytest.mark.parametrize("stream", [False, True])

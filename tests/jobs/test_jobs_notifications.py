@@ -4,6 +4,8 @@ Where nobody would look for an hour, whatever happens within a test's patience w
 """
 
 import asyncio
+import base64
+import json
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,23 @@ def test_work_results_and_cancellations_are_told(database_url: str, tmp_path: Pa
         assert client.http.delete(f"/v1/jobs/{endless}").status_code == 200
         # no slot is left unless those two pages were taken from the model
         assert client.server.parse(image_bytes(size=(50, 40))).status_code == 200
+
+
+def test_text_is_told_while_it_is_decoded(database_url: str, tmp_path: Path) -> None:
+    text = "a page\nof \u20ac 5 \0 and more"
+    image = base64.b64encode(image_bytes()).decode()
+    directions = json.dumps({"text": text, "token_s": 0.05})
+    parts = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        {"type": "text", "text": directions},
+    ]
+    body = {"messages": [{"role": "user", "content": parts}], "stream": True, "skip_special_tokens": False}
+    with service(tmp_path, database_url) as client:
+        answer = client.http.post("/v1/chat/completions", json=body)
+    data = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    pieces = [chunk["choices"][0]["delta"].get("content") or "" for chunk in data]
+    assert "".join(pieces) == text
+    assert len(list(filter(None, pieces))) > 3
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

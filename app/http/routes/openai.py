@@ -1,12 +1,15 @@
-"""OpenAI's chat completions: images of pages in, their text out, at once or page by page.
+"""OpenAI's chat completions: images of pages in, their text out, at once or as it is written.
 
-Pages go through durable jobs, in which a page is there when it has ended. So what is streamed are pages, not
-tokens, and a page that is read again is never shown twice.
+The model's own text is streamed as it is decoded, Markdown page by page, because it is made of whole pages.
+Text that was sent cannot be taken back. So when a page is read again, what is the same is not sent again,
+and what differs follows.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import Path
@@ -49,6 +52,7 @@ from app.http.schemas.openai import (
 )
 from app.http.service import ENDING, Service, service_of
 from app.jobs.job import Job
+from app.jobs.live_text import LiveText
 
 router = dialect_router("openai", error_body, status_of)
 
@@ -203,15 +207,22 @@ async def _chunks(service: Service, asked: ChatBody, jobs: Sequence[Job]) -> Asy
         choices=[],
     )
     pages: list[PageResult] = []
-    has_text = False
+    sent, begun = "", False
+    """What the client has of the page that is due, and whether it has any text."""
     yield _event(chunk, Delta(role="assistant", content=""))
     try:
         for job in jobs:
-            async for page in _in_order(service, job):
-                pages.append(page)
-                if text := _text(page, asked):
-                    yield _event(chunk, Delta(content=f"\n\n{text}" if has_text else text))
-                    has_text = True
+            read = _as_written(service, job) if asked.streams_tokens else _in_order(service, job)
+            async for told in read:
+                if isinstance(told, PageResult):
+                    pages.append(told)
+                    text = unsent(sent, _text(told, asked))
+                else:
+                    text = told[len(sent) :] if told.startswith(sent) else ""
+                if text:
+                    yield _event(chunk, Delta(content=text if sent or not begun else f"\n\n{text}"))
+                    begun = True
+                sent = "" if isinstance(told, PageResult) else sent + text
         if all(page.failure is not None for page in pages):
             raise (
                 pages[0].failure.error() if pages and pages[0].failure else DocumentFailed("nothing was read")
@@ -229,10 +240,57 @@ async def _chunks(service: Service, asked: ChatBody, jobs: Sequence[Job]) -> Asy
 def _event(chunk: ChunkShape, delta: Delta, finish: Any = None) -> ServerSentEvent:
     choice = ChunkChoice(delta=delta, finish_reason=finish)
     own = chunk.model_copy(update={"choices": [choice]})
-    return ServerSentEvent(own.model_dump_json(exclude={"usage"}))
+    # in ASCII, because many clients take U+2028 for the end of a line
+    return ServerSentEvent(own.model_dump_json(exclude={"usage"}, ensure_ascii=True))
 
 
-async def _in_order(service: Service, job: Job) -> AsyncIterator[PageResult]:
+def unsent(sent: str, text: str) -> str:
+    """Return what a client lacks of a page's text: of one that was written anew, from where it differs."""
+    most = min(len(sent), len(text))
+    equal = next((at for at in range(most) if sent[at] != text[at]), most)
+    rest = text[equal:]
+    return f"\n{rest}" if rest and equal < len(sent) else rest
+
+
+async def _as_written(service: Service, job: Job) -> AsyncIterator[PageResult | str]:
+    """Yield the page that is due as often as it grows, as its text so far, and when it has ended.
+
+    Raise what became of the job.
+    """
+    due = deque(index for pages in job.pages for index in pages)
+    texts: dict[int, LiveText] = {}
+    pages = _in_order(service, job)
+    with service.jobs.live_texts.of(job.id) as pieces:
+        page = asyncio.create_task(_next(pages))
+        piece = asyncio.create_task(pieces.get())
+        try:
+            while True:
+                waited: set[asyncio.Task[Any]] = {page, piece}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if page.done():
+                    if (ended := page.result()) is None:
+                        return
+                    yield ended
+                    texts.pop(due.popleft(), None)
+                    page = asyncio.create_task(_next(pages))
+                else:
+                    new = piece.result()
+                    texts.setdefault(new.page, LiveText()).add(new)
+                    piece = asyncio.create_task(pieces.get())
+                if due and due[0] in texts:
+                    yield texts[due[0]].text
+        finally:
+            page.cancel()
+            piece.cancel()
+            await asyncio.gather(page, piece, return_exceptions=True)
+            await pages.aclose()
+
+
+async def _next(pages: AsyncIterator[PageResult]) -> PageResult | None:
+    return await anext(pages, None)
+
+
+async def _in_order(service: Service, job: Job) -> AsyncGenerator[PageResult, None]:
     """Pages of a job as soon as they and all before them have ended. Raise what became of the job."""
     waiting: dict[int, PageResult] = {}
     due = [index for pages in job.pages for index in pages]

@@ -79,7 +79,10 @@ class ChatBody(BaseModel):
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1, description="Most tokens of a page.")
     max_completion_tokens: int | None = Field(None, ge=1, description="The same.")
-    stream: bool | None = Field(None, description="Whether pages are sent as they are read.")
+    stream: bool | None = Field(
+        None,
+        description="Whether text is sent as it is written: the model's own by tokens, Markdown by pages.",
+    )
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = Field(None, description="There is one answer.")
     skip_special_tokens: bool = Field(
@@ -125,22 +128,34 @@ class ChatBody(BaseModel):
             if window < arguments.ngram_size:
                 raise InvalidRequest("vllm_xargs: window_size must hold one n-gram of ngram_size")
             fields.set_ngram(arguments.ngram_size, window)
+        fields.set_live(is_live=self.streams_tokens)
         return fields
+
+    @property
+    def streams_tokens(self) -> bool:
+        """Whether the model's own text is asked for as it is decoded. Markdown of a page needs all of it."""
+        return bool(self.stream) and not self.skip_special_tokens
 
 
 class ChatFields(DialectFields):
     """Our options, and the n-gram rule that a request of vLLM's may name."""
 
     _ngram: tuple[int, int] | None = None
+    _is_live: bool = False
 
     def set_ngram(self, size: int, window: int) -> None:
         """Have pages read with this rule at first."""
         self._ngram = (size, window)
 
+    def set_live(self, *, is_live: bool) -> None:
+        """Have the text of pages told while it is decoded."""
+        self._is_live = is_live
+
     def options(self, settings: Settings) -> ParseOptions:
         """Raise ``BadOption`` for what this service does not allow."""
         options = super().options(settings)
-        return replace(options, read=replace(options.read, ngram=self._ngram))
+        read = replace(options.read, ngram=self._ngram)
+        return replace(options, read=read, is_live=self._is_live)
 
 
 class ErrorDetail(BaseModel):

@@ -42,6 +42,7 @@ from app.jobs.images import Images
 from app.jobs.job import Job, NewJob
 from app.jobs.keys import Key, Keys
 from app.jobs.leases import Leases, WorkerState
+from app.jobs.live_text import LiveTexts
 from app.jobs.notifications import open_notifications
 from app.jobs.queues import WorkQueue
 from app.jobs.store import Limits, Queue, Store
@@ -88,6 +89,7 @@ class Jobs:
         self.watcher = JobWatcher(
             self.store, self.notifications, settings.queue_poll_s, self.job, self._changed.set
         )
+        self.live_texts = LiveTexts(self.notifications)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> Self:

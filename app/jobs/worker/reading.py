@@ -28,6 +28,7 @@ from app.errors import (
 )
 from app.jobs.blobs import Blobs
 from app.jobs.job import Job, encode_page
+from app.jobs.live_text import tell_text
 from app.jobs.queues import Batch, Enqueues
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
@@ -315,12 +316,17 @@ class BatchRunner:
     async def _read_page(self, job: Job, page: Page) -> Reading:
         limit_s = self._settings.page_deadline_s
         stream = self._reader.submit(page, job.options.read, document_id=job.id, priority=job.priority)
+        telling = None
+        if job.options.is_live:
+            telling = asyncio.create_task(tell_text(stream, job.id, page.index, self._store.tell))
         with tracing.span("read") as span:
             try:
                 async with _within(limit_s, PageDeadline(f"not read within {limit_s:g} s")):
                     reading = await stream.result()
             finally:
                 stream.cancel()
+                if telling is not None:
+                    telling.cancel()  # what it has not told yet is in the result
             span.set(
                 **{f"rtprune__{stage}_ms": milliseconds for stage, milliseconds in reading.timing_ms.items()}
             )

@@ -75,6 +75,8 @@ class ReadOptions:
     """Whether a reading also tells what became of each patch token."""
     ngram: tuple[int, int] | None = None
     """n and window, both in tokens, of the no-repeat n-gram rule for a page's first attempt."""
+    ngram_exempt: tuple[int, ...] | None = None
+    """Token ids that the n-gram rule never bans; ``None``: the checkpoint's own."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:

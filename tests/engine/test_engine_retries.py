@@ -211,6 +211,8 @@ def test_a_page_may_have_an_ngram_rule_of_its_own() -> None:
     bench = Bench(FakeOcr(random_network(1)), limits(max_page_tokens=200, strict_ngram=NgramRule(10, 256)))
     task = bench.read(0, ReadOptions(prune="none", ngram=(5, 20)))
     assert task.attempt_plans[0].ngram == NgramRule(5, 20)
+    task = bench.read(0, ReadOptions(prune="none", ngram=(5, 20), ngram_exempt=(7,)))
+    assert {plan.ngram.exempt for plan in task.attempt_plans} == {frozenset({7})}
     with pytest.raises(BadOption, match="n-gram"):
         bench.read(1, ReadOptions(ngram=(2, 10_000)))
     with pytest.raises(ValueError, match="ngram"):

@@ -358,6 +358,9 @@ def test_a_chat_honours_what_vllm_is_sent(ours: httpx.Client) -> None:
     asked = ChatBody.checked(chat(b"", vllm_xargs=arguments, max_tokens=10**6))
     options = asked.fields(Settings()).options(Settings())
     assert options.read.ngram == (30, 90)
+    assert options.read.ngram_exempt == (128821, 128822)
+    as_text = ChatBody.checked(chat(b"", vllm_xargs={"whitelist_token_ids": "[7, 8]"}))
+    assert as_text.fields(Settings()).options(Settings()).read.ngram_exempt == (7, 8)
     assert options.read.max_output_tokens == Settings().max_output_tokens
     parts = [{"type": "document_url", "document_url": data_url(pdf_bytes(A4))}]
     as_mistral = {"messages": [{"role": "user", "content": parts}]}

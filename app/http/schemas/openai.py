@@ -1,10 +1,11 @@
 """The wire shapes of OpenAI's chat completions, with what vLLM's server adds to them for DeepSeek-OCR."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from app.document import PageResult, ParseOptions
 from app.errors import InvalidRequest, ParseError
@@ -15,6 +16,9 @@ from app.settings import Settings
 
 MAX_MESSAGES = 64
 MAX_NGRAM_WINDOW = 240
+MAX_WHITELIST = 1000
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
+TokenId = Annotated[int, Field(ge=0, lt=10**9)]
 IMAGE_MARK = "<image>"
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -40,9 +44,17 @@ class VllmArguments(BaseModel):
     window_size: int | None = Field(
         None, ge=2, le=MAX_NGRAM_WINDOW, description="Among how many tokens before."
     )
-    whitelist_token_ids: list[int] | str | None = Field(
-        None, description="Ignored: the checkpoint names its own, those of table cells."
+    whitelist_token_ids: list[TokenId] | None = Field(
+        None,
+        max_length=MAX_WHITELIST,
+        description="Tokens that are never banned. Not given: the checkpoint's own, those of table cells.",
     )
+
+    @field_validator("whitelist_token_ids", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """Take a list that was written as a text, as some clients send it."""
+        return [int(digits) for digits in TOKEN_ID.findall(value)] if isinstance(value, str) else value
 
 
 class ResponseFormat(BaseModel):
@@ -128,6 +140,8 @@ class ChatBody(BaseModel):
             if window < arguments.ngram_size:
                 raise InvalidRequest("vllm_xargs: window_size must hold one n-gram of ngram_size")
             fields.set_ngram(arguments.ngram_size, window)
+        if arguments is not None and arguments.whitelist_token_ids is not None:
+            fields.set_exempt(tuple(arguments.whitelist_token_ids))
         fields.set_live(is_live=self.streams_tokens)
         return fields
 
@@ -141,11 +155,16 @@ class ChatFields(DialectFields):
     """Our options, and the n-gram rule that a request of vLLM's may name."""
 
     _ngram: tuple[int, int] | None = None
+    _ngram_exempt: tuple[int, ...] | None = None
     _is_live: bool = False
 
     def set_ngram(self, size: int, window: int) -> None:
         """Have pages read with this rule at first."""
         self._ngram = (size, window)
+
+    def set_exempt(self, token_ids: tuple[int, ...]) -> None:
+        """Have the rule never ban these tokens."""
+        self._ngram_exempt = token_ids
 
     def set_live(self, *, is_live: bool) -> None:
         """Have the text of pages told while it is decoded."""
@@ -154,7 +173,7 @@ class ChatFields(DialectFields):
     def options(self, settings: Settings) -> ParseOptions:
         """Raise ``BadOption`` for what this service does not allow."""
         options = super().options(settings)
-        read = replace(options.read, ngram=self._ngram)
+        read = replace(options.read, ngram=self._ngram, ngram_exempt=self._ngram_exempt)
         return replace(options, read=read, is_live=self._is_live)
 
 

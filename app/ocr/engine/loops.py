@@ -17,7 +17,7 @@ UNIT of them within two windows are a loop as well.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,12 +31,13 @@ class NgramRule:
     """Rule that bans the token which would complete an n-gram already within the last ``window`` output
     tokens.
 
-    This is DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90) without the exempt
-    ids.
+    This is DeepSeek-OCR's ``NoRepeatNGramLogitsProcessor`` (n 20 or 30, window 50 or 90). ``exempt``: ids
+    that are never banned; ``None``: the checkpoint's own.
     """
 
     n: int = 30
     window: int = 90
+    exempt: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if self.n < 2:
@@ -46,7 +47,7 @@ class NgramRule:
 
     def with_n_at_least(self, n: int) -> "NgramRule":
         longer = max(self.n, n)
-        return NgramRule(longer, max(self.window, longer))
+        return replace(self, n=longer, window=max(self.window, longer))
 
     @property
     def max_distance(self) -> int:
@@ -157,7 +158,7 @@ class RepeatState:
     Nothing here waits for a device other than the CPU. ``history``: (S, P) int32, the last P output tokens,
     latest first, -1 where there is none. ``runs``: (S, P) int32, the run at distance d in column d - 1.
     ``run_needed``: (S, max_distance) int32, the run from which the ban applies at that distance.
-    ``loop_needed``: (max_period,) int32, the run that makes a loop. ``is_exempt``: (V,) bool.
+    ``loop_needed``: (max_period,) int32, the run that makes a loop. ``is_exempt``: (S, V) bool.
     """
 
     def __init__(
@@ -175,8 +176,9 @@ class RepeatState:
             [rule.covered(d) - d for d in range(1, rule.max_period + 1)], dtype=torch.int32, device=device
         )
         self.run_needed = torch.full((num_slots, max_distance), NEVER, dtype=torch.int32, device=device)
-        self.is_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.is_exempt[sorted(exempt)] = True
+        self._own_exempt = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self._own_exempt[sorted(exempt)] = True
+        self.is_exempt = self._own_exempt.repeat(num_slots, 1)
 
     def start(self, row: int, rule: NgramRule, first_id: torch.Tensor) -> None:
         """Reset ``row`` for a new page. ``first_id``: () int64, the token that its prefill chose."""
@@ -185,9 +187,14 @@ class RepeatState:
         self.runs[row].zero_()
         self.run_needed[row].fill_(NEVER)
         self.run_needed[row, : rule.max_distance] = rule.n - 1
+        if rule.exempt is None:
+            self.is_exempt[row] = self._own_exempt
+        else:
+            self.is_exempt[row] = False
+            self.is_exempt[row, [one for one in sorted(rule.exempt) if one < self.is_exempt.shape[1]]] = True
 
     def move(self, source: int, target: int) -> None:
-        for state in (self.history, self.runs, self.run_needed):
+        for state in (self.history, self.runs, self.run_needed, self.is_exempt):
             state[target] = state[source]
 
     def banned(self, scores: torch.Tensor) -> torch.Tensor:
@@ -198,7 +205,7 @@ class RepeatState:
             return scores
         # the token d back is what followed the earlier copy, d back, of the tokens that end the output
         followers = self.history[:n, : self.reach].clamp(min=0).long()
-        is_banned = is_long & ~self.is_exempt[followers]
+        is_banned = is_long & ~self.is_exempt[:n].gather(1, followers)
         ceiling = torch.where(is_banned, -torch.inf, torch.inf).to(scores.dtype)
         return scores.scatter_reduce(1, followers, ceiling, "amin")
 

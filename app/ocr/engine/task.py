@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
@@ -199,9 +199,10 @@ class PageTask:
 
 
 def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
+    exempt = None if options.ngram_exempt is None else frozenset(options.ngram_exempt)
     if options.ngram is None:
-        return settings.first_ngram(model)
-    rule, farthest = NgramRule(*options.ngram), settings.max_ban_distance(model)
+        return replace(settings.first_ngram(model), exempt=exempt)
+    rule, farthest = NgramRule(*options.ngram, exempt), settings.max_ban_distance(model)
     if rule.max_distance > farthest:
         raise BadOption(f"the n-gram rule reaches {rule.max_distance} tokens back, at most {farthest} here")
     return rule
@@ -225,6 +226,7 @@ def new_task(
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
     first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options))
+    strict = replace(strict, exempt=first.ngram.exempt)
     return PageTask(
         page=page,
         document_id=document_id,

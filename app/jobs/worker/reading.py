@@ -34,9 +34,9 @@ from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
 from app.metrics import WORKER_PAGES
-from app.output.checks import check_page
+from app.output.checks import Checks, check_page
 from app.output.cutting import Pictured, take_pictures
-from app.output.markdown import Rendered, render
+from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
 from app.settings import Settings
@@ -228,11 +228,7 @@ class BatchRunner:
                     async with self._with_model(job, page, before):
                         reading = await self._read_page(job, page)
                     with tracing.span("render"):
-                        rendered = render(reading)
-                        checks = await asyncio.to_thread(
-                            check_page, page, reading, rendered.markdown, rendered.blocks
-                        )
-                        pictured = await asyncio.to_thread(self._pictured, page, rendered)
+                        checks, pictured = await asyncio.to_thread(self._render, page, reading)
                 total_ms = (time.perf_counter() - started) * 1000
                 result = PageResult(
                     index,
@@ -332,8 +328,11 @@ class BatchRunner:
             )
         return reading
 
-    def _pictured(self, page: Page, rendered: Rendered) -> Pictured:
-        return take_pictures(
+    def _render(self, page: Page, reading: Reading) -> tuple[Checks, Pictured]:
+        """Render a page's text, check it against the page, and cut the figures out. In a thread."""
+        rendered = render(reading)
+        checks = check_page(page, reading, rendered.markdown, rendered.blocks)
+        return checks, take_pictures(
             page,
             rendered,
             max_figures=self._settings.max_figures,

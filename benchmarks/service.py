@@ -94,12 +94,18 @@ def a4_frames(num_pages: int, seed: int) -> bytes:
     return _tiff([a4_image(number) for number in range(num_pages)], seed, compression="group4")
 
 
-def a4_image(number: int) -> Image.Image:
+def note_frames(num_pages: int, seed: int) -> bytes:
+    """Make a document of strips of paper with three printed lines each."""
+    notes = [a4_image(number, num_lines=3).crop((0, 0, 1240, 330)) for number in range(num_pages)]
+    return _tiff(notes, seed, compression="group4")
+
+
+def a4_image(number: int, num_lines: int = 40) -> Image.Image:
     page = Image.new("1", (1240, 1754), 1)
     words = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
     lines = [
         " ".join(words[(number + line * 7 + word * (1 + line % 3)) % len(words)] for word in range(12))
-        for line in range(40)
+        for line in range(num_lines)
     ]
     ImageDraw.Draw(page).multiline_text(
         (110, 110), "\n".join(lines), 0, ImageFont.load_default(24), spacing=10

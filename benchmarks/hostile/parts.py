@@ -320,9 +320,13 @@ async def _leave_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 
 
 def soaked(plan: Plan) -> dict[str, Any]:
-    """Read many pages. The memory of each process should grow little after the first few hundred."""
-    from benchmarks.service import a4_frames  # noqa: PLC0415 - draws the pages; of no use to other parts
+    """Read many pages. The memory of each process should grow little after the first few hundred.
 
+    The fake reader gets pages of A4. The pocket model gets three lines a page, or it would take an hour.
+    """
+    from benchmarks.service import a4_frames, note_frames  # noqa: PLC0415 - of no use to other parts
+
+    drawn = a4_frames if plan.reader == "fake" else note_frames
     samples: list[tuple[int, dict[str, float]]] = []
     limits: dict[str, Any] = {"max_queued_pages": 100_000, "max_jobs_per_client": 1000}
     with served(plan, pinned=False, reader=plan.reader, **limits) as service:
@@ -332,7 +336,7 @@ def soaked(plan: Plan) -> dict[str, Any]:
         while num_done < plan.soak_pages:
             if service.num_open() < 2 and sum(pages for _, pages in job_ids) < plan.soak_pages:
                 num = min(SOAK_DOCUMENT_PAGES, plan.soak_pages)
-                job_ids.append((service.submit(a4_frames(num, len(job_ids))), num))
+                job_ids.append((service.submit(drawn(num, len(job_ids))), num))
             time.sleep(SAMPLE_S)
             num_done = _num_pages(service) - num_before
             samples.append((num_done, _memory(service)))

@@ -90,9 +90,11 @@ def _soak(part: Mapping[str, Any]) -> tuple[str, str]:
         f"{name} {row['first_mib']:.0f} to {row['last_mib']:.0f} MiB ({row['growth']:+.1%})"
         for name, row in part["memory"].items()
     )
-    reader = "the fake reader" if part["reader"] == "fake" else "the pocket checkpoint"
+    pages = "of A4 through the fake reader"
+    if part["reader"] != "fake":
+        pages = "of three lines through the pocket checkpoint"
     return (
-        f"{part['pages']:,} pages of A4 through {reader}",
+        f"{part['pages']:,} pages {pages}",
         f"{part['pages_per_s']} pages/s; after the first {part['first_pages']}: {memory}",
     )
 

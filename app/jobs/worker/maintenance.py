@@ -53,7 +53,7 @@ class Maintenance:
         self._worker = worker
         self._store = store
         self._leases = Leases(store)
-        self._log = PageStore(store)
+        self._page_store = PageStore(store)
         self._blobs = blobs
         self._files = Files(store, blobs)
         self._batches = batches
@@ -165,7 +165,7 @@ class Maintenance:
             self._queue.put_back_all(self._worker.id)
 
     def _adopt(self, worker_id: str) -> None:
-        self._log.mark_worker_dead(worker_id)
+        self._page_store.mark_worker_dead(worker_id)
         num_batches = self._queue.put_back_all(worker_id)
         self._notifications.tell("work", QUEUES)
         self._leases.forget(worker_id)
@@ -177,7 +177,7 @@ class Maintenance:
         leased = {worker.id for worker in self._leases.alive()}
         for batch in batches:
             if batch.worker_id is not None and batch.worker_id not in leased:
-                self._log.mark_worker_dead(batch.worker_id)
+                self._page_store.mark_worker_dead(batch.worker_id)
                 self._queue.put_back(batch)
         if batches:
             self._notifications.tell("work", QUEUES)

@@ -92,7 +92,7 @@ class BatchRunner:
         self._rasterizers = rasterizers
         self._store = store
         self._queue = queue
-        self._log = PageStore(store)
+        self._page_store = PageStore(store)
         self._blobs = blobs
         self._writer = writer
         self._tmp_dir = tmp_dir
@@ -182,7 +182,7 @@ class BatchRunner:
         Call this in a thread.
         """
         job = self._store.begin(job_id, children, self._queue)
-        return job, self._log.unread(job.id, job.batch(number)) if job else {}
+        return job, self._page_store.unread(job.id, job.batch(number)) if job else {}
 
     async def _read_pages(self, job: Job, left: dict[int, Attempt]) -> None:
         # entered and left by hand, in a thread, because the blob store may block

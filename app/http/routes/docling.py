@@ -132,7 +132,7 @@ SOURCE_BODY = {
     openapi_extra={"requestBody": FILE_BODY},
 )
 async def convert_file(request: Request) -> Response:
-    """A file in, its contents in the formats that were asked for out."""
+    """Convert an uploaded file, and answer with its contents in the formats that were asked for."""
     return await _convert(request, is_form=True)
 
 
@@ -146,7 +146,7 @@ async def convert_file(request: Request) -> Response:
     openapi_extra={"requestBody": SOURCE_BODY},
 )
 async def convert_source(request: Request) -> Response:
-    """A document in JSON in, its contents out."""
+    """Convert a document that JSON contains or names, and answer with its contents."""
     return await _convert(request, is_form=False)
 
 
@@ -172,7 +172,7 @@ async def _convert(request: Request, *, is_form: bool) -> Response:
     openapi_extra={"requestBody": FILE_BODY},
 )
 async def queue_file(request: Request) -> Response:
-    """A file in, a task out."""
+    """Accept an uploaded file as a task."""
     return await _accept_task(request, is_form=True)
 
 
@@ -186,7 +186,7 @@ async def queue_file(request: Request) -> Response:
     openapi_extra={"requestBody": SOURCE_BODY},
 )
 async def queue_source(request: Request) -> Response:
-    """A document in JSON in, a task out."""
+    """Accept a document that JSON contains or names as a task."""
     return await _accept_task(request, is_form=False)
 
 
@@ -208,7 +208,7 @@ async def _accept_task(request: Request, *, is_form: bool) -> Response:
 async def poll(
     request: Request, task_id: TaskId, wait: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0
 ) -> Response:
-    """The task as it is, or when it has ended, after ``wait`` seconds and a minute at the latest."""
+    """Show the task. With ``wait``, wait for its end, a minute at most."""
     service = service_of(request)
     ticket = Ticket.read(task_id)
     jobs = await jobs_of(request, service, ticket, min(wait, MAX_WAIT_S))
@@ -224,7 +224,7 @@ async def poll(
     responses={200: CONVERTED, **ERRORS},
 )
 async def result(request: Request, task_id: TaskId) -> Response:
-    """The same answer as at once."""
+    """Answer with a task's contents, as the synchronous routes do."""
     service = service_of(request)
     ticket = Ticket.read(task_id)
     jobs = await jobs_of(request, service, ticket)

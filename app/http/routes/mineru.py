@@ -99,7 +99,7 @@ BODY = {
     openapi_extra={"requestBody": BODY},
 )
 async def file_parse(request: Request) -> Response:
-    """Files in, what came of each out."""
+    """Parse files, and answer with the result of each."""
     service = service_of(request)
     with service.admitted():
         service.check_ready()
@@ -119,7 +119,7 @@ async def file_parse(request: Request) -> Response:
     openapi_extra={"requestBody": BODY},
 )
 async def create(request: Request) -> Response:
-    """Files in, a task out."""
+    """Accept files as a task."""
     service = service_of(request)
     with service.admitted():
         jobs, ticket = await _accept(request, service)
@@ -137,7 +137,7 @@ async def create(request: Request) -> Response:
     responses={200: {"description": "The task.", "content": example(TASK_EXAMPLE)}, **ERRORS},
 )
 async def status(request: Request, task_id: TaskId) -> Response:
-    """The task as it is now."""
+    """Show the task."""
     service = service_of(request)
     ticket = Ticket.read(task_id)
     jobs = await jobs_of(request, service, ticket)
@@ -160,7 +160,7 @@ async def status(request: Request, task_id: TaskId) -> Response:
     },
 )
 async def result(request: Request, task_id: TaskId) -> Response:
-    """What came of each file, as JSON or as a zip, as the task was asked for."""
+    """Answer with the result of each file, as JSON or zip, whichever the task asked for."""
     service = service_of(request)
     ticket = Ticket.read(task_id)
     jobs = await jobs_of(request, service, ticket)

@@ -144,7 +144,7 @@ UPLOAD_BODY = {
     openapi_extra={"requestBody": OCR_BODY},
 )
 async def ocr(request: Request) -> Response:
-    """A document at an address, in the request, or among the files of this service, and its pages out."""
+    """Read a document that the request contains, names by address, or uploaded to this service before."""
     service = service_of(request)
     with service.admitted():
         service.check_ready()
@@ -329,7 +329,7 @@ def _blocks(page: PageResult) -> list[Any]:
     openapi_extra={"requestBody": UPLOAD_BODY},
 )
 async def upload(request: Request) -> Response:
-    """A file in, its id out. It belongs to its key, and is kept as long as results are."""
+    """Keep a file and answer with its id. It belongs to its key, and is kept as long as results are."""
     service = service_of(request)
     with service.admitted(), service.spool.files() as place:
         documents, fields = await received_form(request, service, place, FILE)
@@ -367,7 +367,7 @@ async def upload(request: Request) -> Response:
     },
 )
 async def listed(request: Request) -> Response:
-    """All of them: there are few."""
+    """List this client's files. There are few, so all come at once."""
     service = service_of(request)
     lifetime_s = service.settings.result_lifetime_s
     files = await asyncio.to_thread(service.jobs.files.listed, caller_of(request).client, lifetime_s)
@@ -404,7 +404,7 @@ async def found(request: Request, file_id: FileId) -> Response:
     },
 )
 async def url(request: Request, file_id: FileId) -> Response:
-    """An address that a request may name as ``document_url``. It opens nothing without the key."""
+    """Give an address that a request may name as ``document_url``. It opens nothing without the key."""
     file = await _file(request, service_of(request), file_id)
     address = f"{request.url.scheme}://{request.headers.get('host', '')}{root_of(request)}"
     return JSONResponse({"url": f"{address}/v1/files/{file.id}/content"})
@@ -430,7 +430,7 @@ async def url(request: Request, file_id: FileId) -> Response:
     },
 )
 async def content(request: Request, file_id: FileId) -> Response:
-    """The file as it was uploaded."""
+    """Answer with the file as it was uploaded."""
     service = service_of(request)
     file = await _file(request, service, file_id)
 
@@ -458,7 +458,7 @@ async def content(request: Request, file_id: FileId) -> Response:
     },
 )
 async def delete(request: Request, file_id: FileId) -> Response:
-    """Jobs that were made of it go on."""
+    """Delete a file. Jobs that were made of it go on."""
     service = service_of(request)
     file = await _file(request, service, file_id)
     await asyncio.to_thread(service.jobs.files.remove, file)

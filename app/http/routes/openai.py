@@ -117,7 +117,7 @@ MODEL_EXAMPLE = {"id": "rtprune-pocket", "object": "model", "created": 0, "owned
     openapi_extra={"requestBody": BODY},
 )
 async def complete(request: Request) -> Response:
-    """Images in, the text of all of them out. Whoever leaves cancels what is being read."""
+    """Read images, and answer with the text of all of them. A client that leaves cancels the reading."""
     service = service_of(request)
     with service.admitted():
         service.check_ready()
@@ -291,7 +291,7 @@ async def _next(pages: AsyncIterator[PageResult]) -> PageResult | None:
 
 
 async def _in_order(service: Service, job: Job) -> AsyncGenerator[PageResult, None]:
-    """Pages of a job as soon as they and all before them have ended. Raise what became of the job."""
+    """Yield pages of a job in order, as soon as they have ended. Raise what became of the job."""
     waiting: dict[int, PageResult] = {}
     due = [index for pages in job.pages for index in pages]
     due.reverse()
@@ -320,7 +320,7 @@ async def _in_order(service: Service, job: Job) -> AsyncGenerator[PageResult, No
     },
 )
 async def models(request: Request) -> Response:
-    """One, as far as a worker has told which."""
+    """List the model, once a worker has told which it is."""
     return JSONResponse(ModelListShape(data=[_model(service_of(request))]).model_dump())
 
 
@@ -333,7 +333,7 @@ async def models(request: Request) -> Response:
     responses={200: {"description": "The model.", "content": example(MODEL_EXAMPLE)}, **ERRORS},
 )
 async def model(request: Request, model_id: str = Path(max_length=200)) -> Response:
-    """There is one."""
+    """Show the model, if this is its name."""
     found = _model(service_of(request))
     if found.id != model_id:
         raise NotFound(f"there is no model {model_id[:80]!r}; there is {found.id}")

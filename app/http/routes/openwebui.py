@@ -58,7 +58,7 @@ BYTES = {"schema": {"type": "string", "format": "binary"}, "example": "(the docu
     },
 )
 async def process(request: Request) -> Response:
-    """The body is the document, whatever its content type says: formats are told by content."""
+    """Read the body as a document. Its format is told by content, whatever its content type says."""
     service = service_of(request)
     name = unquote(request.headers.get("x-filename", "")) or "document"
     if len(name) > MAX_NAME_CHARS:

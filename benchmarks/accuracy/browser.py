@@ -105,7 +105,7 @@ class BrowserPages:
         """Print a page of as many blocks as fit on it."""
         rng = random.Random(seed)  # noqa: S311 - draws pages, not secrets
         in_two = rng.random() < 0.3
-        blocks = self._blocks(rng, max_columns=3 if in_two else 5)
+        blocks = self.blocks(rng, max_columns=3 if in_two else 5)
         style, bullet, is_numbered = self._style(rng, in_two=in_two)
         with TemporaryDirectory() as folder:
             pdf = Path(folder) / "page.pdf"
@@ -130,7 +130,7 @@ class BrowserPages:
         except (OSError, subprocess.SubprocessError) as error:
             raise WeasyPrintMissing(f"{self._command}: {error} (pip install weasyprint)") from error
 
-    def _blocks(self, rng: random.Random, *, max_columns: int) -> list[Block]:
+    def blocks(self, rng: random.Random, *, max_columns: int) -> list[Block]:
         blocks = [Block("h1", ((self._title(rng),),)), self._paragraph(rng)]
         for _ in range(rng.randint(2, 4)):
             if rng.random() < 0.85:

@@ -83,5 +83,5 @@ def test_a_missing_command_is_named(text: TextSource) -> None:
 def test_no_paragraph_begins_as_an_item_does(text: TextSource) -> None:
     pages = BrowserPages("weasyprint", text, [FAMILY])
     rng = random.Random(1)
-    blocks = [block for _ in range(30) for block in pages._blocks(rng, max_columns=4)]
+    blocks = [block for _ in range(30) for block in pages.blocks(rng, max_columns=4)]
     assert not any(structure_of(block.markdown).lists for block in blocks if block.tag == "p")

@@ -188,7 +188,7 @@ def test_bfloat16_features_stay_close_to_float32(model: DeepSeekOcr) -> None:
     views = page(model, "plain", 200, 300, 1)
     exact = model.encode([views])[0].embeds
     half.network.to(torch.bfloat16)
-    cast = DeepSeekOcr(half.network, half._tokenizer, CheckpointSpec.model_validate(RECIPE))
+    cast = DeepSeekOcr(half.network, half.tokenizer, CheckpointSpec.model_validate(RECIPE))
     coarse = cast.encode([views])[0].embeds
     assert coarse.dtype == torch.bfloat16
     assert (coarse.float() - exact).norm() < 0.05 * exact.norm()

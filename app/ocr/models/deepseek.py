@@ -78,7 +78,7 @@ class DeepSeekOcr:
     ) -> None:
         text = network.config.text_config
         self._network = network
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.name: str = spec.name
         self.modes: Mapping[str, Mode] = spec.view_modes()
         self.default_mode: str = spec.default_mode
@@ -144,11 +144,11 @@ class DeepSeekOcr:
 
         Raise ``BadOption`` if that is impossible.
         """
-        return self._tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
+        return self.tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""
-        return self._tokenizer.decode(ids)
+        return self.tokenizer.decode(ids)
 
     @torch.no_grad()
     def embed(self, ids: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ async def examine_machine(settings: Settings) -> list[Finding]:
 
 
 async def confinement(settings: Settings) -> Sandbox | None:
-    """Start a decoder process and return the sandbox it has. Return ``None`` if it does not start."""
+    """Start a decoder process as the service does. Return its sandbox, or ``None`` if it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), Path(folder))
         try:

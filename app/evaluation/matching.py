@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 MAX_DISTANCE = 0.7
 """Normalised edit distance above which two parts are not a pair."""
 MAX_IGNORED_DISTANCE = 0.25
-"""The same limit for headers, captions and the like, which are matched before other parts."""
+"""The same limit for headers, captions and the like, which are matched first and take their readings."""
 MIN_SAVED_SHARE = 0.5
 """Edits that joining a part to a neighbour must save, as a share of the part's characters."""
 

@@ -31,7 +31,7 @@ NO_ORDER = 1_000_000
 
 
 class TruthError(ValueError):
-    """The truth is missing or not in a known format. The text says what is wrong."""
+    """The truth is not in a known format, or a file or folder is missing. The text says which."""
 
 
 @dataclass(frozen=True, slots=True)

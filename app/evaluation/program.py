@@ -149,7 +149,7 @@ def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage],
                 document = files[page.name]
                 with document.open("rb") as content:
                     answer = client.post("/v1/parse", files={"file": (document.name, content)})
-                if answer.status_code == httpx.codes.OK:  # 202: the job is still running
+                if answer.status_code == httpx.codes.OK:  # not 202, which means that the job still runs
                     (folder / f"{page.name}.md").write_text(answer.text, encoding="utf-8")
                 else:
                     _say(f"{document.name}: {answer.status_code} {answer.text[:200]}\n")

@@ -45,7 +45,7 @@ class Score:
 
 
 def summarize(pages: Sequence[PageScore]) -> dict[str, Score]:
-    """Compute every metric that at least one page has, with its interval."""
+    """Compute every metric that at least one page has, and ``overall`` if possible, with intervals."""
     names = sorted({name for page in pages for name in page.samples})
     scores = {}
     draws = _draws(len(pages))

@@ -1,4 +1,4 @@
-"""The service that a command asks: one elsewhere, or one of its own for as long as it runs."""
+"""Connect a command to a service: one that already runs, or its own for as long as the command runs."""
 
 import argparse
 import asyncio
@@ -19,19 +19,19 @@ from rtprune.client import AsyncClient, Readiness
 
 MAX_SOCKET_PATH = 100  # bytes; Linux takes 107
 NUM_RETRIES = 20
-"""A command is patient: a service whose queue is full is asked again for some minutes."""
+"""Retries of a request when the service's queue is full. They last some minutes."""
 UNLIMITED = 2**31 - 1
 MAX_UPLOAD_MIB = 4096
 FOREVER_S = 10.0**9
 
 
 class CannotRead(Exception):
-    """Nothing here can read pages. The text says why."""
+    """The command's own service cannot read pages. The text says why."""
 
 
 @asynccontextmanager
 async def connected(asked: argparse.Namespace, settings: Settings) -> AsyncIterator[AsyncClient]:
-    """Give a client of the service that was chosen. Raise ``CannotRead`` if its own cannot read pages."""
+    """Yield a client of the chosen service. Raise ``CannotRead`` if the command's own cannot read pages."""
     if asked.server:
         async with AsyncClient(asked.server, key=asked.key, num_retries=NUM_RETRIES) as client:
             yield client
@@ -49,7 +49,7 @@ async def connected(asked: argparse.Namespace, settings: Settings) -> AsyncItera
 
 
 def _own(settings: Settings, folder: Path) -> Settings:
-    """Settings of a service for one user: nobody else is to be protected from what it is asked."""
+    """Return settings for a service of one user. Limits that protect users from each other are lifted."""
     return settings.model_copy(
         update={
             "data_dir": folder,
@@ -72,7 +72,7 @@ def _own(settings: Settings, folder: Path) -> Settings:
 
 
 class _OwnServer(uvicorn.Server):
-    """Leaves signals to the command, and tells when it answers."""
+    """Server that leaves signals to the command and sets ``answers`` once it accepts requests."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -92,7 +92,7 @@ async def _served(settings: Settings, path: Path) -> AsyncIterator[Readiness]:
     app = create_app(settings)
     config = uvicorn.Config(
         app,
-        uds=str(path),  # in a folder that nobody else enters
+        uds=str(path),  # in a folder that only this user can enter
         log_config=None,
         access_log=False,
         http=connection_class(settings),

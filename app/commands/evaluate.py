@@ -1,4 +1,4 @@
-"""``rtprune eval``: listed here; ``app.program`` starts it, because it needs nothing of the service."""
+"""List ``rtprune eval`` among the commands. ``app.program`` starts it: it needs no service."""
 
 import argparse
 from typing import Any
@@ -7,7 +7,7 @@ from app.settings import Settings
 
 
 def add_to(commands: Any) -> None:
-    """Describe the arguments: its own parser knows them."""
+    """Add ``eval`` to the commands. All its arguments are passed on: its own parser knows them."""
     command = commands.add_parser(
         "eval", help="score Markdown of any tool against truth (see docs/evaluation.md)", add_help=False
     )
@@ -15,7 +15,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - the signature of all
-    """Hand on what followed the command's name."""
-    from app.evaluation.program import main  # noqa: PLC0415 - has an extra of its own, which may be missing
+    """Run the evaluation with the arguments that followed the command's name."""
+    from app.evaluation.program import main  # noqa: PLC0415 - needs an extra, which may be missing
 
     return main(asked.arguments)

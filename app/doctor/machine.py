@@ -1,4 +1,4 @@
-"""Programs, fonts, memory, disk, limits, and what confines decoders."""
+"""Check the machine: programs, fonts, memory, disk, limits, and the sandbox of decoders."""
 
 import os
 import re
@@ -37,11 +37,11 @@ MISSING = {
     "network": "sockets are not refused: a decoder that is taken over reaches the network",
     "privileges": "programs may gain privileges",
 }
-"""What it means when the kernel or the container refuses a part of the sandbox."""
+"""Part of the sandbox -> what it means if the kernel or the container refuses it."""
 
 
 async def examine_machine(settings: Settings) -> list[Finding]:
-    """Look at what every service needs, with or without a model."""
+    """Check what every service needs, with or without a model."""
     found = [_versions(), _poppler()]
     if not found[-1].is_fatal:
         found.append(_fonts())
@@ -51,7 +51,7 @@ async def examine_machine(settings: Settings) -> list[Finding]:
 
 
 async def confinement(settings: Settings) -> Sandbox | None:
-    """What confines decoders here, tried in a process as they are; ``None`` if it does not start."""
+    """Start a decoder process as the service does. Return its sandbox, or ``None`` if it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         rasterizers = Rasterizers(settings.model_copy(update={"num_rasterizers": 1}), Path(folder))
         try:
@@ -102,7 +102,7 @@ def _memory(settings: Settings) -> Finding:
 
 
 def _disks(settings: Settings) -> Iterator[Finding]:
-    """Free room where documents and results are kept, and where their pieces are while they are read."""
+    """Report free space where documents and results are kept, and where pages are while they are read."""
     for name, folder in (
         ("data folder", settings.data_dir),
         ("temporary folder", Path(tempfile.gettempdir())),

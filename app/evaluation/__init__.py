@@ -1,1 +1,1 @@
-"""Scores Markdown of any tool against truth: ``rtprune eval``. Knows nothing of the service."""
+"""Score the Markdown of any tool against truth: ``rtprune eval``. Imports nothing of the service."""

@@ -1,4 +1,4 @@
-"""Tables of Markdown and HTML as grids of cells, and how alike two of them are."""
+"""Parse Markdown and HTML tables into grids of cells, and measure how similar two tables are."""
 
 import html
 import re
@@ -15,16 +15,16 @@ from rapidfuzz.distance import Levenshtein
 
 MAX_SPAN = 100
 MAX_CELLS = 2000
-"""Beyond it a table is cut: model text may ask for a million cells."""
+"""Cells after which a table is cut off: model text may ask for a million."""
 ALIKE = 0.5
-"""Least likeness of two cells for their likeness to count."""
+"""Least similarity, in [0, 1], at which two cells count as agreeing at all."""
 _DASHES = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*")
 _SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """``is_heading``: marked as one, ``<th>``."""
+    """One table cell. ``is_heading``: it is a ``<th>``, or in the first row of a pipe table."""
 
     text: str
     row_span: int = 1
@@ -34,12 +34,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of cells, each cell where it begins."""
+    """A table as rows of cells. A cell that spans several rows or columns is listed once, where it begins."""
 
     rows: tuple[tuple[Cell, ...], ...]
 
     def grid(self) -> list[list[Cell | None]]:
-        """A rectangle in which a cell stands in every place it spans; ``None`` where there is none."""
+        """Return the table as a rectangle: each cell repeated in every place it spans, ``None`` in gaps."""
         places = {
             (y + dy, x + dx): cell
             for (y, x), cell in self._placed()
@@ -50,7 +50,7 @@ class Table:
         return [[places.get((y, x)) for x in range(width)] for y in range(len(self.rows))]
 
     def regular(self) -> "Table":
-        """The same rectangle as rows of cells: spans clipped, gaps filled with empty cells."""
+        """Return the table with spans clipped to ``grid``'s rectangle and gaps filled with empty cells."""
         starts = dict(self._placed())
         grid = self.grid()
         return Table(
@@ -65,7 +65,11 @@ class Table:
         )
 
     def _placed(self) -> list[tuple[tuple[int, int], Cell]]:
-        """Where each cell begins, with spans that end at the table's last row and at other cells."""
+        """Return (row, column) of each cell's start, with the cell.
+
+        Spans are cut at the table's last row and at other cells. Cells that exceed ``MAX_CELLS`` places are
+        left out.
+        """
         taken: set[tuple[int, int]] = set()
         placed: list[tuple[tuple[int, int], Cell]] = []
         for y, row in enumerate(self.rows):
@@ -87,7 +91,7 @@ class Table:
         return " ".join(cell.text for row in self.rows for cell in row if cell.text)
 
     def html(self) -> str:
-        """Bare HTML: no head and body, no ``<th>``, spans only, as OmniDocBench compares it."""
+        """Return bare HTML as OmniDocBench compares it: no head, body or ``<th>``; only span attributes."""
         return f"<table>{''.join(_row_html(row) for row in self.rows)}</table>"
 
 
@@ -100,7 +104,7 @@ def _row_html(row: Sequence[Cell]) -> str:
 
 
 class _TableParser(HTMLParser):
-    """Collects the cells of the outermost table; tables inside cells give their text."""
+    """Collects table cells from ``<tr>``, ``<td>`` and ``<th>``. Other tags give only their text."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -147,7 +151,7 @@ def _span(value: str | None) -> int:
 
 
 def parse_html_table(text: str) -> Table:
-    """``<table>...`` -> its cells; rows without any are dropped. Never fails."""
+    """Parse the HTML of a table. Drop rows without cells. Never fails."""
     parser = _TableParser()
     parser.feed(text)
     parser.close()
@@ -155,12 +159,12 @@ def parse_html_table(text: str) -> Table:
 
 
 def is_dash_line(line: str) -> bool:
-    """Tell whether a line parts the heading of a pipe table from its rows."""
+    """Tell whether a line of dashes separates the heading of a pipe table from its rows."""
     return "|" in line and "-" in line and _DASHES.fullmatch(line) is not None
 
 
 def parse_pipe_table(lines: Sequence[str]) -> Table:
-    """Lines of a Markdown pipe table, its dash line among them."""
+    """Parse the lines of a Markdown pipe table. The first is the heading, the second its dash line."""
     rows = [
         tuple(Cell(cell.strip().replace(r"\|", "|"), is_heading=y == 0) for cell in _pipe_cells(line))
         for y, line in enumerate(lines)
@@ -178,7 +182,7 @@ def _pipe_cells(line: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TableScores:
-    """All in [0, 1], 1 for equal tables."""
+    """How similar two tables are, by four measures. Each is in [0, 1]; equal tables have 1."""
 
     teds: float
     teds_structure: float
@@ -191,13 +195,16 @@ _grits = TableMetric(metrics=[TableMetricKind.GRITS])
 
 
 def compare_tables(read: Table, truth: Table) -> TableScores:
-    """TEDS with and without content, GriTS of content, and ``cell_agreement``."""
+    """Compute TEDS with and without content, GriTS of content, and ``cell_agreement``.
+
+    A table without rows scores 0 everywhere.
+    """
     if not read.rows or not truth.rows:
         return TableScores(0.0, 0.0, 0.0, 0.0)
     return TableScores(
         teds=_compared_by_teds(read, truth, structure_only=False),
         teds_structure=_compared_by_teds(read, truth, structure_only=True),
-        grits=_compared_by_grits(read.regular(), truth.regular()),  # it fails on rows of unequal length
+        grits=_compared_by_grits(read.regular(), truth.regular()),  # GriTS fails on rows of unequal length
         cells=cell_agreement(read, truth),
     )
 
@@ -217,16 +224,17 @@ def _compared_by_grits(read: Table, truth: Table) -> float:
 
 
 def cell_agreement(read: Table, truth: Table) -> float:
-    """Share of cells that stand in their row and column: rows are aligned in order, columns by number.
+    """Compute the share, in [0, 1], of cells that are in the right row and column.
 
-    An edit distance hardly sees a value that went to the next column; here it counts as wrong twice, where
-    it is and where it is not. Empty places count only if one side has text there.
+    Rows are aligned in order, columns by number. An edit distance hardly notices a value that moved to the
+    next column. Here it counts as wrong twice: where it is, and where it should be. Places that are empty in
+    both tables do not count.
     """
     left, right = ([[_text(cell) for cell in row] for row in table.grid()] for table in (read, truth))
     num_cells = sum(bool(text) for grid in (left, right) for row in grid for text in row)
     if num_cells == 0:
         return 1.0 if len(left) == len(right) else 0.0
-    best = [0.0] * (len(right) + 1)  # a row of the alignment's table
+    best = [0.0] * (len(right) + 1)  # one row of the dynamic programme that aligns rows
     for row in left:
         before, best = best, [0.0]
         for x, other in enumerate(right):

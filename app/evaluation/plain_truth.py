@@ -1,4 +1,4 @@
-"""Pages whose truth is a text beside them: character and word error, and tables where it is Markdown."""
+"""Score pages whose truth is a text file: character and word error, and tables if the truth is Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ ENDINGS = (".md", ".txt")
 
 @dataclass(frozen=True, slots=True)
 class WrittenPage:
-    """``truth``: what stands on the page."""
+    """A page whose truth is plain text or Markdown. ``truth``: all text on the page."""
 
     name: str
     truth: str
@@ -30,7 +30,11 @@ class WrittenPage:
         return self.truth
 
     def score(self, markdown: str) -> PageScore:
-        """Edits over true characters and words; a run of white space counts as one space."""
+        """Compute character and word error, and table scores.
+
+        An error is the edits divided by the true characters or words. A run of white space counts as one
+        space.
+        """
         truth, read = one_spaced(self.truth), one_spaced(markdown)
         samples: dict[str, tuple[float, float]] = {}
         if truth:
@@ -42,13 +46,13 @@ class WrittenPage:
 
 
 def read_plain_truth(folder: Path) -> list[WrittenPage]:
-    """Every text of a folder."""
+    """Read every ``.md`` and ``.txt`` of a folder as the truth of one page."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
     return [WrittenPage(path.stem, path.read_text(encoding="utf-8")) for path in paths]
 
 
 def _table_samples(truth: Sequence[Part], read: Sequence[Part]) -> dict[str, tuple[float, float]]:
-    """True tables against those read, in order: a missing one counts as 0."""
+    """Compare true tables with those read, one by one in order. A missing table counts as 0."""
     tables = [part.table for part in truth if part.table is not None]
     others = [part.table for part in read if part.table is not None]
     if not tables:

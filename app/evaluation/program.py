@@ -3,7 +3,8 @@
     rtprune eval OmniDocBench.json predictions/ other=../their/markdown --out scores/
     rtprune eval OmniDocBench.json ours=scores/ours --read http://localhost:8000 --documents images/
 
-Prints a table; ``--out`` keeps results and every page's scores, so that a later run scores only what is new.
+Prints a table. ``--out`` keeps the results and every page's scores, so that a later run scores only pages
+that are new or changed.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from app.evaluation.scores import PageScore
 from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth
 
 RULES = "1"
-"""To be raised with every change of what a page's score is: kept scores of other rules are not used."""
+"""Version of the scoring rules. Raise it whenever a page's score may change: kept scores of another version
+are not used.
+"""
 READ_TIMEOUT_S = 600.0
 API_KEY = "RTPRUNE_API_KEY"
 MAIN_METRICS = ("text_edit", "character_error", "tests_passed")
@@ -34,7 +37,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run with arguments of its own. Exit status: 0, or 2 where the command line or the truth is wrong."""
+    """Run the command with its own arguments.
+
+    Return the exit status: 0, or 2 if the command line or the truth is wrong.
+    """
     parser = argparse.ArgumentParser(prog="rtprune eval", description="Score Markdown against truth.")
     _add_arguments(parser)
     return run(parser.parse_args(argv))
@@ -60,7 +66,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Score what ``add_parser``'s arguments name."""
+    """Score the folders named by parsed arguments, print the report, and return the exit status."""
     try:
         pages = open_truth(asked.truth)
         folders = dict(_named(text) for text in asked.predictions)
@@ -126,7 +132,7 @@ def _known_scores(path: Path | None) -> dict[str, dict[str, tuple[float, float]]
             row = json.loads(line)
             known[row["key"]] = {name: (float(a), float(b)) for name, (a, b) in row["samples"].items()}
         except (ValueError, KeyError, TypeError):
-            continue  # a line that a run cut short left
+            continue  # an interrupted run may leave an incomplete line
     return known
 
 
@@ -143,7 +149,7 @@ def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage],
                 document = files[page.name]
                 with document.open("rb") as content:
                     answer = client.post("/v1/parse", files={"file": (document.name, content)})
-                if answer.status_code == httpx.codes.OK:  # 202 is a job that goes on
+                if answer.status_code == httpx.codes.OK:  # not 202, which means that the job still runs
                     (folder / f"{page.name}.md").write_text(answer.text, encoding="utf-8")
                 else:
                     _say(f"{document.name}: {answer.status_code} {answer.text[:200]}\n")

@@ -1,4 +1,4 @@
-"""Results of several tools, as JSON and as tables for people."""
+"""Report the results of several tools as JSON and as Markdown tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ PERCENT = frozenset({"overall"})
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """``missing``: pages of which the tool wrote nothing; they are scored as empty."""
+    """One tool's scores. ``missing``: names of pages without a file of the tool; they are scored as empty."""
 
     tool: str
     pages: tuple[PageScore, ...]
@@ -22,7 +22,7 @@ class ToolResult:
 
 
 def as_json(results: Sequence[ToolResult]) -> dict[str, object]:
-    """Scores of every tool, by attribute and by page."""
+    """Return the scores of every tool as JSON values: overall, by attribute and by page."""
     return {
         "notes": NOTES,
         "tools": {
@@ -49,7 +49,10 @@ def _plain(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
 
 
 def as_table(results: Sequence[ToolResult]) -> str:
-    """A Markdown table: a row a metric, a column a tool, the interval of the page bootstrap in brackets."""
+    """Return a Markdown table with a row per metric and a column per tool.
+
+    The interval of the bootstrap over pages follows each value in brackets.
+    """
     scores = {result.tool: summarize(result.pages) for result in results}
     names = sorted(
         {name for one in scores.values() for name in one}, key=lambda name: (name != "overall", name)
@@ -61,7 +64,10 @@ def as_table(results: Sequence[ToolResult]) -> str:
 
 
 def as_attribute_table(results: Sequence[ToolResult], metric: str) -> str:
-    """The same for one metric: a row an attribute's value."""
+    """Return a Markdown table of one metric, with a row per value of each attribute and a column per tool.
+
+    Return ``""`` if no page has both an attribute and the metric.
+    """
     grouped = {result.tool: by_attribute(result.pages) for result in results}
     rows = [["attribute", "value", *grouped]]
     first = next(iter(grouped.values()), {})

@@ -1,4 +1,4 @@
-"""One page's scores, and what many pages make of them: means, intervals, groups by attribute."""
+"""Summarise the scores of pages: means, bootstrap intervals, and groups by attribute."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,12 @@ LOWER_IS_BETTER = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class PageScore:
-    """``samples``: metric -> (sum of what was measured, what it is divided by). A metric of many pages is the
-    one sum over the other: a mean over pages, tables or characters, as the metric has it.
+    """The scores of one page.
 
-    ``attributes``: what the page is, to group by.
+    ``samples``: metric -> (sum of measured values, divisor). A metric of many pages is the total of the sums
+    divided by the total of the divisors: a mean over pages, tables or characters, depending on the metric.
+
+    ``attributes``: attribute -> value, such as the language; pages are grouped by them.
     """
 
     name: str
@@ -30,17 +32,20 @@ class PageScore:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """``low``, ``high``: the 95 % interval of the bootstrap over pages; ``None`` where there is one page."""
+    """One metric over many pages.
+
+    ``low``, ``high``: the 95 % interval of the bootstrap over pages; ``None`` with too few pages.
+    """
 
     value: float
     low: float | None
     high: float | None
     count: float
-    """What the sum was divided by: pages, tables, formulas, characters, tests."""
+    """Divisor of the sum: the number of pages, tables, formulas, characters, words or tests."""
 
 
 def summarize(pages: Sequence[PageScore]) -> dict[str, Score]:
-    """Every metric that at least one page has."""
+    """Compute every metric that at least one page has, and ``overall`` if possible, with intervals."""
     names = sorted({name for page in pages for name in page.samples})
     scores = {}
     draws = _draws(len(pages))
@@ -55,7 +60,7 @@ def summarize(pages: Sequence[PageScore]) -> dict[str, Score]:
 
 
 def by_attribute(pages: Sequence[PageScore]) -> dict[str, dict[str, dict[str, Score]]]:
-    """Attribute -> its value -> scores of the pages that have it."""
+    """Group pages by attribute. Return attribute -> value -> scores of the pages that have this value."""
     groups: dict[str, dict[str, list[PageScore]]] = {}
     for page in pages:
         for attribute, value in page.attributes.items():
@@ -67,11 +72,14 @@ def by_attribute(pages: Sequence[PageScore]) -> dict[str, dict[str, dict[str, Sc
 
 
 OVERALL_PARTS = {"text_edit": -1.0, "formula_edit": -1.0, "teds": 1.0}
-"""What OmniDocBench's Overall is the mean of, and whether more is better."""
+"""Metrics whose mean is OmniDocBench's Overall. 1: higher is better; -1: lower is better."""
 
 
 def _overall(pages: Sequence[PageScore], draws: np.ndarray) -> Score | None:
-    """((1 - text edit) + TEDS + (1 - formula edit)) / 3 * 100; ``None`` unless all three were measured."""
+    """Compute Overall = ((1 - text edit) + TEDS + (1 - formula edit)) / 3 * 100, with its interval.
+
+    Return ``None`` unless all three metrics were measured.
+    """
     sums = np.array([
         [page.samples.get(name, (0.0, 0.0)) for name in OVERALL_PARTS] for page in pages
     ], dtype=np.float64).reshape(len(pages), len(OVERALL_PARTS), 2)  # fmt: skip
@@ -95,7 +103,10 @@ def _goodness(totals: np.ndarray, signs: np.ndarray) -> np.ndarray:
 
 
 def _draws(num_pages: int) -> np.ndarray:
-    """(R, pages) indices: pages drawn with replacement, the same in every run."""
+    """Draw the bootstrap's page indices with replacement, the same in every run. Returns (R, pages).
+
+    R is ``RESAMPLES``, or 0 if there are too few pages for an interval.
+    """
     if num_pages < MIN_PAGES_FOR_INTERVAL:
         return np.empty((0, num_pages), dtype=np.int64)
     return np.random.default_rng(SEED).integers(0, num_pages, (RESAMPLES, num_pages))

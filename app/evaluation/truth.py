@@ -1,4 +1,4 @@
-"""Opens the truth that pages are scored against, in whichever of three formats it is."""
+"""Open the truth that pages are scored against. It may be in any of three formats."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from app.evaluation.unit_tests import CheckedPage, read_unit_tests
 
 
 class ScoredPage(Protocol):
-    """One page with its truth."""
+    """A page with its truth, against which Markdown can be scored."""
 
     @property
     def name(self) -> str:
@@ -20,20 +20,20 @@ class ScoredPage(Protocol):
 
     @property
     def attributes(self) -> dict[str, str]:
-        """What the page is, to group by."""
+        """Attributes of the page, such as its language, by which scores are grouped."""
 
     @property
     def key(self) -> str:
-        """Everything that a score depends on beside what was read."""
+        """A text that identifies the truth: it holds everything a score depends on except the Markdown."""
 
     def score(self, markdown: str) -> PageScore:
-        """Score what was read of this page; an empty text for a page that was not read."""
+        """Score the Markdown that was read of this page. Pass ``""`` for a page that was not read."""
 
 
 def open_truth(path: Path) -> list[ScoredPage]:
-    """Pages of OmniDocBench's ``.json``, or of a folder: olmOCR-bench's ``.jsonl``, or ``.md`` and ``.txt``.
+    """Read the pages of OmniDocBench's ``.json``, or of a folder of olmOCR-bench's ``.jsonl`` or of texts.
 
-    Raises ``TruthError``, which says what is wrong.
+    Texts are ``.md`` and ``.txt``. Raise ``TruthError``, which says what is wrong, if there are no pages.
     """
     if not path.exists():
         raise TruthError(f"{path}: no such file or folder")
@@ -50,7 +50,7 @@ def open_truth(path: Path) -> list[ScoredPage]:
 
 
 def find_prediction(folder: Path, page: ScoredPage) -> Path | None:
-    """The file in which a tool wrote what it read of ``page``."""
+    """Find the file that a tool wrote for ``page``. Return ``None`` if there is none."""
     return next((folder / name for name in _names(page) if (folder / name).is_file()), None)
 
 

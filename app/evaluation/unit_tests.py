@@ -1,7 +1,7 @@
-"""Facts about pages, as olmOCR-bench has them: a text is there, or not, or before another; cells of tables.
+"""Check facts about pages in olmOCR-bench's format: a text is present, absent or before another; table cells.
 
-Formulas are compared as TeX, where the benchmark renders them: that is stricter. Written from the benchmark's
-description.
+Formulas are compared as TeX. The benchmark compares them rendered, which is less strict. Written from the
+benchmark's description.
 """
 
 import json
@@ -24,7 +24,7 @@ from app.evaluation.scores import PageScore
 MAX_PLACES = 20
 MAX_REPEATS = 30
 MAX_PERIOD = 5
-"""Words of what is repeated at the end."""
+"""Length, in words, of the longest phrase whose repetition at the end counts as a loop."""
 _PLAIN = str.maketrans({
     "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"',
     "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
@@ -36,7 +36,7 @@ NEIGHBOURS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 @dataclass(frozen=True, slots=True)
 class CheckedPage:
-    """``name``: of the document and, where it has several, the page."""
+    """A page with its tests. ``name``: stem of the document's file name. ``page``: its number, from 1."""
 
     name: str
     page: int
@@ -51,7 +51,10 @@ class CheckedPage:
         return json.dumps([self.name, self.page, *self.tests], sort_keys=True)
 
     def score(self, markdown: str) -> PageScore:
-        """Every test's outcome, and of each kind of test. A page that was not read passes none."""
+        """Count the passed tests, in total and by type. A page that was not read passes none.
+
+        One ``baseline`` test is added to every page's own tests.
+        """
         samples: dict[str, tuple[float, float]] = {}
         for test in (*self.tests, {"type": "baseline"}):
             passed = float(bool(markdown.strip()) and passes(test, markdown))
@@ -62,7 +65,7 @@ class CheckedPage:
 
 
 def read_unit_tests(folder: Path) -> list[CheckedPage]:
-    """All ``*.jsonl`` of a folder. Raises ``TruthError``."""
+    """Read the tests in all ``*.jsonl`` of a folder. Raise ``TruthError`` if a line is not a known test."""
     pages: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -80,7 +83,7 @@ def read_unit_tests(folder: Path) -> list[CheckedPage]:
 
 
 def prediction_names(name: str, page: int) -> Iterator[str]:
-    """What a tool may have called its file of a page; the benchmark's own names first."""
+    """Yield the names that a tool may have given its file of a page, the benchmark's own names first."""
     yield f"{name}_pg{page}_repeat1.md"
     yield f"{name}_pg{page}.md"
     if page == 1:
@@ -89,25 +92,28 @@ def prediction_names(name: str, page: int) -> Iterator[str]:
 
 
 def passes(test: Mapping[str, Any], markdown: str) -> bool:
-    """Whether what was read agrees with one fact."""
+    """Tell whether the Markdown passes one test."""
     passed: bool = _KINDS[test["type"]](test, markdown)
     return passed
 
 
 def plain(text: str) -> str:
-    """Text with one kind of quotes and dashes, single spaces, and no emphasis."""
+    """Normalise a text: one kind of quotes and dashes, single spaces, no emphasis."""
     return one_spaced(_EMPHASIS.sub("", unicodedata.normalize("NFC", text).translate(_PLAIN)))
 
 
 def _needle(test: Mapping[str, Any], name: str) -> tuple[str, float]:
-    """What is looked for, and the least likeness in [0, 100]."""
+    """Return the text to look for, and the least similarity in [0, 100] that ``max_diffs`` allows."""
     text = plain(str(test[name]))
     allowed = min(float(test.get("max_diffs", 0)), len(text))
     return text, 100 * (1 - allowed / max(1, len(text)))
 
 
 def _places(needle: str, least: float, text: str) -> list[int]:
-    """Where ``needle`` begins, in no order: exactly, or else so alike."""
+    """Find up to ``MAX_PLACES`` offsets of ``needle``, in no order.
+
+    Return exact matches if there are any, else matches with a similarity of at least ``least``.
+    """
     exact = [match.start() for match in re.finditer(re.escape(needle), text)]
     if exact or least >= 100:
         return exact[:MAX_PLACES]
@@ -132,7 +138,7 @@ def _is_present(test: Mapping[str, Any], markdown: str, *, case_sensitive: bool 
         text = text[:first]
     elif last:
         text = text[-last:]
-    if len(needle) > len(text):  # the likeness below would look for the text in the needle
+    if len(needle) > len(text):  # below, partial matching would look for the text in the needle
         return Levenshtein.distance(needle, text) <= float(test.get("max_diffs", 0))
     return bool(_places(needle, least, text))
 
@@ -185,7 +191,7 @@ def _at(grid: Sequence[Sequence[Cell | None]], y: int, x: int) -> Cell | None:
 
 
 def _headings(cells: Sequence[Cell | None]) -> list[Cell]:
-    """The outermost cell with text, and whatever is marked as a heading."""
+    """Return the outermost cell with text and all cells marked as headings."""
     written = [cell for cell in cells if cell is not None and cell.text]
     return [cell for place, cell in enumerate(written) if place == 0 or cell.is_heading]
 
@@ -196,7 +202,7 @@ def _has_formula(test: Mapping[str, Any], markdown: str) -> bool:
 
 
 def _is_sound(test: Mapping[str, Any], markdown: str) -> bool:
-    """There is text, and its end is no loop."""
+    """Tell whether there is text and its end is not a loop."""
     if not any(character.isalnum() for character in markdown):
         return False
     words = markdown.split()

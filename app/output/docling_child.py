@@ -1,7 +1,8 @@
-"""Make a DoclingDocument, or DocTags of one, in a process of its own.
+"""Make a DoclingDocument, or its DocTags, in a child process.
 
-docling-core is at work for seconds on a document of hundreds of pages, and holds the interpreter for hundreds
-of milliseconds at a time: requests beside it would wait. What goes in and comes out is JSON.
+docling-core works for seconds on a document of hundreds of pages. It holds the interpreter lock for hundreds
+of milliseconds at a time, so other requests of the same process would wait. The child gets JSON lines on
+standard input, and writes JSON or DocTags to standard output.
 """
 
 import json
@@ -21,7 +22,7 @@ from app.output.figures import Address
 from app.processes import child_environment, python_module
 
 FEW_PAGES = 8
-"""Documents of so many take milliseconds, where a process takes a second to start."""
+"""Up to so many pages take milliseconds, less than the second in which a process starts."""
 PATIENCE_S = 600.0
 DOCTAGS = "doctags"
 MODULE = "app.output.docling_child"
@@ -31,9 +32,9 @@ _PAGE: TypeAdapter[PageResult] = TypeAdapter(PageResult)
 def made_apart(
     form: str, name: str, pages: Sequence[PageResult], address: Address | None, output: IO[bytes]
 ) -> str:
-    """Make the text of a document in a child process. Raise ``InternalError`` if that fails.
+    """Make a document's text in a child process. Raise ``InternalError`` if that fails.
 
-    ``output``: an empty file, closed at the end.
+    ``form``: ``DOCTAGS``, or anything else for JSON. ``output``: an empty file, which is closed at the end.
     """
     command, environment = python_module(MODULE, form), _environment()
     with (
@@ -42,7 +43,7 @@ def made_apart(
     ):
         try:
             with child.stdin as given:  # type: ignore[union-attr] # it is a pipe
-                # every address ends in the name of its figure
+                # every address ends with its figure's name, so the rest is a prefix
                 prefix = None if address is None else address("")
                 given.write(json.dumps([name, prefix]).encode() + b"\n")
                 for page in pages:
@@ -59,14 +60,14 @@ def made_apart(
 
 
 def _environment() -> dict[str, str]:
-    """What a child needs, and no secret: model text is hostile."""
+    """Return the environment of the child. It holds no secrets, because model text is hostile."""
     needed = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
     return child_environment(Path(tempfile.gettempdir()), needed)
 
 
 def main(form: str) -> None:
-    """Read a document's pages from standard input, and write it to standard output."""
-    from app.output.as_docling import docling_document  # noqa: PLC0415 - takes long, in the child alone
+    """Read a document's pages from standard input and write the document to standard output."""
+    from app.output.as_docling import docling_document  # noqa: PLC0415 - slow to import, needed only here
 
     name, prefix = json.loads(sys.stdin.buffer.readline())
     pages = [_PAGE.validate_json(line) for line in sys.stdin.buffer]

@@ -1,1 +1,1 @@
-"""RTPrune's rivals on the pages and weights that accuracy is measured on."""
+"""Compare RTPrune with other pruners on the pages and weights that the accuracy benchmark uses."""

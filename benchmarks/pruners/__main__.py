@@ -1,12 +1,15 @@
-"""RTPrune and its rivals at RTPrune's own count of every page, through the engine, on the same weights.
+"""Compare RTPrune with other pruners in the engine, on the same weights.
+
+Every method keeps as many patch tokens of a page as RTPrune does.
 
     python -m benchmarks.pruners --out benchmarks/results/pruners.json
     python -m benchmarks.pruners.report benchmarks/results/pruners.json     the tables in docs/pruning.md
     python -m benchmarks.pruners --checkpoint BEFORE pocket     weights before and after training with pruning
 
-A row a method: error, retention, loops a page, prune and prefill ms, KV bytes; `none` first, then the ways to
-merge. One attempt a page: the service would read one that loops again, and hide the cost. Each row is printed
-as it is measured, then a table; the last line of stdout is one JSON document.
+Prints a row per method: error, retention, loops per page, prune and prefill ms, KV bytes. `none` comes first,
+the ways to merge come last. Each page is read once: the service would read a page that loops again, which
+would hide the cost. Each row is printed as it is measured, then a table. The last line of stdout is one JSON
+document.
 """
 
 import argparse
@@ -42,7 +45,9 @@ PAGES = 16
 ENGLISH = "english"
 NONE = "none"
 MERGED = tuple(f"norm + {name}" for name in MERGES if name not in {"none", "transport"})
-"""The others are ``norm`` and ``rtprune`` themselves."""
+"""Selection by norm with each way to merge. ``none`` and ``transport`` are left out: with them it is ``norm``
+and ``rtprune`` itself.
+"""
 ROWS = (*METHODS, *MERGED)
 NOTE = (
     "the pocket checkpoint read a share of its training pages through tokens that RTPrune had pruned and"
@@ -51,21 +56,24 @@ NOTE = (
 
 
 class Measured:
-    """What a row's engines did beside reading."""
+    """Records, for one row, the seconds spent pruning and the engine's streams."""
 
     def __init__(self) -> None:
         self.prune_s = 0.0
         self.streams: list[EngineStream] = []
 
     async def loops(self) -> int:
-        """Views (pages, where a page is one) that ended in a loop."""
+        """Count the views that ended in a loop. A page that is not cut is one view."""
         results = await asyncio.gather(*(stream.result() for stream in self.streams), return_exceptions=True)
         return sum(isinstance(one, Reading) and one.finish_reason == "loop" for one in results)
 
 
 @contextmanager
 def measuring(name: str, book: EvidenceBook) -> Iterator[Measured]:
-    """Engines of this process prune by ``name``; not while pages are being read."""
+    """Make all engines of this process prune by ``name`` inside the block.
+
+    Do not enter or leave it while pages are being read.
+    """
     measured = Measured()
     submit = Engine.submit
 
@@ -90,14 +98,14 @@ def measuring(name: str, book: EvidenceBook) -> Iterator[Measured]:
 def prune_by(
     name: str, tokens: VisualTokens, density: float, config: RTPruneConfig, evidence: Evidence
 ) -> PrunedTokens:
-    """One page by one of ``ROWS``."""
+    """Prune one page by the method ``name``, one of ``ROWS``."""
     method, _, merge = name.partition(" + ")
     pruned = METHODS[method](tokens, density, config, evidence)
     return merge_pruned(tokens, pruned, MERGES[merge]) if merge else pruned
 
 
 async def row(reader: PageReader, kind: Kind, name: str, book: EvidenceBook) -> Figures:
-    """Read all pages once, pruned by ``name`` or not at all."""
+    """Read all pages once, pruned by ``name`` (``none``: not pruned), and return the row's figures."""
     options = ReadOptions(prune="none" if name == NONE else "rtprune", prompt=PLAIN_PROMPT)
     with measuring(name, book) as measured:
         readings = await read_all(reader, [sample.image for sample in kind.samples], options)
@@ -105,7 +113,7 @@ async def row(reader: PageReader, kind: Kind, name: str, book: EvidenceBook) -> 
     pages = [page for page in readings.pages if isinstance(page, Reading)]
     truth = [sample.text for sample in kind.samples]
     figures: Figures = {"method": name, **character_scores(readings.texts, truth), **readings.figures()}
-    del figures["seconds_per_page"]  # the first row pays for the evidence
+    del figures["seconds_per_page"]  # not comparable: the first row's time includes collecting the evidence
     return figures | {
         "page_errors": [round(error, 4) for error in page_errors(readings.texts, truth)],
         "kept_patches": sum(page.tokens.kept_patches for page in pages),
@@ -120,9 +128,10 @@ async def row(reader: PageReader, kind: Kind, name: str, book: EvidenceBook) -> 
 
 
 def correlations(book: EvidenceBook) -> dict[str, float | None]:
-    """Mean Spearman correlation, over views, of cheap scores with what the decoder looked at.
+    """Compute the mean Spearman correlation, over views, of cheap scores with the decoder's attention.
 
-    The norm's says how good reading twice is on this checkpoint: 1 would be the oracle's order.
+    The correlation of the norm tells how good reading twice is on this checkpoint. 1 would be the oracle's
+    order.
     """
     pairs: dict[str, list[float]] = {"norm": [], "class_attention": [], "ink": []}
     for norms, found in zip(book.norms, book.found, strict=True):
@@ -137,7 +146,7 @@ def correlations(book: EvidenceBook) -> dict[str, float | None]:
 
 
 async def measure(checkpoint: str, device: str, kind: Kind, names: Sequence[str]) -> Figures:
-    """All rows on one checkpoint."""
+    """Measure all rows on one checkpoint, and print each as it is measured."""
     book = EvidenceBook(PLAIN_PROMPT)
     reader = open_curve_reader(checkpoint, device)
     rows = []
@@ -158,7 +167,7 @@ def _pages(asked: argparse.Namespace) -> Kind:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure, print, and write ``--out`` after each checkpoint."""
+    """Measure every checkpoint, print its table, and publish all figures at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pruners",
         description=__doc__,

@@ -1,4 +1,7 @@
-"""Collects what rivals of RTPrune choose by, from the encoder and the unpruned reading of the same pages."""
+"""Collect the evidence by which other pruners choose tokens.
+
+It comes from the encoder and from the unpruned reading of the same pages.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -17,30 +20,31 @@ from benchmarks.pruners.watched import MAX_STEPS, decode_attention
 from rtprune import Evidence, VisualTokens, text_densities
 
 LAST_LAYERS = 3
-"""One of so many of CLIP's layers, the last ones, are averaged for Nuewa."""
+"""Divisor of CLIP's number of layers: the last third is averaged for Nuewa."""
 
 
 class EvidenceBook:
-    """Evidence of every page encoded while ``collecting``, found again by its visual tokens.
+    """Evidence of every page encoded while ``collecting``, looked up by its visual tokens.
 
-    Each page is read once to its end for what its decoder looks at, whichever methods prune it later.
+    Each page is read once to its end, without pruning, to record its decoder's attention. All methods that
+    prune the page later use this record.
     """
 
     def __init__(self, prompt: str, max_steps: int = MAX_STEPS) -> None:
         self._prompt, self._max_steps = prompt, max_steps
         self._known: dict[str, Evidence] = {}
         self.norms: list[torch.Tensor] = []
-        """(N,) of every page known, beside ``found``."""
+        """Norms of each known page's patch tokens, (N,) a page, in the order of ``found``."""
         self.found: list[Evidence] = []
         self.kv_bytes_a_token = 0
 
     def of(self, tokens: VisualTokens) -> Evidence:
-        """Evidence of a page that was encoded before. ``KeyError`` for another."""
+        """Return the evidence of a page that was encoded before. Raise ``KeyError`` for any other page."""
         return self._known[_key(tokens)]
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """While this lasts, whatever a ``DeepSeekOcr`` of this process encodes is taken in."""
+        """Collect evidence of every page that a ``DeepSeekOcr`` of this process encodes inside the block."""
         encode: Callable[[DeepSeekOcr, Sequence[PageViews]], list[VisualTokens]] = DeepSeekOcr.encode
 
         def encode_and_learn(model: DeepSeekOcr, pages: Sequence[PageViews]) -> list[VisualTokens]:
@@ -73,7 +77,7 @@ class EvidenceBook:
 def evidence_of(
     model: OcrModel, pages: Sequence[tuple[PageViews, VisualTokens]], prompt: str, max_steps: int = MAX_STEPS
 ) -> list[Evidence]:
-    """All fields, of pages of one view and one size each."""
+    """Compute all fields of the evidence. Each page must be one view, and all views must have one size."""
     views = torch.stack([page.view for page, _ in pages]).to(model.device, model.dtype)
     tokens = [one for _, one in pages]
     attention, features, hidden = _encoder_says(model.network, views)
@@ -93,7 +97,11 @@ def evidence_of(
 
 
 def _encoder_says(network: Any, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(B, 3, S, S) -> (B, N) attention of the class token, (B, N, C) output and averaged hidden states."""
+    """Run the encoder and return what it computes per patch. (B, 3, S, S) -> (B, N), (B, N, C), (B, N, C).
+
+    The three are the class token's attention in the last layer but one, summed over heads; the last layer's
+    output; and the mean output of the last third of the layers.
+    """
     tower = network.model.vision_tower
     layers = tower.vision_encoder.encoder.layers
     seen: dict[int, torch.Tensor] = {}
@@ -132,7 +140,7 @@ def _removed(handle: Any) -> Iterator[None]:
 
 
 def _ink(view: torch.Tensor) -> torch.Tensor:
-    """(3, S, S) -> (N,) edge pixels of every patch, row by row."""
+    """Count the edge pixels of every patch, row by row. (3, S, S) -> (N,)."""
     side = view.shape[-1] // PATCH_PX
     patches = view.float().view(3, side, PATCH_PX, side, PATCH_PX)  # (3, r, h, c, w)
     return text_densities(patches.permute(1, 3, 0, 2, 4).flatten(0, 1), 1, 1) * PATCH_PX**2
@@ -144,7 +152,7 @@ def _key(tokens: VisualTokens) -> str:
 
 
 def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float | None:
-    """Spearman's, of two (N,) scores; ``None`` where one of them is all the same."""
+    """Compute Spearman's rank correlation of two (N,) scores. Return ``None`` if either is constant."""
     pair = torch.stack((_ranks(left), _ranks(right)))
     if (pair.std(1) == 0).any():
         return None
@@ -152,7 +160,7 @@ def rank_correlation(left: torch.Tensor, right: torch.Tensor) -> float | None:
 
 
 def _ranks(scores: torch.Tensor) -> torch.Tensor:
-    """(N,) float64 ranks, ties sharing their mean."""
+    """Rank scores, ties by their mean rank. (N,) -> (N,) float64."""
     _, place, counts = torch.unique(scores.double(), return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     ranks: torch.Tensor = (ends - (counts - 1) / 2)[place]

@@ -1,11 +1,12 @@
-"""Rivals that prune inside the decoder, offline: FastV, PyramidDrop and SparseVLM beside RTPrune.
+"""Compare RTPrune with methods that prune inside the decoder: FastV, PyramidDrop and SparseVLM.
 
     python -m benchmarks.pruners.inside --documents FOLDER --pages 2
 
-Each view is read unpruned and by every method, and compared with the unpruned reading. A token that leaves
-before a layer is masked from there on: what stays computes exactly what it would with the token gone, its
-position kept. All methods keep RTPrune's count on average over layers; no rule against loops is applied. The
-last line of stdout is one JSON document.
+Runs offline, outside the engine. Each view is read unpruned and by every method, and each reading is compared
+with the unpruned one. A token that is dropped before a layer is masked from that layer on: the other tokens
+compute exactly what they would if it were removed and positions stayed the same. All methods keep as many
+patch tokens as RTPrune, on average over layers. No rule against loops is applied. The last line of stdout is
+one JSON document.
 """
 
 import argparse
@@ -30,14 +31,17 @@ from training.vocabulary import PLAIN_PROMPT
 PAGES, VIEWS_AT_ONCE = 2, 64
 ENGLISH = "english"
 FASTV_LAYER = 1
-"""Of three; FastV's is 2 of 32, where the first layer alone is too shallow to look anywhere."""
+"""Layers before FastV drops tokens: 1 of 3 here. FastV itself uses 2 of 32, because there the first layer
+alone is too shallow for its attention to guide the choice.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """What a rule sees of one layer's prefill.
+    """What a rule is given of one layer's prefill.
 
-    ``shares``: (B, T, T) attention, mean over heads. ``raters``: (B, T) bool, text that SparseVLM asks.
+    ``shares``: (B, T, T) attention, mean over heads. ``raters``: (B, T) bool, text tokens whose attention
+    SparseVLM uses.
     """
 
     shares: torch.Tensor
@@ -46,20 +50,24 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``counts``: patches, wanted on average, layers -> patches in each layer. ``rank``: (B, T) scores."""
+    """How a method drops tokens from layer to layer.
+
+    ``counts``: (number of patches, number wanted on average, number of layers) -> patches in each layer.
+    ``rank``: what is seen of a layer -> (B, T) scores; the tokens with the highest stay.
+    """
 
     counts: Callable[[int, float, int], list[float]]
     rank: Callable[[Seen], torch.Tensor]
 
 
 def after_one_layer(num_patches: int, wanted: float, num_layers: int) -> list[float]:
-    """All in the first layers, equally fewer after."""
+    """Keep all patches in the first ``FASTV_LAYER`` layers and one smaller number in every later layer."""
     later = (num_layers * wanted - FASTV_LAYER * num_patches) / max(1, num_layers - FASTV_LAYER)
     return [float(num_patches)] * FASTV_LAYER + [max(1.0, later)] * (num_layers - FASTV_LAYER)
 
 
 def evenly_fewer(num_patches: int, wanted: float, num_layers: int) -> list[float]:
-    """All in the first layer, then as many fewer in each."""
+    """Keep all patches in the first layer and drop the same number before each later layer."""
     drop = 2 * (num_patches - wanted) / max(1, num_layers - 1)
     return [max(1.0, num_patches - drop * layer) for layer in range(num_layers)]
 
@@ -68,7 +76,7 @@ RULES = {
     # attention of the last prompt token
     "fastv": Rule(after_one_layer, lambda seen: seen.shares[:, -1]),
     "pyramiddrop": Rule(evenly_fewer, lambda seen: seen.shares[:, -1]),
-    # attention of those text tokens that the page is most like; nothing is recycled, as in its second version
+    # attention of the text tokens most similar to the page; recycles no tokens, as SparseVLM's second version
     "sparsevlm": Rule(
         evenly_fewer,
         lambda seen: (seen.shares * seen.raters[..., None]).sum(1) / seen.raters.sum(1, keepdim=True),
@@ -79,7 +87,10 @@ NONE = "none"
 
 
 class LayeredAttention:
-    """Attention in which each row and layer has its own prompt tokens. ``alive``: (layers, B, T) bool."""
+    """Attention in which each row and layer has its own prompt tokens.
+
+    ``alive``: (layers, B, T) bool, prompt tokens that are not dropped.
+    """
 
     def __init__(
         self, alive: torch.Tensor, is_patch: torch.Tensor, wanted: torch.Tensor, raters: torch.Tensor,
@@ -93,7 +104,7 @@ class LayeredAttention:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """(B, H, T, D) -> (B, T, H, D)."""
+        """Attend to the living prompt tokens and all written ones. (B, H, T, D) -> (B, T, H, D)."""
         is_prefill = layer not in self._held
         if not is_prefill:
             keys, values = self._held[layer]
@@ -111,7 +122,11 @@ class LayeredAttention:
         return (shares.to(values.dtype) @ values).transpose(1, 2)
 
     def _may_look(self, layer: int, length: int, width: int, *, is_prefill: bool) -> torch.Tensor:
-        """(B, 1, T, S) bool: what is alive and what was written; in a prefill not what comes later."""
+        """Return which keys a query may attend to: (B, 1, T, S) bool, or (B, 1, 1, S) while writing.
+
+        These are the living prompt tokens and all written ones. In a prefill later tokens are masked, and
+        each token sees itself.
+        """
         of_prompt = self.alive[layer]
         written = of_prompt.new_ones(len(of_prompt), width - of_prompt.shape[1])
         columns = torch.cat((of_prompt, written), dim=1)[:, None, None]
@@ -121,7 +136,7 @@ class LayeredAttention:
         return (columns & square.tril()) | torch.eye(length, dtype=torch.bool, device=columns.device)
 
     def _drop(self, layer: int, rule: Rule, seen: Seen) -> None:
-        """Choose what the next layer sees, of what this one does."""
+        """Choose which of this layer's patches the next layer keeps, and set its ``alive``."""
         num_patches, num_layers = int(self._is_patch.sum()), len(self.alive)
         counts = [rule.counts(num_patches, wanted, num_layers)[layer + 1] for wanted in self._wanted.tolist()]
         candidates = self.alive[layer] & self._is_patch
@@ -134,7 +149,7 @@ class LayeredAttention:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """``wanted``: patch tokens that RTPrune keeps of it."""
+    """One encoded view. ``wanted``: number of patch tokens that RTPrune keeps of it."""
 
     tokens: VisualTokens
     wanted: int
@@ -142,7 +157,7 @@ class View:
 
 
 def views_of(model: OcrModel, folder: Path, num_pages: int) -> list[View]:
-    """The views of pages, as the pocket reader cuts them."""
+    """Cut pages into views as the pocket reader does, and encode them."""
     views = []
     for sample in documents(folder, num_pages, {ENGLISH: DOCUMENTS[ENGLISH]})[0].samples:
         for line_view in cut_page(sample.image).views:
@@ -157,7 +172,10 @@ def views_of(model: OcrModel, folder: Path, num_pages: int) -> list[View]:
 def read(
     model: OcrModel, views: Sequence[View], method: str, max_steps: int = MAX_STEPS
 ) -> tuple[list[list[int]], float]:
-    """Ids of each view by one method; and the share of patch keys and values kept, over all layers."""
+    """Read views by one method. Return each view's token ids and the share of patch keys and values kept.
+
+    The share is over all layers. All views must have the same number of visual tokens.
+    """
     tokens = [_before(view, method) for view in views]
     embeds = prompts_of(model, tokens, PLAIN_PROMPT)
     num_layers = _num_layers(model)
@@ -187,7 +205,10 @@ def _kept(view: View, method: str) -> torch.Tensor:
 
 
 def _before(view: View, method: str) -> VisualTokens:
-    """The view with what RTPrune folded into it; row breaks stay where they are."""
+    """Return the view with the tokens that RTPrune folded into its kept ones; row breaks keep their places.
+
+    Return the view unchanged for other methods.
+    """
     if method != "rtprune":
         return view.tokens
     pruned = prune_tokens(view.tokens, view.density)
@@ -197,7 +218,10 @@ def _before(view: View, method: str) -> VisualTokens:
 
 
 def _raters(embeds: torch.Tensor, is_patch: torch.Tensor) -> torch.Tensor:
-    """(B, T) bool: text tokens that visual ones are most like, by SparseVLM's softmax over the text."""
+    """Select the text tokens most similar to the visual ones, by SparseVLM's softmax over the text.
+
+    (B, T, D) -> (B, T) bool.
+    """
     last_visual = int(is_patch.nonzero()[-1, 0]) + 1
     text = embeds[:, last_visual + 1 :].float()  # after the separator
     looks = (embeds[:, is_patch].float() @ text.mT).softmax(-1).mean(1)  # (B, text)
@@ -207,7 +231,7 @@ def _raters(embeds: torch.Tensor, is_patch: torch.Tensor) -> torch.Tensor:
 
 
 def measure(model: OcrModel, views: Sequence[View], max_steps: int = MAX_STEPS) -> list[dict[str, object]]:
-    """A row a method: how far its readings are from the unpruned ones, and what it kept."""
+    """Measure each method: the error of its readings against the unpruned ones, and the share of KV kept."""
     groups = [views[start : start + VIEWS_AT_ONCE] for start in range(0, len(views), VIEWS_AT_ONCE)]
     rows: list[dict[str, object]] = []
     right: list[str] = []
@@ -223,7 +247,7 @@ def measure(model: OcrModel, views: Sequence[View], max_steps: int = MAX_STEPS) 
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure on the pocket checkpoint."""
+    """Measure all methods on the pocket checkpoint."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pruners.inside",
         description=__doc__,

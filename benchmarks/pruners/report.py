@@ -1,4 +1,4 @@
-"""The comparison of pruners as tables, into docs/pruning.md.
+"""Write the comparison of pruners into docs/pruning.md as tables.
 
 python -m benchmarks.pruners.report benchmarks/results/pruners.json
 """
@@ -21,7 +21,7 @@ COLUMNS = {
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """One checkpoint's rows as Markdown."""
+    """Return one checkpoint's rows as a Markdown table."""
     lines = [
         "| method | error | retention | loops a page | prune ms | prefill ms | KV KiB |",
         "| --- |" + " ---: |" * 6,
@@ -34,7 +34,7 @@ def table(measured: Mapping[str, Any]) -> str:
 
 
 def section(figures: Mapping[str, Any]) -> str:
-    """All checkpoints of one run, with what they were measured on."""
+    """Return Markdown for all checkpoints of one run, with pages, hardware, commit and date."""
     parts = []
     for measured in figures["checkpoints"]:
         found = ", ".join(
@@ -51,7 +51,7 @@ def section(figures: Mapping[str, Any]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Write the tables between their markers."""
+    """Write the tables between their markers in docs/pruning.md."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.pruners.report",
         description=__doc__,

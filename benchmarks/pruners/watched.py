@@ -1,4 +1,4 @@
-"""What the decoder looks at while it writes a page that was not pruned."""
+"""Measure what the decoder attends to while it writes a page that was not pruned."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,11 +11,11 @@ from app.ocr.models.model import DecoderLayers, OcrModel
 from rtprune import VisualTokens
 
 MAX_STEPS = 160
-"""As many tokens as a view of the pocket reader may have."""
+"""Most tokens that a view of the pocket reader may produce."""
 
 
 class WatchedAttention:
-    """The engine's ``Step`` for pages of one length, in plain tensors; sums up what new tokens attend to.
+    """The engine's ``Step`` in plain tensors, for pages of one length. It sums up new tokens' attention.
 
     ``mass``: (B, T) float64 attention to each of the prompt's T tokens, over steps, layers and heads.
     ``is_writing``: (B,) bool, rows whose attention counts.
@@ -29,7 +29,10 @@ class WatchedAttention:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """(B, H, T, D) -> (B, T, H, D)."""
+        """Attend to all tokens so far, and add the attention of written tokens to ``mass``.
+
+        (B, H, T, D) -> (B, T, H, D).
+        """
         is_prefill = layer not in self._held
         if not is_prefill:
             keys, values = self._held[layer]
@@ -55,14 +58,14 @@ class Writing(Protocol):
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """(B, H, T, D) -> (B, T, H, D)."""
+        """Attend to the tokens so far, including the new ones. (B, H, T, D) -> (B, T, H, D)."""
 
 
 @torch.inference_mode()
 def write(model: OcrModel, embeds: torch.Tensor, attention: Writing, max_steps: int) -> list[list[int]]:
-    """(B, T, D) prompts -> the ids that follow each, greedily, without the end token.
+    """Decode greedily after prompts of shape (B, T, D). Return each row's new ids without the end token.
 
-    ``attention.is_writing`` tells of each row whether its last token was not the end.
+    ``attention.is_writing`` is true for the rows that have not reached the end token.
     """
     layers = _layers(model)
     num_rows, length = embeds.shape[:2]
@@ -83,7 +86,7 @@ def write(model: OcrModel, embeds: torch.Tensor, attention: Writing, max_steps: 
 
 
 def prompts_of(model: OcrModel, pages: Sequence[VisualTokens], prompt: str) -> torch.Tensor:
-    """(B, T, D): bos, the page not pruned, the prompt. Pages must be of one length."""
+    """Build unpruned prompts (B, T, D): bos, the page, the text prompt. All pages must have one length."""
     ids = torch.tensor([model.bos_id, *model.prompt_ids(prompt)], device=model.device)
     text = model.embed(ids)
     rows = [torch.cat((text[:1], page.embeds.to(text.dtype), text[1:])) for page in pages]
@@ -94,9 +97,10 @@ def prompts_of(model: OcrModel, pages: Sequence[VisualTokens], prompt: str) -> t
 def decode_attention(
     model: OcrModel, pages: Sequence[VisualTokens], prompt: str, max_steps: int = MAX_STEPS
 ) -> list[torch.Tensor]:
-    """(N,) a page: attention that its own output paid to each patch token, read greedily and not pruned.
+    """Sum the attention that each page's own output pays to its patch tokens. Returns (N,) for each page.
 
-    Pages must be of one length. What the prompt looks at does not count: tokens that were written do.
+    The page is read greedily and not pruned. Only written tokens count, not the prompt's attention. All pages
+    must have one length.
     """
     embeds = prompts_of(model, pages, prompt)
     watched = WatchedAttention(len(pages), embeds.shape[1], model.device)

@@ -39,7 +39,7 @@ test: check clients
 	$(BIN)/pytest -n 2 --dist loadfile
 
 quick: setup
-	$(BIN)/pytest -n 2 --dist loadfile tests/rtprune tests/output tests/models tests/engine tests/evaluation tests/pocket --ignore tests/pocket/test_pocket.py
+	$(BIN)/pytest -n 2 --dist loadfile tests/rtprune tests/output tests/evaluation tests/models tests/jobs/test_places.py tests/jobs/test_live_text.py tests/deploy/test_structure.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-clients build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

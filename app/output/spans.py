@@ -3,7 +3,8 @@
 So a span counts as code only where every CommonMark renderer takes it for code; in doubt it is text, where
 ``<`` is escaped and the worst result is a visible ``&lt;``. These rules make doubt rare and the scan linear:
 
-- A fence counts where its line begins at the margin, so that no list or quotation can contain it.
+- A fence counts where its line begins at the margin, so that no list or quotation can contain it, and has
+  neither ``|`` nor ``<``, because some renderers take such a line for a table's head.
 - A code span counts where both its ends are on one line and in one cell of a table. Once a run of backticks
   has no partner, or a link that may swallow one begins, the rest of the paragraph has no code.
 - A line that begins with a tag begins an HTML block, up to the next empty line. It contains no Markdown.
@@ -18,7 +19,7 @@ from typing import Literal
 
 Kind = Literal["text", "html", "code", "fence", "math"]
 
-FENCE = re.compile(r"(?P<indent> {0,3})(?P<marks>`{3,}+(?=[^`\n]*$)|~{3,}+)", re.MULTILINE)
+FENCE = re.compile(r"(?P<indent> {0,3})(?P<marks>`{3,}+(?=[^`|<\n]*$)|~{3,}+(?=[^|<\n]*$))", re.MULTILINE)
 CONTAINER = re.compile(
     r"(?:[ \t>]++|[-+*](?=[ \t])|[0-9]{1,9}[.)](?=[ \t])|\[\^[^\]\n]{1,99}\]:|[:~](?=[ \t]))*+"
 )

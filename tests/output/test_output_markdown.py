@@ -79,6 +79,8 @@ def live_html(markdown: str) -> list[str]:
 @example("[`]: /u\n\n[a][`] <script> `")
 @example("<<b></b>script>")
 @example("```\n<|ref|>a<|/ref|><|det|>[[1,1,1,1]]<|/det|>x\n```\n<script>")
+@example("```|<script>\n|--|--|\n")
+@example("~~~|<td colspan=2>\n|--|--|\n")
 def test_nothing_but_the_kept_tags_can_become_html(text: str) -> None:
     rendered = to_markdown(text)
     assert live_html(rendered.markdown) == []

@@ -1,14 +1,19 @@
 """Read many documents through one service, some at a time."""
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.commands.inputs import Input
-from app.commands.progress import Progress
+from app.commands.connection import CannotRead, connected
+from app.commands.inputs import Input, find_inputs
+from app.commands.progress import Progress, open_progress
 from app.commands.results import ResultFolder
+from app.commands.words import DONE, NOT_ALL_READ, WRONG_USE
+from app.http.schemas.parse import OptionFields
 from app.output.formats import FORMATS
+from app.settings import Settings
 from rtprune.client import AsyncClient, ClientError, Options, Page
 
 
@@ -109,3 +114,39 @@ class Batch:
                 out.write(b"\n")
             out.flush()
             self._num_printed += 1
+
+
+async def parse_documents(
+    asked: argparse.Namespace, settings: Settings, fields: OptionFields, suffix: str
+) -> int:
+    """Read the documents that a command line names. Return the exit status.
+
+    ``suffix``: how names of results end.
+    """
+    options: Options = fields.model_dump(exclude_unset=True)  # type: ignore[assignment]
+    try:
+        folder = ResultFolder(asked.output, suffix, options) if asked.output else None
+    except OSError as error:
+        print(f"rtprune: results cannot be kept in {asked.output}: {error.strerror}", file=sys.stderr)
+        return WRONG_USE
+    inputs, num_others = await asyncio.to_thread(find_inputs, asked.inputs, asked.output)
+    if num_others:
+        print(f"rtprune: left out what is no document: {num_others} in folders", file=sys.stderr)
+    waiting = inputs
+    if folder is not None and not asked.force:
+        waiting = [one for one in inputs if not folder.is_done(one)]
+        if num_done := len(inputs) - len(waiting):
+            print(f"rtprune: left out what is done: {num_done}; --force reads it again", file=sys.stderr)
+    if not waiting:
+        return DONE
+    progress = open_progress(len(waiting), to_folder=folder is not None)
+    wish = Wish(options, asked.format, asked.jobs, folder, overwrites=asked.force)
+    try:
+        async with connected(asked, settings) as client:
+            all_read = await Batch(client, wish, progress, with_names=len(inputs) > 1).read(waiting)
+    except CannotRead as error:
+        progress.say(f"rtprune: {error}")
+        return NOT_ALL_READ
+    finally:
+        progress.close()
+    return DONE if all_read else NOT_ALL_READ

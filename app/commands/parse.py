@@ -11,9 +11,7 @@ from typing import Any
 
 from app.commands.words import (
     CLOSED_PIPE,
-    DONE,
     INTERRUPTED,
-    NOT_ALL_READ,
     TERMINATED,
     WRONG_USE,
     Parsers,
@@ -102,8 +100,12 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
     except ParseError as error:
         print(f"rtprune: {error}", file=sys.stderr)
         return WRONG_USE
+    # not before it is needed: the process of `rtprune serve` has nothing of the client
+    from app.commands.batch import parse_documents  # noqa: PLC0415
+
     try:
-        return asyncio.run(_until_signalled(_parse(asked, settings, fields)))
+        suffix = SUFFIXES[asked.format]
+        return asyncio.run(_until_signalled(parse_documents(asked, settings, fields, suffix)))
     except KeyboardInterrupt:
         print(
             "rtprune: interrupted" + ("; the same command goes on" if asked.output else ""), file=sys.stderr
@@ -132,42 +134,3 @@ async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
         if was_terminated:
             return TERMINATED
         raise
-
-
-async def _parse(asked: argparse.Namespace, settings: Settings, fields: OptionFields) -> int:
-    # not before they are needed: the API's process has nothing of the library
-    from app.commands.batch import Batch, Wish  # noqa: PLC0415
-    from app.commands.connection import CannotRead, connected  # noqa: PLC0415
-    from app.commands.inputs import find_inputs  # noqa: PLC0415
-    from app.commands.progress import open_progress  # noqa: PLC0415
-    from app.commands.results import ResultFolder  # noqa: PLC0415
-    from rtprune.client import Options  # noqa: PLC0415
-
-    options: Options = fields.model_dump(exclude_unset=True)  # type: ignore[assignment]
-
-    try:
-        folder = ResultFolder(asked.output, SUFFIXES[asked.format], options) if asked.output else None
-    except OSError as error:
-        print(f"rtprune: results cannot be kept in {asked.output}: {error.strerror}", file=sys.stderr)
-        return WRONG_USE
-    inputs, num_others = await asyncio.to_thread(find_inputs, asked.inputs, asked.output)
-    if num_others:
-        print(f"rtprune: left out what is no document: {num_others} in folders", file=sys.stderr)
-    waiting = inputs
-    if folder is not None and not asked.force:
-        waiting = [one for one in inputs if not folder.is_done(one)]
-        if num_done := len(inputs) - len(waiting):
-            print(f"rtprune: left out what is done: {num_done}; --force reads it again", file=sys.stderr)
-    if not waiting:
-        return DONE
-    progress = open_progress(len(waiting), to_folder=folder is not None)
-    wish = Wish(options, asked.format, asked.jobs, folder, overwrites=asked.force)
-    try:
-        async with connected(asked, settings) as client:
-            all_read = await Batch(client, wish, progress, with_names=len(inputs) > 1).read(waiting)
-    except CannotRead as error:
-        progress.say(f"rtprune: {error}")
-        return NOT_ALL_READ
-    finally:
-        progress.close()
-    return DONE if all_read else NOT_ALL_READ

@@ -14,7 +14,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import CallToolResult, TextContent
-from service_client import A4, PATIENCE_S, ROOT, Server, eventually, pdf_bytes, serving
+from service_client import A4, PATIENCE_S, ROOT, Server, answers, eventually, pdf_bytes, serving
 
 from app.cli import parser
 from app.commands.mcp_server import Documents
@@ -99,11 +99,6 @@ def test_an_agent_reads_over_http(folder: Path, server: Server) -> None:
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_what_is_outside_of_allowed_folders_is_not_there(folder: Path) -> None:

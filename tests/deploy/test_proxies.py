@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_client import A4, PATIENCE_S, ROOT, Server, eventually, pdf_bytes, serving
+from service_client import A4, PATIENCE_S, ROOT, Server, answers, eventually, pdf_bytes, serving
 
 HOST = {"Host": "ocr.example.com"}
 LARGE = pdf_bytes(A4, A4) + b"\n%" + b"x" * 3 * 2**20
@@ -69,11 +69,6 @@ def running(command: list[str], folder: Path, port: int) -> Iterator[None]:
         finally:
             process.terminate()
             process.wait(PATIENCE_S)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("proxy", [nginx, caddy], ids=["nginx", "caddy"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -197,3 +198,9 @@ ENCRYPTED = (
     "/ID[<00112233445566778899aabbccddeeff><00112233445566778899aabbccddeeff>]"
     f"/Encrypt<</Filter/Standard/V 1/R 2/P -4/O<{'11' * 32}>/U<{'22' * 32}>>>"
 )
+
+
+def answers(port: int) -> bool:
+    """Whether something on this machine takes connections at the port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -184,7 +184,7 @@ def _image(part: dict[str, Any]) -> Named:
     return Named(address=address, filename=name[:255])
 
 
-# --- page by page
+# --- as it is written
 
 
 def _streamed(request: Request, service: Service, asked: ChatBody, jobs: Sequence[Job]) -> Response:
@@ -207,8 +207,7 @@ async def _chunks(service: Service, asked: ChatBody, jobs: Sequence[Job]) -> Asy
         choices=[],
     )
     pages: list[PageResult] = []
-    sent, begun = "", False
-    """What the client has of the page that is due, and whether it has any text."""
+    sent, begun = "", False  # what the client has of the page that is due, and whether it has any text
     yield _event(chunk, Delta(role="assistant", content=""))
     try:
         for job in jobs:

@@ -7,7 +7,6 @@ from tokenizers.pre_tokenizers import Split
 
 BOS, EOS, PAD, IMAGE = 0, 1, 2, 3
 UNKNOWN = "<|unknown|>"
-FIRST_CHARACTER = 4
 ASCII = "".join(chr(code) for code in range(0x20, 0x7F)) + "\n"
 LATIN_1 = "".join(chr(code) for code in range(0xA1, 0x100) if code != 0xAD)
 TYPOGRAPHIC = "–—‘’‚“”„†‡•…‰‹›€™−≤≥≠≈→↑↓"  # noqa: RUF001 - the look-alikes are the point

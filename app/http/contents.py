@@ -90,12 +90,6 @@ def docling_json(
     return {**found, "name": name}
 
 
-def figure_names(document: ParsedDocument) -> list[str]:
-    """List the figures of a document, each once, in order."""
-    blocks = (block for page in document.pages for block in page.blocks)
-    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))
-
-
 def stems(filenames: Sequence[str]) -> list[str]:
     """Return names for documents, each another one, that are fit for a file."""
     found: list[str] = []

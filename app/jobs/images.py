@@ -6,7 +6,6 @@ They are removed with the result when its lifetime is over.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,30 +15,9 @@ from app.errors import NotFound
 from app.jobs.store import Store
 from app.jobs.tables import images
 
-_DESCRIBED = (
-    images.c.name,
-    images.c.page,
-    images.c.media_type,
-    images.c.width,
-    images.c.height,
-    images.c.bbox,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredImage:
-    """An image without its bytes. ``page``: 0-based; ``bbox``: ``None`` for a picture of the whole page."""
-
-    name: str
-    page: int
-    media_type: str
-    width: int
-    height: int
-    bbox: Box | None
-
 
 class Images:
-    """Reads images. Each method is one query and raises ``StorageUnavailable`` or ``StorageFull``."""
+    """Reads images. Raises ``StorageUnavailable`` or ``StorageFull``."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -52,19 +30,6 @@ class Images:
         if row is None:
             raise NotFound("the job has no such image")
         return Picture(row.name, row.media_type, row.data, row.width, row.height, _box(row.bbox))
-
-    def described(self, job_id: str, page: int | None = None) -> list[StoredImage]:
-        """List the images of a job, or of one of its pages, in page order, without their bytes."""
-        query = sa.select(*_DESCRIBED).where(images.c.job_id == job_id)
-        if page is not None:
-            query = query.where(images.c.page == page)
-        with self._store.reading() as c:
-            rows = c.execute(query).all()
-        found = [
-            StoredImage(row.name, row.page, row.media_type, row.width, row.height, _box(row.bbox))
-            for row in rows
-        ]
-        return sorted(found, key=lambda image: (image.page, len(image.name), image.name))
 
 
 def image_rows(job_id: str, page: int, pictures: Sequence[Picture]) -> list[dict[str, Any]]:

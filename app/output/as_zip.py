@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Iterable
 
 from app.output.answer import Answer, Piece, pieces_of
-from app.output.figures import relative
+from app.output.figures import figure_names, relative
 
 MARKDOWN = "document.md"
 RESULT = "result.json"
@@ -19,18 +19,10 @@ def make(answer: Answer) -> Iterable[Piece]:
             with archive.open(RESULT, "w") as result:
                 for part in answer.as_json():
                     result.write(part)
-            for name in figure_names(answer):
-                packed = zipfile.ZipInfo(
-                    relative(name)
-                )  # stored without compression: PNG is compressed already
+            for name in figure_names(answer.document.pages):
+                packed = zipfile.ZipInfo(relative(name))  # not compressed again: PNG is already
                 archive.writestr(packed, answer.pictures(name).data)
     except BaseException:
         file.close()
         raise
     return pieces_of(file)
-
-
-def figure_names(answer: Answer) -> list[str]:
-    """Return the names of a document's figures, each once, in order."""
-    blocks = (block for page in answer.document.pages for block in page.blocks)
-    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))

@@ -25,6 +25,12 @@ NOT_IN_ALT = re.compile(r"[\[\]\\<>`$*_|&~^{}!#\s]+")
 Address = Callable[[str], str]
 
 
+def figure_names(pages: Sequence[PageResult]) -> list[str]:
+    """List the figures of pages, each once, in order."""
+    blocks = (block for page in pages for block in page.blocks)
+    return list(dict.fromkeys(block.figure.name for block in blocks if block.figure is not None))
+
+
 def is_picture(block: Block) -> bool:
     """Tell whether a block is a region to cut out."""
     return block.type.casefold() in PICTURE_TYPES

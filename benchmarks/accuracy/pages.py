@@ -73,10 +73,6 @@ class Kind:
     samples: tuple[Sample, ...]
     ignores_case: bool = False
 
-    @property
-    def has_markdown(self) -> bool:
-        return all(sample.markdown is not None for sample in self.samples)
-
 
 @dataclass(frozen=True, slots=True)
 class DrawnPage:

@@ -18,7 +18,7 @@ from app.errors import BadOption, InvalidRequest, NotFinished, NotFound, ParseEr
 from app.http.access import needs
 from app.http.answers import sent
 from app.http.connected import while_connected
-from app.http.contents import Shown, docling_json, document_markdown, figure_names, formatted, stems
+from app.http.contents import Shown, docling_json, document_markdown, formatted, stems
 from app.http.dialects import (
     MAX_TICKET_CHARS,
     Ticket,
@@ -51,7 +51,7 @@ from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
 from app.output.answer import pieces_of
 from app.output.embedding import Embedding, Pictures
-from app.output.figures import FOLDER, Address
+from app.output.figures import FOLDER, Address, figure_names
 
 router = dialect_router("docling", error_body, status_of)
 
@@ -428,7 +428,7 @@ def _packed(
             with archive.open(f"{stem}/{stem}.{suffix}", "w") as entry:
                 for piece in embedding.filled([text]):
                     entry.write(piece.encode() if isinstance(piece, str) else piece)
-        for figure in figure_names(document) if asked.is_referenced else ():
+        for figure in figure_names(document.pages) if asked.is_referenced else ():
             packed = zipfile.ZipInfo(f"{stem}/{FOLDER}{figure}")  # which deflates nothing: PNG is compressed
             archive.writestr(packed, picture(figure).data)
 

@@ -15,7 +15,7 @@ from app.errors import InvalidRequest, NotFound, ParseError
 from app.http.access import needs
 from app.http.answers import sent
 from app.http.connected import while_connected
-from app.http.contents import document_markdown, figure_names, stems
+from app.http.contents import document_markdown, stems
 from app.http.dialects import (
     MAX_TICKET_CHARS,
     Ticket,
@@ -45,6 +45,7 @@ from app.http.service import Service, root_of, service_of
 from app.jobs.job import Job
 from app.output.answer import pieces_of
 from app.output.embedding import Embedding
+from app.output.figures import figure_names
 
 router = dialect_router("mineru", error_body)
 router.add_api_route(
@@ -254,7 +255,7 @@ def _contents(document: ParsedDocument, asked: Asked, embedding: Embedding) -> D
         md_content=_markdown(document) if asked.return_md else None,
         content_list=content_list(document.pages) if asked.return_content_list else None,
         model_output=model_output(document.pages) if asked.return_model_output else None,
-        images={name: embedding.address(name) for name in figure_names(document)}
+        images={name: embedding.address(name) for name in figure_names(document.pages)}
         if asked.return_images
         else None,
     )
@@ -290,7 +291,7 @@ async def _pack(service: Service, archive: zipfile.ZipFile, job: Job, name: str,
         for path, text in texts.items():
             if text is not None:
                 archive.writestr(f"{folder}/{path}", text)
-        for image in figure_names(document) if asked.return_images else ():
+        for image in figure_names(document.pages) if asked.return_images else ():
             packed = zipfile.ZipInfo(f"{folder}/images/{image}")  # which deflates nothing: PNG is compressed
             archive.writestr(packed, service.results.picture(job, image).data)
 

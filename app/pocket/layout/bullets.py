@@ -11,7 +11,6 @@ RING = "◦"
 STAR = "*"
 HYPHEN = "-"
 DASH = "–"  # noqa: RUF001
-DASHES = frozenset((HYPHEN, DASH))
 LIKE_DISC = frozenset((DISC, SQUARE, RING))
 MAX_BULLET_EM = 0.85  # line heights, greatest width of a bullet
 TALLEST_EM = 0.62  # line heights, greatest height of a bullet

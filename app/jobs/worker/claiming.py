@@ -30,6 +30,8 @@ LOOK_GAP_S = 0.02
 """Pause between two looks while anything runs. What ends or arrives meanwhile is claimed together."""
 BUSY_LOOK_GAP_S = 0.5
 """The same pause while at most a quarter of the room is free."""
+STOP_S = 2.0
+"""How long to wait for a poll that is under way when the worker ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +96,11 @@ class Claiming(threading.Event):
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop claiming. Nothing more is claimed once this returns."""
+        """Stop claiming. Nothing more is claimed once this returns, unless the database hangs."""
         self.set()
         self._woken.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def begun(self, work: Work) -> None:
         """Count a workflow of this queue as running. Call this and ``ended`` on the event loop."""

@@ -47,7 +47,7 @@ def command(language: str, source: str) -> list[str]:
     if language == "sh":
         return ["bash", "-euc", source]
     if language == "js":
-        node = shutil.which("node") or str(Path(playwright.__file__).parent / "driver" / "node")
+        node = shutil.which("node") or str(Path(playwright.__path__[0]) / "driver" / "node")
         return [node, "--input-type=module", "--eval", source]
     folders = (Path(f"{sys.prefix}-clients"), ROOT / ".venv-clients")
     python = next((path for folder in folders if (path := folder / "bin/python").exists()), None)

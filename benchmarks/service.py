@@ -42,6 +42,8 @@ from app.settings import Settings
 from app.worker import open_reader, pages_in_flight
 
 START_S = 300.0
+SETTLE_S = 3.0
+IDLE_S = 10.0
 POLL_S = 0.25
 CONCURRENCY = 8
 
@@ -168,6 +170,14 @@ def _wait_ready(http: httpx.Client) -> None:
     raise SystemExit("the service does not become ready")
 
 
+def idle_cores(pid: int) -> float:
+    """Measure how much of a core API, worker and rasterizers take together while nothing is asked of them."""
+    time.sleep(SETTLE_S)
+    before = cpu_s(pid)
+    time.sleep(IDLE_S)
+    return round((cpu_s(pid) - before) / IDLE_S, 4)
+
+
 def overheads_ms(http: httpx.Client, num_requests: int, side_px: int) -> dict[str, float]:
     """Time requests of one page, one at a time."""
     totals, overheads = [], []
@@ -260,6 +270,7 @@ class Measured:
 
     overhead_ms: dict[str, float] = field(default_factory=dict)
     one_page_requests_per_s: float = 0.0
+    idle_cores: float = 0.0
     queue: list[Rate] = field(default_factory=list)
 
 
@@ -273,6 +284,7 @@ def measure(
     with serving(settings) as (http, pid):
         queue_rate(http, pid, [frames(min(8, per_document), 1000 + number)], 1)  # warm
         if number == 0:
+            of.idle_cores = idle_cores(pid)
             of.overhead_ms = overheads_ms(http, arguments.requests, arguments.side_px)
             of.one_page_requests_per_s = requests_per_s(http, arguments.requests, arguments.side_px)
         seeds = range(number * 100, number * 100 + arguments.pages // per_document)
@@ -293,6 +305,7 @@ def summary(measured: Measured, alone: list[Rate]) -> dict[str, Any]:
     return {
         "overhead_ms": measured.overhead_ms,
         "one_page_requests_per_s": measured.one_page_requests_per_s,
+        "idle_cores": measured.idle_cores,
         "queue_pages_per_s": statistics.median(rate.pages_per_s for rate in measured.queue),
         "queue_costs": round(slower, 3),
         "cpu_costs": round(dearer, 3),

@@ -14,7 +14,7 @@ def add_to(commands: Parsers) -> None:
     )
 
 
-def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001
+def run(asked: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - the signature of all
     found = asyncio.run(examine(settings))
     print(*found, sep="\n")
     return NOT_ALL_READ if any(finding.is_fatal for finding in found) else DONE

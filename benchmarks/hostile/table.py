@@ -8,6 +8,8 @@ from typing import Any
 from benchmarks.report import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "hostile-cpu.json"
+POCKET_SOAK = ROOT / "benchmarks" / "results" / "soak-pocket-cpu.json"
+"""Of ``--part soak --reader pocket --out FILE``, which takes too long to be a part of the others."""
 DOCS = ROOT / "docs" / "RELIABILITY.md"
 BEGIN, END = "<!-- figures: benchmarks.hostile -->", "<!-- end of figures -->"
 BESIDE = {
@@ -28,6 +30,10 @@ def tables(document: Mapping[str, Any]) -> str:
     livez = [["`/livez` beside", "p50, ms", "p99, ms", "p99 just before, ms", "API, MiB"], ["---"] * 5]
     livez += _livez(parts.get("livez", {}))
     found = [["what is done", "what comes of it"], ["---"] * 2, *_findings(parts)]
+    if POCKET_SOAK.exists():
+        soak = json.loads(POCKET_SOAK.read_text())
+        what, came = _soak(soak["parts"]["soak"])
+        found.append([f"{what} (commit {soak['commit']}, load {soak['load_before']})", came])
     return f"{said}\n\n{_table(livez)}\n\n{_table(found)}"
 
 

@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from service_client import A4, ROOT, Server, eventually, image_bytes, pdf_bytes, serving
 
+from app.output.formats import FORMATS
+
 WEB = ROOT / "app/web"
 MAX_PICTURE_BYTES = 200_000
 OTHER_HOST = re.compile(r"(?:https?:)?//(?!www\.w3\.org/)[\w.-]+\.\w{2,}")
@@ -120,11 +122,18 @@ def test_what_was_read_is_copied_and_downloaded_as_the_service_gives_it(page: Pa
     page.get_by_role("button", name="Copy").click()
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("() => navigator.clipboard.readText()") == "# Page 1\n\n60 x 40 pixels\n"
-    page.get_by_role("combobox", name="Format").select_option("json")
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Download").click()
-    assert download.value.suggested_filename == "scan.json"
-    assert json.loads(Path(download.value.path()).read_bytes())["pages"][0]["width"] == 60
+    saved: dict[str, bytes] = {}
+    for name, form in FORMATS.items():
+        page.get_by_role("combobox", name="Format").select_option(name)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download").click()
+        assert download.value.suggested_filename.endswith(f".{form.suffix}")
+        saved[name] = Path(download.value.path()).read_bytes()
+    assert json.loads(saved["json"])["pages"][0]["width"] == 60
+    assert json.loads(saved["docling"])["schema_name"] == "DoclingDocument"
+    assert saved["pdf"].startswith(b"%PDF-")
+    assert saved["zip"].startswith(b"PK")
+    assert all(b"60 x 40 pixels" in saved[name] for name in ("markdown", "text", "html", "doctags"))
 
 
 def test_a_document_is_read_again_with_another_share_and_mode(page: Page, service: Server) -> None:

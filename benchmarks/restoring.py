@@ -48,7 +48,7 @@ SENTENCES = 4
 HARD_RATIO = 0.6
 RATIOS = (None, HARD_RATIO)
 """Keep ratios; ``None``: RTPrune chooses one for each page."""
-THRESHOLDS = (0.2, 0.35, 0.5, 0.7)
+THRESHOLDS = (0.2, 0.5, 0.8)
 ALWAYS = 1.0
 """Threshold of risk above which no page is."""
 WANTED = 0.9
@@ -300,7 +300,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--checkpoint", default="pocket", help="name or folder (default: %(default)s)")
     add("--device", default="cpu")
     add("--pages", type=int, default=3, help="of each kind (default: %(default)s)")
-    add("--calibration-pages", type=int, default=2, help="of each kind, others (default: %(default)s)")
+    add("--calibration-pages", type=int, default=1, help="of each kind, other ones (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     add("--documents", type=Path, help="folder of real pages with their truth, measured too")
     add("--limit", type=int, help="of each kind of documents (default: all)")

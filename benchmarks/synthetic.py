@@ -65,6 +65,7 @@ class SyntheticOcr:
         self.embeddings = network.get_input_embeddings()
         self.name = name
         self.modes: Mapping[str, Mode] = {"page": Mode("page", view_px, pad=True)}
+        self.has_patch_places = True
         self.default_mode = "page"
         self.default_prompt = "Free OCR. "
         self.bos_id = 0

@@ -86,6 +86,7 @@ class FakeOcr:
     network: Any
     name: str = "fake"
     modes: Mapping[str, Mode] = field(default_factory=two_modes)
+    has_patch_places: bool = True
     default_mode: str = "tiny"
     default_prompt: str = "AB"
     bos_id: int = 0

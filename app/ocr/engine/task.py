@@ -220,6 +220,8 @@ def new_task(
     mode = options.mode or model.default_mode
     if mode not in model.modes:
         raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if options.tokens == "detail" and not model.has_patch_places:
+        raise BadOption(f"tokens=detail: the tokens of {model.name} stand for no places on the page")
     if deadline_seconds is not None and not deadline_seconds > 0:
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
     prompt = model.default_prompt if options.prompt is None else options.prompt

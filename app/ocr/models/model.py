@@ -56,6 +56,8 @@ class OcrModel(Protocol):
 
     name: str
     modes: Mapping[str, Mode]
+    has_patch_places: bool
+    """Whether each patch token stands for one square of its view. Not so in DeepSeek-OCR-2."""
     default_mode: str
     default_prompt: str
     bos_id: int
@@ -98,4 +100,6 @@ class OcrModel(Protocol):
 
     @property
     def network(self) -> torch.nn.Module:
-        """transformers' ``UnlimitedOcrForConditionalGeneration``, unmodified, in eval mode."""
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` or ``DeepseekOcr2ForConditionalGeneration``,
+        unmodified, in eval mode.
+        """

@@ -11,6 +11,8 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
+AttemptReason = Literal["asked", "loop", "low_confidence", "risk"]
+"""Why a page was read: it was asked for, or how the reading before ended. ``risk``: pruned, and too risky."""
 TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]
 """Status of a whole document. ``running``: the pages so far of a job that has not ended."""
@@ -243,6 +245,7 @@ class Attempt:
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
+    reason: AttemptReason = "asked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Attempt:
     ngram_window: int
     finish_reason: str
     output_tokens: int
+    reason: str = "asked"
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class FakeOcr:
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
+    restore_risk: float | None = None
     decoder_layers: DecoderLayers | None = None
 
     def __post_init__(self) -> None:

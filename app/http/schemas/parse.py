@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    AttemptReason,
     Failure,
     FinishReason,
     FormatName,
@@ -210,6 +211,9 @@ class AttemptShape(BaseModel):
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
+    reason: AttemptReason = Field(
+        "asked", description="Why it was made: as asked, or because of how the attempt before ended."
+    )
 
 
 class TokensShape(BaseModel):

@@ -98,6 +98,7 @@ class DeepSeekOcr:
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
+        self.restore_risk: float | None = spec.restore_risk
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings

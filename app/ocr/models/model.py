@@ -1,8 +1,8 @@
 """Interface that the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from PIL import Image
@@ -40,6 +40,10 @@ class PageViews:
     tile_columns: int = 0
     tile_rows: int = 0
 
+    def without_pixels(self) -> Self:
+        """Return the layout alone: a page that was encoded needs its pixels no more."""
+        return replace(self, view=self.view.new_empty(0), tiles=None)
+
 
 class DecoderLayers(Protocol):
     """The decoder's layers and its head."""
@@ -71,6 +75,8 @@ class OcrModel(Protocol):
     min_confidence: float | None
     """Mean log-probability below which a stretch of output is noise; ``None``: no output counts as noise."""
     risk_curve: RiskCurve
+    restore_risk: float | None
+    """Risk above which a pruned page is read once more unpruned; ``None``: none is."""
     device: torch.device
     dtype: torch.dtype
     max_positions: int

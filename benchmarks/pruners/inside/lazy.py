@@ -13,7 +13,8 @@ class LazyAttention:
     and value are computed then, once, at its own position. So a patch that comes back takes part with what it
     was when it left, and no layer computes it twice. Text, row breaks and written tokens never leave.
 
-    ``counts``: (layers, B) patches that enter each layer of a pass. ``has_kv``: (layers, B, T) bool.
+    ``counts``: (layers, B) patches that enter each layer of a pass. ``held``: keys and values of each layer,
+    (B, H, T + written, K); those of a prompt token hold where ``has_kv``, (layers, B, T) bool, says so.
     """
 
     def __init__(self, prompts: Prompts, num_layers: int) -> None:
@@ -26,7 +27,7 @@ class LazyAttention:
         self.is_writing = torch.ones(num_rows, dtype=torch.bool, device=device)
         self._is_patch = prompts.is_patch
         self._aux = torch.zeros(num_layers, num_rows, length, width, device=device, dtype=dtype)
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.held: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._alive = torch.ones(num_rows, length, dtype=torch.bool, device=device)
         self._is_computed = torch.ones_like(self._alive)
         """Prompt tokens that this pass computes in the present layer."""
@@ -45,7 +46,7 @@ class LazyAttention:
     def begin(self, embeds: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Begin a pass with all patches; one that writes has rows for prompt tokens that may come back."""
         self._alive = torch.ones_like(self._alive)
-        if not self._held:
+        if not self.held:
             return embeds, positions
         self._is_computed = torch.zeros_like(self._alive)
         num_rows, length = self._alive.shape
@@ -67,16 +68,16 @@ class LazyAttention:
     ) -> torch.Tensor:
         """Attend to the living prompt tokens and all written ones; then say who stays for the next layer."""
         length = self._alive.shape[1]
-        if layer == len(self._held):
-            self._held.append((key, value))
+        if layer == len(self.held):
+            self.held.append((key, value))
         else:
             is_new = self._is_computed[:, None, :, None]
-            self._held[layer] = tuple(
+            self.held[layer] = tuple(
                 torch.cat((torch.where(is_new, now[:, :, :length], old[:, :, :length]), old[:, :, length:],
                            now[:, :, length:]), dim=2)
-                for old, now in zip(self._held[layer], (key, value), strict=True)
+                for old, now in zip(self.held[layer], (key, value), strict=True)
             )  # type: ignore[assignment] # fmt: skip
-        keys, values = self._held[layer]
+        keys, values = self.held[layer]
         may_look = in_order(self._alive)
         if query.shape[2] > length:
             written = keys.shape[2] - length

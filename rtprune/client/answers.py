@@ -59,6 +59,8 @@ class Attempt:
     finish_reason: str
     output_tokens: int
     reason: str = "asked"
+    text_layer_recall: float | None = None
+    ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

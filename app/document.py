@@ -12,7 +12,7 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
 AttemptReason = Literal["asked", "small_print", "loop", "low_confidence", "risk", "text_layer"]
-"""Why a page was read. ``asked``: it was asked for. ``small_print``: so too, in a mode chosen for small print.
+"""Why a page was read. ``asked``: it was asked for. ``small_print``: so too, in a mode chosen for its print.
 ``loop``, ``low_confidence``: so the reading before ended. ``risk``: that one was pruned, and too risky.
 ``text_layer``: too few words of the PDF's text layer were in its text.
 """

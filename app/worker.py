@@ -61,8 +61,8 @@ MOST_FETCHES = 128
 KEPT_CPU_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 """Environment that bounds the kernels that oneDNN and torch compile and keep, one a shape.
 
-By default each keeps 1,024. That is 200 MiB, which a worker takes over its first 1,500 pages, like a leak. With
-fewer than one batch has shapes they cost time: with 64, short pages take 15 % more.
+By default each keeps 1,024. That is 200 MiB, which a worker takes over its first 1,500 pages, like a leak.
+With fewer than one batch has shapes they cost time: with 64, short pages take 15 % more.
 """
 SWITCH_S = 0.001
 """Interval at which threads hand over the interpreter's lock.

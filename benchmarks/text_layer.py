@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, reader: PageReader) -> None:
         self._reader = reader
-        self.router = Router(Settings(), reader)
+        self.router = Router(Settings(recall_retry=True), reader)
 
     async def read(self, page: Page, options: ReadOptions | None = None) -> Checked:
         """Read a page as a worker does. ``took_s`` is processor time."""

@@ -125,7 +125,7 @@ def read(
     """The result of a document of this page."""
 
     async def run() -> PageResult:
-        bench = Bench(folder, **settings)
+        bench = Bench(folder, **{"recall_retry": True, **settings})
         job_id = bench.job(1, options=ParseOptions(options or ReadOptions()))
         await worker_of(bench, page, reader).read(job_id, 0)
         assert num_open(bench.store) == 0
@@ -335,7 +335,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
     """It may have died of the second reading."""
 
     async def run() -> None:
-        bench = Bench(tmp_path)
+        bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         bench.log.write("a", [started(job_id, 0)])
         bench.log.mark_worker_dead("a")
@@ -350,7 +350,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, is_closed: bool) -> None:
     async def run() -> None:
-        bench = Bench(tmp_path)
+        bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         reader = ModesReader(HALF, None)
         worker = worker_of(bench, PRINTED, reader)

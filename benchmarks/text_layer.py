@@ -146,14 +146,15 @@ async def blank(bench: Bench, count: int) -> list[Figures]:
 
 def faint(source: TextSource) -> list[Figures]:
     """Count pages of faint print that are taken for blank."""
-    rows = []
+    rows, sizes = [], (6.0, 8.0, 11.0)
+    inks = [
+        255 - np.asarray(drawn(source, size_pt, seed).page(follows_print=False).image, np.float64)
+        for seed, size_pt in enumerate(sizes)
+    ]
     for grain, contrast in FAINT:
         rng, taken = np.random.default_rng(0), 0
-        sizes = (6.0, 8.0, 11.0)
-        for seed, size_pt in enumerate(sizes):
-            image = drawn(source, size_pt, seed).page(follows_print=False).image
-            levels = 250 - (255 - np.asarray(image, np.float64)) * contrast / 255
-            levels += rng.normal(0, grain, (*levels.shape[:2], 1))
+        for ink in inks:
+            levels = 250 - ink * contrast / 255 + rng.normal(0, grain, (*ink.shape[:2], 1))
             taken += is_blank(Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8)))
         rows.append({"grain": grain, "contrast": contrast, "pages": len(sizes), "taken_for_blank": taken})
     return rows

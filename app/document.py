@@ -11,9 +11,10 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
-AttemptReason = Literal["asked", "small_print", "text_layer"]
-"""Why a page was read: it was asked for. ``small_print``: the same, in a mode chosen for its small print.
-``text_layer``: too few words of the PDF's text layer were in the text of the reading before.
+AttemptReason = Literal["asked", "small_print", "loop", "low_confidence", "risk", "text_layer"]
+"""Why a page was read. ``asked``: it was asked for. ``small_print``: so too, in a mode chosen for its print.
+``loop``, ``low_confidence``: so the reading before ended. ``risk``: that one was pruned, and too risky.
+``text_layer``: too few words of the PDF's text layer were in its text.
 """
 TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]

@@ -10,8 +10,9 @@ from app.document import Page, Reading, ReadOptions
 class Restart(str):
     """An empty piece that revokes every piece before it, because the page is being read again.
 
-    A page whose text ran into a loop is read again after some of its text was sent. A client that shows
-    pieces as they come clears what it shows; one that cannot take anything back waits for ``result()``.
+    A page whose text ran into a loop, or is risky, is read again after some of its text was sent. A client
+    that shows pieces as they come clears what it shows; one that cannot take anything back waits for
+    ``result()``.
     """
 
     __slots__ = ()

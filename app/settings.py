@@ -158,6 +158,8 @@ class Settings(BaseSettings):
     """Largest page handed to the model; larger ones are rendered or scaled down to it."""
     max_image_megapixels: float = Field(100.0, gt=0, le=1000)
     """Largest image that is decoded at all, before scaling down."""
+    restore_risk: float = Field(0.0, ge=0, le=1)
+    """Risk above which a pruned page is read once more unpruned; 1: none is; 0: as the checkpoint says."""
     max_output_tokens: int = Field(8192, ge=1)
     """Highest ``max_output_tokens`` a client may ask for, and what a page has that does not say."""
 

@@ -214,8 +214,9 @@ class AttemptShape(BaseModel):
     output_tokens: int
     reason: AttemptReason = Field(
         "asked",
-        description="Why it was made: as asked; small_print: the same, in a mode chosen for small print; "
-        "text_layer: the text before lacked words of the PDF's text layer.",
+        description="Why it was made: as asked; small_print: in a mode chosen for small print; loop, "
+        "low_confidence: so the one before ended; risk: that one was pruned, and too risky; text_layer: its "
+        "text lacked words of the PDF's text layer.",
     )
     text_layer_recall: float | None = Field(
         None, description="What the reading that ends with it had of the text layer, where there were two."

@@ -48,7 +48,7 @@ from training.text import TextSource
 
 MAX_PIXELS = 16_000_000
 SIZES_PT = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
-NUM_LINES, NUM_WORDS = 18, 9
+NUM_LINES, NUM_WORDS = 8, 9
 FONTS = ("Times-Roman", "Helvetica")
 FAINT = ((0.0, 2), (0.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (3.0, 16), (6.0, 16))
 """Standard deviations of grain, and contrasts of print on it, in levels of 256."""
@@ -302,6 +302,7 @@ async def measure(asked: argparse.Namespace, english: Sequence[Path]) -> Figures
         await bench.read(drawn(source, 10.0, 0).page(follows_print=False))  # warm up
         figures: Figures = {
             "checkpoint": asked.checkpoint,
+            "pages": asked.pages,
             "blank": await blank(bench, 4 * asked.pages),
             "faint": faint(source),
             "small_print": await small_print(bench, source, asked.pages),

@@ -16,6 +16,7 @@ from printed_pages import printed
 from test_jobs_reading import num_open
 
 from app.document import (
+    Attempt,
     Page,
     PageResult,
     PageWarning,
@@ -210,6 +211,9 @@ def test_a_second_reading_that_is_no_better_is_dropped_and_there_is_no_third(
     assert result.failure is None
 
 
+RESTORED = replace(
+    reading(HALF), attempts=(*reading().attempts, Attempt("large", "none", 90, "stop", 9, "risk"))
+)
 ONCE: dict[str, tuple[Answer, Page, ReadOptions, dict[str, Any]]] = {
     "enough of the layer is there": (ALL, PRINTED, ReadOptions(), {}),
     "switched off": (HALF, PRINTED, ReadOptions(), {"recall_retry": False}),
@@ -218,6 +222,12 @@ ONCE: dict[str, tuple[Answer, Page, ReadOptions, dict[str, Any]]] = {
     "a question of the client's own": (HALF, PRINTED, ReadOptions(prompt="Locate it."), {}),
     "a ratio that the client chose": (HALF, PRINTED, ReadOptions(mode="large", keep_ratio=0.5), {}),
     "unpruned in a mode that was asked for": (HALF, PRINTED, ReadOptions(mode="large", prune="none"), {}),
+    "restored by the reader, in a mode that was asked for": (
+        RESTORED,
+        PRINTED,
+        ReadOptions(mode="large"),
+        {},
+    ),
     "unpruned in the sharpest mode": (reading(HALF, "gundam", "none"), PRINTED, ReadOptions(), {}),
     "not read to its end": (reading(HALF, finish="length"), PRINTED, ReadOptions(), {}),
 }

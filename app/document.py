@@ -209,6 +209,10 @@ class TokenCounts:
     diversity: float | None
     prompt: int
     output: int
+    drafted: int = 0
+    """Tokens proposed from the page's text layer, over all attempts."""
+    accepted: int = 0
+    """Those of them that the model chose, too; each saved a decoder step."""
 
     @property
     def retention(self) -> float:

@@ -14,6 +14,7 @@ from typing import Self
 from PIL import Image
 
 from app.document import FARTHEST, Block, Page, Reading, ReadOptions
+from app.ocr.engine.drafts import PageText
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
@@ -89,10 +90,20 @@ class PocketReader:
         return PocketStream(self, page, options, document_id, priority=priority, as_markdown=as_markdown)
 
     def submit_view(
-        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str, priority: int
+        self,
+        view: Image.Image,
+        page: Page,
+        options: ReadOptions,
+        document_id: str,
+        priority: int,
+        text: PageText | None = None,
     ) -> EngineStream:
         page = Page(page.index, view.convert("RGB"))
-        return self._engine.submit(page, options, document_id=document_id, priority=priority)
+        return self._engine.submit(page, options, document_id=document_id, priority=priority, text=text)
+
+    def text_of(self, page: Page) -> PageText | None:
+        """Return the page's text layer, for all of its views: which words a view shows is not known."""
+        return self._engine.text_of(page)
 
     @property
     def risk_curve(self) -> RiskCurve:
@@ -126,6 +137,7 @@ class PocketStream:
     ) -> None:
         self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
         self._options, self._as_markdown = options, as_markdown
+        self._text = reader.text_of(page)
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
         self.evidence = Evidence()
@@ -240,7 +252,9 @@ class PocketStream:
             raise
 
     def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
-        stream = self._reader.submit_view(view, self._page, options, self._document_id, self._priority)
+        stream = self._reader.submit_view(
+            view, self._page, options, self._document_id, self._priority, self._text
+        )
         if self._is_cancelled:
             stream.cancel()
         return stream

@@ -17,6 +17,7 @@ from functools import partial
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import PageFailed
+from app.ocr.engine.drafts import PageText
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
@@ -104,15 +105,18 @@ class Engine:
         document_id: str,
         priority: int = 0,
         deadline_seconds: float | None = None,
+        text: PageText | None = None,
     ) -> EngineStream:
         """Queue a page without waiting.
 
         Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
         take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
-        with ``Overloaded``. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
+        with ``Overloaded``. ``text``: what may be written on the page, by default the words of its text
+        layer; it changes no token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
         engine has stopped.
         """
-        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
+        text = text or self.text_of(page)
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, text)
         with self._lock:
             if self._failure is not None:
                 raise PageFailed(self._failure)
@@ -121,6 +125,14 @@ class Engine:
         # a callback that holds the task makes a circle: the page would stay until the garbage collector runs
         task.done.add_done_callback(self._forget)
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
+
+    def text_of(self, page: Page) -> PageText | None:
+        """Return the page's text layer for ``submit``, which the views of a page share; ``None`` where it is
+        not used.
+        """
+        if not (page.words and self._loop.max_draft_tokens):
+            return None
+        return PageText(page.words, self._model.prompt_ids)
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""

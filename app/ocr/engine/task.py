@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
+from app.ocr.engine.drafts import PageText
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
@@ -74,6 +75,10 @@ class PageTask:
     risk_curve: RiskCurve
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
+    text: PageText | None = None
+    """The page's text layer, from which tokens are proposed."""
+    num_drafted: int = 0
+    num_accepted: int = 0
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -140,6 +145,18 @@ class PageTask:
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.feed.restart()
 
+    def draft(self, most: int) -> list[int]:
+        """Propose up to ``most`` next tokens, as far as the page may have more than one."""
+        if self.text is None:
+            return []
+        return self.text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
+
+    def counts_draft(self, num_drafted: int, num_accepted: int) -> None:
+        if self.text is not None:
+            self.text.count(num_drafted, num_accepted)
+        self.num_drafted += num_drafted
+        self.num_accepted += num_accepted
+
     def scores(self, logprob_sum: float) -> None:
         """Record another token. ``logprob_sum``: sum over all tokens up to it."""
         self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
@@ -172,6 +189,7 @@ class PageTask:
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
             prompt=len(self.prompt_ids), output=len(best.ids),
+            drafted=self.num_drafted, accepted=self.num_accepted,
         )  # fmt: skip
         return Reading(
             text=text,
@@ -215,6 +233,7 @@ def new_task(
     options: ReadOptions,
     document_id: str,
     deadline_seconds: float | None = None,
+    text: PageText | None = None,
 ) -> PageTask:
     """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``."""
     mode = options.mode or model.default_mode
@@ -236,4 +255,5 @@ def new_task(
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
         trace=options.tokens == "detail",
+        text=text,
     )

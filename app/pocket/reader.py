@@ -14,11 +14,12 @@ from typing import Self
 from PIL import Image
 
 from app.document import FARTHEST, Block, Page, Reading, ReadOptions
-from app.ocr.engine.drafts import PageText
+from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
 from app.output.markdown import block_of, to_markdown
+from app.pocket.expected import ExpectedText
 from app.pocket.layout.composed import page_blocks, turned_back
 from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
@@ -44,14 +45,15 @@ TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A view as the engine gets it, and its number of rows of print."""
+    """A view as the engine gets it, its number of rows of print, and what its text layer says of it."""
 
     image: Image.Image
     num_rows: int
+    expected: str = ""
 
     @classmethod
-    def of(cls, view: LineView) -> Self:
-        return cls(view.image, len(view.cuts))
+    def of(cls, view: LineView, expected: ExpectedText | None = None) -> Self:
+        return cls(view.image, len(view.cuts), "" if expected is None else expected.of(view))
 
 
 class PocketReader:
@@ -104,14 +106,16 @@ class PocketReader:
         options: ReadOptions,
         document_id: str,
         priority: int,
-        text: PageText | None = None,
+        draft_text: DraftText | None = None,
     ) -> EngineStream:
         page = Page(page.index, view.convert("RGB"))
-        return self._engine.submit(page, options, document_id=document_id, priority=priority, text=text)
+        return self._engine.submit(
+            page, options, document_id=document_id, priority=priority, draft_text=draft_text
+        )
 
-    def text_of(self, page: Page) -> PageText | None:
-        """Return the page's text layer, for all of its views: which words a view shows is not known."""
-        return self._engine.text_of(page)
+    def draft_text(self, text: str, acceptance: Acceptance) -> DraftText | None:
+        """Return the text of a view for ``submit_view``; ``None`` where no drafts are made."""
+        return self._engine.draft_text(text, acceptance, is_exact=True)
 
     @property
     def risk_curve(self) -> RiskCurve:
@@ -145,7 +149,7 @@ class PocketStream:
     ) -> None:
         self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
         self._options, self._as_markdown = options, as_markdown
-        self._text = reader.text_of(page)
+        self._acceptance = Acceptance()
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
         self.evidence = Evidence()
@@ -189,7 +193,9 @@ class PocketStream:
             began = time.monotonic()
             turns, cut = await self._upright(cut, options)
             cut_ms += (time.monotonic() - began) * 1e3
-            readings = await self._readings(_shown(cut, self._page), options) or []
+            # the text layer is that of the page as it came
+            page = replace(self._page, placed_words=()) if turns else self._page
+            readings = await self._readings(_shown(cut, page), options) or []
         read = [view.reading.text for view in readings]
         read += [""] * (len(cut.views) - len(read))
         blocks = _composed(cut, read, as_markdown=self._as_markdown, turns=turns)
@@ -246,7 +252,7 @@ class PocketStream:
         try:
             for number in range(len(views) + MAX_WAITING):
                 if number < len(views):
-                    streams.append(self._submit(views[number].image, options))
+                    streams.append(self._submit(views[number], options))
                 if MAX_WAITING <= number < len(streams) + MAX_WAITING:
                     at = number - MAX_WAITING
                     reading = await streams[at].result()
@@ -259,9 +265,10 @@ class PocketStream:
             _cancel(streams)
             raise
 
-    def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
+    def _submit(self, view: _Shown, options: ReadOptions) -> EngineStream:
+        draft_text = self._reader.draft_text(view.expected, self._acceptance) if view.expected else None
         stream = self._reader.submit_view(
-            view, self._page, options, self._document_id, self._priority, self._text
+            view.image, self._page, options, self._document_id, self._priority, draft_text
         )
         if self._is_cancelled:
             stream.cancel()
@@ -275,7 +282,12 @@ def _cancel(streams: Sequence[EngineStream]) -> None:
 
 def _shown(cut: CutPage, page: Page) -> list[_Shown]:
     """List the views to read. A blank page gets one for its figures; its text is empty."""
-    return [_Shown.of(view) for view in cut.views[:MAX_VIEWS]] or [_Shown(page.image.resize((64, 64)), 0)]
+    expected = None
+    if page.placed_words and cut.page is not None:
+        width, height = page.image.size
+        expected = ExpectedText(page.placed_words, cut.page.width / width, cut.page.height / height)
+    views = [_Shown.of(view, expected) for view in cut.views[:MAX_VIEWS]]
+    return views or [_Shown(page.image.resize((64, 64)), 0)]
 
 
 def _left_out(

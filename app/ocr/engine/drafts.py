@@ -8,10 +8,8 @@ token. No text is taken from the layer: the page is read.
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from app.errors import BadOption
-
 MIN_CONTEXT = 3
-"""Fewest last tokens of the output that must stand in the text."""
+"""Fewest last tokens of the output that must stand in the text, except at its beginning."""
 MAX_CONTEXT = 16
 """Last tokens of the output that are compared, to choose between places where fewer agree."""
 MIN_DRAFT = 4
@@ -19,87 +17,103 @@ MIN_DRAFT = 4
 MAX_PLACES = 16
 """Places of one context that are compared: in hostile text all may be alike."""
 MAX_TEXT_TOKENS = 16_384
-"""Tokens of a page's text layer that are used."""
-WINDOW = 128
-"""Proposed tokens after which their acceptance is judged, again and again."""
-MIN_ACCEPTANCE = 0.3
-"""Share of accepted tokens below which no more are proposed for a page."""
+"""Tokens of a page's text that are used."""
+MAX_TEXT_CHARS = 65_536
+"""Characters of a page's text that are turned into tokens."""
 
 
-class PageText:
-    """A page's text layer as tokens, and how well it has predicted the page so far.
+class Acceptance:
+    """How well the text layer of a page predicts what is read: shared by the views of a page.
 
-    The views of a page share one. ``encode`` turns text into ids; words that it refuses with ``BadOption``
-    are left out. ``propose`` and ``count`` belong to the engine's thread.
+    Belongs to the engine's thread, except ``is_low``, which any may read.
     """
 
-    def __init__(self, words: Sequence[str], encode: Callable[[str], list[int]]) -> None:
-        self._words, self._encode = words, encode
-        self._drafted = self._accepted = 0
-        self.is_useful = True
-        """Whether to propose tokens; false for good once too few were accepted."""
+    WINDOW = 128
+    """Proposed tokens after which their acceptance is judged, again and again."""
+    LEAST = 0.4
+    """Share of accepted tokens below which no more are proposed: on a CPU verifying costs more than it saves."""
+
+    def __init__(self) -> None:
+        self._num_drafted = self._num_accepted = 0
+        self.is_low = False
+        """Whether too few were accepted, for good."""
+
+    def add(self, num_drafted: int, num_accepted: int) -> None:
+        """Record what became of proposed tokens."""
+        self._num_drafted += num_drafted
+        self._num_accepted += num_accepted
+        if self._num_drafted >= self.WINDOW:
+            self.is_low = self.is_low or self._num_accepted < self.LEAST * self._num_drafted
+            self._num_drafted = self._num_accepted = 0
+
+
+class DraftText:
+    """What may be written on a page, or on a view of one, as tokens.
+
+    ``encode`` turns text into ids. ``is_exact``: the text is that of the view and no more, so its first
+    tokens may be the first ones read.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        encode: Callable[[str], list[int]],
+        acceptance: Acceptance | None = None,
+        *,
+        is_exact: bool = False,
+    ) -> None:
+        self._text, self._encode, self._is_exact = text[:MAX_TEXT_CHARS], encode, is_exact
+        self.acceptance = acceptance or Acceptance()
 
     def prepare(self) -> None:
-        """Look up nothing, but do what the first look-up would: some milliseconds, in any thread."""
+        """Do what the first look-up would: some milliseconds for a whole page, in any thread."""
         _ = self._places
 
     def propose(self, ids: Sequence[int], most: int) -> list[int]:
-        """Return up to ``most`` tokens that follow the last ones of ``ids`` in the text; none if it has no
-        such place.
+        """Return up to ``most`` tokens that follow the last ones of ``ids`` in the text; none if these stand
+        nowhere in it.
 
         Of several places the one counts where most tokens before it agree, then the first.
         """
-        if most < 1 or len(ids) < MIN_CONTEXT or not self.is_useful:
+        if most < 1 or self.acceptance.is_low:
             return []
         tail = self._alike(ids[-MAX_CONTEXT:])
+        if len(tail) < MIN_CONTEXT:
+            begins = self._is_exact and tail == self._keys[: len(tail)]
+            return self._ids[len(tail) : len(tail) + min(most, MIN_DRAFT)] if begins else []
         best, agreed = 0, 0
         for place in self._places.get(tuple(tail[-MIN_CONTEXT:]), ()):
             length = MIN_CONTEXT
-            while length < min(len(tail), place) and tail[-length - 1] == self._text[place - length - 1]:
+            while length < min(len(tail), place) and tail[-length - 1] == self._keys[place - length - 1]:
                 length += 1
             if length > agreed:
                 best, agreed = place, length
-        return self._text[best : best + min(most, max(MIN_DRAFT, agreed))] if agreed else []
-
-    def count(self, num_drafted: int, num_accepted: int) -> None:
-        """Record what became of proposed tokens."""
-        self._drafted += num_drafted
-        self._accepted += num_accepted
-        if self._drafted >= WINDOW:
-            self.is_useful = self.is_useful and self._accepted >= MIN_ACCEPTANCE * self._drafted
-            self._drafted = self._accepted = 0
+        return self._ids[best : best + min(most, max(MIN_DRAFT, agreed))] if agreed else []
 
     def _alike(self, ids: Sequence[int]) -> list[int]:
-        """Return ids in which a line break is a space: the layer does not know where a view breaks lines."""
+        """Return ids in which a line break is a space: a text layer breaks lines elsewhere."""
         space, line_break = self._spaces
         return [space if token == line_break else token for token in ids]
 
     @cached_property
     def _spaces(self) -> tuple[int, int]:
-        space, line_break = self._ids(" "), self._ids("\n")
+        space, line_break = self._encode(" "), self._encode("\n")
         return (space[0], line_break[0]) if space and line_break else (-1, -1)
 
     @cached_property
-    def _text(self) -> list[int]:
-        text: list[int] = []
-        for word in self._words:
-            text += self._ids(f" {word}")
-            if len(text) >= MAX_TEXT_TOKENS:
-                break
-        return self._alike(text[:MAX_TEXT_TOKENS])
+    def _ids(self) -> list[int]:
+        return self._encode(self._text)[:MAX_TEXT_TOKENS]
+
+    @cached_property
+    def _keys(self) -> list[int]:
+        return self._alike(self._ids)
 
     @cached_property
     def _places(self) -> dict[tuple[int, ...], list[int]]:
         """Where the text goes on after each context."""
         places: dict[tuple[int, ...], list[int]] = {}
-        for place in range(MIN_CONTEXT, len(self._text)):
-            found = places.setdefault(tuple(self._text[place - MIN_CONTEXT : place]), [])
+        for place in range(MIN_CONTEXT, len(self._keys)):
+            found = places.setdefault(tuple(self._keys[place - MIN_CONTEXT : place]), [])
             if len(found) < MAX_PLACES:
                 found.append(place)
         return places
-
-    def _ids(self, text: str) -> list[int]:
-        try:
-            return self._encode(text)
-        except BadOption:
-            return []

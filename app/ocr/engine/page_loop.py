@@ -302,7 +302,7 @@ class PageLoop:
 
     def _drafts_pages(self) -> bool:
         return bool(self.max_draft_tokens) and any(
-            task.text is not None and task.text.is_useful for task in self._running
+            task.draft_text is not None and not task.draft_text.acceptance.is_low for task in self._running
         )
 
     def _drafts(self) -> list[list[int]]:

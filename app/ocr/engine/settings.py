@@ -9,6 +9,8 @@ from app.ocr.models.model import OcrModel
 PROMPT_ROOM = 2048
 """Tokens for a page in the largest mode (Gundam's nine tiles: 1,300) and a long prompt."""
 
+MAX_DRAFT_TOKENS = 8
+
 COUNTS = (
     "max_running_pages",
     "max_page_tokens",
@@ -75,7 +77,7 @@ class EngineSettings:
     """
     piece_interval_seconds: float = 0.03
     """Shortest time for which streamed text is gathered, so that consumers do not cost more than decoding."""
-    max_draft_tokens: int = 8
+    max_draft_tokens: int = MAX_DRAFT_TOKENS
     """Most tokens of a page's text layer that are proposed and verified in one step, on a CPU; 0: none."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
-from app.ocr.engine.drafts import PageText
+from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
@@ -90,7 +90,7 @@ class PageTask:
     """Risk above which a pruned reading is followed by an unpruned one; ``None``: none is."""
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
-    text: PageText | None = None
+    draft_text: DraftText | None = None
     """The page's text layer, from which tokens are proposed."""
     num_drafted: int = 0
     num_accepted: int = 0
@@ -164,13 +164,13 @@ class PageTask:
 
     def draft(self, most: int) -> list[int]:
         """Propose up to ``most`` next tokens, as far as the page may have more than one."""
-        if self.text is None:
+        if self.draft_text is None:
             return []
-        return self.text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
+        return self.draft_text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
 
     def counts_draft(self, num_drafted: int, num_accepted: int) -> None:
-        if self.text is not None:
-            self.text.count(num_drafted, num_accepted)
+        if self.draft_text is not None:
+            self.draft_text.acceptance.add(num_drafted, num_accepted)
         self.num_drafted += num_drafted
         self.num_accepted += num_accepted
 
@@ -281,7 +281,7 @@ def new_task(
     options: ReadOptions,
     document_id: str,
     deadline_seconds: float | None = None,
-    text: PageText | None = None,
+    draft_text: DraftText | None = None,
 ) -> PageTask:
     """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``."""
     mode = options.mode or model.default_mode
@@ -306,5 +306,5 @@ def new_task(
         risk_curve=model.risk_curve,
         restore_risk=settings.restore_from(model),
         trace=options.tokens == "detail",
-        text=text,
+        draft_text=draft_text,
     )

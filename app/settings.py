@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     recall_retry: bool = True
     """Whether a page whose text lacks many words of its PDF's text layer is read once more."""
     drafts: bool = True
-    """Whether a text layer proposes the next tokens, on a CPU: they change no text, only the time it takes."""
+    """Whether, on a CPU, a text layer proposes the next tokens, which the model then verifies."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""

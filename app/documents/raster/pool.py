@@ -130,7 +130,9 @@ def _placed_words(told: Any) -> tuple[PlacedWord, ...]:
         if not (isinstance(one, list) and len(one) == 5 and isinstance(one[0], str)):
             raise _ChildDied
         text, *box = one
-        if len(text) > MAX_WORD_CHARS or not all(isinstance(x, float | int) and math.isfinite(x) for x in box):
+        if len(text) > MAX_WORD_CHARS or not all(
+            isinstance(x, float | int) and math.isfinite(x) for x in box
+        ):
             raise _ChildDied
         placed.append(PlacedWord(text, *map(float, box)))
     return tuple(placed)

@@ -196,7 +196,9 @@ class DraftDecode:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """Map (1, H, N, D) queries to (1, N, H, D)."""
-        self._cache.write_packed(layer, self.rows, self.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self._cache.write_packed(
+            layer, self.rows, self.places, key[0].transpose(0, 1), value[0].transpose(0, 1)
+        )
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         grouped = query.shape[1] != key.shape[1]
         outs = [

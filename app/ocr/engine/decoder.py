@@ -228,12 +228,16 @@ class Decoder:
         self, logits: torch.Tensor, drafts: Sequence[Sequence[int]], starts: torch.Tensor
     ) -> "_Chosen":
         """Choose as ``run_rows`` does, one token of every row at a time, for the rows whose draft agrees."""
-        rows, fields, order = list(range(len(drafts))), [], []
-        repeats, ended = self.rows.repeats.copied(rows), []
+        rows = list(range(len(drafts)))
+        repeats = self.rows.repeats.copied(rows)
         logprob_sums, tokens = self.rows.logprob_sums[rows], self.rows.tokens[rows]
         counts = [0] * len(drafts)
+        fields: list[torch.Tensor] = []
+        order: list[int] = []
+        ended: list[tuple[list[int], RepeatState]] = []
         while rows:
-            scores = logits[starts[rows] + counts[rows[0]]]
+            at = counts[rows[0]]  # as many for all that are left
+            scores = logits[starts[rows] + at]
             wanted = scores.argmax(dim=-1)
             chosen = repeats.banned(scores).argmax(dim=-1)
             extended = repeats.after(chosen)
@@ -245,11 +249,11 @@ class Decoder:
             )
             order += rows
             agrees = [
-                counts[row] < len(drafts[row]) and drafts[row][counts[row]] == token
+                at < len(drafts[row]) and drafts[row][at] == token
                 for row, token in zip(rows, chosen.tolist(), strict=True)
             ]
             for row in rows:
-                counts[row] += 1
+                counts[row] = at + 1
             if not all(agrees):
                 gone = [i for i, agreed in enumerate(agrees) if not agreed]
                 ended.append(([rows[i] for i in gone], repeats.copied(gone)))

@@ -30,8 +30,8 @@ class Acceptance:
 
     WINDOW = 128
     """Proposed tokens after which their acceptance is judged, again and again."""
-    LEAST = 0.4
-    """Share of accepted tokens below which no more are proposed: on a CPU verifying costs more than it saves."""
+    LEAST = 0.5
+    """Share of accepted tokens below which no more are proposed: verifying would cost more than it saves."""
 
     def __init__(self) -> None:
         self._num_drafted = self._num_accepted = 0

@@ -121,9 +121,11 @@ class Engine:
 
         Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
         take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
-        with ``Overloaded``. ``draft_text``: what may be written on the page, by default the words
-        of its text layer; it changes no token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
-        engine has stopped.
+        with ``Overloaded``.
+
+        ``draft_text``: what may be written on the page, by default the words of its text layer; it changes no
+        token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the engine has
+        stopped.
         """
         if draft_text is None and page.words:
             draft_text = self.draft_text(" ".join(page.words))

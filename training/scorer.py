@@ -8,6 +8,7 @@ it; nothing here serves pages.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.signals)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """C of each depth."""
+        return tuple(depth.shape[-1] for depth in self.depths)
+
     def __getitem__(self, views: Tensor) -> "Features":
         return Features(tuple(depth[views] for depth in self.depths), self.signals[views])
 
@@ -75,9 +81,8 @@ class Scorer(nn.Module):
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, features: Features) -> Tensor:
-        given = tuple(depth.shape[-1] for depth in features.depths)
-        if given != self.widths:
-            raise ScorerError(f"the scorer was trained on depths of widths {self.widths}, got {given}")
+        if features.widths != self.widths:
+            raise ScorerError(f"the scorer was trained on widths {self.widths}, got {features.widths}")
         mixed = self.signals(features.signals)
         for project, depth in zip(self.depths, features.depths, strict=True):
             mixed = mixed + project(functional.layer_norm(depth, depth.shape[-1:]))
@@ -116,6 +121,34 @@ def load_scorer(path: Path) -> Scorer:
     except RuntimeError as error:
         raise ScorerError(f"{path}: its tensors do not fit together ({error})") from None
     return scorer.eval().requires_grad_(False)
+
+
+@cache
+def shipped_scorer() -> Scorer | None:
+    """Return the scorer of ``WEIGHTS``; ``None`` where that file is missing, as before the first training."""
+    return load_scorer(WEIGHTS) if WEIGHTS.is_file() else None
+
+
+def view_scores(
+    network: Any, views: Tensor, class_attention: Tensor, ink: Tensor, scorer: Scorer | None = None
+) -> Tensor | None:
+    """Score patches of views: (B, 3, S, S), (B, N), (B, N) -> (B, N).
+
+    ``scorer``: the shipped one by default. Return ``None`` when it was trained on an encoder of other widths.
+    """
+    scorer = scorer or shipped_scorer()
+    features = features_of(network, views, class_attention, ink)
+    if scorer is None or scorer.widths != features.widths:
+        return None
+    with torch.inference_mode():
+        scores: Tensor = scorer(features)
+    return scores
+
+
+def features_of(network: Any, views: Tensor, class_attention: Tensor, ink: Tensor) -> Features:
+    """Compute what the scorer sees: (B, 3, S, S), (B, N), (B, N) -> features of B views, on their device."""
+    depths = encoder_depths(network, views)
+    return Features(depths, signals_of(depths[-1], class_attention, ink))
 
 
 @torch.inference_mode()

@@ -65,6 +65,7 @@ class SyntheticOcr:
         self.embeddings = network.get_input_embeddings()
         self.name = name
         self.modes: Mapping[str, Mode] = {"page": Mode("page", view_px, pad=True)}
+        self.has_patch_places = True
         self.default_mode = "page"
         self.default_prompt = "Free OCR. "
         self.bos_id = 0
@@ -74,6 +75,7 @@ class SyntheticOcr:
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
+        self.restore_risk: float | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

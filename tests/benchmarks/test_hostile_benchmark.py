@@ -91,7 +91,9 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(monkeypatch: pytest.
 
 def test_the_docs_say_what_was_measured() -> None:
     results, pocket_soak = (json.loads(path.read_text()) for path in (RESULTS, POCKET_SOAK))
-    assert fill(DOCS.read_text(), results, pocket_soak) == DOCS.read_text(), "python -m benchmarks.hostile.table"
+    assert fill(DOCS.read_text(), results, pocket_soak) == DOCS.read_text(), (
+        "python -m benchmarks.hostile.table"
+    )
     assert set(results["parts"]) == set(PARTS)
 
 

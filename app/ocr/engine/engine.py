@@ -12,7 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from app.document import Page, Reading, ReadOptions
@@ -22,6 +22,7 @@ from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
 from app.ocr.engine.task import PageTask, new_task
 from app.ocr.models.model import OcrModel
+from app.ocr.models.preprocess import view_scale
 from app.ocr.risk import Evidence
 from app.reader import ReaderLoad
 
@@ -73,7 +74,7 @@ class Engine:
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._loop = PageLoop(model, self._settings, self._preparing, self._finishing)
         self._lock = threading.Lock()
-        self._tasks: set[PageTask] = set()
+        self._tasks: dict[Future[Reading], PageTask] = {}
         self._is_closing = False
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -86,6 +87,15 @@ class Engine:
     @property
     def modes(self) -> Collection[str]:
         return self._model.modes
+
+    @property
+    def default_mode(self) -> str:
+        return self._model.default_mode
+
+    def scales(self, width: int, height: int) -> dict[str, float]:
+        """Return how many pixels of its views show one pixel of a page, by mode; see ``KnowsModes``."""
+        trained = (mode for mode in self._model.modes.values() if mode.trained)
+        return {mode.name: view_scale(width, height, mode) for mode in trained}
 
     @property
     def failure(self) -> str | None:
@@ -117,8 +127,9 @@ class Engine:
             if self._failure is not None:
                 raise PageFailed(self._failure)
             self._loop.enqueue(task, priority)
-            self._tasks.add(task)
-        task.done.add_done_callback(lambda _: self._forget(task))
+            self._tasks[task.done] = task
+        # a callback that holds the task makes a circle: the page would stay until the garbage collector runs
+        task.done.add_done_callback(self._forget)
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
 
     async def close(self) -> None:
@@ -133,9 +144,9 @@ class Engine:
         self._preparing.shutdown(wait=True, cancel_futures=True)
         self._finishing.shutdown(wait=True)
 
-    def _forget(self, task: PageTask) -> None:
+    def _forget(self, done: Future[Reading]) -> None:
         with self._lock:
-            self._tasks.discard(task)
+            self._tasks.pop(done, None)
 
     def _run(self) -> None:
         try:
@@ -165,7 +176,7 @@ class Engine:
 
     def _unfinished(self) -> list[PageTask]:
         with self._lock:
-            return [task for task in self._tasks if not task.done.done()]
+            return [task for task in self._tasks.values() if not task.done.done()]
 
 
 def _carry_on() -> None:

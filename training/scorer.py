@@ -227,7 +227,7 @@ def fit_ranking(
         batch = torch.randperm(len(features), generator=generator)[:views]
         loss = functional.mse_loss(standardised(scorer(features[batch])), target[batch])
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
 
@@ -257,6 +257,6 @@ def fit_policy(
         chances = -functional.binary_cross_entropy_with_logits(logits, kept.float(), reduction="none")
         loss = -(advantage * chances.mean(-1)).mean()
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()

@@ -1,12 +1,13 @@
 """Train a small scorer of patch tokens on the pocket checkpoint, and measure it on pages it never saw.
 
     python -m benchmarks.pruners.scorer --train --out benchmarks/results/scorer.json
+    python -m benchmarks.pruners.scorer --out benchmarks/results/scorer.json     the scorer that ships
 
 Lessons are views of the training renderers. The scorer learns, by regression, which patches the decoder
 attended to in its own unpruned readings, then, by policy gradient, which it needs to read on. Other views
 choose between the two. Then whole pages are read, at RTPrune's own count of every view and at 60 % of it,
-pruned by the scorer and by others. Without ``--train`` the scorer that ships is measured. The last line of
-stdout is one JSON document.
+pruned by the scorer and by others. Without ``--train`` the scorer that ships is measured, and what the file
+says of its training stays. The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from unittest.mock import patch
 
@@ -38,7 +40,7 @@ from benchmarks.pruners.evidence import EvidenceBook, evidence_of
 from benchmarks.pruners.inside.layers import look
 from benchmarks.pruners.pages import own_pages
 from benchmarks.pruners.watched import layers_of, prompts_of
-from benchmarks.report import publish
+from benchmarks.report import commit, hardware, publish
 from rtprune import METHODS, PrunedTokens, RTPruneConfig, VisualTokens, prune_tokens
 from training.lines import LineStyle
 from training.scorer import (
@@ -59,13 +61,14 @@ NONE = "none"
 COMPARED = ("rtprune", "norm", "ink", "oracle", "trained")
 SHARES = (1.0, 0.6)
 """Shares of RTPrune's own count at which pages are read."""
-LESSONS, CHECKS = 384, 64
+LESSONS, CHECKS = 256, 48
 """Views to learn from, and views that choose between the two ways to learn."""
 SEED = 20261129
 MAX_STEPS = 72
 """Most tokens that a reading may have while lessons are collected: a view has four rows of print."""
 VIEWS_AT_ONCE = 64
-RANKING_STEPS, POLICY_STEPS = 300, 100
+PAGES = 2
+RANKING_STEPS, POLICY_STEPS = 300, 60
 DROPPED = 0.4
 """Share of patches that masks of the policy gradient drop. LayoutLite's 0.5 is of models with ten times the
 tokens.
@@ -235,6 +238,8 @@ def train(model: OcrModel, settings: Settings, out: Path, num_lessons: int, num_
             "policy": round(time.process_time() - cpu - collected - ranking, 1),
         },
         "minutes": round((time.perf_counter() - start) / 60, 1),
+        "commit": commit(), "hardware": hardware(model.device), "load": round(os.getloadavg()[0], 1),
+        "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
 
 
@@ -305,7 +310,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--root", type=Path, default=Path("/"), help="folder with usr/share/fonts and usr/share/dict")
     add("--lessons", type=int, default=LESSONS)
     add("--checks", type=int, default=CHECKS)
-    add("--pages", type=int, default=4, help="pages to measure on; 0: none (default: %(default)s)")
+    add("--pages", type=int, default=PAGES, help="pages to measure on; 0: none (default: %(default)s)")
     add("--methods", nargs="+", choices=COMPARED, default=COMPARED)
     add("--threads", type=int, default=1)
     add("--out", type=Path)
@@ -317,6 +322,8 @@ def main(words: Sequence[str] | None = None) -> None:
         figures["training"] = train(load_pocket(), settings, asked.weights, asked.lessons, asked.checks)
         print(json.dumps(figures["training"]), flush=True)
         shipped_scorer.cache_clear()
+    elif asked.out and asked.out.is_file():
+        figures["training"] = json.loads(asked.out.read_text(encoding="utf-8")).get("training")
     kind = own_pages(asked.pages)
     rows = asyncio.run(_measured(kind, asked.methods)) if asked.pages else []
     publish(figures | {"kind": kind.name, "pages": asked.pages, "rows": rows}, torch.device("cpu"), asked.out)

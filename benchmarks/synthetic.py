@@ -76,6 +76,7 @@ class SyntheticOcr:
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
+        self.restore_risk: float | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings
@@ -95,6 +96,9 @@ class SyntheticOcr:
 
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
         return [self._tokens(page) for page in pages]
+
+    def text_ids(self, text: str) -> list[int]:  # noqa: ARG002 - its pages have no text layer
+        return []
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return [4 + ord(character) % 90 for character in prompt]

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from benchmarks.report import ROOT
@@ -20,8 +19,8 @@ BESIDE = {
 }
 
 
-def tables(document: Mapping[str, Any]) -> str:
-    """Give all figures as Markdown."""
+def tables(document: Mapping[str, Any], pocket_soak: Mapping[str, Any] | None = None) -> str:
+    """Give all figures as Markdown; those of a soak through the pocket checkpoint come last."""
     parts = document["parts"]
     said = (
         f"{document['hardware']}, Python {document['python']}, commit {document['commit']}, "
@@ -30,10 +29,9 @@ def tables(document: Mapping[str, Any]) -> str:
     livez = [["`/livez` beside", "p50, ms", "p99, ms", "p99 just before, ms", "API, MiB"], ["---"] * 5]
     livez += _livez(parts.get("livez", {}))
     found = [["what is done", "what comes of it"], ["---"] * 2, *_findings(parts)]
-    if POCKET_SOAK.exists():
-        soak = json.loads(POCKET_SOAK.read_text())
-        what, came = _soak(soak["parts"]["soak"])
-        found.append([f"{what} (commit {soak['commit']}, load {soak['load_before']})", came])
+    if pocket_soak:
+        what, came = _soak(pocket_soak["parts"]["soak"])
+        found.append([f"{what} (commit {pocket_soak['commit']}, load {pocket_soak['load_before']})", came])
     return f"{said}\n\n{_table(livez)}\n\n{_table(found)}"
 
 
@@ -142,17 +140,18 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
-def fill(text: str, document: Mapping[str, Any]) -> str:
+def fill(text: str, document: Mapping[str, Any], pocket_soak: Mapping[str, Any] | None = None) -> str:
     """Put the tables between the marks of a page. Raise ``ValueError`` if it has none."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page has no place for figures: {BEGIN} ... {END}")
-    return f"{before}{begin}\n\n{tables(document)}\n\n{end}{after}"
+    return f"{before}{begin}\n\n{tables(document, pocket_soak)}\n\n{end}{after}"
 
 
-def main(results: Path = RESULTS, docs: Path = DOCS) -> None:
-    docs.write_text(fill(docs.read_text(), json.loads(results.read_text())))
+def main() -> None:
+    results, pocket_soak = (json.loads(path.read_text()) for path in (RESULTS, POCKET_SOAK))
+    DOCS.write_text(fill(DOCS.read_text(), results, pocket_soak))
 
 
 if __name__ == "__main__":

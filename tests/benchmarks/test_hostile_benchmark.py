@@ -12,7 +12,7 @@ from benchmarks.hostile.__main__ import measure
 from benchmarks.hostile.files import bombs, mutations, seeds
 from benchmarks.hostile.parts import PARTS, Plan
 from benchmarks.hostile.serving import serving
-from benchmarks.hostile.table import BEGIN, DOCS, END, RESULTS, fill, tables
+from benchmarks.hostile.table import BEGIN, DOCS, END, POCKET_SOAK, RESULTS, fill, tables
 from benchmarks.report import ROOT
 
 TINY = Plan(
@@ -90,9 +90,11 @@ def test_a_part_that_fails_is_recorded_and_the_others_go_on(monkeypatch: pytest.
 
 
 def test_the_docs_say_what_was_measured() -> None:
-    document = json.loads(RESULTS.read_text())
-    assert fill(DOCS.read_text(), document) == DOCS.read_text(), "python -m benchmarks.hostile.table"
-    assert set(document["parts"]) == set(PARTS)
+    results, pocket_soak = (json.loads(path.read_text()) for path in (RESULTS, POCKET_SOAK))
+    assert fill(DOCS.read_text(), results, pocket_soak) == DOCS.read_text(), (
+        "python -m benchmarks.hostile.table"
+    )
+    assert set(results["parts"]) == set(PARTS)
 
 
 def test_mutations_are_the_same_for_a_seed() -> None:

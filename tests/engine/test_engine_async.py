@@ -1,7 +1,10 @@
 """The engine as the service sees it: threads, streams, cancellation, death."""
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -130,6 +133,27 @@ def test_a_page_may_outlive_its_consumers_event_loop() -> None:
     reading = asyncio.run(stream.result())
     assert reading.tokens.output == 900
     engine.shut_down()
+
+
+def test_pages_that_were_read_are_freed_without_the_garbage_collector() -> None:
+    async def scenario() -> None:
+        async with running(fake()) as engine:
+            pages = [page(i) for i in range(4)]
+            images = [weakref.ref(one.image) for one in pages]
+            streams = [engine.submit(one, SHORT, document_id="d") for one in pages]
+            await asyncio.gather(*(stream.result() for stream in streams))
+            del pages, streams
+            engine.submit(page(9), SHORT, document_id="d")  # the loop lets go of the last page with the next
+            until = time.monotonic() + PATIENCE_S
+            while any(image() is not None for image in images):
+                assert time.monotonic() < until, "a page is still held"
+                await asyncio.sleep(0.01)
+
+    gc.disable()
+    try:
+        asyncio.run(scenario())
+    finally:
+        gc.enable()
 
 
 def test_a_full_queue_refuses_at_once() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from app.errors import PageFailed
 from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, CheckpointSpec
 from app.ocr.models.model import Mode
-from app.ocr.models.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright
+from app.ocr.models.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright, view_scale
 
 MODES = DEEPSEEK_OCR.view_modes()
 
@@ -233,3 +233,17 @@ def test_the_callers_image_is_left_as_it_was() -> None:
     before = page.tobytes(), page.size, page.mode
     preprocess(page, UNLIMITED_OCR.view_modes()["gundam"])
     assert (page.tobytes(), page.size, page.mode) == before
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(MODES)), st.integers(100, 2500), st.integers(100, 2500))
+def test_the_scale_of_a_mode_is_that_of_its_sharpest_views(name: str, width: int, height: int) -> None:
+    mode = MODES[name]
+    views = preprocess(Image.new("L", (width, height)), mode)
+    if views.tiles is None:
+        sides = (mode.view_px, mode.view_px)
+        scale = min(sides[0] / width, sides[1] / height)
+    else:
+        assert mode.tile_px is not None
+        scale = min(views.tile_columns * mode.tile_px / width, views.tile_rows * mode.tile_px / height)
+    assert view_scale(width, height, mode) == pytest.approx(scale)

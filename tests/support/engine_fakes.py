@@ -97,6 +97,7 @@ class FakeOcr:
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
+    restore_risk: float | None = None
     decoder_layers: DecoderLayers | None = None
 
     def __post_init__(self) -> None:
@@ -127,6 +128,10 @@ class FakeOcr:
         if "<image>" in prompt:
             raise BadOption("a prompt cannot hold <image>")
         return [4 + ord(character) % 90 for character in prompt]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The inverse of ``decode_text``."""
+        return [ord(character) - 0x100 for character in text if ord(character) >= 0x100]
 
     def decode_text(self, ids: Sequence[int]) -> str:
         return "".join(chr(0x100 + token) for token in ids)

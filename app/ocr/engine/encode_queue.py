@@ -154,6 +154,8 @@ class EncodeQueue:
         """Preprocess a page, in the pool. Return ``None`` for a page that ended while it waited."""
         if task.is_over:
             return None
+        if task.draft_text is not None:
+            task.draft_text.prepare()
         first, *more = (
             prepare(self._model, page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
             for page in (task.page, *task.more)

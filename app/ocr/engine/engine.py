@@ -12,16 +12,18 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import PageFailed
+from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
 from app.ocr.engine.task import PageTask, new_task
 from app.ocr.models.model import OcrModel
+from app.ocr.models.preprocess import view_scale
 from app.ocr.risk import Evidence
 from app.reader import ReaderLoad
 
@@ -73,7 +75,7 @@ class Engine:
         self._finishing = ThreadPoolExecutor(1, thread_name_prefix="text")
         self._loop = PageLoop(model, self._settings, self._preparing, self._finishing)
         self._lock = threading.Lock()
-        self._tasks: set[PageTask] = set()
+        self._tasks: dict[Future[Reading], PageTask] = {}
         self._is_closing = False
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -94,6 +96,15 @@ class Engine:
         return None if together is None else together.mark
 
     @property
+    def default_mode(self) -> str:
+        return self._model.default_mode
+
+    def scales(self, width: int, height: int) -> dict[str, float]:
+        """Return how many pixels of its views show one pixel of a page, by mode; see ``KnowsModes``."""
+        trained = (mode for mode in self._model.modes.values() if mode.trained)
+        return {mode.name: view_scale(width, height, mode) for mode in trained}
+
+    @property
     def failure(self) -> str | None:
         """Reason why no page can be read any more; ``None`` while the engine works."""
         return self._failure
@@ -110,15 +121,21 @@ class Engine:
         document_id: str,
         priority: int = 0,
         deadline_seconds: float | None = None,
+        draft_text: DraftText | None = None,
     ) -> EngineStream:
         """Queue a page without waiting.
 
         Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
         take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
-        with ``Overloaded``. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
-        engine has stopped.
+        with ``Overloaded``.
+
+        ``draft_text``: what may be written on the page, by default the words of its text layer; it changes no
+        token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the engine has
+        stopped.
         """
-        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
+        if draft_text is None and page.words:
+            draft_text = self.draft_text(" ".join(page.words))
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, draft_text)
         return self._submit(task, priority)
 
     def submit_together(
@@ -136,7 +153,7 @@ class Engine:
         prompt, and what ``submit`` raises.
         """
         page, *more = pages
-        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, more)
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, more=more)
         return self._submit(task, priority)
 
     def _submit(self, task: PageTask, priority: int) -> EngineStream:
@@ -144,9 +161,18 @@ class Engine:
             if self._failure is not None:
                 raise PageFailed(self._failure)
             self._loop.enqueue(task, priority)
-            self._tasks.add(task)
-        task.done.add_done_callback(lambda _: self._forget(task))
+            self._tasks[task.done] = task
+        # a callback that holds the task makes a circle: the page would stay until the garbage collector runs
+        task.done.add_done_callback(self._forget)
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
+
+    def draft_text(
+        self, text: str, acceptance: Acceptance | None = None, *, is_exact: bool = False
+    ) -> DraftText | None:
+        """Return text for ``submit``; ``None`` where no drafts are made."""
+        if not self._loop.max_draft_tokens:
+            return None
+        return DraftText(text, self._model.text_ids, acceptance, is_exact=is_exact)
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""
@@ -160,9 +186,9 @@ class Engine:
         self._preparing.shutdown(wait=True, cancel_futures=True)
         self._finishing.shutdown(wait=True)
 
-    def _forget(self, task: PageTask) -> None:
+    def _forget(self, done: Future[Reading]) -> None:
         with self._lock:
-            self._tasks.discard(task)
+            self._tasks.pop(done, None)
 
     def _run(self) -> None:
         try:
@@ -192,7 +218,7 @@ class Engine:
 
     def _unfinished(self) -> list[PageTask]:
         with self._lock:
-            return [task for task in self._tasks if not task.done.done()]
+            return [task for task in self._tasks.values() if not task.done.done()]
 
 
 def _carry_on() -> None:

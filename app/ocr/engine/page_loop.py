@@ -7,14 +7,14 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from app.document import FinishReason
+from app.document import AttemptReason, FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.engine.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
 from app.ocr.engine.device import LaunchPolicy, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
@@ -94,6 +94,8 @@ class PageLoop:
             lazy=model.device.type == "cpu",
         )
         self.decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
+        self.max_draft_tokens = settings.max_draft_tokens if self.decoder.verifies_drafts else 0
+        """Most tokens proposed for a page in a step; 0 where none are."""
         self.kv_budget = KvBudget(plan.num_tokens)
         self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
         self._prefill_limit = BatchLimit(plan.num_slots)
@@ -162,7 +164,8 @@ class PageLoop:
         self._prefill()
         self._clock_s = time.perf_counter()
         self._decode()
-        self._settle(leave=1 if self._running else 0)
+        # a step that verified drafts is over, and what it chose is needed for the next one's
+        self._settle(leave=1 if self._running and not self._drafts_pages() else 0)
         return bool(self._running or self._pending or self.encode_queue.encoded or self._commands)
 
     def wait(self) -> None:
@@ -297,12 +300,36 @@ class PageLoop:
             self._num_alone = len(batch)
         self.encode_queue.encoded = batch + self.encode_queue.encoded
 
+    def _drafts_pages(self) -> bool:
+        return bool(self.max_draft_tokens) and any(
+            task.draft_text is not None and not task.draft_text.acceptance.is_low for task in self._running
+        )
+
+    def _drafts(self) -> list[list[int]]:
+        """Propose the next tokens of every page, where there are any to propose."""
+        if not self._drafts_pages():
+            return []
+        self._settle(leave=0)
+        return [task.draft(self.max_draft_tokens) for task in self._running]
+
+    def _count_drafts(self, drafts: list[list[int]], rows: list[int]) -> None:
+        counts = Counter(rows)
+        for row, draft in enumerate(drafts):
+            if draft:
+                self._running[row].counts_draft(len(draft), counts[row] - 1)
+
     def _decode(self) -> None:
+        drafts = self._drafts()
         if not self._running:
             return
         owners = [(task, task.life) for task in self._running]
         try:
-            choices = self.decoder.step()
+            if any(drafts):
+                verified = self.decoder.verify(drafts)
+                choices, owners = verified.choices, [owners[row] for row in verified.rows]
+                self._count_drafts(drafts, verified.rows)
+            else:
+                choices = self.decoder.step()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise  # no page can be blamed, and the device's state is unknown
@@ -322,7 +349,7 @@ class PageLoop:
             self.fail(self._running[0], PageFailed("the page alone does not fit the device's memory"))
             return
         for task in reversed(self._running[num_rows // 2 :]):
-            self._again(task, task.attempt)
+            self._again(task, task.attempt, task.reason)
 
     def _settle(self, leave: int) -> None:
         """Read passes back except the last ``leave``, on which the device works while the host goes on."""
@@ -344,7 +371,8 @@ class PageLoop:
         now = time.perf_counter()
         spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now
         # pages that left do not need this pass: its time is charged to those that still do
-        alive = [task for task, life in settled.owners if not task.is_over and task.life == life]
+        owners = dict.fromkeys(settled.owners)  # once each, however many tokens a page got
+        alive = [task for task, life in owners if not task.is_over and task.life == life]
         if not alive:
             return
         if settled.stage == "decode":
@@ -374,16 +402,20 @@ class PageLoop:
             self._ended(task, "length")
 
     def _ended(self, task: PageTask, reason: FinishReason) -> None:
-        """Finish a page that ended by itself or at its limit.
+        """Finish a page that ended by itself or at its limit, or read it again unpruned if it is too risky.
 
         A page too short for a full confidence window may be noise from its first token on. Its text is then
-        left out, as for a noisy stretch, but it is not read again: it is over almost as soon as it begins.
+        left out, as for a noisy stretch, but for that it is not read again: it is over almost as soon as it
+        begins.
         """
         if self._is_noise(task.confidence):
             task.conclude("low_confidence", [])
         else:
             task.conclude(reason)
-        self._finish(task)
+        if len(task.outcomes) < self._settings.max_attempts and task.plan_restoring():
+            self._again(task, task.attempt + 1, "risk")
+        else:
+            self._finish(task)
 
     def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
         """Return the output with the loop once if the page has run into a loop, else ``None``."""
@@ -412,22 +444,22 @@ class PageLoop:
             (i for i, attempt_plan in enumerate(task.attempt_plans) if attempt_plan.prune == "none"), None
         )
         if unpruned is not None and unpruned > task.attempt:
-            self._again(task, unpruned)
+            self._again(task, unpruned, "low_confidence")
         else:
             self._finish(task)
 
     def _looped(self, task: PageTask, ids: list[int]) -> None:
         task.conclude("loop", ids)
         if task.has_next_attempt:
-            self._again(task, task.attempt + 1)
+            self._again(task, task.attempt + 1, "loop")
         else:
             self._finish(task)
 
-    def _again(self, task: PageTask, attempt: int) -> None:
+    def _again(self, task: PageTask, attempt: int, reason: AttemptReason) -> None:
         """Read the page from the start. It keeps its turn, so it is next."""
         mode, encoded = task.attempt_plan.mode, task.encoded
         self._leave(task)
-        task.restarts(attempt)
+        task.restarts(attempt, reason)
         task.waits(time.monotonic())
         if encoded is not None and task.attempt_plan.mode == mode:
             self.encode_queue.take_up(task, encoded)

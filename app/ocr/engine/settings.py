@@ -9,6 +9,8 @@ from app.ocr.models.model import OcrModel
 PROMPT_ROOM = 2048
 """Tokens for a page in the largest mode (Gundam's nine tiles: 1,300) and a long prompt."""
 
+MAX_DRAFT_TOKENS = 8
+
 COUNTS = (
     "max_running_pages",
     "max_page_tokens",
@@ -69,17 +71,27 @@ class EngineSettings:
     """N-gram ban from the second attempt on."""
     loops: LoopRule = field(default_factory=LoopRule)
     max_attempts: int = 4
+    restore_risk: float | None = None
+    """Risk, in [0, 1], above which a page read pruned is read once more unpruned; 1: none is. ``None``: the
+    checkpoint's.
+    """
     piece_interval_seconds: float = 0.03
     """Shortest time for which streamed text is gathered, so that consumers do not cost more than decoding."""
+    max_draft_tokens: int = MAX_DRAFT_TOKENS
+    """Most tokens of a page's text layer that are proposed and verified in one step, on a CPU; 0: none."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_draft_tokens < 0:
+            raise ValueError(f"max_draft_tokens must not be negative, got {self.max_draft_tokens}")
         if (self.kv_memory_mib is None) == (self.kv_memory_share is None):
             raise ValueError("give one of kv_memory_mib and kv_memory_share")
         if self.kv_memory_share is not None and not 0 < self.kv_memory_share <= 1:
             raise ValueError(f"kv_memory_share must be in (0, 1], got {self.kv_memory_share}")
+        if self.restore_risk is not None and not 0 <= self.restore_risk <= 1:
+            raise ValueError(f"restore_risk must be in [0, 1], got {self.restore_risk}")
         if not self.page_deadline_seconds > 0:
             raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
 
@@ -93,6 +105,10 @@ class EngineSettings:
     def first_ngram(self, model: OcrModel) -> NgramRule:
         """Return the n-gram rule of a page's first attempt."""
         return model.ngram if self.ngram is None else self.ngram
+
+    def restore_from(self, model: OcrModel) -> float | None:
+        """Return the risk above which a page is read again unpruned; ``None``: no page is."""
+        return model.restore_risk if self.restore_risk is None else self.restore_risk
 
     def max_ban_distance(self, model: OcrModel) -> int:
         """Return how far back, in tokens, any attempt looks for a repeat."""

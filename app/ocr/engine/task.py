@@ -2,13 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
+from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
@@ -18,6 +19,8 @@ from app.ocr.engine.vision import Encoded, VisualCounts
 from app.ocr.models.model import OcrModel, SeveralPages
 from app.ocr.risk import Evidence, RiskCurve
 
+COMPLETENESS: Mapping[FinishReason, int] = {"stop": 3, "length": 2, "low_confidence": 1}
+"""How complete a text is by how its reading ended; 0 for other ends."""
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
 
@@ -27,7 +30,7 @@ class Outcome:
     """The end of one attempt.
 
     ``ids``: the tokens of its text, with loops cut to one repeat and noise left out. ``logprobs``: one for
-    each of these tokens, for the end token if it was chosen, and for noise.
+    each of these tokens, for the end token if it was chosen, and for noise. ``risk``: of these tokens.
     """
 
     attempt: Attempt
@@ -35,6 +38,17 @@ class Outcome:
     logprobs: list[float]
     confidence: float
     counts: VisualCounts
+    risk: float
+
+    @property
+    def completeness(self) -> int:
+        return COMPLETENESS.get(self.attempt.finish_reason, 0)
+
+    def is_no_worse_than(self, other: "Outcome") -> bool:
+        """Tell whether this text is no riskier and no less complete, or the other was left out as noise."""
+        if self.completeness > other.completeness and other.attempt.finish_reason == "low_confidence":
+            return True
+        return self.completeness >= other.completeness and self.risk <= other.risk
 
 
 @dataclass(slots=True)
@@ -74,8 +88,14 @@ class PageTask:
     risk_curve: RiskCurve
     more: Sequence[Page] = ()
     """The pages that follow in the same prompt."""
+    restore_risk: float | None = None
+    """Risk above which a pruned reading is followed by an unpruned one; ``None``: none is."""
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
+    draft_text: DraftText | None = None
+    """The page's text layer, from which tokens are proposed."""
+    num_drafted: int = 0
+    num_accepted: int = 0
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -87,6 +107,8 @@ class PageTask:
     outcomes: list[Outcome] = field(default_factory=list)
     attempt: int = 0
     """Index of the plan that is being tried."""
+    reason: AttemptReason = "asked"
+    """Why it is being tried."""
     life: int = 0
     """Counts how often the page was begun, so that results of an earlier start are recognised and dropped."""
     row: int | None = None
@@ -135,12 +157,24 @@ class PageTask:
         self.window = ConfidenceWindow()
         self.bans = BanCount(self.attempt_plan.ngram, loops)
 
-    def restarts(self, attempt: int) -> None:
+    def restarts(self, attempt: int, reason: AttemptReason) -> None:
         """Discard what the attempt gave; text already sent to the client is taken back."""
-        self.attempt = attempt
+        self.attempt, self.reason = attempt, reason
         self.life += 1
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.feed.restart()
+
+    def draft(self, most: int) -> list[int]:
+        """Propose up to ``most`` next tokens, as far as the page may have more than one."""
+        if self.draft_text is None:
+            return []
+        return self.draft_text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
+
+    def counts_draft(self, num_drafted: int, num_accepted: int) -> None:
+        if self.draft_text is not None:
+            self.draft_text.acceptance.add(num_drafted, num_accepted)
+        self.num_drafted += num_drafted
+        self.num_accepted += num_accepted
 
     def scores(self, logprob_sum: float) -> None:
         """Record another token. ``logprob_sum``: sum over all tokens up to it."""
@@ -151,38 +185,70 @@ class PageTask:
         """Record how the current attempt ended. ``ids``: the part of its output to keep, by default all."""
         attempt_plan = self.attempt_plan
         attempt = Attempt(
-            attempt_plan.mode, attempt_plan.prune, attempt_plan.ngram.window, reason, len(self.ids)
+            attempt_plan.mode,
+            attempt_plan.prune,
+            attempt_plan.ngram.window,
+            reason,
+            len(self.ids),
+            self.reason,
         )
         kept = self.ids if ids is None else ids
         # a loop's repeats have high probabilities that tell nothing; noise counts, it makes a page doubtful
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
-        outcome = Outcome(attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts)
+        logprobs = self.logprobs[:num_scored]
+        risk = self.risk_curve.risk(Evidence(logprobs))
+        outcome = Outcome(attempt, list(kept), logprobs, self.confidence, self.counts, risk)
         self.outcomes.append(outcome)
         return outcome
 
+    def plan_restoring(self) -> bool:
+        """Make the unpruned page the next and last attempt if the pruned one, just concluded, is too risky.
+
+        Return whether it is. All else stays as in that attempt, so the text is that of an unpruned page.
+        """
+        is_pruned = self.counts.kept < self.counts.visual
+        if self.restore_risk is None or not is_pruned or self.outcomes[-1].risk <= self.restore_risk:
+            return False
+        unpruned = replace(self.attempt_plan, prune="none", keep_ratio=None)
+        self.attempt_plans = (*self.attempt_plans[: self.attempt + 1], unpruned)
+        return True
+
     def best(self) -> Outcome:
-        """Return the last outcome if it ended by itself or at its limit, else the one with most tokens."""
+        """Return the outcome that gives the text.
+
+        A page read again for its risk: the unpruned reading if it is no worse than the pruned one. Any other:
+        the last outcome if it ended by itself or at its limit, else the one with most tokens.
+        """
         last = self.outcomes[-1]
+        if last.attempt.reason == "risk":
+            return last if last.is_no_worse_than(self.outcomes[-2]) else self.outcomes[-2]
         if last.attempt.finish_reason in ("stop", "length"):
             return last
         return max(self.outcomes, key=lambda outcome: len(outcome.ids))
 
     def reading(self, text: str) -> Reading:
-        """Build the answer: the text of ``best()``, the finish reason of the last attempt."""
+        """Build the answer: the text of ``best()``, the finish reason of the last attempt.
+
+        After an attempt for the page's risk, the finish reason is that of the text, unless it was cancelled.
+        """
         best, counts = self.best(), self.best().counts
+        last = self.outcomes[-1].attempt
+        is_cancelled = last.finish_reason == "cancelled"
+        ended = best.attempt if last.reason == "risk" and not is_cancelled else last
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
             prompt=len(self.prompt_ids), output=len(best.ids),
+            drafted=self.num_drafted, accepted=self.num_accepted,
         )  # fmt: skip
         return Reading(
             text=text,
-            finish_reason=self.outcomes[-1].attempt.finish_reason,
+            finish_reason=ended.finish_reason,
             confidence=best.confidence,
             mode=best.attempt.mode,
             tokens=tokens,
             timing_ms=dict(self.times_ms),
-            risk=self.risk_curve.risk(Evidence(best.logprobs)),
+            risk=best.risk,
             attempts=tuple(outcome.attempt for outcome in self.outcomes),
             views=counts.views,
         )
@@ -220,6 +286,7 @@ def new_task(
     options: ReadOptions,
     document_id: str,
     deadline_seconds: float | None = None,
+    draft_text: DraftText | None = None,
     more: Sequence[Page] = (),
 ) -> PageTask:
     """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``.
@@ -254,5 +321,7 @@ def new_task(
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
         more=tuple(more),
+        restore_risk=None if more else settings.restore_from(model),
         trace=options.tokens == "detail",
+        draft_text=draft_text,
     )

@@ -59,6 +59,10 @@ class Prepared:
         views = [view for page in self.pages for view in (page.views.view, *_tiles(page.views))]
         return sum(view.shape[-2] * view.shape[-1] for view in views)
 
+    def without_pixels(self) -> "Prepared":
+        more = tuple(replace(page, views=page.views.without_pixels()) for page in self.more)
+        return replace(self, views=self.views.without_pixels(), more=more)
+
     def planned(self, attempt_plan: AttemptPlan) -> "Prepared":
         more = tuple(replace(page, attempt_plan=attempt_plan) for page in self.more)
         return replace(self, attempt_plan=attempt_plan, more=more)
@@ -83,7 +87,8 @@ class Encoded:
     """A page ready for prefill, or several in one prompt. Its times are its share of the batch it was encoded
     and pruned with.
 
-    ``tokens``: visual tokens of each page before pruning, for an attempt without pruning.
+    ``page``: without its pixels. ``tokens``: visual tokens of each page before pruning, for an unpruned
+    attempt.
     """
 
     prompt: Prompt
@@ -187,6 +192,7 @@ class Vision:
         num_pages = len(whole)
         try:
             prompt = self._prompt(page, joined)
+            page = page.without_pixels()  # ten times the size of its tokens
             return Encoded(prompt, joined.counts, encode_ms * num_pages, prune_ms * num_pages, page, whole)
         except Exception as error:
             if is_lost(self._model.device):

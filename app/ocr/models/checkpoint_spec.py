@@ -91,6 +91,7 @@ class CheckpointSpec(_Strict):
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
     min_confidence: float | None = Field(default=None, lt=0)
     risk: RiskSpec | None = None
+    restore_risk: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:

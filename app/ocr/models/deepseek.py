@@ -99,6 +99,7 @@ class DeepSeekOcr:
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
+        self.restore_risk: float | None = spec.restore_risk
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings
@@ -156,6 +157,10 @@ class DeepSeekOcr:
         Raise ``BadOption`` if that is impossible.
         """
         return self.tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Words that the vocabulary lacks are left out."""
+        return self.tokenizer.text_ids(text)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""

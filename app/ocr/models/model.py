@@ -1,8 +1,8 @@
 """Interface that the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ class Mode:
     tile_px: int | None = None
     max_tiles: int = 9
     trained: bool = True
-    """False: the checkpoint was not trained on this mode. It works when asked for, but no retry uses it."""
+    """False: the checkpoint was not trained on this mode. It works when asked for; nothing chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class PageViews:
     tiles: torch.Tensor | None = None
     tile_columns: int = 0
     tile_rows: int = 0
+
+    def without_pixels(self) -> Self:
+        """Return the layout alone: a page that was encoded needs its pixels no more."""
+        return replace(self, view=self.view.new_empty(0), tiles=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,8 @@ class OcrModel(Protocol):
     min_confidence: float | None
     """Mean log-probability below which a stretch of output is noise; ``None``: no output counts as noise."""
     risk_curve: RiskCurve
+    restore_risk: float | None
+    """Risk above which a pruned page is read once more unpruned; ``None``: none is."""
     device: torch.device
     dtype: torch.dtype
     max_positions: int
@@ -103,6 +109,12 @@ class OcrModel(Protocol):
         """Convert a prompt to ids without bos.
 
         Special tokens of the vocabulary are recognised. Thread-safe.
+        """
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Thread-safe. Never raises.
+
+        Words that the vocabulary lacks are left out.
         """
 
     def decode_text(self, ids: Sequence[int]) -> str:

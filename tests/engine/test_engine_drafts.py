@@ -36,9 +36,8 @@ def double(seed: int) -> FakeOcr:
 
 
 def loop_of(model: FakeOcr, **limits: Any) -> tuple[PageLoop, EngineSettings]:
-    chosen = EngineSettings(
-        **{"max_running_pages": 4, "max_page_tokens": 160, "kv_memory_mib": 64, "ngram": TIGHT_BAN} | limits
-    )
+    usual: dict[str, Any] = {"max_running_pages": 4, "max_page_tokens": 160, "ngram": TIGHT_BAN}
+    chosen = EngineSettings(kv_memory_mib=64, **(usual | limits))
     return PageLoop(model, chosen, Inline(), Inline()), chosen
 
 

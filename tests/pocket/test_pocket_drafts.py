@@ -65,7 +65,7 @@ def test_pages_read_the_same_whatever_their_text_layer_says() -> None:
         replace(page, placed_words=tuple(replace(one, left=one.left + 60) for one in page.placed_words)),
         page,
     ]
-    prunings: list[Pruning] = ["rtprune"] * 6 + ["none"]
+    prunings: list[Pruning] = [*["rtprune"] * 6, "none"]  # type: ignore[list-item]
     options = [ReadOptions(prune=prune) for prune in prunings]
     plain = read([page, page], [options[0], options[-1]], most=0)
     drafted = read(pages, options, most=8)

@@ -468,8 +468,8 @@ GROUPS: dict[str, dict[str, Section]] = {
             title="Drafts from text layers",
             about=(
                 "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
-                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together, and"
-                " those of each view for itself."
+                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
+                " and those of each view for itself."
             ),
             command="`python -m benchmarks.drafts --documents FOLDER {out}`",
             baseline="the same pages without drafts.",

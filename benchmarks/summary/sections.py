@@ -9,6 +9,8 @@ from benchmarks.summary.page import Rows, Section
 Run = Mapping[str, Any]
 FEW = 0.0005
 """Difference of two error rates below which the page, with three digits, shows them as equal."""
+SLOWER = 1.02
+"""Quotient of two times from which a page with drafts counts as slower."""
 PEERS = ("tesseract", "rapidocr")
 
 
@@ -138,6 +140,26 @@ def _text_layer_negative(run: Run) -> Iterator[str]:
     for row in run["blank"]:
         if row["skipped"] and row["seconds_of_the_test"] > row["seconds_of_the_model"]:
             yield f"on {row['paper']} paper the test for blank pages takes longer than this checkpoint does."
+
+
+def _drafts(run: Run) -> Rows:
+    rows = [["layer", "pages", "same text", "accepted", "steps", "steps of a view", "seconds"]]
+    for name, part in _kinds_of_drafts(run):
+        ratios = (part["times_fewer_steps"], part["times_fewer_steps_of_a_view"])
+        fewer = [f"{ratio:.2f} times fewer" for ratio in ratios]
+        counts = [str(part["pages"]), str(part["same_text"]), _share(part["acceptance"])]
+        rows.append([name, *counts, *fewer, f"{part['times_seconds']:.3f} times"])
+    return rows
+
+
+def _drafts_negative(run: Run) -> Iterator[str]:
+    for name, part in _kinds_of_drafts(run):
+        if part["times_seconds"] > SLOWER:
+            yield f"with {name}, pages take {part['times_seconds']:.3f} times as long as without drafts."
+
+
+def _kinds_of_drafts(run: Run) -> list[tuple[str, Run]]:
+    return [(name, part) for name, part in run.items() if isinstance(part, dict) and "times_seconds" in part]
 
 
 def _layout(run: Run) -> Rows:
@@ -474,6 +496,18 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="the other tools' output on the same pages; the Markdown that comes with the pages.",
             rows=_evaluation,
             negative=_evaluation_negative,
+        ),
+        "drafts.json": Section(
+            title="Drafts from text layers",
+            about=(
+                "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
+                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
+                " and those of each view for itself."
+            ),
+            command="`python -m benchmarks.drafts --documents FOLDER {out}`",
+            baseline="the same pages without drafts.",
+            rows=_drafts,
+            negative=_drafts_negative,
         ),
         "layout.json": Section(
             title="Layout without misread letters",

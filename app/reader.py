@@ -1,6 +1,6 @@
 """The interface between the service and whatever reads pages. Everything above it is tested with a fake."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -56,6 +56,23 @@ class PageReader(Protocol):
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""
+
+
+@runtime_checkable
+class KnowsModes(Protocol):
+    """A reader that looks at a page's pixels, and can say how large each mode shows them to its model."""
+
+    @property
+    def default_mode(self) -> str:
+        """Mode of a page whose ``ReadOptions`` name none."""
+
+    def scales(self, width: int, height: int) -> Mapping[str, float]:
+        """Return for each mode that may be chosen for a page of this size how many pixels of its views show
+        one pixel of the page.
+
+        A mode that was not trained on is not among them. Empty where nothing is to be chosen, because pages
+        are shown at their own size.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,8 @@ class Attempt:
     finish_reason: str
     output_tokens: int
     reason: str = "asked"
+    text_layer_recall: float | None = None
+    ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Tokens:
     prompt: int
     output: int
     diversity: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

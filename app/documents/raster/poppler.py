@@ -5,6 +5,7 @@ they can look like any other line, so the last line that matches is believed.
 """
 
 import contextlib
+import html
 import math
 import re
 import subprocess
@@ -17,6 +18,7 @@ from typing import IO
 from pdf2image.parsers import parse_buffer_to_ppm
 from PIL import Image
 
+from app.document import PlacedWord
 from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
 
 PROGRAMS = ("pdfinfo", "pdftoppm", "pdfimages", "pdftotext", "pdffonts", "pdfdetach")
@@ -52,6 +54,11 @@ CJK_PROBES = {
     "Korea1": ("UniKS-UCS2-H", "HYSMyeongJo-Medium", "\u4e00\ud55c"),
 }
 """For each character collection an encoding, a font, and two characters that differ in any font with them."""
+BBOX_WORD = re.compile(
+    rb'xMin="([0-9]{1,9}\.[0-9]{1,9})" yMin="([0-9]{1,9}\.[0-9]{1,9})" xMax="([0-9]{1,9}\.[0-9]{1,9})" '
+    rb'yMax="([0-9]{1,9}\.[0-9]{1,9})">([^<]{1,1000})</word>'
+)
+"""Left, top, right and bottom of a word in points of the page, and the word as HTML."""
 PROBE_PX = 48
 CJK_ENCODINGS = (
     ("GB1", ("GB", "UniGB")),
@@ -227,6 +234,37 @@ def text_of(page: PdfPage) -> str:
         window = tuple(word for pair in pairs for word in pair)
     said, _ = _run("pdftotext", *page.only[:4], *window, "-enc", "UTF-8", "-nopgbrk", page.path, "-")
     return said.decode("utf-8", errors="replace")
+
+
+def placed_words(page: PdfPage) -> list[PlacedWord]:
+    """Return the words of the text layer with their places in points of the page as it is shown."""
+    said, _ = _run("pdftotext", *page.only[:4], "-bbox", "-enc", "UTF-8", page.path, "-")
+    across, down = (0, 0) if page.window_pt is None else page.window_pt[:2]
+    return [
+        PlacedWord(
+            html.unescape(word.decode("utf-8", errors="replace")),
+            float(left) - across,
+            float(top) - down,
+            float(right) - across,
+            float(bottom) - down,
+        )
+        for left, top, right, bottom, word in BBOX_WORD.findall(said)
+    ]
+
+
+def glyph_height(words: Sequence[PlacedWord], share: float) -> float | None:
+    """Return the height in points, descender to ascender, that ``share`` of the words' letters do not
+    exceed; ``None`` without letters.
+
+    The fonts tell it, not the picture. Words of a line that runs upwards count with their length.
+    """
+    heights = sorted((word.bottom - word.top, len(word.text)) for word in words)
+    left = share * sum(num_letters for _, num_letters in heights)
+    for height, num_letters in heights:
+        left -= num_letters
+        if left <= 0:
+            return height if height > 0 else None
+    return None
 
 
 def count_attachments(path: str) -> int:

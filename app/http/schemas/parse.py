@@ -84,7 +84,8 @@ class OptionFields(AnswerFields):
     mode: str | None = Field(
         None,
         max_length=40,
-        description="View layout of the checkpoint, e.g. tiny, small, base, large, gundam.",
+        description="View layout of the checkpoint, e.g. tiny, small, base, large, gundam. "
+        "Not given: its default, or a sharper one for small print.",
     )
     prune: Literal["rtprune", "none"] = Field("rtprune", description="Whether visual tokens are pruned.")
     keep_ratio: float | None = Field(
@@ -212,8 +213,15 @@ class AttemptShape(BaseModel):
     finish_reason: FinishReason
     output_tokens: int
     reason: AttemptReason = Field(
-        "asked", description="Why it was made: as asked, or because of how the attempt before ended."
+        "asked",
+        description="Why it was made: as asked; small_print: in a mode chosen for small print; loop, "
+        "low_confidence: so the one before ended; risk: that one was pruned, and too risky; text_layer: its "
+        "text lacked words of the PDF's text layer.",
     )
+    text_layer_recall: float | None = Field(
+        None, description="What the reading that ends with it had of the text layer, where there were two."
+    )
+    ms: float | None = Field(None, description="Wall time of that reading, where there were two.")
 
 
 class TokensShape(BaseModel):
@@ -231,6 +239,10 @@ class TokensShape(BaseModel):
     diversity: float | None = None
     prompt: int
     output: int
+    drafted: int = Field(0, description="Tokens proposed from the PDF's text layer, over all attempts.")
+    accepted: int = Field(
+        0, description="Those of them that the model chose, too: each saved a decoder step."
+    )
 
 
 class FigureShape(BaseModel):

@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+from transformers import (
+    DeepseekOcr2Config,
+    DeepseekOcr2ForConditionalGeneration,
+    UnlimitedOcrForConditionalGeneration,
+)
 from transformers.utils import logging as transformers_logging
 
 from app.errors import BadOption
@@ -19,8 +23,9 @@ from app.ocr.cuda.choose import fuse_sam_layers
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
 from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec
-from app.ocr.models.config import SLIDING, read_config
-from app.ocr.models.model import DecoderLayers, Mode, PageViews
+from app.ocr.models.config import SLIDING, OcrConfig, read_config
+from app.ocr.models.deepseek_ocr2 import in_sequence, require_known_sides
+from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.models.preprocess import preprocess
 from app.ocr.models.sam_attention import fold_sam_attention
 from app.ocr.models.tokenizer import IMAGE_TOKEN, OcrTokenizer, read_tokenizer
@@ -30,6 +35,8 @@ from rtprune import VisualTokens
 
 UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
 """Weights that the original stores but never uses: SAM's features replace CLIP's own patch embedding."""
+
+Network: TypeAlias = UnlimitedOcrForConditionalGeneration | DeepseekOcr2ForConditionalGeneration
 
 EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 
@@ -70,7 +77,7 @@ class DeepSeekOcr:
 
     def __init__(
         self,
-        network: UnlimitedOcrForConditionalGeneration,
+        network: Network,
         tokenizer: OcrTokenizer,
         spec: CheckpointSpec,
         *,
@@ -78,6 +85,7 @@ class DeepSeekOcr:
     ) -> None:
         text = network.config.text_config
         self._network = network
+        self.has_patch_places: bool = not isinstance(network.config, DeepseekOcr2Config)
         self.tokenizer = tokenizer
         self.name: str = spec.name
         self.modes: Mapping[str, Mode] = spec.view_modes()
@@ -87,6 +95,7 @@ class DeepSeekOcr:
         self.eos_id: int = text.eos_token_id
         self.ngram_exempt_ids: frozenset[int] = _exempt_ids(spec, tokenizer)
         self.ngram: NgramRule = spec.ngram.rule()
+        self.several_pages: SeveralPages | None = spec.together()
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
@@ -104,7 +113,8 @@ class DeepSeekOcr:
 
     @property
     def network(self) -> nn.Module:
-        """transformers' ``UnlimitedOcrForConditionalGeneration`` in eval mode.
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` or ``DeepseekOcr2ForConditionalGeneration``
+        in eval mode.
 
         On CUDA its SAM layers are replaced or hold ``FoldedSamAttention`` around their own attention modules.
         """
@@ -127,10 +137,11 @@ class DeepSeekOcr:
 
     @torch.no_grad()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Return each page's visual tokens in decoder order: tiles as one grid, global view, separator.
+        """Return each page's visual tokens in decoder order: tiles, global view, separator.
 
-        Each row of a grid ends with a row break. Views of one side run as one batch, whichever pages they
-        belong to, in chunks of ``max_pixels_per_forward``.
+        DeepSeek-OCR's tiles are one grid, and each row of a grid ends with a row break. DeepSeek-OCR-2's
+        tiles follow each other, and it has no row breaks. Views of one side run as one batch, whichever pages
+        they belong to, in chunks of ``max_pixels_per_forward``.
         """
         features = self._features([view for page in pages for view in _views(page)])
         tokens, start = [], 0
@@ -146,6 +157,10 @@ class DeepSeekOcr:
         Raise ``BadOption`` if that is impossible.
         """
         return self.tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Words that the vocabulary lacks are left out."""
+        return self.tokenizer.text_ids(text)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""
@@ -205,6 +220,8 @@ class DeepSeekOcr:
         row-major.
         """
         model = self._network.model
+        if not self.has_patch_places:
+            return in_sequence(features, model.view_separator)
         *tiles, view = features
         grids = [view]
         if tiles:
@@ -284,6 +301,8 @@ def load_model(
     folder = locate(path_or_id)
     config = read_config(read_json(folder, "config.json"))
     spec = read_checkpoint_spec(folder, config)
+    if isinstance(config, DeepseekOcr2Config):
+        require_known_sides(spec.view_modes().values())
     tokenizer = _matching_tokenizer(folder, config, spec)
     with open_weights(folder) as tensors:
         network = build_network(config, tensors, dtype)
@@ -324,7 +343,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return DTYPES[device.type][0]
 
 
-def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: CheckpointSpec) -> OcrTokenizer:
+def _matching_tokenizer(folder: Path, config: OcrConfig, spec: CheckpointSpec) -> OcrTokenizer:
     text = config.text_config
     tokenizer = read_tokenizer(
         folder,
@@ -344,9 +363,14 @@ def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: Checkpoi
     return tokenizer
 
 
-def build_network(
-    config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype
-) -> UnlimitedOcrForConditionalGeneration:
+def network_class(config: OcrConfig) -> Any:
+    """Return transformers' class of networks, one of ``Network``, for a config."""
+    if isinstance(config, DeepseekOcr2Config):
+        return DeepseekOcr2ForConditionalGeneration
+    return UnlimitedOcrForConditionalGeneration
+
+
+def build_network(config: OcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> Network:
     """Build the network on the CPU, in eval mode, from tensors under original or native keys.
 
     The library renames original keys and fuses experts. It also fills missing weights with fresh random
@@ -359,7 +383,7 @@ def build_network(
         with _without_progress_bars(), _one_tensor_after_another():
             # From a state dict, not from the folder: the library would also follow adapters and other files
             # there.
-            network, report = UnlimitedOcrForConditionalGeneration.from_pretrained(
+            network, report = network_class(config).from_pretrained(
                 None,
                 config=config,
                 state_dict=used,
@@ -375,7 +399,7 @@ def build_network(
     return network
 
 
-def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
+def _require_whole_experts(config: OcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
     """Check experts stored one matrix at a time.
 
     The library stacks them, and its error would name none of them.

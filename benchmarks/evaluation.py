@@ -1,13 +1,13 @@
 """Score the pocket checkpoint's Markdown and that of other tools on annotated pages with ``rtprune eval``.
 
-    python -m benchmarks.evaluation --documents FOLDER [--tool NAME=FOLDER] [--tesseract eng+chi_sim]
+    python -m benchmarks.evaluation --documents FOLDER [--tool NAME=FOLDER] [--tesseract LANGUAGES]
         [--rapidocr-python PYTHON] [--keep FOLDER] [--out benchmarks/results/evaluation.json]
 
 ``--documents``: a folder in OmniDocBench's layout, one ``.json`` and ``images``. Ours is read by a server
-``--documents``: a folder in OmniDocBench's layout, one ``.json`` and ``images``. Ours is read by a server
-asked for, with plain text as their answer. ``--keep``: where answers and page scores are kept; a run that was
-cut short goes on there. The last line of stdout is one JSON document. Written to its place in
-cut short goes on there. The last line of stdout is one JSON document. Written to its place in
+that is started for it. ``--tool``: Markdown that another tool wrote. tesseract and RapidOCR are run here if
+asked for; their answer is plain text. ``--keep``: where answers and page scores are kept; a run that was cut
+short goes on there. The last line of stdout is one JSON document. Written to its place in
+``benchmarks/results``, its table is put into docs/evaluation.md, too.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from benchmarks.service import serving
 
 RESULTS = ROOT / "benchmarks" / "results" / "evaluation.json"
 OURS = "pocket checkpoint"
-POCKET = {"RTPRUNE_READER": "model", "RTPRUNE_MODEL": "pocket"}
+POCKET = {"RTPRUNE_READER": "model", "RTPRUNE_MODEL": "pocket", "RTPRUNE_PAGE_DEADLINE_S": "600"}
+"""Settings of our server. The deadline is long: beside other work, no page is cut short."""
 METRICS = (
     "overall",
     "text_edit",
@@ -40,6 +41,8 @@ METRICS = (
     "cells",
 )
 LANGUAGE, TEXT = "language", "text_edit"
+TOGETHER = 6
+"""Pages that a peer is given at once: some load their models for each call."""
 SCORED_FAILED = 2
 """Exit status of ``rtprune eval`` when something is wrong."""
 
@@ -53,16 +56,20 @@ def read_by_us(truth: Path, images: Path, folder: Path) -> None:
 
 
 def read_by_peer(peer: Peer, images: Path, folder: Path) -> None:
-    """Write the peer's text of every image that ``folder`` lacks."""
+    """Write the peer's text of every image that ``folder`` lacks, ``TOGETHER`` at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    for image in sorted(images.iterdir()):
-        answer = folder / f"{image.stem}.md"
-        if not answer.exists():
-            with tempfile.TemporaryDirectory() as alone:
-                page = Path(alone) / "page.png"
-                Image.open(image).convert("RGB").save(page)
-                answer.write_text(peer.read([page])[0].text, encoding="utf-8")
-            print(f"{peer.name}: {image.stem}", flush=True)
+    missing = [path for path in sorted(images.iterdir()) if not (folder / f"{path.stem}.md").exists()]
+    for first in range(0, len(missing), TOGETHER):
+        batch = missing[first : first + TOGETHER]
+        with tempfile.TemporaryDirectory() as alone:
+            pages = [Path(alone) / f"{number}.png" for number in range(len(batch))]
+            for path, page in zip(batch, pages, strict=True):
+                with Image.open(path) as image:
+                    image.convert("RGB").save(page)
+            answers = peer.read(pages)
+        for path, answer in zip(batch, answers, strict=True):
+            (folder / f"{path.stem}.md").write_text(answer.text, encoding="utf-8")
+        print(f"{peer.name}: {first + len(batch)} of {len(missing)} pages", flush=True)
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,8 @@ MOST_PAUSE_S = 5.0
 LATER = frozenset({httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
 """Statuses of a result that is not finished (409), and of a server that is busy."""
 API_KEY = "RTPRUNE_API_KEY"
+INTERRUPTED = 130
+"""Exit status of a program that SIGINT ended."""
 MAIN_METRICS = ("text_edit", "character_error", "tests_passed")
 
 
@@ -45,11 +47,15 @@ def add_parser(subparsers: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with its own arguments.
 
-    Return the exit status: 0, or 2 if the command line or the truth is wrong.
+    Return the exit status: 0, 2 if the command line or the truth is wrong, or 130 if it is interrupted.
     """
     parser = argparse.ArgumentParser(prog="rtprune eval", description="Score Markdown against truth.")
     _add_arguments(parser)
-    return run(parser.parse_args(argv))
+    try:
+        return run(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        _say("\nrtprune eval: interrupted; the same command goes on from here\n")
+        return INTERRUPTED
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,6 +173,8 @@ def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage],
                     part = whole.with_suffix(".part")  # cut short, it is not taken for the page
                     part.write_text(answer.text, encoding="utf-8")
                     part.replace(whole)
+                    if answer.headers.get("RTPrune-Status") == "partial":
+                        _say(f"{document.name}: not read to its end\n")
                 else:
                     _say(f"{document.name}: {answer.status_code} {answer.text[:200]}\n")
             _progress("reading", number, len(pages))
@@ -180,7 +188,12 @@ def _read(client: httpx.Client, document: Path, number: int | None) -> httpx.Res
     job = _answer(lambda: client.post("/v1/jobs", files=files, data=pages), deadline)
     if job.status_code != httpx.codes.ACCEPTED:
         return job
-    return _answer(lambda: client.get(f"{job.headers['Location']}/result"), deadline)
+    address = job.headers["Location"]
+    try:
+        return _answer(lambda: client.get(f"{address}/result"), deadline)
+    except BaseException:  # whoever interrupts the command does not want the page any more
+        client.delete(address)
+        raise
 
 
 def _answer(ask: Callable[[], httpx.Response], deadline: float) -> httpx.Response:

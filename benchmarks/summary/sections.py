@@ -206,6 +206,24 @@ def _ablation_negative(run: Run) -> Iterator[str]:
             yield f"{name.replace('_', ' ')} lost, {row['before']:.4f} to {row['after']:.4f}."
 
 
+def _evaluation(run: Run) -> Rows:
+    metrics = ("text_edit", "order_edit", "teds", "cells")
+    rows = [["tool", *(f"`{metric}`" for metric in metrics), "`text_edit`, English"]]
+    for name, tool in run["tools"].items():
+        scores = [tool["scores"].get(metric, {}).get("value") for metric in metrics]
+        english = tool["text_edit_by_language"].get("english", {}).get("value")
+        rows.append([name, *map(_rate, (*scores, english))])
+    return rows
+
+
+def _evaluation_negative(run: Run) -> Iterator[str]:
+    ours, *others = run["tools"]
+    errors = {name: tool["text_edit_by_language"]["english"]["value"] for name, tool in run["tools"].items()}
+    better = [f"{name} {_rate(errors[name])}" for name in others if errors[name] < errors[ours]]
+    if better:
+        yield f"better than the {ours} ({_rate(errors[ours])}) on English pages: {', '.join(better)}."
+
+
 def _curve(run: Run) -> Rows:
     rows = [["patch tokens kept", "retention", "RTPrune", "norm, no fold", "random"]]
     by_ratio: dict[Any, dict[str, Run]] = {}
@@ -463,6 +481,21 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="the same pages in turn, with router and second reading switched off.",
             rows=_text_layer,
             negative=_text_layer_negative,
+        ),
+        "evaluation.json": Section(
+            title="Other tools on real pages",
+            about=(
+                "{pages} pages of OmniDocBench, most of them Chinese, scored by `rtprune eval`; the"
+                " pocket checkpoint reads English print alone. All metrics:"
+                " [evaluation](evaluation.md#on-real-pages)."
+            ),
+            command=(
+                "`python -m benchmarks.evaluation --documents FOLDER --tool NAME=FOLDER"
+                " --tesseract eng+chi_sim {out}`"
+            ),
+            baseline="the other tools' output on the same pages; the Markdown that comes with the pages.",
+            rows=_evaluation,
+            negative=_evaluation_negative,
         ),
         "drafts.json": Section(
             title="Drafts from text layers",

@@ -141,6 +141,8 @@ class BusyServer:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         what = f"{request.method} {request.url.path}"
         self.asked.append(what)
+        if request.method == "DELETE":
+            return httpx.Response(200)
         if self.asked.count(what) == 1:
             return httpx.Response(409 if what.startswith("GET") else 503, headers={"Retry-After": "0"})
         if request.method == "GET":
@@ -149,9 +151,9 @@ class BusyServer:
         return httpx.Response(202, headers={"Location": "/v1/jobs/7"})
 
 
-def test_a_page_of_a_document_is_read_when_the_server_has_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], BusyServer]:
+    """The command that has the second page of a document read, and the server that it asks."""
     for name in ("tests", "read", "documents"):
         (tmp_path / name).mkdir()
     (tmp_path / "tests" / "t.jsonl").write_text(
@@ -161,11 +163,40 @@ def test_a_page_of_a_document_is_read_when_the_server_has_time(
     server = BusyServer()
     client = functools.partial(httpx.Client, transport=httpx.MockTransport(server))
     monkeypatch.setattr("app.evaluation.program.httpx.Client", client)
-    command = [str(tmp_path / "tests"), str(tmp_path / "read"), "--read", "http://server"]
+    folders = [str(tmp_path / name) for name in ("tests", "read", "documents")]
+    return [*folders[:2], "--read", "http://server", "--documents", folders[2]], server
+
+
+def test_a_page_of_a_document_is_read_when_the_server_has_time(
+    tmp_path: Path, reading: tuple[list[str], BusyServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, server = reading
     for _ in range(2):
-        assert main([*command, "--documents", str(tmp_path / "documents")]) == 0
+        assert main(command) == 0
         assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "read").iterdir()] == ["a_pg2.md"]
     assert server.asked == 2 * ["POST /v1/jobs"] + 2 * ["GET /v1/jobs/7/result"], (
         "the second run asks nothing"
     )
+
+
+def test_an_interrupted_reading_is_cancelled_and_goes_on_later(
+    tmp_path: Path,
+    reading: tuple[list[str], BusyServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, server = reading
+
+    def interrupt(_: float) -> None:
+        if server.asked[-1].startswith("GET"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr("app.evaluation.program.time.sleep", interrupt)
+        assert main(command) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert server.asked[-1] == "DELETE /v1/jobs/7"
+    assert not list((tmp_path / "read").iterdir()), "half a page is no page"
+    assert main(command) == 0
+    assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out

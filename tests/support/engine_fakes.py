@@ -15,7 +15,7 @@ from app.ocr.engine.loops import NgramRule
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.task import PageTask, new_task
-from app.ocr.models.model import DecoderLayers, Mode, PageViews
+from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 from rtprune import VisualTokens
 
@@ -93,6 +93,7 @@ class FakeOcr:
     eos_id: int = 1
     ngram_exempt_ids: frozenset[int] = frozenset()
     ngram: NgramRule = field(default_factory=NgramRule)
+    several_pages: SeveralPages | None = None
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED

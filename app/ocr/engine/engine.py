@@ -11,7 +11,7 @@ If that thread dies, every page fails and so does every later ``submit``, so no 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -90,6 +90,12 @@ class Engine:
         return self._model.modes
 
     @property
+    def page_mark(self) -> str | None:
+        """Text in front of each page of several in one prompt; ``None``: a prompt has one page."""
+        together = self._model.several_pages
+        return None if together is None else together.mark
+
+    @property
     def default_mode(self) -> str:
         return self._model.default_mode
 
@@ -130,6 +136,27 @@ class Engine:
         if draft_text is None and page.words:
             draft_text = self.draft_text(" ".join(page.words))
         task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, draft_text)
+        return self._submit(task, priority)
+
+    def submit_together(
+        self,
+        pages: Sequence[Page],
+        options: ReadOptions,
+        *,
+        document_id: str,
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+    ) -> EngineStream:
+        """Queue several pages as one prompt, whose text the checkpoint divides by ``page_mark``.
+
+        One page is queued as ``submit`` does. Raise ``BadOption`` for a checkpoint that reads one page a
+        prompt, and what ``submit`` raises.
+        """
+        page, *more = pages
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, more=more)
+        return self._submit(task, priority)
+
+    def _submit(self, task: PageTask, priority: int) -> EngineStream:
         with self._lock:
             if self._failure is not None:
                 raise PageFailed(self._failure)

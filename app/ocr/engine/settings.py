@@ -112,4 +112,7 @@ class EngineSettings:
 
     def max_ban_distance(self, model: OcrModel) -> int:
         """Return how far back, in tokens, any attempt looks for a repeat."""
-        return max(self.first_ngram(model).max_distance, self.strict_ngram.max_distance)
+        rules = [self.first_ngram(model), self.strict_ngram]
+        if model.several_pages is not None:
+            rules.append(model.several_pages.ngram)
+        return max(rule.max_distance for rule in rules)

@@ -45,6 +45,17 @@ class PageViews:
         return replace(self, view=self.view.new_empty(0), tiles=None)
 
 
+@dataclass(frozen=True, slots=True)
+class SeveralPages:
+    """How a checkpoint was trained to read several pages in one prompt; names are those of ``OcrModel``."""
+
+    default_mode: str
+    default_prompt: str
+    ngram: NgramRule
+    mark: str
+    """Text that the model writes in front of each page."""
+
+
 class DecoderLayers(Protocol):
     """The decoder's layers and its head."""
 
@@ -70,6 +81,8 @@ class OcrModel(Protocol):
     """Ids that the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
     ngram: NgramRule
     """The no-repeat-n-gram rule that the checkpoint was published with."""
+    several_pages: SeveralPages | None
+    """``None``: the checkpoint reads one page a prompt."""
     strict_ngram_n: int
     """Shortest n-gram that a retry may ban. The shorter the vocabulary's pieces, the longer it must be."""
     min_confidence: float | None

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.model import DecoderLayers, Mode, PageViews
 from app.ocr.risk import UNCALIBRATED, RiskCurve
@@ -74,6 +75,7 @@ class SyntheticOcr:
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
+        self.fixation: FixationPlan | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

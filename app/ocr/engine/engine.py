@@ -20,7 +20,7 @@ from app.errors import PageFailed
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
-from app.ocr.engine.task import PageTask, new_task
+from app.ocr.engine.task import PageTask, can_fixate, new_task
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence
 from app.reader import ReaderLoad
@@ -86,6 +86,10 @@ class Engine:
     @property
     def modes(self) -> Collection[str]:
         return self._model.modes
+
+    @property
+    def fixates(self) -> bool:
+        return can_fixate(self._model)
 
     @property
     def failure(self) -> str | None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
-from app.errors import BadOption, ParseError
+from app.errors import NO_FIXATION, BadOption, ParseError
+from app.ocr.engine.fixation import FixedRow
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
@@ -35,6 +36,8 @@ class Outcome:
     logprobs: list[float]
     confidence: float
     counts: VisualCounts
+    attended_patches: float | None = None
+    """Patch tokens attended to, mean over steps and layers; ``None`` without fixation."""
 
 
 @dataclass(slots=True)
@@ -102,6 +105,8 @@ class PageTask:
     logprob_sum: float = 0.0
     window: ConfidenceWindow = field(default_factory=ConfidenceWindow)
     counts: VisualCounts = NOT_ENCODED
+    fixed: FixedRow | None = None
+    """What the page attends to, if it fixates."""
     decode_clock_ms: float = 0.0
     bans: BanCount | None = None
 
@@ -138,6 +143,7 @@ class PageTask:
         self.attempt = attempt
         self.life += 1
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
+        self.fixed = None
         self.feed.restart()
 
     def scores(self, logprob_sum: float) -> None:
@@ -154,7 +160,10 @@ class PageTask:
         kept = self.ids if ids is None else ids
         # a loop's repeats have high probabilities that tell nothing; noise counts, it makes a page doubtful
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
-        outcome = Outcome(attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts)
+        attended = None if self.fixed is None else self.fixed.mean_attended
+        outcome = Outcome(
+            attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts, attended
+        )
         self.outcomes.append(outcome)
         return outcome
 
@@ -171,7 +180,7 @@ class PageTask:
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
-            prompt=len(self.prompt_ids), output=len(best.ids),
+            prompt=len(self.prompt_ids), output=len(best.ids), attended_patches=best.attended_patches,
         )  # fmt: skip
         return Reading(
             text=text,
@@ -198,6 +207,11 @@ class PageTask:
         self.feed.finish(result.text if isinstance(result, Reading) else None)
 
 
+def can_fixate(model: OcrModel) -> bool:
+    """Tell whether pages may be read with ``fixation``: on a CPU, by a checkpoint with a plan for it."""
+    return model.fixation is not None and model.device.type == "cpu"
+
+
 def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
     exempt = None if options.ngram_exempt is None else frozenset(options.ngram_exempt)
     if options.ngram is None:
@@ -222,10 +236,13 @@ def new_task(
         raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
     if deadline_seconds is not None and not deadline_seconds > 0:
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
+    if options.fixation is not None and not can_fixate(model):
+        raise BadOption(NO_FIXATION)
     prompt = model.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options))
+    ngram = _first_ngram(model, settings, options)
+    first = AttemptPlan(mode, options.prune, keep_ratio, ngram, options.fixation)
     strict = replace(strict, exempt=first.ngram.exempt)
     return PageTask(
         page=page,

@@ -16,9 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from app.errors import BadOption
 from app.ocr.cuda.choose import fuse_sam_layers
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
-from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec
+from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec, read_fixation_plan
 from app.ocr.models.config import SLIDING, read_config
 from app.ocr.models.model import DecoderLayers, Mode, PageViews
 from app.ocr.models.preprocess import preprocess
@@ -74,6 +75,7 @@ class DeepSeekOcr:
         tokenizer: OcrTokenizer,
         spec: CheckpointSpec,
         *,
+        fixation: FixationPlan | None = None,
         max_pixels_per_forward: int | None = None,
     ) -> None:
         text = network.config.text_config
@@ -90,6 +92,7 @@ class DeepSeekOcr:
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
+        self.fixation: FixationPlan | None = fixation
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings
@@ -283,6 +286,7 @@ def load_model(
     folder = locate(path_or_id)
     config = read_config(read_json(folder, "config.json"))
     spec = read_checkpoint_spec(folder, config)
+    fixation = read_fixation_plan(folder, config.text_config.num_hidden_layers)
     tokenizer = _matching_tokenizer(folder, config, spec)
     with open_weights(folder) as tensors:
         network = build_network(config, tensors, dtype)
@@ -291,7 +295,9 @@ def load_model(
         fold_sam_attention(network)
     elif fold_sam is None and device.type == "cuda":
         suit_cuda(network)
-    return DeepSeekOcr(network, tokenizer, spec, max_pixels_per_forward=max_pixels_per_forward)
+    return DeepSeekOcr(
+        network, tokenizer, spec, fixation=fixation, max_pixels_per_forward=max_pixels_per_forward
+    )
 
 
 def suit_cuda(network: Any) -> None:

@@ -11,6 +11,11 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
+AttemptReason = Literal["asked", "small_print", "loop", "low_confidence", "risk", "text_layer"]
+"""Why a page was read. ``asked``: it was asked for. ``small_print``: so too, in a mode chosen for its print.
+``loop``, ``low_confidence``: so the reading before ended. ``risk``: that one was pruned, and too risky.
+``text_layer``: too few words of the PDF's text layer were in its text.
+"""
 TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]
 """Status of a whole document. ``running``: the pages so far of a job that has not ended."""
@@ -24,6 +29,7 @@ WarningCode = Literal[
     "unread_print",
     "text_layer_mismatch",
     "text_layer_unusable",
+    "blank_page",
     "missing_glyphs",
     "dropped_text",
     "dynamic_xfa",
@@ -195,6 +201,12 @@ class Page:
     """Resolution at which a PDF page was rendered; ``None``: the image's own pixels."""
     words: tuple[str, ...] | None = None
     """Words of a PDF page's usable text layer, in its order; ``None`` without one."""
+    has_text: bool = False
+    """Whether a PDF page has a text layer of any kind, usable or not."""
+    glyph_px: float | None = None
+    """Height in pixels of ``image`` that a quarter of the letters of a usable text layer do not exceed, from
+    descender to ascender; ``None`` where that was not measured.
+    """
     warnings: tuple[PageWarning, ...] = ()
 
 
@@ -257,6 +269,11 @@ class Attempt:
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
+    reason: AttemptReason = "asked"
+    text_layer_recall: float | None = None
+    """As in ``PageResult``, where two readings were compared by it; ``None`` where there was one."""
+    ms: float | None = None
+    """Wall time in milliseconds of the reading that ends with this attempt, where there were two."""
 
 
 @dataclass(frozen=True, slots=True)

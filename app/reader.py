@@ -1,6 +1,6 @@
 """The interface between the service and whatever reads pages. Everything above it is tested with a fake."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,8 +10,9 @@ from app.document import Page, Reading, ReadOptions
 class Restart(str):
     """An empty piece that revokes every piece before it, because the page is being read again.
 
-    A page whose text ran into a loop is read again after some of its text was sent. A client that shows
-    pieces as they come clears what it shows; one that cannot take anything back waits for ``result()``.
+    A page whose text ran into a loop, or is risky, is read again after some of its text was sent. A client
+    that shows pieces as they come clears what it shows; one that cannot take anything back waits for
+    ``result()``.
     """
 
     __slots__ = ()
@@ -59,6 +60,23 @@ class PageReader(Protocol):
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""
+
+
+@runtime_checkable
+class KnowsModes(Protocol):
+    """A reader that looks at a page's pixels, and can say how large each mode shows them to its model."""
+
+    @property
+    def default_mode(self) -> str:
+        """Mode of a page whose ``ReadOptions`` name none."""
+
+    def scales(self, width: int, height: int) -> Mapping[str, float]:
+        """Return for each mode that may be chosen for a page of this size how many pixels of its views show
+        one pixel of the page.
+
+        A mode that was not trained on is not among them. Empty where nothing is to be chosen, because pages
+        are shown at their own size.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,13 @@ class Settings(BaseSettings):
     kv_memory_mib: int = Field(1024, ge=1)
     """The same on a CPU, in MiB; memory that no page uses is never touched."""
 
+    router_blank: bool = True
+    """Whether pages that are blank by a strict test are answered without the model."""
+    router_mode: bool = True
+    """Whether small print is rendered larger and read in a sharper mode, where the client names none."""
+    recall_retry: bool = True
+    """Whether a page whose text lacks many words of its PDF's text layer is read once more."""
+
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""
     max_files: int = Field(32, ge=1, le=1000)
@@ -151,6 +158,8 @@ class Settings(BaseSettings):
     """Largest page handed to the model; larger ones are rendered or scaled down to it."""
     max_image_megapixels: float = Field(100.0, gt=0, le=1000)
     """Largest image that is decoded at all, before scaling down."""
+    restore_risk: float = Field(0.0, ge=0, le=1)
+    """Risk above which a pruned page is read once more unpruned; 1: none is; 0: as the checkpoint says."""
     max_output_tokens: int = Field(8192, ge=1)
     """Highest ``max_output_tokens`` a client may ask for, and what a page has that does not say."""
 

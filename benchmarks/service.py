@@ -14,9 +14,7 @@ machine. The last line is one JSON document.
 import argparse
 import asyncio
 import io
-import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -34,12 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from app.document import ReadOptions
 from app.documents.raster.pool import Rasterizers
 from app.settings import Settings
 from app.worker import open_reader, pages_in_flight
+from benchmarks.report import publish
 
 START_S = 300.0
 SETTLE_S = 3.0
@@ -344,22 +344,13 @@ def main() -> None:
         "benchmark": "service",
         "reader": arguments.reader,
         "page": "a4" if arguments.a4 else f"blank, {arguments.side_px} px",
-        "cpus": len(os.sched_getaffinity(0)),
         "load_before": load_before,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "commit": _commit(),
         "pages": arguments.pages,
         "alone_pages_per_s": statistics.median(rate.pages_per_s for rate in alone),
         "alone_rounds": list(map(asdict, alone)),
         **{name: summary(of, alone) for name, of in measured.items()},
     }
-    print(json.dumps(report))
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    publish(report, torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ class SyntheticOcr:
         self.embeddings = network.get_input_embeddings()
         self.name = name
         self.modes: Mapping[str, Mode] = {"page": Mode("page", view_px, pad=True)}
+        self.has_patch_places = True
         self.default_mode = "page"
         self.default_prompt = "Free OCR. "
         self.bos_id = 0
@@ -76,6 +77,7 @@ class SyntheticOcr:
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
         self.fixation: FixationPlan | None = None
+        self.restore_risk: float | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = network.config.text_config.max_position_embeddings

@@ -71,11 +71,13 @@ def engine_settings(settings: Settings) -> EngineSettings:
             kv_memory_mib=settings.kv_memory_mib,
             max_page_tokens=settings.max_page_tokens or None,
             max_output_tokens=settings.max_output_tokens,
+            restore_risk=settings.restore_risk or None,
         )
     return EngineSettings(
         max_running_pages=settings.max_running_pages or GPU_RUNNING_PAGES,
         max_page_tokens=settings.max_page_tokens or None,
         max_output_tokens=settings.max_output_tokens,
+        restore_risk=settings.restore_risk or None,
         kv_memory_mib=None,
         kv_memory_share=settings.kv_memory_share,
         max_encode_pages=32,

@@ -38,6 +38,11 @@ class Checks:
     unread_ink: float | None
     text_layer_recall: float | None
 
+    @property
+    def has_missed_the_layer(self) -> bool:
+        """Whether the text lacks many words of a text layer that has enough to tell."""
+        return any(warning.code == "text_layer_mismatch" for warning in self.warnings)
+
 
 def check_page(page: Page, reading: Reading, markdown: str, blocks: Sequence[Block]) -> Checks:
     """Find what the answer lacks, as far as that shows without reading the page again.

@@ -64,6 +64,29 @@ Around letters it is below 0.25.
 MIN_PIECES = 2
 """Least number of pieces of print on a page that is not blank. A single piece is a stain."""
 
+MIN_BLANK_LEVEL = 128
+"""Least median level of blank paper. A black page is full of ink."""
+MIN_BLANK_PX = 64
+"""Least side of a blank page: on a smaller image nothing tells paper from print."""
+SAME_LEVEL = 1
+"""Largest difference of levels that is rounding, wherever it occurs."""
+MAX_BLANK_SPAN = 100
+"""Largest difference of levels on a blank page: grain and shade have less, and nearly all print has more."""
+MAX_BLANK_STEP = 2.0
+"""Largest difference of the background's levels within twice ``GROUND_PX``. Shade changes more slowly than
+the edge of a pale picture or of large pale letters.
+"""
+MAX_BLANK_GRAIN = 4.0
+"""Largest standard deviation of means of 2 x 2 pixels. In coarser grain, pale print cannot be ruled out."""
+MIN_BLANK_GRAIN = 0.25
+"""Least standard deviation that is assumed, because levels are rounded."""
+BLANK_NOISE = 7.0
+"""Least difference that is print, in standard deviations. Grain reaches it on few of a million pages."""
+BLANK_SIZES = ((1, 1), (2, 2), (4, 4), (4, 32), (32, 4))
+"""Heights and widths, in units of 2 x 2 pixels, over which differences are averaged: a point, a stroke, a
+letter, a word across and one upwards.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Print:
@@ -131,7 +154,52 @@ def find_print(image: Image.Image) -> Print:
     return Print(centres, ink[is_print], tones[rows, columns] > MIN_TONES)
 
 
-def _ground(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+def is_blank(image: Image.Image) -> bool:
+    """Tell whether a page is light, even paper and nothing else. In doubt it is not.
+
+    Any print must stand out less than the paper's own grain does by chance: a point, a faint line, and faint
+    print that only many pixels together tell from grain. So paper with dust, a fold, the shadow of a lid or
+    print that shines through is not blank. Takes 5 ms for a page with print or without grain, up to 0.2 s for
+    grainy or pale ones.
+    """
+    lows, highs = zip(*image.convert("RGB").getextrema(), strict=True)
+    spans = [high - low for low, high in zip(lows, highs, strict=True)]
+    if max(spans) > MAX_BLANK_SPAN or min(image.size) < MIN_BLANK_PX:
+        return False
+    pixels = np.asarray(image.convert("RGB"))
+    if np.median(pixels) < MIN_BLANK_LEVEL:
+        return False
+    if max(spans) <= SAME_LEVEL:
+        return True
+    is_gray = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
+        pixels[..., 0], pixels[..., 2]
+    )
+    return all(_is_even(pixels[..., channel]) for channel in range(1 if is_gray else 3))
+
+
+def _is_even(levels: npt.NDArray[np.uint8]) -> bool:
+    """Tell whether (H, W) levels differ from their background by no more than grain does."""
+    height, width = (side // 2 * 2 for side in levels.shape)
+    quads = levels[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3), dtype=np.float32)
+    ground = _ground(quads)
+    blocks = ground[::GROUND_PX, ::GROUND_PX]
+    steps = [np.abs(np.diff(blocks, axis=axis)).max(initial=0) for axis in (0, 1)]
+    differs = quads - ground
+    if max(steps) > MAX_BLANK_STEP or _grain(differs) > MAX_BLANK_GRAIN:
+        return False
+    for size in BLANK_SIZES:
+        means = ndimage.uniform_filter(differs, size)
+        if np.abs(means).max() > BLANK_NOISE * max(_grain(means), MIN_BLANK_GRAIN):
+            return False
+    return True
+
+
+def _grain(differs: npt.NDArray[np.float32]) -> float:
+    """Return the standard deviation of most of the differences, without those of print."""
+    return 1.4826 * float(np.median(np.abs(differs)))
+
+
+def _ground(levels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Estimate the background around each pixel. (H, W) gray levels -> (H, W) gray levels."""
     height, width = levels.shape
     padded = np.pad(levels, ((0, -height % GROUND_PX), (0, -width % GROUND_PX)), mode="edge")
@@ -140,7 +208,7 @@ def _ground(levels: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
     middle = GROUND_PX * GROUND_PX // 2
     medians = np.partition(blocks.reshape(rows, columns, -1), middle, axis=2)[..., middle]
     smooth = ndimage.median_filter(medians, 5, mode="nearest")
-    return np.kron(smooth, np.ones((GROUND_PX, GROUND_PX), np.int16))[:height, :width]
+    return np.kron(smooth, np.ones((GROUND_PX, GROUND_PX), levels.dtype))[:height, :width]
 
 
 def _are_letters(

@@ -74,6 +74,14 @@ class PocketReader:
         return self._engine.fixates
 
     @property
+    def default_mode(self) -> str:
+        return self._model.default_mode
+
+    def scales(self, width: int, height: int) -> dict[str, float]:  # noqa: ARG002
+        """Return nothing: the mode that cuts lines shows each at its own size, and no other is better."""
+        return {}
+
+    @property
     def failure(self) -> str | None:
         return self._engine.failure
 

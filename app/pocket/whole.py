@@ -8,7 +8,7 @@ than ``MAX_LOST_SHARE`` of the page's rows, the page itself was not read to its 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from app.document import Attempt, FinishReason, Reading, TokenCounts
+from app.document import Attempt, AttemptReason, FinishReason, Reading, TokenCounts
 from app.ocr.risk import Evidence
 
 MAX_LOST_SHARE = 1 / 3
@@ -125,10 +125,13 @@ def page_end(views: Sequence[ViewReading], risk: float) -> FinishReason:
 
 
 def _attempts(readings: Sequence[Reading]) -> tuple[Attempt, ...]:
-    """Combine the nth attempts of all views into one, which ends as the worst of them."""
+    """Combine the nth attempts of all views into one for each reason, which ends as the worst of them."""
+    alike: dict[tuple[int, AttemptReason], list[Attempt]] = {}
+    for reading in readings:
+        for number, attempt in enumerate(reading.attempts):
+            alike.setdefault((number, attempt.reason), []).append(attempt)
     tries: list[Attempt] = []
-    for number in range(max(len(reading.attempts) for reading in readings)):
-        these = [reading.attempts[number] for reading in readings if number < len(reading.attempts)]
+    for _, these in sorted(alike.items()):
         reasons = {attempt.finish_reason for attempt in these}
         reason = next(reason for reason in WORST_FIRST if reason in reasons)
         output_tokens = sum(attempt.output_tokens for attempt in these)

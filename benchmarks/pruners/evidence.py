@@ -24,14 +24,15 @@ LAST_LAYERS = 3
 
 
 class EvidenceBook:
-    """Evidence of every page encoded while ``collecting``, looked up by its visual tokens.
+    """Visual tokens and evidence of every page encoded while ``collecting``.
 
-    Each page is read once to its end, without pruning, to record its decoder's attention. All methods that
-    prune the page later use this record.
+    A page is encoded once, and its tokens are given again whenever its pixels come again: all methods prune
+    the same tokens. It is then read once to its end, without pruning, to record its decoder's attention.
     """
 
     def __init__(self, prompt: str, max_steps: int = MAX_STEPS) -> None:
         self._prompt, self._max_steps = prompt, max_steps
+        self._encoded: dict[str, VisualTokens] = {}
         self._known: dict[str, Evidence] = {}
         self.norms: list[torch.Tensor] = []
         """Norms of each known page's patch tokens, (N,) a page, in the order of ``found``."""
@@ -40,17 +41,26 @@ class EvidenceBook:
 
     def of(self, tokens: VisualTokens) -> Evidence:
         """Return the evidence of a page that was encoded before. Raise ``KeyError`` for any other page."""
-        return self._known[_key(tokens)]
+        return self._known[_key(tokens.embeds)]
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Collect evidence of every page that a ``DeepSeekOcr`` of this process encodes inside the block."""
+        """Encode every page of a ``DeepSeekOcr`` of this process once, inside the block.
+
+        Raise ``ValueError`` for a page with tiles.
+        """
         encode: Callable[[DeepSeekOcr, Sequence[PageViews]], list[VisualTokens]] = DeepSeekOcr.encode
 
         def encode_and_learn(model: DeepSeekOcr, pages: Sequence[PageViews]) -> list[VisualTokens]:
-            tokens = encode(model, pages)
-            self._learn(model, pages, tokens)
-            return tokens
+            if any(page.tiles is not None for page in pages):
+                raise ValueError("evidence is collected of single views alone, not of tiles")
+            keys = [_key(page.view) for page in pages]
+            new = {key: page for key, page in zip(keys, pages, strict=True) if key not in self._encoded}
+            if new:
+                tokens = encode(model, [*new.values()])
+                self._learn(model, [*new.values()], tokens)
+                self._encoded |= zip(new, tokens, strict=True)
+            return [self._encoded[key] for key in keys]
 
         with patch.object(DeepSeekOcr, "encode", encode_and_learn):
             yield
@@ -58,19 +68,14 @@ class EvidenceBook:
     @torch.inference_mode()
     def _learn(self, model: OcrModel, pages: Sequence[PageViews], tokens: Sequence[VisualTokens]) -> None:
         self.kv_bytes_a_token = kv_shape(model).bytes_per_token
-        new = {_key(one): (page, one) for page, one in zip(pages, tokens, strict=True)}
-        by_length: dict[int, list[str]] = defaultdict(list)
-        for key, (page, one) in new.items():
-            if key not in self._known:
-                if page.tiles is not None:
-                    raise ValueError("evidence is collected of single views alone, not of tiles")
-                by_length[len(one.embeds)].append(key)
-        for keys in by_length.values():
-            learned = evidence_of(model, [new[key] for key in keys], self._prompt, self._max_steps)
-            for key, evidence in zip(keys, learned, strict=True):
-                self._known[key] = evidence
-                tokens_of = new[key][1]
-                self.norms.append(tokens_of.embeds[tokens_of.is_patch].norm(dim=-1))
+        by_length: dict[int, list[tuple[PageViews, VisualTokens]]] = defaultdict(list)
+        for page, one in zip(pages, tokens, strict=True):
+            by_length[len(one.embeds)].append((page, one))
+        for pairs in by_length.values():
+            learned = evidence_of(model, pairs, self._prompt, self._max_steps)
+            for (_, one), evidence in zip(pairs, learned, strict=True):
+                self._known[_key(one.embeds)] = evidence
+                self.norms.append(one.embeds[one.is_patch].norm(dim=-1))
                 self.found.append(evidence)
 
 
@@ -146,8 +151,8 @@ def _ink(view: torch.Tensor) -> torch.Tensor:
     return text_densities(patches.permute(1, 3, 0, 2, 4).flatten(0, 1), 1, 1) * PATCH_PX**2
 
 
-def _key(tokens: VisualTokens) -> str:
-    data = tokens.embeds.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
+def _key(tensor: torch.Tensor) -> str:
+    data = tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes()
     return hashlib.sha256(data).hexdigest()
 
 

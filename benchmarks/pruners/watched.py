@@ -62,12 +62,19 @@ class Writing(Protocol):
 
 
 @torch.inference_mode()
-def write(model: OcrModel, embeds: torch.Tensor, attention: Writing, max_steps: int) -> list[list[int]]:
+def write(
+    model: OcrModel,
+    embeds: torch.Tensor,
+    attention: Writing,
+    max_steps: int,
+    layers: DecoderLayers | None = None,
+) -> list[list[int]]:
     """Decode greedily after prompts of shape (B, T, D). Return each row's new ids without the end token.
 
-    ``attention.is_writing`` is true for the rows that have not reached the end token.
+    ``attention.is_writing`` is true for the rows that have not reached the end token. ``layers``: ``None``
+    takes the engine's.
     """
-    layers = _layers(model)
+    layers = layers or _layers(model)
     num_rows, length = embeds.shape[:2]
     positions = torch.arange(length, device=model.device).expand(num_rows, -1)
     hidden = layers(embeds, positions, attention)[:, -1:]

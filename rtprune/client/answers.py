@@ -59,6 +59,9 @@ class Attempt:
     ngram_window: int
     finish_reason: str
     output_tokens: int
+    reason: str = "asked"
+    text_layer_recall: float | None = None
+    ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

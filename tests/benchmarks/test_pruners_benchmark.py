@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -13,16 +13,19 @@ from app.ocr.models.deepseek import DeepSeekOcr
 from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
 from benchmarks.accuracy.report import DOCS
-from benchmarks.pruners import inside
-from benchmarks.pruners.__main__ import NONE, ROWS, correlations, main
+from benchmarks.pruners.__main__ import NONE, correlations, main
+from benchmarks.pruners.before import PAGES_SEEN, NoHistoryError, export_before
 from benchmarks.pruners.evidence import EvidenceBook, evidence_of, rank_correlation
+from benchmarks.pruners.pages import own_pages, sample_page
 from benchmarks.pruners.report import main as write_docs
 from benchmarks.pruners.report import table
-from benchmarks.pruners.watched import WatchedAttention, decode_attention, prompts_of, write
+from benchmarks.pruners.rows import ROWS
+from benchmarks.pruners.watched import decode_attention
 from rtprune import METHODS, Evidence, RTPruneConfig
 from training.vocabulary import PLAIN_PROMPT
 
 METHODS_TRIED = ("rtprune", "visionzip", "oracle", "norm + gtp")
+INSIDE_TRIED = ("fastv", "fitprune")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +51,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     printed("Nine plain words").save(folder / "english" / "a.150.png")
     (folder / "english" / "a.txt").write_text("Nine plain words")
     out = folder / "out.json"
-    words = ["--documents", str(folder), "--pages", "1", "--methods", *METHODS_TRIED, "--device", "cpu"]
-    main([*words, "--threads", "1", "--out", str(out)])
+    words = ["--documents", str(folder), "--pages", "1", "--methods", *METHODS_TRIED, *INSIDE_TRIED]
+    main([*words, "--checkpoint", "pocket", "--device", "cpu", "--threads", "1", "--out", str(out)])
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
 
@@ -66,6 +69,8 @@ def test_every_method_has_a_row_at_rtprunes_own_count(run: dict[str, Any]) -> No
     assert rows[NONE]["prune_ms"] == 0 < rows["rtprune"]["prune_ms"]
     assert set(checkpoint["rank_correlation"]) == {"norm", "class_attention", "ink"}
     assert set(METHODS) < set(ROWS)
+    assert [row["method"] for row in checkpoint["inside"]["rows"]] == [NONE, "norm", "rtprune", *INSIDE_TRIED]
+    assert checkpoint["inside"]["rows"][0]["error_to_unpruned"] == 0
     assert "hardware" in run
     assert "commit" in run
 
@@ -75,7 +80,7 @@ def test_figures_become_tables_in_the_documentation(run: dict[str, Any], tmp_pat
     (tmp_path / "pruners.json").write_text(json.dumps(run))
     write_docs([str(tmp_path / "pruners.json"), "--docs", str(tmp_path)])
     written = (tmp_path / "pruning.md").read_text()
-    assert all(f"| {name} | " in written for name in (NONE, *METHODS_TRIED))
+    assert all(f"| {name} | " in written for name in (NONE, *METHODS_TRIED, *INSIDE_TRIED))
     assert len({line.count("|") for line in table(run["checkpoints"][0]).splitlines()}) == 1
     assert "Rank correlation with what the decoder looks at" in written
 
@@ -109,52 +114,45 @@ def test_what_the_decoder_looks_at_is_of_its_own_greedy_output(model: DeepSeekOc
     assert (many >= one - 1e-9).all(), "later steps add"
 
 
-def test_pruning_inside_the_decoder(model: DeepSeekOcr, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = [view(text) for text in ("Nine", "plain words")]
-    tokens = model.encode([model.preprocess(image, model.default_mode) for image in shown])
-    is_patch = torch.nn.functional.pad(tokens[0].is_patch, (1, 0))
-    views = [inside.View(one, wanted, 0.1) for one, wanted in zip(tokens, (12, 14), strict=True)]
-    whole, kept = inside.read(model, views, inside.NONE, max_steps=12)
-    assert kept == 1
-    plain = WatchedAttention(2, 0, model.device)
-    assert write(model, prompts_of(model, tokens, PLAIN_PROMPT), plain, 12) == whole, "as without masks"
-    every = [inside.View(one.tokens, 16, 0.1) for one in views]
-    seen = []
-    attention = inside.LayeredAttention
+def test_a_page_is_encoded_once_whatever_prunes_it(
+    model: DeepSeekOcr, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, encoded = DeepSeekOcr.encode, []
 
-    def noted(*given: Any) -> inside.LayeredAttention:
-        seen.append(attention(*given))
-        return seen[-1]
+    def counted(model: DeepSeekOcr, pages: Any) -> Any:
+        encoded.append(len(pages))
+        return encode(model, pages)
 
-    monkeypatch.setattr(inside, "LayeredAttention", noted)
-    for name, rule in inside.RULES.items():
-        assert inside.read(model, every, name, max_steps=12) == (whole, 1.0), "nothing to drop"
-        _, kept = inside.read(model, views, name, max_steps=2)
-        assert kept == pytest.approx(13 / 16, abs=1 / 32), name
-        alive = seen[-1].alive
-        assert (alive[1:] <= alive[:-1]).all(), "what left does not come back"
-        assert alive[:, :, : len(is_patch)][..., ~is_patch].all(), "bos, row breaks and separator stay"
-        assert alive[:, :, len(is_patch) :].all(), "text stays"
-        assert rule.counts(16, 12, 3)[0] == 16
-        assert sum(rule.counts(16, 12, 3)) == pytest.approx(3 * 12)
-    for name in inside.BEFORE:
-        assert 0 < inside.read(model, views, name, max_steps=2)[1] < 1
+    monkeypatch.setattr(DeepSeekOcr, "encode", counted)
+    views = [model.preprocess(view(text), model.default_mode) for text in ("Nine", "words", "Nine")]
+    book = EvidenceBook(PLAIN_PROMPT, max_steps=1)
+    with book.collecting():
+        first, second, again = model.encode(views)
+        assert first is again
+        assert model.encode(views[1:2]) == [second]
+    assert encoded == [2]
+    assert book.of(first) is not book.of(second)
+    assert len(book.found) == len(book.norms) == 2
 
 
-def test_a_masked_token_is_as_if_it_were_gone(model: DeepSeekOcr) -> None:
-    [tokens] = model.encode([model.preprocess(view("Nine words"), model.default_mode)])
-    embeds = prompts_of(model, [tokens], PLAIN_PROMPT)
-    stays = torch.ones(embeds.shape[1], dtype=torch.bool)
-    stays[[2, 5, 9]] = False
-    layers, network = model.decoder_layers, cast("Any", model.network)
-    assert layers is not None
-    alive = stays.expand(network.config.text_config.num_hidden_layers, 1, -1)
-    masked = inside.LayeredAttention(alive, stays, torch.ones(1), stays[None], None)
-    at = torch.arange(len(stays))[None]
-    with torch.inference_mode():
-        whole = layers(embeds, at, masked)[:, -1]
-        gone = layers(embeds[:, stays], at[:, stays], WatchedAttention(1, 0, model.device))[:, -1]
-    torch.testing.assert_close(whole, gone, rtol=1e-4, atol=1e-4)
+def test_pages_of_its_own_need_no_fonts_and_are_the_same_in_every_run() -> None:
+    first, again = (own_pages(2).samples for _ in range(2))
+    assert [page.text for page in first] == [page.text for page in again]
+    assert [page.image.tobytes() for page in first] == [page.image.tobytes() for page in again]
+    [sample] = sample_page().samples
+    assert len({page.text for page in (*first, sample)}) == 3
+    assert all(page.text.isascii() and 1_000 < len(page.text) < 5_000 for page in (*first, sample))
+
+
+def test_weights_from_before_pruning_come_out_of_the_history(tmp_path: Path) -> None:
+    with pytest.raises(NoHistoryError, match="history"):
+        export_before(tmp_path / "nothing", root=tmp_path)
+    try:
+        folder = export_before(tmp_path / "before")
+    except NoHistoryError:
+        return  # a shallow checkout: the command reports it
+    assert json.loads((folder / "training.json").read_text())["pages_seen"] == PAGES_SEEN
+    assert load_pocket(folder=folder).name
 
 
 def test_rank_correlation_by_hand() -> None:

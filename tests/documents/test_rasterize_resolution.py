@@ -10,12 +10,20 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter
 from service_client import A4, pdf_bytes
-from small_pdfs import page_of, scan
+from small_pdfs import HELVETICA, lines_page, page_of, scan
 from test_rasterize import SETTINGS, run
 from test_rasterize_tiff import difference, letter
 
 from app.document import Page, ParseOptions
-from app.documents.raster.pdf import BASE_DPI, MAX_DRAWN_DPI, MAX_SCAN_PX, MIN_LONGER_PX, chosen_dpi
+from app.documents.raster.pdf import (
+    BASE_DPI,
+    MAX_DRAWN_DPI,
+    MAX_SCAN_PX,
+    MIN_LONGER_PX,
+    READ_PRINT_PX,
+    SMALL_PRINT_PX,
+    chosen_dpi,
+)
 from app.jobs.job import encode_options
 from app.settings import Settings
 
@@ -139,6 +147,67 @@ def test_words_are_those_of_the_crop_box(tmp_path: Path, turn: int) -> None:
     font = b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
     shown = page(tmp_path, page_of(TWO_LINES, font, attributes=attributes, names="/Font<</F 5 0 R>>"))
     assert shown.words == ("inside", "the", "small", "box")
+
+
+FONT = "/Font<</F 5 0 R>>"
+
+
+def print_page(size_pt: float, then: str = "") -> bytes:
+    """Lines of print of one size, and what follows them."""
+    line = "(Forty sheets of white stock lie in the northern store) Tj 0 -30 Td "
+    return page_of(f"BT /F {size_pt} Tf 50 780 Td {line * 6} {then} ET", HELVETICA, names=FONT)
+
+
+@pytest.mark.parametrize("size_pt", [3, 4, 5, 6, 8, 12, 24])
+def test_small_print_is_rendered_as_large_as_other_print(tmp_path: Path, size_pt: float) -> None:
+    shown = page(tmp_path, print_page(size_pt), settings=Settings())
+    at_base = size_pt * 0.925 * BASE_DPI / 72  # ascender to descender of Helvetica
+    assert shown.glyph_px is not None
+    assert shown.dpi is not None
+    assert shown.glyph_px == pytest.approx(at_base * shown.dpi / BASE_DPI, rel=0.05)
+    assert (shown.dpi == BASE_DPI) == (at_base >= SMALL_PRINT_PX)
+    assert shown.glyph_px >= SMALL_PRINT_PX or shown.dpi == MAX_DRAWN_DPI
+
+
+def test_the_smallest_print_is_that_of_a_quarter_of_the_letters(tmp_path: Path) -> None:
+    footnote = page(tmp_path, print_page(12, "/F 4 Tf (1 See there.) Tj"))
+    assert footnote.glyph_px == pytest.approx(page(tmp_path, print_page(12)).glyph_px)
+    notes = page(
+        tmp_path,
+        print_page(12, "/F 4 Tf " + "(1 See the list of stock at the end.) Tj 0 -9 Td " * 6),
+        settings=Settings(),
+    )
+    assert notes.glyph_px == pytest.approx(READ_PRINT_PX, abs=0.1)
+
+
+def test_print_raises_no_resolution_that_was_asked_for_or_is_that_of_a_scan_or_where_it_is_not_known(
+    tmp_path: Path,
+) -> None:
+    small = print_page(4)
+    asked = page(tmp_path, small, dpi=100)
+    assert asked.dpi == 100
+    assert asked.glyph_px == pytest.approx(4 * 0.925 * 100 / 72, rel=0.05)
+    off = page(tmp_path, small, settings=SETTINGS.model_copy(update={"router_mode": False}))
+    assert (off.dpi, off.glyph_px) == (BASE_DPI, None)
+    assert chosen_dpi(842, 150, 3.0) == BASE_DPI, "a scan has no more pixels than it has"
+    limited = SETTINGS.model_copy(update={"max_page_megapixels": 0.5})
+    shown = page(tmp_path, small, settings=limited)
+    assert shown.image.width * shown.image.height <= 0.5e6 * 1.01
+
+
+GARBAGE = "(=#&%+ =#&%=# &+% =#&%= +%&#) Tj 0 -30 Td "
+
+
+def test_print_is_not_measured_in_a_layer_that_is_not_used(tmp_path: Path) -> None:
+    layers = {
+        "none": (pdf_bytes(A4), False),
+        "a stamp": (lines_page("Page 7"), True),
+        "garbage": (page_of(f"BT /F 4 Tf 50 700 Td {GARBAGE * 6} ET", HELVETICA, names=FONT), True),
+    }
+    for name, (data, has_text) in layers.items():
+        shown = page(tmp_path, data)
+        assert (shown.words, shown.glyph_px, shown.has_text) == (None, None, has_text), name
+        assert shown.dpi == BASE_DPI, name
 
 
 def saved(image: Image.Image, file_format: str, **save: Any) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -143,9 +144,10 @@ def test_pages_that_were_read_are_freed_without_the_garbage_collector() -> None:
             await asyncio.gather(*(stream.result() for stream in streams))
             del pages, streams
             engine.submit(page(9), SHORT, document_id="d")  # the loop lets go of the last page with the next
-            async with asyncio.timeout(PATIENCE_S):
-                while any(image() is not None for image in images):
-                    await asyncio.sleep(0.01)
+            until = time.monotonic() + PATIENCE_S
+            while any(image() is not None for image in images):
+                assert time.monotonic() < until, "a page is still held"
+                await asyncio.sleep(0.01)
 
     gc.disable()
     try:

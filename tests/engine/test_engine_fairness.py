@@ -10,6 +10,7 @@ from app.document import Page, ReadOptions
 from app.ocr.engine.engine import Engine, EngineStream
 from app.pocket.opening import load_pocket
 from app.pocket.reader import PocketReader
+from app.reader import KnowsModes
 from benchmarks.service import a4_image
 
 MAX_TOKENS = ReadOptions(max_output_tokens=2)
@@ -32,6 +33,8 @@ def test_priority_reaches_every_view_and_a_cancelled_page_is_not_even_cut() -> N
         model = load_pocket()
         engine = Noting(model)
         reader = PocketReader(engine, model)
+        assert isinstance(reader, KnowsModes)
+        assert (reader.default_mode, reader.scales(1240, 1754)) == ("pocket", {}), "lines keep their size"
         try:
             await reader.submit(page, MAX_TOKENS, document_id="a", priority=7).result()
             assert len(engine.came) > 5

@@ -4,10 +4,14 @@ import time
 
 import pytest
 from engine_bench import POISON, RAISES, WRONG_SHAPE, Bench, failing, hostile, limits
+from engine_fakes import FakeOcr, random_network
 
 from app.document import ReadOptions
 from app.errors import BadOption, Overloaded, PageFailed, PageTooLong
 from app.ocr.engine import page_loop, vision
+from app.ocr.engine.engine import Engine
+from app.ocr.models.model import Mode
+from app.reader import KnowsModes
 
 
 def test_a_cancelled_page_frees_its_slot_within_one_step_and_keeps_what_it_read() -> None:
@@ -198,3 +202,15 @@ def test_an_error_of_one_page_is_not_taken_for_the_devices(monkeypatch: pytest.M
     bench.read(0)
     with pytest.raises(RuntimeError):
         bench.turns(3)
+
+
+def test_an_engine_tells_the_scales_of_the_modes_it_was_trained_on() -> None:
+    model = FakeOcr(random_network())
+    model.modes = {**model.modes, "untrained": Mode("untrained", 512, pad=True, trained=False)}
+    engine = Engine(model)
+    try:
+        assert isinstance(engine, KnowsModes)
+        assert engine.default_mode == "tiny"
+        assert engine.scales(256, 100) == {"tiny": 0.5, "small": 0.75}
+    finally:
+        engine.shut_down()

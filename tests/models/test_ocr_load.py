@@ -30,7 +30,13 @@ from transformers.modeling_utils import LoadStateDictConfig
 from app.errors import NotReady
 from app.ocr.models import deepseek
 from app.ocr.models.checkpoint import CheckpointError, locate
-from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, UNLIMITED_OCR, CheckpointSpec, ModeSpec
+from app.ocr.models.checkpoint_spec import (
+    DEEPSEEK_OCR,
+    DEEPSEEK_OCR_2,
+    UNLIMITED_OCR,
+    CheckpointSpec,
+    ModeSpec,
+)
 from app.ocr.models.config import read_config
 from app.ocr.models.deepseek import UNUSED_KEYS, load_model
 from app.ocr.models.model import OcrModel
@@ -190,6 +196,18 @@ def test_unlimited_ocr_keeps_its_sliding_window(
     assert (model.name, model.default_prompt) == ("Unlimited-OCR", "document parsing.")
     assert model.layer_types == ("reference_sliding_attention",) * 3
     assert model.sliding_window == 96
+
+
+@pytest.mark.parametrize("where", ["language_config", "both"])
+def test_the_window_is_found_where_unlimited_ocr_publishes_it(where: str) -> None:
+    """Its config.json has ``sliding_window_size`` in both parts and ``sliding_window`` at the top."""
+    raw = original_config() | {"model_type": "unlimited-ocr", "architectures": ["UnlimitedOCRForCausalLM"]}
+    raw["language_config"] |= {"max_position_embeddings": 32768, "v_head_dim": 128, "sliding_window_size": 96}
+    if where == "both":
+        raw |= {"sliding_window_size": 96, "sliding_window": 96}
+    text = read_config(raw).text_config
+    assert (text.layer_types, text.sliding_window) == (["reference_sliding_attention"] * 3, 96)
+    assert text.max_position_embeddings == 32768
 
 
 def test_a_checkpoints_own_layer_types_are_kept(tmp_path: Path, network: Any) -> None:
@@ -388,5 +406,6 @@ def test_the_documentation_names_every_field_of_the_recipe() -> None:
     assert [name for name in fields if f"| `{name}` |" not in text] == []
     example = text.split("```json\n")[1].split("```")[0]
     assert CheckpointSpec.model_validate_json(example).name == "pocket"
-    for recipe in (DEEPSEEK_OCR, UNLIMITED_OCR):
+    for recipe in (DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR):
+        assert f"| {recipe.name} |" in text
         assert recipe.default_prompt.replace("\n", "\\n").replace("|", "\\|") in text

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from app.errors import PageFailed
-from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, UNLIMITED_OCR
+from app.ocr.models.checkpoint_spec import DEEPSEEK_OCR, DEEPSEEK_OCR_2, UNLIMITED_OCR, CheckpointSpec
 from app.ocr.models.model import Mode
-from app.ocr.models.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright
+from app.ocr.models.preprocess import PAD_GRAY, preprocess, tile_grid, to_rgb, upright, view_scale
 
 MODES = DEEPSEEK_OCR.view_modes()
 
@@ -57,7 +57,7 @@ def test_views_are_normalised_with_mean_and_deviation_one_half() -> None:
     assert torch.equal(corner, middle[1].expand(3))
 
 
-def original_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
+def original_grid(width: int, height: int, tile_px: int, max_tiles: int) -> tuple[int, int]:
     """The original's search, in its own order: fewer tiles first, the later one on a tie if the page is
     large."""
     ratios = {(i, j) for n in range(2, max_tiles + 1) for i in range(1, n + 1) for j in range(1, n + 1)}
@@ -67,15 +67,16 @@ def original_grid(width: int, height: int, max_tiles: int) -> tuple[int, int]:
         difference = abs(width / height - ratio[0] / ratio[1])
         if difference < best:
             best, best_ratio = difference, ratio
-        elif difference == best and width * height > 0.5 * 640 * 640 * ratio[0] * ratio[1]:
+        elif difference == best and width * height > 0.5 * tile_px * tile_px * ratio[0] * ratio[1]:
             best_ratio = ratio
     return best_ratio
 
 
-@given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([9, 32]))
-def test_grids_are_the_original_ones(width: int, height: int, max_tiles: int) -> None:
-    columns, rows = tile_grid(width, height, 640, max_tiles)
-    assert (columns, rows) == original_grid(width, height, max_tiles)
+@given(st.integers(1, 6000), st.integers(1, 6000), st.sampled_from([(640, 9), (640, 32), (768, 6)]))
+def test_grids_are_the_original_ones(width: int, height: int, tiles: tuple[int, int]) -> None:
+    tile_px, max_tiles = tiles
+    columns, rows = tile_grid(width, height, tile_px, max_tiles)
+    assert (columns, rows) == original_grid(width, height, tile_px, max_tiles)
     assert 2 <= columns * rows <= max_tiles
 
 
@@ -96,22 +97,31 @@ def test_ties_go_to_the_larger_grid_when_the_page_fills_half_of_it(
     assert tile_grid(*size, 640, 9) == grid
 
 
-@pytest.mark.parametrize("size", [(1654, 2339), (2000, 650), (641, 3)])
-def test_tiles_are_cut_row_by_row_from_the_stretched_page(size: tuple[int, int]) -> None:
-    page = noise(*size)
-    views = preprocess(page, MODES["gundam"])
+@pytest.mark.parametrize("recipe", [DEEPSEEK_OCR, DEEPSEEK_OCR_2], ids=["v1", "v2"])
+@pytest.mark.parametrize("size", [(1654, 2339), (2000, 650), (769, 3)])
+def test_tiles_are_cut_row_by_row_from_the_stretched_page(
+    size: tuple[int, int], recipe: CheckpointSpec
+) -> None:
+    page, mode = noise(*size), recipe.view_modes()["gundam"]
+    views, side = preprocess(page, mode), mode.tile_px or 0
     columns, rows = views.tile_columns, views.tile_rows
-    stretched = page.resize((640 * columns, 640 * rows), Image.Resampling.BICUBIC)
+    stretched = page.resize((side * columns, side * rows), Image.Resampling.BICUBIC)
     assert views.tiles is not None
-    assert tuple(views.tiles.shape) == (columns * rows, 3, 640, 640)
+    assert tuple(views.tiles.shape) == (columns * rows, 3, side, side)
     for i, tile in enumerate(views.tiles):
-        left, top = 640 * (i % columns), 640 * (i // columns)
-        assert np.array_equal(pixels_of(tile), np.asarray(stretched.crop((left, top, left + 640, top + 640))))
+        left, top = side * (i % columns), side * (i // columns)
+        wanted = stretched.crop((left, top, left + side, top + side))
+        assert np.array_equal(pixels_of(tile), np.asarray(wanted))
+    expected = ImageOps.pad(page, (1024, 1024), color=(127, 127, 127))
+    assert np.array_equal(pixels_of(views.view), np.asarray(expected))
 
 
-@pytest.mark.parametrize("size", [(640, 640), (1, 1), (640, 2)])
-def test_a_page_no_larger_than_a_tile_is_not_cut(size: tuple[int, int]) -> None:
-    views = preprocess(noise(*size), MODES["gundam"])
+@pytest.mark.parametrize("recipe", [DEEPSEEK_OCR, DEEPSEEK_OCR_2], ids=["v1", "v2"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 0.01)])
+def test_a_page_no_larger_than_a_tile_is_not_cut(size: tuple[float, float], recipe: CheckpointSpec) -> None:
+    mode = recipe.view_modes()["gundam"]
+    width, height = (max(1, round(share * (mode.tile_px or 0))) for share in size)
+    views = preprocess(noise(width, height), mode)
     assert (views.tiles, views.tile_columns, views.tile_rows) == (None, 0, 0)
 
 
@@ -223,3 +233,17 @@ def test_the_callers_image_is_left_as_it_was() -> None:
     before = page.tobytes(), page.size, page.mode
     preprocess(page, UNLIMITED_OCR.view_modes()["gundam"])
     assert (page.tobytes(), page.size, page.mode) == before
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(sorted(MODES)), st.integers(100, 2500), st.integers(100, 2500))
+def test_the_scale_of_a_mode_is_that_of_its_sharpest_views(name: str, width: int, height: int) -> None:
+    mode = MODES[name]
+    views = preprocess(Image.new("L", (width, height)), mode)
+    if views.tiles is None:
+        sides = (mode.view_px, mode.view_px)
+        scale = min(sides[0] / width, sides[1] / height)
+    else:
+        assert mode.tile_px is not None
+        scale = min(views.tile_columns * mode.tile_px / width, views.tile_rows * mode.tile_px / height)
+    assert view_scale(width, height, mode) == pytest.approx(scale)

@@ -1,15 +1,16 @@
 """Print on a page, and how much of it is outside what was read."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from printed_pages import A4, LINES, lines_box, printed
 
-from app.output.coverage import find_print
+from app.output.coverage import find_print, is_blank
 
 WHOLE = (0, 0, 999, 999)
 GROUNDS: dict[str, tuple[int, int]] = {
@@ -122,3 +123,60 @@ def test_a_photograph_beside_the_text_is_no_unread_print_and_alone_it_is_not_hid
     assert found.share_outside([text]) < 0.05
     assert found.share_outside([lines_box(0, 8)]) > 0.3
     assert found.share_outside([]) == 1
+
+
+def _with_grain(levels: np.ndarray[Any, Any], grain: float, seed: int = 0) -> Image.Image:
+    """(H, W, 3) levels and the standard deviation of the grain in levels."""
+    noise = np.random.default_rng(seed).normal(0, grain, (*levels.shape[:2], 1))
+    return Image.fromarray(np.clip(levels + noise, 0, 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("grain", [0, 0.5, 1.5, 3, 6])
+def test_light_even_paper_is_blank(grain: float, seed: int) -> None:
+    paper = np.full((900, 640, 3), np.random.default_rng(seed).integers(190, 256, 3), np.float64)
+    assert is_blank(_with_grain(paper, grain, seed))
+
+
+@pytest.mark.parametrize("lines", [1, LINES])
+@pytest.mark.parametrize("grain", [0, 1, 3, 6])
+@pytest.mark.parametrize("paper", [255, 200])
+def test_print_however_faint_is_not_blank(paper: int, grain: float, lines: int) -> None:
+    """Fainter print than twice the grain is for nobody to read."""
+    faint = printed(paper - max(2, round(2 * grain)), paper, lines=lines)
+    assert not is_blank(_with_grain(np.asarray(faint, np.float64), grain))
+
+
+def _marked(mark: Callable[[ImageDraw.ImageDraw], None], paper: str = "white") -> Image.Image:
+    image = Image.new("RGB", (900, 1200), paper)
+    mark(ImageDraw.Draw(image))
+    return image
+
+
+MARKS: dict[str, Image.Image] = {
+    "a point": _marked(lambda draw: draw.point((501, 601), "#c0c0c0")),
+    "a hair line": _marked(lambda draw: draw.line((101, 601, 800, 601), "#f8f8f8")),
+    "yellow on white": _marked(
+        lambda draw: draw.text((99, 99), "stock", "#fffff0", ImageFont.load_default(26))
+    ),
+    "blue on gray of the same lightness": _marked(
+        lambda draw: draw.text((99, 99), "stock", "#b8b8dc", ImageFont.load_default(26)), "#bcbcbc"
+    ),
+    "small print": _marked(lambda draw: draw.text((99, 99), "stock", "#f0f0f0", ImageFont.load_default(9))),
+    "a pale word as large as the page": _marked(
+        lambda draw: draw.text((9, 299), "DRAFT", "#fcfcfc", ImageFont.load_default(300))
+    ),
+    "a page number": _marked(lambda draw: draw.text((450, 1170), "7", "#e8e8e8", ImageFont.load_default(14))),
+    "a black page": Image.new("RGB", (900, 1200), "black"),
+    "an image of a few pixels": Image.new("RGB", (20, 20), "white"),
+}
+
+
+@pytest.mark.parametrize("name", MARKS)
+def test_the_least_mark_is_not_blank(name: str) -> None:
+    assert not is_blank(MARKS[name])
+
+
+@pytest.mark.parametrize("name", ["edges and dust", "an empty form"])
+def test_what_has_no_print_is_not_blank_for_that(name: str) -> None:
+    assert not is_blank(PAPERS[name](np.random.default_rng(0)))

@@ -1,6 +1,7 @@
 """How a page read in views ends, and its risk: from most of its print, not from its worst view."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,20 @@ def view(reason: FinishReason = "stop", logprobs: list[float] = SURE, rows: int 
     times = dict.fromkeys(STAGES, 1.0)
     reading = Reading("text", reason, confidence, "pocket", tokens, times, attempts=(attempt,))
     return ViewReading(reading, logprobs, rows)
+
+
+def test_attempts_of_views_are_told_together_by_what_made_them() -> None:
+    first = Attempt("pocket", "rtprune", 90, "stop", 40)
+    risk = Attempt("pocket", "none", 90, "stop", 41, "risk")
+    loop = Attempt("pocket", "rtprune", 256, "stop", 30, "loop")
+    tried = [(first,), (first, risk), (replace(first, finish_reason="loop"), loop), (first, risk)]
+    views = [ViewReading(replace(view().reading, attempts=attempts), SURE) for attempts in tried]
+    whole = whole_reading(views, "text", 0.0, 0.0)
+    assert whole.attempts == (
+        replace(first, finish_reason="loop", output_tokens=160),
+        loop,
+        replace(risk, output_tokens=82),
+    )
 
 
 def end(views: list[ViewReading]) -> FinishReason:

@@ -87,6 +87,7 @@ class FakeOcr:
     network: Any
     name: str = "fake"
     modes: Mapping[str, Mode] = field(default_factory=two_modes)
+    has_patch_places: bool = True
     default_mode: str = "tiny"
     default_prompt: str = "AB"
     bos_id: int = 0
@@ -97,6 +98,7 @@ class FakeOcr:
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
     fixation: FixationPlan | None = None
+    restore_risk: float | None = None
     decoder_layers: DecoderLayers | None = None
 
     def __post_init__(self) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import UnlimitedOcrConfig
 
-from app.ocr.models.config import read_config
+from app.ocr.models.config import OcrConfig, read_config
 from app.ocr.models.random_init import random_network
 
 SPECIAL_TOKENS = [
@@ -93,15 +92,37 @@ def original_config() -> dict[str, Any]:
     }
 
 
-def random_small_network(seed: int = 0, *, config: UnlimitedOcrConfig | None = None) -> Any:
+def original_config_2() -> dict[str, Any]:
+    """DeepSeek-OCR-2's layout. The sizes of its second encoder but the width are constants: 24 layers."""
+    config = original_config()
+    width = {
+        "qwen2-0-5b": {"dim": 28},  # 14 heads of 2
+        "sam_vit_b": {
+            "downsample_channels": [24, 1024],
+            "global_attn_indexes": [1],
+            "heads": 1,
+            "layers": 2,
+            "width": 8,
+        },
+    }
+    config["language_config"] |= {"max_position_embeddings": 2048}
+    return config | {
+        "projector_config": {"input_dim": 28, "n_embed": 32, "projector_type": "linear"},
+        "vision_config": {"image_size": 1024, "model_name": "deepencoderv2", "width": width},
+    }
+
+
+def random_small_network(seed: int = 0, *, config: OcrConfig | None = None) -> Any:
     return random_network(config or read_config(original_config()), seed)
 
 
 def original_tensors(network: Any) -> dict[str, torch.Tensor]:
-    """A native network's weights under DeepSeek-OCR's own names: per-expert matrices, joint qkv in CLIP, and
-    the CLIP patch embedding that nothing computes with."""
+    """A native network's weights under the original names: per-expert matrices, and for DeepSeek-OCR joint
+    qkv in CLIP and the CLIP patch embedding that nothing computes with."""
     native = dict(network.state_dict())
-    tensors = {"model.vision_model.embeddings.patch_embedding.weight": torch.randn(20, 3, 14, 14)}
+    tensors: dict[str, torch.Tensor] = {}
+    if any("vision_encoder.encoder." in key for key in native):
+        tensors["model.vision_model.embeddings.patch_embedding.weight"] = torch.randn(20, 3, 14, 14)
     for key in list(native):
         if key.endswith("experts.gate_up_proj"):
             for expert, gate_up in enumerate(native.pop(key)):
@@ -110,7 +131,7 @@ def original_tensors(network: Any) -> dict[str, torch.Tensor]:
         elif key.endswith("experts.down_proj"):
             for expert, down in enumerate(native.pop(key)):
                 tensors[f"{_renamed(key.removesuffix('down_proj'))}{expert}.down_proj.weight"] = down
-        elif "vision_encoder" in key and ".q_proj." in key:
+        elif "vision_encoder.encoder" in key and ".q_proj." in key:
             parts = [native.pop(key.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
             tensors[_renamed(key).replace(".q_proj.", ".qkv_proj.")] = torch.cat(parts)
     tensors |= {_renamed(key): tensor for key, tensor in native.items()}
@@ -121,6 +142,8 @@ RENAMES = [
     (r"^model\.language_model\.", "model."),
     (r"^model\.multi_modal_projector\.", "model.projector.layers."),
     (r"^model\.view_separator$", "model.view_seperator"),
+    (r"^model\.vision_tower\.vision_encoder\.(layers|norm)\.", r"model.qwen2_model.model.model.\1."),
+    (r"^model\.vision_tower\.query_(\d+)_resolution\.", r"model.qwen2_model.query_\1."),
     (r"^model\.vision_tower\.vision_encoder\.encoder\.", "model.vision_model.transformer."),
     (r"^model\.vision_tower\.vision_encoder\.", "model.vision_model."),
     (r"^model\.vision_tower\.sam_encoder\.layers\.(\d+)\.layer_norm", r"model.sam_model.blocks.\1.norm"),

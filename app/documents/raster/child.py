@@ -29,7 +29,8 @@ class PageRequest:
     """A request for one page. ``index`` is 0-based. Larger pages are scaled down to ``max_page_pixels``.
 
     ``dpi``: resolution of a PDF page; ``None``: chosen from the page. ``is_first``: the page is the first one
-    read of its document, so it carries the warnings about the whole document.
+    read of its document, so it carries the warnings about the whole document. ``follows_print``: measure the
+    print of a PDF page in its text layer, and choose a higher resolution where it is small.
     """
 
     path: str
@@ -39,6 +40,7 @@ class PageRequest:
     max_page_pixels: int
     max_image_pixels: int
     is_first: bool = False
+    follows_print: bool = False
 
 
 def count_pages(path: str, file_format: str) -> int:
@@ -60,8 +62,14 @@ def rasterize(request: PageRequest) -> Page:
     unreadable = UnreadablePage if request.format in MULTIPAGE_FORMATS else UnreadableFile
     try:
         if request.format == "PDF":
-            limit = request.max_page_pixels
-            return pdf_page(request.path, request.index, request.dpi, limit, is_first=request.is_first)
+            return pdf_page(
+                request.path,
+                request.index,
+                request.dpi,
+                request.max_page_pixels,
+                is_first=request.is_first,
+                follows_print=request.follows_print,
+            )
         return image_page(
             request.path,
             request.format,

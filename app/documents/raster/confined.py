@@ -148,6 +148,8 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "ms": (time.perf_counter() - started) * 1000,
         "dpi": page.dpi,
         "words": page.words,
+        "has_text": page.has_text,
+        "glyph_px": page.glyph_px,
         "warnings": [asdict(warning) for warning in page.warnings],
     }
     return said, page.image.tobytes()

@@ -16,6 +16,7 @@ from app.documents.raster.poppler import (
     Picture,
     count_attachments,
     describe_page,
+    glyph_height,
     has_undrawable_font,
     pictures_on,
     render,
@@ -38,6 +39,13 @@ MIN_DPI = 18.0
 """Lowest resolution. A page that needs less to fit the pixel limit exceeds PDF's largest page, 200 inches."""
 MAX_SIDE_PX = 30_000
 
+SMALLEST_SHARE = 0.25
+"""Share of a page's letters by which its smallest print is measured. A footnote alone is less."""
+
+SMALL_PRINT_PX = 12.0
+"""Height of letters, descender to ascender, below which a drawn page is rendered larger: they are misread."""
+READ_PRINT_PX = 15.0
+"""Height at which it is rendered then. Between the two, nothing is gained."""
 NEEDS_RENDERING = re.compile(rb"/NeedsRendering\s+true")
 OBJECT_STREAM = re.compile(rb"/ObjStm\b")
 STREAM = re.compile(rb"stream\r?\n")
@@ -63,20 +71,28 @@ DETAILS: dict[WarningCode, str] = {
 }
 
 
-def pdf_page(path: str, index: int, dpi: int | None, max_pixels: int, *, is_first: bool) -> Page:
+def pdf_page(
+    path: str, index: int, dpi: int | None, max_pixels: int, *, is_first: bool, follows_print: bool = False
+) -> Page:
     """Render one page as viewers show it. Raise the page's ``ParseError``. ``dpi``: ``None`` chooses from
     the page.
 
-    ``is_first``: include the warnings about the whole document.
+    ``is_first``: include the warnings about the whole document. ``follows_print``: measure the print in the
+    text layer, and choose a higher resolution where it is small.
     """
     page = describe_page(path, index + 1)
     longer_pt = max(page.width_pt, page.height_pt)
     picture_dpi = scanned_dpi(pictures_on(page), page.width_pt * page.height_pt)
-    wanted = chosen_dpi(longer_pt, picture_dpi) if dpi is None else dpi
+    text = text_of(page)
+    words = words_of(text)
+    is_usable = bool(words) and not is_garbage(words)
+    glyph_pt = glyph_height(page, SMALLEST_SHARE) if follows_print and is_usable else None
+    wanted = chosen_dpi(longer_pt, picture_dpi, glyph_pt) if dpi is None else dpi
     used = fitting_dpi(page.width_pt, page.height_pt, wanted, max_pixels)
     image, complaints = render(page, max(1, round(longer_pt * used / POINTS_PER_INCH)))
-    words = words_of(text_of(page))
     codes = _codes(page, words, complaints)
+    if words and not is_usable:
+        codes.append("text_layer_unusable")
     warnings = [PageWarning(code, DETAILS[code]) for code in codes]
     if loses_detail(picture_dpi * longer_pt / POINTS_PER_INCH, max(image.size)):
         detail = f"The page was rendered at {used:.0f} dpi; its picture has {picture_dpi:.0f} dpi."
@@ -84,9 +100,14 @@ def pdf_page(path: str, index: int, dpi: int | None, max_pixels: int, *, is_firs
     if is_first and (number := count_attachments(path)):
         files = "1 attached file, which is" if number == 1 else f"{number} attached files, which are"
         warnings.append(PageWarning("attachments_not_read", f"The PDF has {files} not read."))
-    is_usable = bool(words) and "text_layer_unusable" not in codes
     return Page(
-        index, image, dpi=round(float(used), 1), words=words if is_usable else None, warnings=tuple(warnings)
+        index,
+        image,
+        dpi=round(float(used), 1),
+        words=words if is_usable else None,
+        has_text=bool(text.strip()),
+        glyph_px=None if glyph_pt is None else glyph_pt * used / POINTS_PER_INCH,
+        warnings=tuple(warnings),
     )
 
 
@@ -103,10 +124,15 @@ def scanned_dpi(pictures: Iterable[Picture], page_area_pt: float) -> float:
     return 0.0
 
 
-def chosen_dpi(longer_pt: float, picture_dpi: float) -> float:
-    """Return a resolution that is enough for the views of every mode, and for the pixels of a scan."""
+def chosen_dpi(longer_pt: float, picture_dpi: float, glyph_pt: float | None = None) -> float:
+    """Return a resolution that is enough for the views of every mode, and for the pixels of a scan.
+
+    ``glyph_pt``: height of the smallest print of a drawn page, which is rendered large enough to be read.
+    """
     inches = longer_pt / POINTS_PER_INCH
     drawn = max(BASE_DPI, min(MIN_LONGER_PX / inches, MAX_DRAWN_DPI))
+    if glyph_pt is not None and not picture_dpi and glyph_pt * drawn < SMALL_PRINT_PX * POINTS_PER_INCH:
+        drawn = min(READ_PRINT_PX * POINTS_PER_INCH / glyph_pt, MAX_DRAWN_DPI)
     return max(drawn, min(picture_dpi, MAX_SCAN_PX / inches))
 
 
@@ -136,8 +162,6 @@ def _codes(page: PdfPage, words: tuple[str, ...], complaints: tuple[bytes, ...])
         codes.append("missing_glyphs")
     if page.is_xfa and _is_placeholder(page.path, words):
         codes.append("dynamic_xfa")
-    if words and is_garbage(words):
-        codes.append("text_layer_unusable")
     return codes
 
 

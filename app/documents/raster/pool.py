@@ -108,9 +108,11 @@ class _ChildDied(Exception):
 
 def _check_page(header: dict[str, Any]) -> None:
     """Raise ``_ChildDied`` for values that no page of ours has. The words of a PDF come from a stranger."""
-    dpi, words = header.get("dpi"), header.get("words")
-    if dpi is not None and not (isinstance(dpi, float | int) and 0 < dpi < math.inf):
-        raise _ChildDied
+    words = header.get("words")
+    for name in ("dpi", "glyph_px"):
+        value = header.get(name)
+        if value is not None and not (isinstance(value, float | int) and 0 < value < math.inf):
+            raise _ChildDied
     if words is not None and not (isinstance(words, list) and len(words) <= MAX_WORDS):
         raise _ChildDied
     if not all(isinstance(word, str) and len(word) <= MAX_WORD_CHARS for word in words or ()):
@@ -235,6 +237,7 @@ class Rasterizers:
             max_page_pixels=self._max_pixels,
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
             is_first=is_first,
+            follows_print=self._settings.router_mode,
         )
         wanted = _Request(
             {"op": "page", "page": asdict(request)},
@@ -261,9 +264,16 @@ class Rasterizers:
             image = Image.frombytes("RGB", size, pixels)
         else:
             image = await asyncio.to_thread(Image.frombytes, "RGB", size, pixels)
-        dpi_used = None if header["dpi"] is None else float(header["dpi"])
-        words = None if header["words"] is None else tuple(header["words"])
-        return Page(index, image, float(header["ms"]), dpi_used, words, _warnings(header["warnings"]))
+        return Page(
+            index,
+            image,
+            rasterize_ms=float(header["ms"]),
+            dpi=None if header["dpi"] is None else float(header["dpi"]),
+            words=None if header["words"] is None else tuple(header["words"]),
+            has_text=bool(header.get("has_text")),
+            glyph_px=header.get("glyph_px"),
+            warnings=_warnings(header["warnings"]),
+        )
 
     def _pages_late(self, document_id: str) -> set[int]:
         """Mark a document as slow. Return the set of its late pages."""

@@ -5,6 +5,7 @@ they can look like any other line, so the last line that matches is believed.
 """
 
 import contextlib
+import html
 import math
 import re
 import subprocess
@@ -52,6 +53,11 @@ CJK_PROBES = {
     "Korea1": ("UniKS-UCS2-H", "HYSMyeongJo-Medium", "\u4e00\ud55c"),
 }
 """For each character collection an encoding, a font, and two characters that differ in any font with them."""
+BBOX_WORD = re.compile(
+    rb'yMin="([0-9]{1,9}\.[0-9]{1,9})" xMax="[^"]{1,20}" '
+    rb'yMax="([0-9]{1,9}\.[0-9]{1,9})">([^<]{1,1000})</word>'
+)
+"""Top and bottom of a word in points of the page, and the word as HTML."""
 PROBE_PX = 48
 CJK_ENCODINGS = (
     ("GB1", ("GB", "UniGB")),
@@ -227,6 +233,25 @@ def text_of(page: PdfPage) -> str:
         window = tuple(word for pair in pairs for word in pair)
     said, _ = _run("pdftotext", *page.only[:4], *window, "-enc", "UTF-8", "-nopgbrk", page.path, "-")
     return said.decode("utf-8", errors="replace")
+
+
+def glyph_height(page: PdfPage, share: float) -> float | None:
+    """Return the height in points, descender to ascender, that ``share`` of the text layer's letters do not
+    exceed; ``None`` without letters.
+
+    The fonts tell it, not the picture. Words of a line that runs upwards count with their length.
+    """
+    said, _ = _run("pdftotext", *page.only[:4], "-bbox", "-enc", "UTF-8", page.path, "-")
+    words = sorted(
+        (float(bottom) - float(top), len(html.unescape(word.decode("utf-8", errors="replace"))))
+        for top, bottom, word in BBOX_WORD.findall(said)
+    )
+    left = share * sum(num_letters for _, num_letters in words)
+    for height, num_letters in words:
+        left -= num_letters
+        if left <= 0:
+            return height if height > 0 else None
+    return None
 
 
 def count_attachments(path: str) -> int:

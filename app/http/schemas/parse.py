@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.document import (
     MAX_SELECTION_CHARS,
     AnswerOptions,
+    AttemptReason,
     Failure,
     FinishReason,
     FormatName,
@@ -83,7 +84,8 @@ class OptionFields(AnswerFields):
     mode: str | None = Field(
         None,
         max_length=40,
-        description="View layout of the checkpoint, e.g. tiny, small, base, large, gundam.",
+        description="View layout of the checkpoint, e.g. tiny, small, base, large, gundam. "
+        "Not given: its default, or a sharper one for small print.",
     )
     prune: Literal["rtprune", "none"] = Field("rtprune", description="Whether visual tokens are pruned.")
     keep_ratio: float | None = Field(
@@ -219,6 +221,16 @@ class AttemptShape(BaseModel):
     ngram_window: int
     finish_reason: FinishReason
     output_tokens: int
+    reason: AttemptReason = Field(
+        "asked",
+        description="Why it was made: as asked; small_print: in a mode chosen for small print; loop, "
+        "low_confidence: so the one before ended; risk: that one was pruned, and too risky; text_layer: its "
+        "text lacked words of the PDF's text layer.",
+    )
+    text_layer_recall: float | None = Field(
+        None, description="What the reading that ends with it had of the text layer, where there were two."
+    )
+    ms: float | None = Field(None, description="Wall time of that reading, where there were two.")
 
 
 class TokensShape(BaseModel):

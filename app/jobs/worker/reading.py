@@ -11,11 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from app import tracing
-from app.document import Failure, Page, PageResult, Reading
+from app.document import Failure, Page, PageResult, Reading, ReadOptions
 from app.errors import (
     BadOption,
     DocumentDeadline,
@@ -33,9 +34,10 @@ from app.jobs.queues import Batch, Enqueues
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
+from app.jobs.worker.routing import BLANK, Checked, Router, better_of
 from app.metrics import WORKER_PAGES
-from app.output.checks import Checks, check_page
-from app.output.cutting import Pictured, take_pictures
+from app.output.checks import check_page
+from app.output.cutting import take_pictures
 from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
 from app.reader import PageReader
@@ -89,6 +91,7 @@ class BatchRunner:
     ) -> None:
         self._settings = settings
         self._reader = reader
+        self._router = Router(settings, reader)
         self._rasterizers = rasterizers
         self._store = store
         self._queue = queue
@@ -210,7 +213,7 @@ class BatchRunner:
                 task.cancel()
 
     async def _page(self, job: Job, path: Path, index: int, before: Attempt) -> None:
-        """Read one page: rasterize, read, render, check, store.
+        """Read one page: rasterize, read, render, check, read once more if the text layer says so, store.
 
         An error of the page becomes its result. Raise ``BadOption``, which concerns all pages of the
         document.
@@ -225,10 +228,10 @@ class BatchRunner:
                 async with self._document_deadline(job):
                     page = await self._rasterized(job, path, index)
                     width, height = page.image.size
-                    async with self._with_model(job, page, before):
-                        reading = await self._read_page(job, page)
-                    with tracing.span("render"):
-                        checks, pictured = await asyncio.to_thread(self._render, page, reading)
+                    read = await self._read_by_route(job, page, before)
+                # the first reading is there, so the deadlines can only end the second
+                read = await self._read_again(job, page, before, read)
+                reading, checks, pictured = read.reading, read.checks, read.pictured
                 total_ms = (time.perf_counter() - started) * 1000
                 result = PageResult(
                     index,
@@ -270,12 +273,14 @@ class BatchRunner:
     @contextlib.asynccontextmanager
     async def _document_deadline(self, job: Job) -> AsyncIterator[None]:
         """Raise ``DocumentDeadline`` when the document's time is over."""
+        late = DocumentDeadline(f"not read within {self._settings.document_deadline_s:g} s")
+        async with _within(self._document_left_s(job), late):
+            yield
+
+    def _document_left_s(self, job: Job) -> float:
         # time before this worker started does not count against the document
         begun_at = max(job.started_at or 0.0, self._began_at)
-        limit_s = self._settings.document_deadline_s
-        left_s = limit_s - (time.time() - begun_at)
-        async with _within(left_s, DocumentDeadline(f"not read within {limit_s:g} s")):
-            yield
+        return self._settings.document_deadline_s - (time.time() - begun_at)
 
     @contextlib.asynccontextmanager
     async def _with_model(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
@@ -309,11 +314,47 @@ class BatchRunner:
                 claim=Claim(job.id, job.priority, client=job.client),
             )
 
-    async def _read_page(self, job: Job, page: Page) -> Reading:
-        limit_s = self._settings.page_deadline_s
-        stream = self._reader.submit(page, job.options.read, document_id=job.id, priority=job.priority)
+    async def _read_by_route(self, job: Job, page: Page, before: Attempt) -> Checked:
+        """Read a page as its router says. A blank one does not go to the model."""
+        route = await asyncio.to_thread(self._router.route, page, job.options.read)
+        if route.blank is not None:
+            page = replace(page, warnings=(*page.warnings, BLANK))
+            return await self._checked(page, route.blank, 0.0)
+        started = time.perf_counter()
+        async with self._with_model(job, page, before):
+            limit_s = self._settings.page_deadline_s
+            reading = await self._read_page(job, page, route.options, limit_s, is_live=job.options.is_live)
+        return await self._checked(page, route.of(reading), time.perf_counter() - started)
+
+    async def _read_again(self, job: Job, page: Page, before: Attempt, first: Checked) -> Checked:
+        """Read a page once more if its text layer says that much is missing. Return the better reading.
+
+        Whatever becomes of the second reading, the first stays. There is none of a page that was with a
+        worker that died, as it may be the second reading that the worker died of; and none for which less
+        time is left than the first took. Its text is not told live.
+        """
+        route = self._router.again(page, job.options.read, first.reading, first.checks)
+        left_s = min(self._settings.page_deadline_s - first.took_s, self._document_left_s(job))
+        if route is None or before.together or self._closing or left_s < first.took_s:
+            return first
+        started = time.perf_counter()
+        try:
+            async with self._with_model(job, page, before):
+                reading = await self._read_page(job, page, route.options, left_s, is_live=False)
+            second = await self._checked(page, route.of(reading), time.perf_counter() - started)
+        except ParseError as error:
+            logger.info(
+                "no second reading", extra={"document": job.id, "index": page.index, "reason": str(error)}
+            )
+            return first
+        return better_of(first, second)
+
+    async def _read_page(
+        self, job: Job, page: Page, options: ReadOptions, limit_s: float, *, is_live: bool
+    ) -> Reading:
+        stream = self._reader.submit(page, options, document_id=job.id, priority=job.priority)
         telling = None
-        if job.options.is_live:
+        if is_live:
             telling = asyncio.create_task(tell_text(stream, job.id, page.index, self._store.tell))
         with tracing.span("read") as span:
             try:
@@ -328,17 +369,22 @@ class BatchRunner:
             )
         return reading
 
-    def _render(self, page: Page, reading: Reading) -> tuple[Checks, Pictured]:
+    async def _checked(self, page: Page, reading: Reading, took_s: float) -> Checked:
+        with tracing.span("render"):
+            return await asyncio.to_thread(self._render, page, reading, took_s)
+
+    def _render(self, page: Page, reading: Reading, took_s: float) -> Checked:
         """Render a page's text, check it against the page, and cut the figures out. In a thread."""
         rendered = render(reading)
         checks = check_page(page, reading, rendered.markdown, rendered.blocks)
-        return checks, take_pictures(
+        pictured = take_pictures(
             page,
             rendered,
             max_figures=self._settings.max_figures,
             max_bytes=self._settings.max_figure_kib * 1024,
             keep_page=self._settings.keep_page_images,
         )
+        return Checked(reading, checks, pictured, took_s)
 
     async def _store_result(self, job: Job, page: PageResult) -> None:
         try:

@@ -5,10 +5,11 @@ gathered, so that its weights are read once for all of them: reading weights tak
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2TextMLP, DeepseekOcr2TextMoe
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrTextMLP, UnlimitedOcrTextMoe
 
 from app.ocr.cuda import kernels
@@ -65,14 +66,17 @@ def shared_bytes(device: torch.device) -> int:
     return int(getattr(properties, "shared_memory_per_block_optin", 0))
 
 
+Mlp: TypeAlias = UnlimitedOcrTextMLP | UnlimitedOcrTextMoe | DeepseekOcr2TextMLP | DeepseekOcr2TextMoe
+
+
 class Experts:
     """The MLP of a layer as experts of one size: the routed ones first, then the shared ones.
 
     A dense MLP becomes shared experts only. The last of them is filled up with zeros, which add nothing.
     """
 
-    def __init__(self, mlp: UnlimitedOcrTextMLP | UnlimitedOcrTextMoe, inner: int) -> None:
-        shared = mlp if isinstance(mlp, UnlimitedOcrTextMLP) else mlp.shared_experts
+    def __init__(self, mlp: Mlp, inner: int) -> None:
+        shared = mlp if isinstance(mlp, UnlimitedOcrTextMLP | DeepseekOcr2TextMLP) else mlp.shared_experts
         self.inner = inner
         num_shared = -(-shared.intermediate_size // inner)
         beyond = num_shared * inner - shared.intermediate_size
@@ -86,7 +90,7 @@ class Experts:
         self.num_experts, self.top, self.factor = 0, 0, 1.0
         self.router: torch.Tensor | None = None
         self.routed_in, self.routed_out = self.shared_in, self.shared_out
-        if isinstance(mlp, UnlimitedOcrTextMoe):
+        if isinstance(mlp, UnlimitedOcrTextMoe | DeepseekOcr2TextMoe):
             self.num_experts, self.top = mlp.gate.num_experts, mlp.gate.top_k
             self.factor, self.router = float(mlp.gate.routed_scaling_factor), mlp.gate.weight
             self.routed_in, self.routed_out = mlp.experts.gate_up_proj, mlp.experts.down_proj

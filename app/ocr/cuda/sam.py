@@ -6,6 +6,7 @@ Here the projection runs on the grid as it lies, and the kernels of ``sam_kernel
 
 import torch
 from torch import nn
+from transformers.models.deepseek_ocr2.modeling_deepseek_ocr2 import DeepseekOcr2SamVisionLayer
 from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrSamVisionLayer
 
 from app.ocr.cuda import sam_kernels
@@ -23,7 +24,7 @@ class FusedSamLayer(nn.Module):
     once per resolution, so weights must not change after the first forward.
     """
 
-    def __init__(self, native: UnlimitedOcrSamVisionLayer) -> None:
+    def __init__(self, native: UnlimitedOcrSamVisionLayer | DeepseekOcr2SamVisionLayer) -> None:
         super().__init__()
         self.native = native
         self.train(native.training)

@@ -22,6 +22,7 @@ from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
 from app.ocr.engine.task import PageTask, can_fixate, new_task
 from app.ocr.models.model import OcrModel
+from app.ocr.models.preprocess import view_scale
 from app.ocr.risk import Evidence
 from app.reader import ReaderLoad
 
@@ -90,6 +91,15 @@ class Engine:
     @property
     def fixates(self) -> bool:
         return can_fixate(self._model)
+
+    @property
+    def default_mode(self) -> str:
+        return self._model.default_mode
+
+    def scales(self, width: int, height: int) -> dict[str, float]:
+        """Return how many pixels of its views show one pixel of a page, by mode; see ``KnowsModes``."""
+        trained = (mode for mode in self._model.modes.values() if mode.trained)
+        return {mode.name: view_scale(width, height, mode) for mode in trained}
 
     @property
     def failure(self) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from app.document import FinishReason
+from app.document import AttemptReason, FinishReason
 from app.errors import Overloaded, PageFailed, ParseError
 from app.ocr.engine.decoder import Choice, Choices, Decoder, DecoderLimits, kv_shape
 from app.ocr.engine.device import LaunchPolicy, give_back_memory, is_lost, is_out_of_memory, kv_budget_bytes
@@ -323,7 +323,7 @@ class PageLoop:
             self.fail(self._running[0], PageFailed("the page alone does not fit the device's memory"))
             return
         for task in reversed(self._running[num_rows // 2 :]):
-            self._again(task, task.attempt)
+            self._again(task, task.attempt, task.reason)
 
     def _settle(self, leave: int) -> None:
         """Read passes back except the last ``leave``, on which the device works while the host goes on."""
@@ -375,16 +375,20 @@ class PageLoop:
             self._ended(task, "length")
 
     def _ended(self, task: PageTask, reason: FinishReason) -> None:
-        """Finish a page that ended by itself or at its limit.
+        """Finish a page that ended by itself or at its limit, or read it again unpruned if it is too risky.
 
         A page too short for a full confidence window may be noise from its first token on. Its text is then
-        left out, as for a noisy stretch, but it is not read again: it is over almost as soon as it begins.
+        left out, as for a noisy stretch, but for that it is not read again: it is over almost as soon as it
+        begins.
         """
         if self._is_noise(task.confidence):
             task.conclude("low_confidence", [])
         else:
             task.conclude(reason)
-        self._finish(task)
+        if len(task.outcomes) < self._settings.max_attempts and task.plan_restoring():
+            self._again(task, task.attempt + 1, "risk")
+        else:
+            self._finish(task)
 
     def _ids_before_loop(self, task: PageTask, choice: Choice) -> list[int] | None:
         """Return the output with the loop once if the page has run into a loop, else ``None``."""
@@ -419,22 +423,22 @@ class PageLoop:
             None,
         )
         if unpruned is not None and unpruned > task.attempt:
-            self._again(task, unpruned)
+            self._again(task, unpruned, "low_confidence")
         else:
             self._finish(task)
 
     def _looped(self, task: PageTask, ids: list[int]) -> None:
         task.conclude("loop", ids)
         if task.has_next_attempt:
-            self._again(task, task.attempt + 1)
+            self._again(task, task.attempt + 1, "loop")
         else:
             self._finish(task)
 
-    def _again(self, task: PageTask, attempt: int) -> None:
+    def _again(self, task: PageTask, attempt: int, reason: AttemptReason) -> None:
         """Read the page from the start. It keeps its turn, so it is next."""
         mode, encoded = task.attempt_plan.mode, task.encoded
         self._leave(task)
-        task.restarts(attempt)
+        task.restarts(attempt, reason)
         task.waits(time.monotonic())
         if encoded is not None and task.attempt_plan.mode == mode:
             self.encode_queue.take_up(task, encoded)

@@ -37,11 +37,14 @@ def grids_of(views: PageViews, size: tuple[int, int]) -> tuple[Grid, ...]:
 
 
 def sides_of(views: PageViews) -> list[tuple[int, int]]:
-    """List the columns and rows of each grid, in the order of its tokens: the tiles' if any, the view's."""
-    side = views.view.shape[-1] // PATCH_PX
+    """List the columns and rows of each grid, in the order of its tokens: the tiles' if any, the view's.
+
+    Needs no pixels.
+    """
+    side = views.mode.view_px // PATCH_PX
     sides = [(side, side)]
-    if views.tiles is not None:
-        tile = views.tiles.shape[-1] // PATCH_PX
+    if views.tile_columns:
+        tile = (views.mode.tile_px or 0) // PATCH_PX
         sides.insert(0, (views.tile_columns * tile, views.tile_rows * tile))
     return sides
 

@@ -69,6 +69,10 @@ class EngineSettings:
     """N-gram ban from the second attempt on."""
     loops: LoopRule = field(default_factory=LoopRule)
     max_attempts: int = 4
+    restore_risk: float | None = None
+    """Risk, in [0, 1], above which a page read pruned is read once more unpruned; 1: none is. ``None``: the
+    checkpoint's.
+    """
     piece_interval_seconds: float = 0.03
     """Shortest time for which streamed text is gathered, so that consumers do not cost more than decoding."""
 
@@ -80,6 +84,8 @@ class EngineSettings:
             raise ValueError("give one of kv_memory_mib and kv_memory_share")
         if self.kv_memory_share is not None and not 0 < self.kv_memory_share <= 1:
             raise ValueError(f"kv_memory_share must be in (0, 1], got {self.kv_memory_share}")
+        if self.restore_risk is not None and not 0 <= self.restore_risk <= 1:
+            raise ValueError(f"restore_risk must be in [0, 1], got {self.restore_risk}")
         if not self.page_deadline_seconds > 0:
             raise ValueError(f"page_deadline_seconds must be positive, got {self.page_deadline_seconds}")
 
@@ -93,6 +99,10 @@ class EngineSettings:
     def first_ngram(self, model: OcrModel) -> NgramRule:
         """Return the n-gram rule of a page's first attempt."""
         return model.ngram if self.ngram is None else self.ngram
+
+    def restore_from(self, model: OcrModel) -> float | None:
+        """Return the risk above which a page is read again unpruned; ``None``: no page is."""
+        return model.restore_risk if self.restore_risk is None else self.restore_risk
 
     def max_ban_distance(self, model: OcrModel) -> int:
         """Return how far back, in tokens, any attempt looks for a repeat."""

@@ -2,12 +2,12 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from app.document import Attempt, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import NO_FIXATION, BadOption, ParseError
 from app.ocr.engine.fixation import FixedRow
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
@@ -19,6 +19,8 @@ from app.ocr.engine.vision import Encoded, VisualCounts
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
 
+COMPLETENESS: Mapping[FinishReason, int] = {"stop": 3, "length": 2, "low_confidence": 1}
+"""How complete a text is by how its reading ended; 0 for other ends."""
 STAGES = ("queue", "preprocess", "encode", "prune", "prefill", "decode")
 NOT_ENCODED = VisualCounts(0, 0, 0, 0, 1.0, 0.0, None)
 
@@ -28,7 +30,7 @@ class Outcome:
     """The end of one attempt.
 
     ``ids``: the tokens of its text, with loops cut to one repeat and noise left out. ``logprobs``: one for
-    each of these tokens, for the end token if it was chosen, and for noise.
+    each of these tokens, for the end token if it was chosen, and for noise. ``risk``: of these tokens.
     """
 
     attempt: Attempt
@@ -36,8 +38,19 @@ class Outcome:
     logprobs: list[float]
     confidence: float
     counts: VisualCounts
+    risk: float
     attended_patches: float | None = None
     """Patch tokens attended to, mean over steps and layers; ``None`` without fixation."""
+
+    @property
+    def completeness(self) -> int:
+        return COMPLETENESS.get(self.attempt.finish_reason, 0)
+
+    def is_no_worse_than(self, other: "Outcome") -> bool:
+        """Tell whether this text is no riskier and no less complete, or the other was left out as noise."""
+        if self.completeness > other.completeness and other.attempt.finish_reason == "low_confidence":
+            return True
+        return self.completeness >= other.completeness and self.risk <= other.risk
 
 
 @dataclass(slots=True)
@@ -75,6 +88,8 @@ class PageTask:
     max_output_tokens: int
     deadline_s: float
     risk_curve: RiskCurve
+    restore_risk: float | None = None
+    """Risk above which a pruned reading is followed by an unpruned one; ``None``: none is."""
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
     feed: Feed = field(default_factory=Feed)
@@ -88,6 +103,8 @@ class PageTask:
     outcomes: list[Outcome] = field(default_factory=list)
     attempt: int = 0
     """Index of the plan that is being tried."""
+    reason: AttemptReason = "asked"
+    """Why it is being tried."""
     life: int = 0
     """Counts how often the page was begun, so that results of an earlier start are recognised and dropped."""
     row: int | None = None
@@ -138,9 +155,9 @@ class PageTask:
         self.window = ConfidenceWindow()
         self.bans = BanCount(self.attempt_plan.ngram, loops)
 
-    def restarts(self, attempt: int) -> None:
+    def restarts(self, attempt: int, reason: AttemptReason) -> None:
         """Discard what the attempt gave; text already sent to the client is taken back."""
-        self.attempt = attempt
+        self.attempt, self.reason = attempt, reason
         self.life += 1
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.fixed = None
@@ -155,28 +172,58 @@ class PageTask:
         """Record how the current attempt ended. ``ids``: the part of its output to keep, by default all."""
         attempt_plan = self.attempt_plan
         attempt = Attempt(
-            attempt_plan.mode, attempt_plan.prune, attempt_plan.ngram.window, reason, len(self.ids)
+            attempt_plan.mode,
+            attempt_plan.prune,
+            attempt_plan.ngram.window,
+            reason,
+            len(self.ids),
+            self.reason,
         )
         kept = self.ids if ids is None else ids
         # a loop's repeats have high probabilities that tell nothing; noise counts, it makes a page doubtful
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
+        logprobs = self.logprobs[:num_scored]
+        risk = self.risk_curve.risk(Evidence(logprobs))
         attended = None if self.fixed is None else self.fixed.mean_attended
-        outcome = Outcome(
-            attempt, list(kept), self.logprobs[:num_scored], self.confidence, self.counts, attended
-        )
+        outcome = Outcome(attempt, list(kept), logprobs, self.confidence, self.counts, risk, attended)
         self.outcomes.append(outcome)
         return outcome
 
+    def plan_restoring(self) -> bool:
+        """Make the unpruned page the next and last attempt if the pruned one, just concluded, is too risky.
+
+        Return whether it is. It attends to everything; all else stays as in that attempt, so the text is
+        that of an unpruned page.
+        """
+        is_pruned = self.counts.kept < self.counts.visual
+        if self.restore_risk is None or not is_pruned or self.outcomes[-1].risk <= self.restore_risk:
+            return False
+        unpruned = replace(self.attempt_plan, prune="none", keep_ratio=None, fixation=None)
+        self.attempt_plans = (*self.attempt_plans[: self.attempt + 1], unpruned)
+        return True
+
     def best(self) -> Outcome:
-        """Return the last outcome if it ended by itself or at its limit, else the one with most tokens."""
+        """Return the outcome that gives the text.
+
+        A page read again for its risk: the unpruned reading if it is no worse than the pruned one. Any other:
+        the last outcome if it ended by itself or at its limit, else the one with most tokens.
+        """
         last = self.outcomes[-1]
+        if last.attempt.reason == "risk":
+            return last if last.is_no_worse_than(self.outcomes[-2]) else self.outcomes[-2]
         if last.attempt.finish_reason in ("stop", "length"):
             return last
         return max(self.outcomes, key=lambda outcome: len(outcome.ids))
 
     def reading(self, text: str) -> Reading:
-        """Build the answer: the text of ``best()``, the finish reason of the last attempt."""
+        """Build the answer: the text of ``best()``, the finish reason of the last attempt.
+
+        After an attempt for the page's risk, the finish reason is that of the text, unless it was cancelled.
+        """
         best, counts = self.best(), self.best().counts
+        last = self.outcomes[-1].attempt
+        is_cancelled = last.finish_reason == "cancelled"
+        ended = best.attempt if last.reason == "risk" and not is_cancelled else last
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
@@ -184,12 +231,12 @@ class PageTask:
         )  # fmt: skip
         return Reading(
             text=text,
-            finish_reason=self.outcomes[-1].attempt.finish_reason,
+            finish_reason=ended.finish_reason,
             confidence=best.confidence,
             mode=best.attempt.mode,
             tokens=tokens,
             timing_ms=dict(self.times_ms),
-            risk=self.risk_curve.risk(Evidence(best.logprobs)),
+            risk=best.risk,
             attempts=tuple(outcome.attempt for outcome in self.outcomes),
             views=counts.views,
         )
@@ -208,8 +255,11 @@ class PageTask:
 
 
 def can_fixate(model: OcrModel) -> bool:
-    """Tell whether pages may be read with ``fixation``: on a CPU, by a checkpoint with a plan for it."""
-    return model.fixation is not None and model.device.type == "cpu"
+    """Tell whether pages may be read with ``fixation``: on a CPU, by a checkpoint with a plan for it.
+
+    Its patch tokens must stand for places on the page, of which neighbours are attended to.
+    """
+    return model.fixation is not None and model.has_patch_places and model.device.type == "cpu"
 
 
 def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
@@ -234,6 +284,8 @@ def new_task(
     mode = options.mode or model.default_mode
     if mode not in model.modes:
         raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if options.tokens == "detail" and not model.has_patch_places:
+        raise BadOption(f"tokens=detail: the tokens of {model.name} stand for no places on the page")
     if deadline_seconds is not None and not deadline_seconds > 0:
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
     if options.fixation is not None and not can_fixate(model):
@@ -252,5 +304,6 @@ def new_task(
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
+        restore_risk=settings.restore_from(model),
         trace=options.tokens == "detail",
     )

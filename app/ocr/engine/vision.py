@@ -71,7 +71,7 @@ class VisualCounts:
 class Encoded:
     """A page ready for prefill. Its times are its share of the batch it was encoded and pruned with.
 
-    ``tokens``: visual tokens before pruning, for an attempt without pruning.
+    ``page``: without its pixels. ``tokens``: visual tokens before pruning, for an attempt without pruning.
     """
 
     prompt: Prompt
@@ -168,6 +168,7 @@ class Vision:
         if isinstance(kept, ParseError):
             return kept
         try:
+            page = replace(page, views=page.views.without_pixels())  # ten times the size of its tokens
             return Encoded(self._prompt(page, kept, tokens), kept.counts, encode_ms, prune_ms, page, tokens)
         except Exception as error:
             if is_lost(self._model.device):

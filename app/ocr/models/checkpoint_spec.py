@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers import UnlimitedOcrConfig
+from transformers import DeepseekOcr2Config
 
 from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, read_text
-from app.ocr.models.config import SLIDING
+from app.ocr.models.config import SLIDING, OcrConfig
 from app.ocr.models.model import Mode
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 
@@ -98,6 +98,7 @@ class CheckpointSpec(_Strict):
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
     min_confidence: float | None = Field(default=None, lt=0)
     risk: RiskSpec | None = None
+    restore_risk: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:
@@ -127,6 +128,17 @@ DEEPSEEK_OCR = CheckpointSpec(
     default_prompt="\n<|grounding|>Convert the document to markdown.",
     ngram_exempt_tokens=["<td>", "</td>"],  # ids 128821 and 128822 in its vocabulary
 )
+DEEPSEEK_OCR_2 = CheckpointSpec(
+    name="DeepSeek-OCR-2",
+    modes={
+        "base": ModeSpec(view_px=1024, pad=True),
+        "gundam": ModeSpec(view_px=1024, pad=True, tile_px=768, max_tiles=6),
+    },
+    default_mode="gundam",
+    default_prompt="\n<|grounding|>Convert the document to markdown.",
+    ngram_exempt_tokens=["<td>", "</td>"],
+    ngram=NgramSpec(n=20, window=90),
+)
 UNLIMITED_OCR = CheckpointSpec(
     name="Unlimited-OCR",
     modes={
@@ -139,12 +151,14 @@ UNLIMITED_OCR = CheckpointSpec(
 )
 
 
-def read_checkpoint_spec(folder: Path, config: UnlimitedOcrConfig) -> CheckpointSpec:
+def read_checkpoint_spec(folder: Path, config: OcrConfig) -> CheckpointSpec:
     """Read the folder's ``rtprune.json``, or return the spec that its architecture was published with.
 
     Raise ``CheckpointError`` if the file is not valid.
     """
     if not (folder / SPEC_FILE).is_file():
+        if isinstance(config, DeepseekOcr2Config):
+            return DEEPSEEK_OCR_2
         return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
     return _read(folder, SPEC_FILE, CheckpointSpec)
 

@@ -6,12 +6,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
 from torch import nn
-from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+from transformers import (
+    DeepseekOcr2Config,
+    DeepseekOcr2ForConditionalGeneration,
+    UnlimitedOcrForConditionalGeneration,
+)
 from transformers.utils import logging as transformers_logging
 
 from app.errors import BadOption
@@ -20,7 +24,8 @@ from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
 from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec, read_fixation_plan
-from app.ocr.models.config import SLIDING, read_config
+from app.ocr.models.config import SLIDING, OcrConfig, read_config
+from app.ocr.models.deepseek_ocr2 import in_sequence, require_known_sides
 from app.ocr.models.model import DecoderLayers, Mode, PageViews
 from app.ocr.models.preprocess import preprocess
 from app.ocr.models.sam_attention import fold_sam_attention
@@ -31,6 +36,8 @@ from rtprune import VisualTokens
 
 UNUSED_KEYS = frozenset({"model.vision_model.embeddings.patch_embedding.weight"})
 """Weights that the original stores but never uses: SAM's features replace CLIP's own patch embedding."""
+
+Network: TypeAlias = UnlimitedOcrForConditionalGeneration | DeepseekOcr2ForConditionalGeneration
 
 EXPERT_KEY = re.compile(r"(.*\.mlp\.experts)\.\d+\.(?:gate|up|down)_proj\.weight")
 
@@ -71,7 +78,7 @@ class DeepSeekOcr:
 
     def __init__(
         self,
-        network: UnlimitedOcrForConditionalGeneration,
+        network: Network,
         tokenizer: OcrTokenizer,
         spec: CheckpointSpec,
         *,
@@ -80,6 +87,7 @@ class DeepSeekOcr:
     ) -> None:
         text = network.config.text_config
         self._network = network
+        self.has_patch_places: bool = not isinstance(network.config, DeepseekOcr2Config)
         self.tokenizer = tokenizer
         self.name: str = spec.name
         self.modes: Mapping[str, Mode] = spec.view_modes()
@@ -93,6 +101,7 @@ class DeepSeekOcr:
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
         self.fixation: FixationPlan | None = fixation
+        self.restore_risk: float | None = spec.restore_risk
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
         self.max_positions: int = text.max_position_embeddings
@@ -106,7 +115,8 @@ class DeepSeekOcr:
 
     @property
     def network(self) -> nn.Module:
-        """transformers' ``UnlimitedOcrForConditionalGeneration`` in eval mode.
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` or ``DeepseekOcr2ForConditionalGeneration``
+        in eval mode.
 
         On CUDA its SAM layers are replaced or hold ``FoldedSamAttention`` around their own attention modules.
         """
@@ -129,10 +139,11 @@ class DeepSeekOcr:
 
     @torch.no_grad()
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
-        """Return each page's visual tokens in decoder order: tiles as one grid, global view, separator.
+        """Return each page's visual tokens in decoder order: tiles, global view, separator.
 
-        Each row of a grid ends with a row break. Views of one side run as one batch, whichever pages they
-        belong to, in chunks of ``max_pixels_per_forward``.
+        DeepSeek-OCR's tiles are one grid, and each row of a grid ends with a row break. DeepSeek-OCR-2's
+        tiles follow each other, and it has no row breaks. Views of one side run as one batch, whichever pages
+        they belong to, in chunks of ``max_pixels_per_forward``.
         """
         features = self._features([view for page in pages for view in _views(page)])
         tokens, start = [], 0
@@ -207,6 +218,8 @@ class DeepSeekOcr:
         row-major.
         """
         model = self._network.model
+        if not self.has_patch_places:
+            return in_sequence(features, model.view_separator)
         *tiles, view = features
         grids = [view]
         if tiles:
@@ -287,6 +300,8 @@ def load_model(
     config = read_config(read_json(folder, "config.json"))
     spec = read_checkpoint_spec(folder, config)
     fixation = read_fixation_plan(folder, config.text_config.num_hidden_layers)
+    if isinstance(config, DeepseekOcr2Config):
+        require_known_sides(spec.view_modes().values())
     tokenizer = _matching_tokenizer(folder, config, spec)
     with open_weights(folder) as tensors:
         network = build_network(config, tensors, dtype)
@@ -329,7 +344,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return DTYPES[device.type][0]
 
 
-def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: CheckpointSpec) -> OcrTokenizer:
+def _matching_tokenizer(folder: Path, config: OcrConfig, spec: CheckpointSpec) -> OcrTokenizer:
     text = config.text_config
     tokenizer = read_tokenizer(
         folder,
@@ -349,9 +364,14 @@ def _matching_tokenizer(folder: Path, config: UnlimitedOcrConfig, spec: Checkpoi
     return tokenizer
 
 
-def build_network(
-    config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype
-) -> UnlimitedOcrForConditionalGeneration:
+def network_class(config: OcrConfig) -> Any:
+    """Return transformers' class of networks, one of ``Network``, for a config."""
+    if isinstance(config, DeepseekOcr2Config):
+        return DeepseekOcr2ForConditionalGeneration
+    return UnlimitedOcrForConditionalGeneration
+
+
+def build_network(config: OcrConfig, tensors: Mapping[str, LazyTensor], dtype: torch.dtype) -> Network:
     """Build the network on the CPU, in eval mode, from tensors under original or native keys.
 
     The library renames original keys and fuses experts. It also fills missing weights with fresh random
@@ -364,7 +384,7 @@ def build_network(
         with _without_progress_bars(), _one_tensor_after_another():
             # From a state dict, not from the folder: the library would also follow adapters and other files
             # there.
-            network, report = UnlimitedOcrForConditionalGeneration.from_pretrained(
+            network, report = network_class(config).from_pretrained(
                 None,
                 config=config,
                 state_dict=used,
@@ -380,7 +400,7 @@ def build_network(
     return network
 
 
-def _require_whole_experts(config: UnlimitedOcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
+def _require_whole_experts(config: OcrConfig, tensors: Mapping[str, LazyTensor]) -> None:
     """Check experts stored one matrix at a time.
 
     The library stacks them, and its error would name none of them.

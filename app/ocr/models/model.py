@@ -1,8 +1,8 @@
 """Interface that the engine needs from a checkpoint. Modes and sizes are data; tensors stay on ``device``."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from PIL import Image
@@ -41,6 +41,10 @@ class PageViews:
     tile_columns: int = 0
     tile_rows: int = 0
 
+    def without_pixels(self) -> Self:
+        """Return the layout alone: a page that was encoded needs its pixels no more."""
+        return replace(self, view=self.view.new_empty(0), tiles=None)
+
 
 class DecoderLayers(Protocol):
     """The decoder's layers and its head."""
@@ -57,6 +61,8 @@ class OcrModel(Protocol):
 
     name: str
     modes: Mapping[str, Mode]
+    has_patch_places: bool
+    """Whether each patch token stands for one square of its view. Not so in DeepSeek-OCR-2."""
     default_mode: str
     default_prompt: str
     bos_id: int
@@ -72,6 +78,8 @@ class OcrModel(Protocol):
     risk_curve: RiskCurve
     fixation: FixationPlan | None
     """How the decoder attends with ``fixation``; ``None``: it was not calibrated for it."""
+    restore_risk: float | None
+    """Risk above which a pruned page is read once more unpruned; ``None``: none is."""
     device: torch.device
     dtype: torch.dtype
     max_positions: int
@@ -101,4 +109,6 @@ class OcrModel(Protocol):
 
     @property
     def network(self) -> torch.nn.Module:
-        """transformers' ``UnlimitedOcrForConditionalGeneration``, unmodified, in eval mode."""
+        """transformers' ``UnlimitedOcrForConditionalGeneration`` or ``DeepseekOcr2ForConditionalGeneration``,
+        unmodified, in eval mode.
+        """

@@ -140,6 +140,14 @@ def tile_grid(width: int, height: int, tile_px: int, max_tiles: int) -> tuple[in
     return best
 
 
+def view_scale(width: int, height: int, mode: Mode) -> float:
+    """Return how many pixels of a mode's views show one pixel of an image, in its tiles if it has some."""
+    if mode.tile_px is None or max(width, height) <= mode.tile_px:
+        return mode.view_px / max(width, height)
+    columns, rows = tile_grid(width, height, mode.tile_px, mode.max_tiles)
+    return min(columns * mode.tile_px / width, rows * mode.tile_px / height)
+
+
 def cut_tiles(image: Image.Image, columns: int, rows: int, tile_px: int) -> torch.Tensor:
     """Stretch an RGB image over the grid and cut it into tiles, row-major.
 

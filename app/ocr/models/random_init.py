@@ -8,8 +8,11 @@ import copy
 
 import torch
 from torch import nn
-from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
+from transformers import UnlimitedOcrConfig
 from transformers.initialization import no_init_weights
+
+from app.ocr.models.config import OcrConfig
+from app.ocr.models.deepseek import Network, network_class
 
 WEIGHT_STD = 0.02
 
@@ -21,12 +24,12 @@ def full_size_config() -> UnlimitedOcrConfig:
 
 
 def random_network(
-    config: UnlimitedOcrConfig,
+    config: OcrConfig,
     seed: int,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> UnlimitedOcrForConditionalGeneration:
+) -> Network:
     """Build a network with random weights, in eval mode, directly on ``device``."""
     config = copy.deepcopy(config)
     config._attn_implementation, config._experts_implementation = "sdpa", "grouped_mm"
@@ -34,7 +37,7 @@ def random_network(
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device), no_init_weights():
-            network = UnlimitedOcrForConditionalGeneration(config)
+            network = network_class(config)(config)
     finally:
         torch.set_default_dtype(before)
     initialise_random(network, seed)

@@ -11,12 +11,11 @@ dimension:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import UnlimitedOcrForConditionalGeneration
-from transformers.models.unlimited_ocr.modeling_unlimited_ocr import UnlimitedOcrSamVisionAttention
 
 # Attention kernels want head dimensions in multiples of 8; without it CUDA falls back to materialised scores.
 HEAD_DIM_MULTIPLE = 8
@@ -30,9 +29,9 @@ class FoldedSamAttention(nn.Module):
     ``train`` mode they are built each time, and gradients reach them.
     """
 
-    def __init__(self, native: UnlimitedOcrSamVisionAttention) -> None:
+    def __init__(self, native: Any) -> None:
         super().__init__()
-        self.native: UnlimitedOcrSamVisionAttention = native
+        self.native: Any = native
         self.attend: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = fused
         self._tables: dict[tuple[int, int, torch.device, torch.dtype], tuple[torch.Tensor, ...]] = {}
         self.train(native.training)  # a new module starts in train mode, whatever it wraps
@@ -99,7 +98,7 @@ def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
     return functional.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :dim]
 
 
-def fold_sam_attention(network: UnlimitedOcrForConditionalGeneration) -> None:
+def fold_sam_attention(network: Any) -> None:
     """Put ``FoldedSamAttention`` in every SAM layer of ``network``.
 
     Only instances are replaced; no class is changed.

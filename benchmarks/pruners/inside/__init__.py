@@ -1,0 +1,1 @@
+"""Methods that prune inside the decoder, measured offline by masks: the service does not serve them."""

@@ -1,0 +1,1 @@
+"""Write ``docs/BENCHMARKS.md``, one page with the main figures of every file in ``benchmarks/results``."""

@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     """Whether pages that are blank by a strict test are answered without the model."""
     router_mode: bool = True
     """Whether small print is rendered larger and read in a sharper mode, where the client names none."""
-    recall_retry: bool = True
+    recall_retry: bool = False
     """Whether a page whose text lacks many words of its PDF's text layer is read once more."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)

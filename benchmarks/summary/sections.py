@@ -92,6 +92,54 @@ def _confidence_negative(run: Run) -> Iterator[str]:
         )
 
 
+def _text_layer(run: Run) -> Rows:
+    """Show one row for each kind of page: error without and with what the text layer changes."""
+    rows = [["pages", "", "error without", "error with", "what is done"]]
+    for row in run["blank"]:
+        times = [f"{row[name] * 1000:.0f} ms" for name in ("seconds_of_the_test", "seconds_of_the_model")]
+        done = f"{row['skipped']} skipped; test {times[0]}, model {times[1]}"
+        rows.append([f"blank, {row['paper']} paper", str(row["pages"]), "", "", done])
+    faint = run["faint"]
+    taken = f"{sum(row['taken_for_blank'] for row in faint)} taken for blank"
+    rows.append(["faint print", str(sum(row["pages"] for row in faint)), "", "", taken])
+    for row in run["small_print"]:
+        errors = _rate(row["error_before"]), _rate(row["error_after"])
+        rows.append([f"print of {row['size_pt']:g} pt", str(row["pages"]), *errors, f"{row['dpi']:.0f} dpi"])
+    for row in run["small_print"]:
+        errors = _rate(row["error_as_large_shows_it"]), _rate(row["error_as_gundam_shows_it"])
+        mode = "Gundam" if row["is_routed"] else "stays Large"
+        rows.append([f"as Large, Gundam show {row['size_pt']:g} pt", str(row["pages"]), *errors, mode])
+    for row in run["second_readings"]:
+        errors = _rate(row["error_before"]), _rate(row["error_after"])
+        done = f"{row['read_twice']} read twice, {row['second_kept']} kept"
+        rows.append([row["kind"], str(row["pages"]), *errors, done])
+    real = run["english"]
+    done = (
+        f"{real['taken_for_blank']} taken for blank, {real['rendered_larger']} rendered larger,"
+        f" {real['to_gundam']} to Gundam, {real['read_twice']} read twice"
+    )
+    errors = _rate(real["error_before"]), _rate(real["error_after"])
+    return [*rows, ["real, English", str(real["pages"]), *errors, done]]
+
+
+def _text_layer_negative(run: Run) -> Iterator[str]:
+    twice = sum(row["read_twice"] for row in run["second_readings"])
+    kept = sum(row["second_kept"] for row in run["second_readings"])
+    gain = max(row["error_before"] - row["error_after"] for row in run["second_readings"])
+    if gain < FEW:
+        yield (
+            f"a second reading without pruning mends nothing on this checkpoint: of {twice} pages {kept} have"
+            " more words of their layer then. It is off by default."
+        )
+    for row in run["small_print"]:
+        if row["error_after"] > row["error_before"] + FEW:
+            errors = f"{_rate(row['error_after'])} against {_rate(row['error_before'])}"
+            yield f"rendered larger, print of {row['size_pt']:g} pt is read slightly worse, {errors}."
+    for row in run["blank"]:
+        if row["skipped"] and row["seconds_of_the_test"] > row["seconds_of_the_model"]:
+            yield f"on {row['paper']} paper the test for blank pages takes longer than this checkpoint does."
+
+
 def _layout(run: Run) -> Rows:
     rows = [["pages", "", "error", "structure right", "lines split or merged"]]
     for kind in ("clean", "degraded", "documents"):
@@ -379,6 +427,20 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="a risk that says nothing would have as many bad pages in each band.",
             rows=_confidence,
             negative=_confidence_negative,
+        ),
+        "text_layer.json": Section(
+            title="Blank pages, small print, second readings",
+            about=(
+                "Drawn pages as PDF with a text layer, and real ones. As Large and Gundam show it: pages with"
+                " the pixels of these modes of DeepSeek-OCR, read by the pocket checkpoint, for how much is"
+                " legible. Times are of one processor thread."
+            ),
+            command=(
+                "`python -m benchmarks.text_layer --pages 2 --most-documents 12 --documents FOLDER {out}`"
+            ),
+            baseline="the same pages in turn, with router and second reading switched off.",
+            rows=_text_layer,
+            negative=_text_layer_negative,
         ),
         "layout.json": Section(
             title="Layout without misread letters",

@@ -1,11 +1,13 @@
 """``rtprune eval`` as it is run: three kinds of truth, several tools, going on where a run was cut short."""
 
+import functools
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 from service_client import ROOT, serving
@@ -78,11 +80,15 @@ def test_a_later_run_scores_only_what_is_new(
 def test_what_is_wrong_is_said_in_one_line(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = truth.parent / "empty"
     empty.mkdir()
+    twice = truth.parent / "twice.json"
+    twice.write_text(json.dumps([annotation("one", "a", "x"), annotation("one", "b", "x")]))
     for command, said in (
         ([str(empty), str(empty)], "no truth found"),
         ([str(truth.parent / "none"), str(empty)], "no such file"),
         ([str(truth), str(truth.parent / "none")], "no such folder"),
         ([str(truth), str(empty), "--read", "http://localhost:1"], "--documents"),
+        ([str(truth), str(empty), str(empty)], "two tools are called 'empty'"),
+        ([str(twice), str(empty)], "two pages are called 'one'"),
     ):
         assert main(command) == 2
         assert said in capsys.readouterr().err
@@ -124,3 +130,42 @@ def test_a_server_reads_what_is_missing(
         assert main([str(truth), str(read), "--read", address, "--documents", str(documents)]) == 0
     assert (read / "one.md").exists(), capsys.readouterr().err
     assert (read / "two.md").read_text() == "klmnopqrst", "what is there is not read again"
+
+
+class BusyServer:
+    """A server that is busy once, not finished once, and then has read the pages asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        what = f"{request.method} {request.url.path}"
+        self.asked.append(what)
+        if self.asked.count(what) == 1:
+            return httpx.Response(409 if what.startswith("GET") else 503, headers={"Retry-After": "0"})
+        if request.method == "GET":
+            return httpx.Response(200, text="two")
+        assert b'name="pages"\r\n\r\n2' in request.content
+        return httpx.Response(202, headers={"Location": "/v1/jobs/7"})
+
+
+def test_a_page_of_a_document_is_read_when_the_server_has_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tests", "read", "documents"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tests" / "t.jsonl").write_text(
+        '{"pdf": "a.pdf", "page": 2, "type": "present", "text": "two"}'
+    )
+    (tmp_path / "documents" / "a.pdf").write_bytes(b"%PDF-")
+    server = BusyServer()
+    client = functools.partial(httpx.Client, transport=httpx.MockTransport(server))
+    monkeypatch.setattr("app.evaluation.program.httpx.Client", client)
+    command = [str(tmp_path / "tests"), str(tmp_path / "read"), "--read", "http://server"]
+    for _ in range(2):
+        assert main([*command, "--documents", str(tmp_path / "documents")]) == 0
+        assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "read").iterdir()] == ["a_pg2.md"]
+    assert server.asked == 2 * ["POST /v1/jobs"] + 2 * ["GET /v1/jobs/7/result"], (
+        "the second run asks nothing"
+    )

@@ -25,7 +25,7 @@ class Mode:
     tile_px: int | None = None
     max_tiles: int = 9
     trained: bool = True
-    """False: the checkpoint was not trained on this mode. It works when asked for, but no retry uses it."""
+    """False: the checkpoint was not trained on this mode. It works when asked for; nothing chooses it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -529,8 +529,8 @@ GROUPS: dict[str, dict[str, Section]] = {
             title="Attending to few patch tokens",
             about=(
                 "`fixation` on rendered pages ({kind}, in DejaVu), one attempt a page. Covered: the share of"
-                " plain attention that falls on what is attended to, in layers and at steps that do not attend to"
-                " everything. What it could save on a GPU: [engine](engine.md#fixation)."
+                " plain attention that falls on what is attended to, in layers and at steps that do not"
+                " attend to everything. What it could save on a GPU: [engine](engine.md#fixation)."
             ),
             command="`python -m benchmarks.fixation --pages 1 {out}`",
             baseline="plain attention.",

@@ -4,10 +4,10 @@
         [--rapidocr-python PYTHON] [--keep FOLDER] [--out benchmarks/results/evaluation.json]
 
 ``--documents``: a folder in OmniDocBench's layout, one ``.json`` and ``images``. Ours is read by a server
-that is started for it. ``--tool``: Markdown that another tool wrote; tesseract and RapidOCR are run here, where
+``--documents``: a folder in OmniDocBench's layout, one ``.json`` and ``images``. Ours is read by a server
 asked for, with plain text as their answer. ``--keep``: where answers and page scores are kept; a run that was
 cut short goes on there. The last line of stdout is one JSON document. Written to its place in
-``benchmarks/results``, its table is put into docs/evaluation.md, too.
+cut short goes on there. The last line of stdout is one JSON document. Written to its place in
 """
 
 import argparse

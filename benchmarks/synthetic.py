@@ -98,6 +98,9 @@ class SyntheticOcr:
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
         return [self._tokens(page) for page in pages]
 
+    def text_ids(self, text: str) -> list[int]:  # noqa: ARG002 - its pages have no text layer
+        return []
+
     def prompt_ids(self, prompt: str) -> list[int]:
         return [4 + ord(character) % 90 for character in prompt]
 

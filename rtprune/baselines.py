@@ -139,5 +139,6 @@ METHODS: Mapping[str, Method] = {
     "vispruner": _method(rivals.vispruner),
     "nuewa": _method(rivals.nuewa, rivals.nuewa_rows),
     "oracle": _method(rivals.oracle),
+    "trained": _method(rivals.trained),
 }
 """The methods by the names that benchmarks and reports use."""

@@ -32,6 +32,8 @@ class Evidence:
     """(N,) number of edge pixels in each patch."""
     decode_attention: Tensor | None = None
     """(N,) attention that generated tokens paid to each patch, summed over steps, layers and heads."""
+    trained: Tensor | None = None
+    """(N,) scores of a head that was trained on this checkpoint's encoder."""
 
     def take(self, name: str, num_rows: int | None) -> Tensor:
         """Return a field as float64.

@@ -235,3 +235,8 @@ def ink(patches: Patches, evidence: Evidence) -> Tensor:
 def oracle(patches: Patches, evidence: Evidence) -> Tensor:
     """Keep what the decoder attended to when it read the page unpruned: an upper bound, not a method."""
     return evidence.take("decode_attention", len(patches))
+
+
+def trained(patches: Patches, evidence: Evidence) -> Tensor:
+    """Keep what a small head scores highest that was trained on the checkpoint, after LayoutLite."""
+    return evidence.take("trained", len(patches))

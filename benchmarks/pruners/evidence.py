@@ -18,6 +18,7 @@ from app.ocr.models.deepseek import DeepSeekOcr
 from app.ocr.models.model import OcrModel, PageViews
 from benchmarks.pruners.watched import MAX_STEPS, decode_attention
 from rtprune import Evidence, VisualTokens, text_densities
+from training.scorer import view_scores
 
 LAST_LAYERS = 3
 """Divisor of CLIP's number of layers: the last third is averaged for Nuewa."""
@@ -82,20 +83,26 @@ class EvidenceBook:
 def evidence_of(
     model: OcrModel, pages: Sequence[tuple[PageViews, VisualTokens]], prompt: str, max_steps: int = MAX_STEPS
 ) -> list[Evidence]:
-    """Compute all fields of the evidence. Each page must be one view, and all views must have one size."""
+    """Compute all fields of the evidence. Each page must be one view, and all views must have one size.
+
+    ``trained`` stays empty when the shipped scorer does not fit the checkpoint.
+    """
     views = torch.stack([page.view for page, _ in pages]).to(model.device, model.dtype)
     tokens = [one for _, one in pages]
     attention, features, hidden = _encoder_says(model.network, views)
     looked_at = decode_attention(model, tokens, prompt, max_steps)
     text = model.embed(torch.tensor(model.prompt_ids(prompt), device=model.device))
+    ink = torch.stack([_ink(view) for view in views])
+    trained = view_scores(model.network, views, attention, ink)
     return [
         Evidence(
             class_attention=attention[i],
             features=features[i],
             hidden=hidden[i],
             text=text,
-            ink=_ink(views[i]),
+            ink=ink[i],
             decode_attention=looked_at[i],
+            trained=None if trained is None else trained[i],
         )
         for i in range(len(pages))
     ]

@@ -74,7 +74,7 @@ def write(
     ``attention.is_writing`` is true for the rows that have not reached the end token. ``layers``: ``None``
     takes the engine's.
     """
-    layers = layers or _layers(model)
+    layers = layers or layers_of(model)
     num_rows, length = embeds.shape[:2]
     positions = torch.arange(length, device=model.device).expand(num_rows, -1)
     hidden = layers(embeds, positions, attention)[:, -1:]
@@ -116,7 +116,8 @@ def decode_attention(
     return [mass[visual][page.is_patch] for mass, page in zip(watched.mass, pages, strict=True)]
 
 
-def _layers(model: OcrModel) -> DecoderLayers:
+def layers_of(model: OcrModel) -> DecoderLayers:
+    """Return the decoder's layers: the checkpoint's faster ones, or the network's own."""
     if model.decoder_layers is not None:
         return model.decoder_layers
     network = model.network

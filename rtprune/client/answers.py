@@ -84,6 +84,8 @@ class Tokens:
     attended_patches: float | None = None
     """With ``fixation``: patch tokens attended to, mean over decode steps and layers."""
     attended_share: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

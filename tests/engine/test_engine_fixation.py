@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 import torch
 from engine_bench import NO_BAN, Bench, limits
-from engine_fakes import FakeOcr, ids_of, random_network
+from engine_fakes import FakeOcr, ids_of, page, random_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.document import Reading, ReadOptions
 from app.errors import BadOption
+from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.fixation import FixationPlan, FixedRow, Patches
 from app.ocr.engine.patches import sides_of
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
+from app.ocr.engine.task import new_task
 from app.ocr.engine.vision import patches_of
 from app.ocr.models.model import Mode, PageViews
 from rtprune import VisualTokens
@@ -101,6 +103,29 @@ def test_rows_with_and_without_fixation_share_a_step() -> None:
     assert fixed.done.result().tokens.attended_patches is not None
 
 
+def test_no_drafts_are_verified_while_a_row_fixates() -> None:
+    """A verifying pass has an attention of its own, in which every row would attend to everything."""
+    model = fixating()
+    options = ReadOptions(prune="none", mode="small", max_output_tokens=30)
+    [plain] = readings(model, [1], 1, prune="none", mode="small")
+    for share in (None, 0.1):
+        bench = Bench(model, limits())
+        drafted = new_task(
+            model,
+            bench.settings,
+            page(1),
+            options,
+            "d",
+            draft_text=DraftText(plain.text, ids_of, is_exact=True),
+        )
+        bench.loop.enqueue(drafted, 0)
+        beside = bench.read(2, ReadOptions(prune="none", mode="small", max_output_tokens=90, fixation=share))
+        bench.finish(drafted, beside)
+        reading = drafted.done.result()
+        assert reading.text.startswith(plain.text)
+        assert (reading.tokens.drafted > 0) == (share is None)
+
+
 def places(side: int = SIDE) -> torch.Tensor:
     return torch.tensor([(0, row, column) for row in range(side) for column in range(side)])
 
@@ -184,10 +209,13 @@ def test_the_attempt_without_pruning_attends_to_everything() -> None:
     assert [plan.fixation for plan in plans] == [0.2, None]
 
 
-def test_a_model_without_a_plan_refuses() -> None:
-    bench = Bench(FakeOcr(random_network(0)), limits())
-    with pytest.raises(BadOption, match="fixation"):
-        bench.read(0, ReadOptions(fixation=0.5))
+def test_what_cannot_fixate_refuses_before_a_page_waits() -> None:
+    on_cuda, without_places = fixating(), fixating()
+    on_cuda.device, without_places.has_patch_places = torch.device("cuda"), False
+    for model in (FakeOcr(random_network(0)), on_cuda, without_places):
+        with pytest.raises(BadOption, match="fixation"):
+            new_task(model, limits(), page(0), ReadOptions(fixation=0.5), "d")
+        assert new_task(model, limits(), page(0), ReadOptions(), "d").attempt_plan.fixation is None
 
 
 @pytest.mark.parametrize("layers", [(), (2, 1), (1, 1), (-1,)])

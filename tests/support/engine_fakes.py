@@ -130,6 +130,10 @@ class FakeOcr:
             raise BadOption("a prompt cannot hold <image>")
         return [4 + ord(character) % 90 for character in prompt]
 
+    def text_ids(self, text: str) -> list[int]:
+        """The inverse of ``decode_text``."""
+        return [ord(character) - 0x100 for character in text if ord(character) >= 0x100]
+
     def decode_text(self, ids: Sequence[int]) -> str:
         return "".join(chr(0x100 + token) for token in ids)
 

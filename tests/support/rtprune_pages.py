@@ -47,6 +47,7 @@ def evidence(tokens: VisualTokens, seed: int = 0) -> Evidence:
         text=draw(3, tokens.embeds.shape[1]) - 0.5,
         ink=draw(num_patches),
         decode_attention=draw(num_patches),
+        trained=draw(num_patches),
     )
 
 

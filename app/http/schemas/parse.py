@@ -258,6 +258,10 @@ class TokensShape(BaseModel):
         exclude_if=lambda share: share is None,
         description="With fixation alone: attended_patches / kept_patches",
     )
+    drafted: int = Field(0, description="Tokens proposed from the PDF's text layer, over all attempts.")
+    accepted: int = Field(
+        0, description="Those of them that the model chose, too: each saved a decoder step."
+    )
 
 
 class FigureShape(BaseModel):

@@ -153,6 +153,8 @@ class EncodeQueue:
         """Preprocess a page, in the pool. Return ``None`` for a page that ended while it waited."""
         if task.is_over:
             return None
+        if task.draft_text is not None:
+            task.draft_text.prepare()
         return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
 
     def _prepared(self, task: PageTask, life: int, done: "Future[Prepared | None]") -> None:

@@ -17,6 +17,7 @@ from functools import partial
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import PageFailed
+from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
@@ -118,15 +119,21 @@ class Engine:
         document_id: str,
         priority: int = 0,
         deadline_seconds: float | None = None,
+        draft_text: DraftText | None = None,
     ) -> EngineStream:
         """Queue a page without waiting.
 
         Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
         take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
-        with ``Overloaded``. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
-        engine has stopped.
+        with ``Overloaded``.
+
+        ``draft_text``: what may be written on the page, by default the words of its text layer; it changes no
+        token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the engine has
+        stopped.
         """
-        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
+        if draft_text is None and page.words:
+            draft_text = self.draft_text(" ".join(page.words))
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, draft_text)
         with self._lock:
             if self._failure is not None:
                 raise PageFailed(self._failure)
@@ -135,6 +142,14 @@ class Engine:
         # a callback that holds the task makes a circle: the page would stay until the garbage collector runs
         task.done.add_done_callback(self._forget)
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
+
+    def draft_text(
+        self, text: str, acceptance: Acceptance | None = None, *, is_exact: bool = False
+    ) -> DraftText | None:
+        """Return text for ``submit``; ``None`` where no drafts are made."""
+        if not self._loop.max_draft_tokens:
+            return None
+        return DraftText(text, self._model.text_ids, acceptance, is_exact=is_exact)
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""

@@ -148,6 +148,11 @@ class Fixations:
         self.plan = plan
         self.rows: list[FixedRow | None] = []
 
+    @property
+    def is_on(self) -> bool:
+        """Whether a row fixates. No drafts are verified then: that pass has an attention of its own."""
+        return any(self.rows)
+
     def admit(self, prompts: Sequence[Patches | None]) -> None:
         """Add the next rows. Raise ``ValueError`` for patches without a plan."""
         for patches in prompts:
@@ -163,7 +168,7 @@ class Fixations:
 
     def attention(self, cache: KvCache, logprob_sums: torch.Tensor) -> RunsDecode:
         """Return the attention of the rows' steps: the plain one unless a row fixates."""
-        if self.plan is None or not any(self.rows):
+        if self.plan is None or not self.is_on:
             return RunsDecode(cache)
         return FixationDecode(cache, logprob_sums, self.rows, self.plan, self.watch)
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import NO_FIXATION, BadOption, ParseError
+from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.fixation import FixedRow
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
@@ -92,6 +93,10 @@ class PageTask:
     """Risk above which a pruned reading is followed by an unpruned one; ``None``: none is."""
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
+    draft_text: DraftText | None = None
+    """The page's text layer, from which tokens are proposed."""
+    num_drafted: int = 0
+    num_accepted: int = 0
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -163,6 +168,18 @@ class PageTask:
         self.fixed = None
         self.feed.restart()
 
+    def draft(self, most: int) -> list[int]:
+        """Propose up to ``most`` next tokens, as far as the page may have more than one."""
+        if self.draft_text is None:
+            return []
+        return self.draft_text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
+
+    def counts_draft(self, num_drafted: int, num_accepted: int) -> None:
+        if self.draft_text is not None:
+            self.draft_text.acceptance.add(num_drafted, num_accepted)
+        self.num_drafted += num_drafted
+        self.num_accepted += num_accepted
+
     def scores(self, logprob_sum: float) -> None:
         """Record another token. ``logprob_sum``: sum over all tokens up to it."""
         self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
@@ -227,7 +244,9 @@ class PageTask:
         tokens = TokenCounts(
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
-            prompt=len(self.prompt_ids), output=len(best.ids), attended_patches=best.attended_patches,
+            prompt=len(self.prompt_ids), output=len(best.ids),
+            drafted=self.num_drafted, accepted=self.num_accepted,
+            attended_patches=best.attended_patches,
         )  # fmt: skip
         return Reading(
             text=text,
@@ -279,6 +298,7 @@ def new_task(
     options: ReadOptions,
     document_id: str,
     deadline_seconds: float | None = None,
+    draft_text: DraftText | None = None,
 ) -> PageTask:
     """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``."""
     mode = options.mode or model.default_mode
@@ -306,4 +326,5 @@ def new_task(
         risk_curve=model.risk_curve,
         restore_risk=settings.restore_from(model),
         trace=options.tokens == "detail",
+        draft_text=draft_text,
     )

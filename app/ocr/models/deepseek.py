@@ -160,6 +160,10 @@ class DeepSeekOcr:
         """
         return self.tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
 
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Words that the vocabulary lacks are left out."""
+        return self.tokenizer.text_ids(text)
+
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""
         return self.tokenizer.decode(ids)

@@ -101,6 +101,12 @@ class OcrModel(Protocol):
         Special tokens of the vocabulary are recognised. Thread-safe.
         """
 
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Thread-safe. Never raises.
+
+        Words that the vocabulary lacks are left out.
+        """
+
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text; special tokens other than bos, eos and pad are kept. Thread-safe."""
 

@@ -83,12 +83,17 @@ class ReadOptions:
     """n and window, both in tokens, of the no-repeat n-gram rule for a page's first attempt."""
     ngram_exempt: tuple[int, ...] | None = None
     """Token ids that the n-gram rule never bans; ``None``: the checkpoint's own."""
+    fixation: float | None = None
+    """Share of a page's patch tokens that most layers attend to at a decode step, in (0, 1]; ``None``: all
+    of them, by plain attention."""
 
     def __post_init__(self) -> None:
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {self.keep_ratio}")
         if self.max_output_tokens is not None and self.max_output_tokens < 1:
             raise ValueError(f"max_output_tokens must be at least 1, got {self.max_output_tokens}")
+        if self.fixation is not None and not 0 < self.fixation <= 1:
+            raise ValueError(f"fixation must be in (0, 1], got {self.fixation}")
         if self.ngram is not None and not 2 <= self.ngram[0] <= self.ngram[1]:
             raise ValueError(f"ngram must be n from 2 and a window that holds it, got {self.ngram}")
 
@@ -234,10 +239,19 @@ class TokenCounts:
     diversity: float | None
     prompt: int
     output: int
+    attended_patches: float | None = None
+    """Patch tokens attended to at a decode step, mean over steps and layers; ``None`` without fixation."""
     drafted: int = 0
     """Tokens proposed from the page's text layer, over all attempts."""
     accepted: int = 0
     """Those of them that the model chose, too; each saved a decoder step."""
+
+    @property
+    def attended_share(self) -> float | None:
+        """``attended_patches`` as a share of ``kept_patches``; ``None`` without fixation."""
+        if self.attended_patches is None:
+            return None
+        return self.attended_patches / self.kept_patches if self.kept_patches else 1.0
 
     @property
     def retention(self) -> float:

@@ -67,6 +67,11 @@ class BadRequest(ParseError):
     code, status, title = "bad_request", 400, "The request body is malformed"
 
 
+NO_FIXATION = (
+    "fixation is not available: it needs a checkpoint with a fixation.json, read by workers without a GPU"
+)
+
+
 class BadOption(ParseError):
     code, status, title = "bad_option", 400, "An option cannot be used"
 

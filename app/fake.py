@@ -107,6 +107,7 @@ class FakeStream:
                 diversity=0.75,
                 prompt=12,
                 output=output,
+                attended_patches=None if self._options.fixation is None else kept * self._options.fixation,
             ),
             timing_ms=dict.fromkeys(STAGES, 0.0),
             attempts=(Attempt(mode, self._options.prune, 90, finish_reason, output),),
@@ -130,6 +131,7 @@ class FakeReader:
 
     model_name = "fake"
     modes: Collection[str] = MODES
+    fixates = True
 
     def __init__(self) -> None:
         self._ballast: list[bytearray] = []

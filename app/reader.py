@@ -48,8 +48,12 @@ class PageReader(Protocol):
     def modes(self) -> Collection[str]:
         """Names of the view layouts that ``ReadOptions.mode`` may have."""
 
+    @property
+    def fixates(self) -> bool:
+        """Whether ``ReadOptions.fixation`` may be given."""
+
     def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> PageStream:
-        """Queue a page at once, without waiting. Raise ``BadOption`` for an unsupported mode or prompt.
+        """Queue a page at once, without waiting. Raise ``BadOption`` for an unsupported option.
 
         Higher ``priority`` goes first; documents of one priority take turns.
         """

@@ -230,7 +230,13 @@ async def _serve(
     modes = tuple(reader.modes)
     sandbox = await parts.rasterizers.greeted()
     ready = replace(
-        state, phase="ready", detail="ready", model=reader.model_name, modes=modes, sandbox=sandbox
+        state,
+        phase="ready",
+        detail="ready",
+        model=reader.model_name,
+        modes=modes,
+        sandbox=sandbox,
+        fixates=reader.fixates,
     )
     maintenance = Maintenance(settings, ready, store, blobs, batches, queue, notifications)
     webhooks = Webhooks(settings, store, http)

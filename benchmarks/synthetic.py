@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
@@ -76,6 +77,7 @@ class SyntheticOcr:
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
+        self.fixation: FixationPlan | None = None
         self.restore_risk: float | None = None
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype

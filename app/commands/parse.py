@@ -25,7 +25,7 @@ from app.settings import Settings
 from app.telemetry import log_to_stderr
 
 OPTIONS = (
-    *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens"),
+    *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens", "fixation"),
     *("math", "headers", "join_pages", "page_marks", "images", "tokens"),
 )
 # docling's is JSON as well: two formats of a document may lie side by side

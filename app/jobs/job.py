@@ -106,7 +106,10 @@ class PageEvent:
 
 
 def encode_options(options: ParseOptions) -> str:
-    return json.dumps(_OPTIONS.dump_python(options, mode="json"), sort_keys=True)
+    fields = _OPTIONS.dump_python(options, mode="json")
+    if options.read.fixation is None:  # or requests of before this option would no longer be the same
+        del fields["read"]["fixation"]
+    return json.dumps(fields, sort_keys=True)
 
 
 def encode_ranges(pages: tuple[range, ...]) -> str:

@@ -31,7 +31,8 @@ EXPIRY_BATCH = 200
 class WorkerState:
     """A worker's report of itself. ``modes``: view layouts of its model, once it is loaded.
 
-    ``sandbox``: what confines its decoders, as far as it is known.
+    ``sandbox``: what confines its decoders, as far as it is known. ``fixates``: whether it reads with
+    ``fixation``.
     """
 
     id: str
@@ -41,6 +42,7 @@ class WorkerState:
     model: str = ""
     modes: tuple[str, ...] = ()
     sandbox: Sandbox | None = None
+    fixates: bool = False
 
     @property
     def ready(self) -> bool:
@@ -67,6 +69,7 @@ class Leases:
                 "model": worker.model,
                 "modes": json.dumps(worker.modes),
                 "sandbox": json.dumps(worker.sandbox and asdict(worker.sandbox)),
+                "fixates": worker.fixates,
                 "expires_at": now(c) + lease_s,
             }
             insert = self._store.insert(workers).values(id=worker.id, **row)
@@ -90,6 +93,7 @@ class Leases:
                 row.model,
                 tuple(json.loads(row.modes)),
                 Sandbox(**told) if (told := json.loads(row.sandbox)) else None,
+                row.fixates,
             )
             for row in rows
         ]

@@ -95,6 +95,7 @@ workers = sa.Table(
     sa.Column("modes", sa.Text, nullable=False, default="[]", server_default="[]"),
     sa.Column("phase", sa.Text, nullable=False, default="starting", server_default="starting"),
     sa.Column("sandbox", sa.Text, nullable=False, default="null", server_default="null"),
+    sa.Column("fixates", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
 
@@ -139,6 +140,7 @@ ADDED_COLUMNS = (
     (workers, workers.c.modes),
     (workers, workers.c.phase),
     (workers, workers.c.sandbox),
+    (workers, workers.c.fixates),
 )
 """Columns added since the first release of their tables. Each has a default for existing rows."""
 

@@ -14,6 +14,7 @@ from typing import Self
 from PIL import Image
 
 from app.document import FARTHEST, Block, Page, Reading, ReadOptions
+from app.errors import NO_FIXATION, BadOption
 from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
@@ -72,6 +73,10 @@ class PocketReader:
         return self._engine.modes
 
     @property
+    def fixates(self) -> bool:
+        return self._engine.fixates
+
+    @property
     def default_mode(self) -> str:
         return self._model.default_mode
 
@@ -94,6 +99,8 @@ class PocketReader:
         """Queue a page; see ``PageReader``. For a page that is cut, call it on a running event loop."""
         if options.mode not in {None, self._model.default_mode}:
             return self._engine.submit(page, options, document_id=document_id, priority=priority)
+        if options.fixation is not None and not self.fixates:
+            raise BadOption(NO_FIXATION)
         prompt = self._model.default_prompt if options.prompt is None else options.prompt
         self._model.prompt_ids(prompt)
         as_markdown = GROUNDING in prompt

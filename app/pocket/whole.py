@@ -73,6 +73,7 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
     readings = [view.reading for view in views]
     tokens = [reading.tokens for reading in readings]
     diversities = [one.diversity for one in tokens if one.diversity is not None]
+    is_fixed = any(one.attended_patches is not None for one in tokens)
     counts = TokenCounts(
         visual=sum(one.visual for one in tokens),
         kept=sum(one.kept for one in tokens),
@@ -83,6 +84,12 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
         diversity=sum(diversities) / len(diversities) if diversities else None,
         prompt=sum(one.prompt for one in tokens),
         output=sum(one.output for one in tokens),
+        # a view that was read again without fixation attended to all its patch tokens
+        attended_patches=sum(
+            one.kept_patches if one.attended_patches is None else one.attended_patches for one in tokens
+        )
+        if is_fixed
+        else None,
         drafted=sum(one.drafted for one in tokens),
         accepted=sum(one.accepted for one in tokens),
     )

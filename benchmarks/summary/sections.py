@@ -286,6 +286,43 @@ def _pruners_negative(run: Run) -> Iterator[str]:
             )
 
 
+def _fixation(run: Run) -> Rows:
+    """Show a row for each share; plain attention has none."""
+    names = ("character_error_rate", "covered_patch_mass", "covered_mass", "attended_share")
+    return [
+        [
+            *(
+                "pruned by",
+                "share",
+                "pages",
+                "error",
+                "attention to patches covered",
+                "all attention covered",
+            ),
+            "attended, all layers and steps",
+        ],
+        *(
+            [
+                row["prune"],
+                "plain" if row["share"] is None else f"{row['share']:g}",
+                str(row["pages"]),
+                *(_rate(row[name]) for name in names),
+            ]
+            for row in run["rows"]
+        ),
+    ]
+
+
+def _fixation_negative(run: Run) -> Iterator[str]:
+    errors = {(row["prune"], row["share"]): row["character_error_rate"] for row in run["rows"]}
+    for (prune, share), error in errors.items():
+        if share is not None and error > errors[prune, None] + FEW:
+            yield (
+                f"pruned by `{prune}`, share {share:g} reads {_rate(error)}, plain attention"
+                f" {_rate(errors[prune, None])}."
+            )
+
+
 def _prune(run: Run) -> Rows:
     return [
         ["pages at once", "", "ms a page, median", "times faster"],
@@ -554,6 +591,18 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="`none` and `random`.",
             rows=_pruners,
             negative=_pruners_negative,
+        ),
+        "fixation.json": Section(
+            title="Attending to few patch tokens",
+            about=(
+                "`fixation` on rendered pages ({kind}, in DejaVu), one attempt a page. Covered: the share of"
+                " plain attention that falls on what is attended to, in layers and at steps that do not"
+                " attend to everything. What it could save on a GPU: [engine](engine.md#fixation)."
+            ),
+            command="`python -m benchmarks.fixation --pages 1 {out}`",
+            baseline="plain attention.",
+            rows=_fixation,
+            negative=_fixation_negative,
         ),
         "prune-cpu.json": Section(
             title="Time of pruning, CPU",

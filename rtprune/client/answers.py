@@ -24,6 +24,7 @@ class Options(TypedDict, total=False):
     dpi: int
     prompt: str
     max_output_tokens: int
+    fixation: float
     math: Literal["latex", "dollar"]
     headers: Literal["drop", "keep"]
     join_pages: bool
@@ -80,6 +81,9 @@ class Tokens:
     prompt: int
     output: int
     diversity: float | None = None
+    attended_patches: float | None = None
+    """With ``fixation``: patch tokens attended to, mean over decode steps and layers."""
+    attended_share: float | None = None
     drafted: int = 0
     accepted: int = 0
 

@@ -174,6 +174,7 @@ class Teller:
     page_mark: str | None = "<PAGE>"
     model_name: str = "teller"
     modes: Collection[str] = ("base",)
+    fixates: bool = False
     streams: list[Told] = field(default_factory=list)
 
     def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> PageStream:

@@ -36,7 +36,7 @@ class FakeWorker:
     async def run(self, jobs: Jobs) -> None:
         while True:
             try:
-                jobs.leases.renew(WorkerState("w", "here", "ready", "ready", model="fake"))
+                jobs.leases.renew(WorkerState("w", "here", "ready", "ready", "fake", ("tiny",)))
                 for job in jobs.store.listed(CLIENT, "queued", None, 10):
                     assert jobs.store.begin(job.id) is not None
                     PageStore(jobs.store).write(
@@ -56,7 +56,9 @@ class FakeWorker:
 CLIENT = hashlib.sha256(b"address:127.0.0.1").hexdigest()[:32]
 
 
-def ask(tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/v1/parse") -> httpx.Response:
+def ask(
+    tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/v1/parse", **options: str
+) -> httpx.Response:
     app = create_app(Settings(data_dir=tmp_path, embedded_worker=False))
     _add_routes_that_fail(app)
 
@@ -70,7 +72,7 @@ def ask(tmp_path: Path, worker: FakeWorker, method: str = "POST", path: str = "/
             working = asyncio.create_task(worker.run(jobs))
             await jobs.wait_ready()
             files = {"file": pdf_bytes(*[A4] * len(worker._codes))} if method == "POST" else None
-            answer = await client.request(method, path, files=files)
+            answer = await client.request(method, path, files=files, data=options)
             working.cancel()
             return answer
 
@@ -195,3 +197,10 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+def test_fixation_is_refused_at_once_where_a_worker_does_not_have_it(tmp_path: Path) -> None:
+    answer = ask(tmp_path, FakeWorker(None), fixation="0.5")
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
+    assert "fixation" in answer.json()["detail"]
+    assert ask(tmp_path, FakeWorker(None)).status_code == 200

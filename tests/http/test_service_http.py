@@ -42,6 +42,12 @@ def test_answer_has_every_promised_field(server: Server) -> None:
     assert document["timing_ms"]["total"] > 0
 
 
+def test_fixation_reaches_the_reader_and_its_cost_is_told(server: Server) -> None:
+    [page] = server.parse(pdf_bytes(A4), fixation=0.25).json()["pages"]
+    tokens = page["tokens"]
+    assert (tokens["attended_patches"], tokens["attended_share"]) == (0.25 * tokens["kept_patches"], 0.25)
+
+
 def test_form_and_json_say_the_same(server: Server) -> None:
     options: dict[str, Any] = {
         "mode": "large",

@@ -78,6 +78,8 @@ def test_no_error_is_untested() -> None:
         ({"keep_ratio": "0"}, "keep_ratio"),
         ({"keep_ratio": "nan"}, "keep_ratio"),
         ({"keep_ratio": "0.5", "prune": "none"}, "keep_ratio"),
+        ({"fixation": "0"}, "fixation"),
+        ({"fixation": "1.1"}, "fixation"),
         ({"pages": "3-1"}, "3-1"),
         ({"pages": "0"}, "pages"),
         ({"pages": "one"}, "one"),

@@ -13,11 +13,12 @@ import pytest
 import sqlalchemy as sa
 from jobs_bench import LIMITS, accept, done, new_job, open_store, started
 
-from app.document import Failure, Picture
+from app.document import Failure, ParseOptions, Picture, ReadOptions
 from app.errors import Expired, IdempotencyConflict, NotFound, QueueFull, TooManyJobs
 from app.jobs.api.metrics_feed import MetricsFeed
 from app.jobs.database import migrate_dbos, open_dbos_engine, open_engine
 from app.jobs.images import Images
+from app.jobs.job import encode_options
 from app.jobs.leases import Leases, WorkerState
 from app.jobs.queues import WorkQueue
 from app.jobs.store import Queue, Store
@@ -320,3 +321,10 @@ def test_the_time_in_milliseconds_is_known_to_an_old_sqlite(
     engine.dispose()
     assert abs(at - time.time() * 1000) < 60_000
     assert abs(now_ms - time.time() * 1000) < 60_000
+
+
+def test_options_of_before_fixation_are_written_as_they_were() -> None:
+    """Or a request that is repeated after an upgrade would conflict with its own idempotency key."""
+    plain, fixed = ParseOptions(), ParseOptions(ReadOptions(fixation=0.5))
+    assert "fixation" not in encode_options(plain)
+    assert encode_options(plain) != encode_options(fixed)

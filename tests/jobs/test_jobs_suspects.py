@@ -65,6 +65,7 @@ class DeadlyReader:
 
     model_name = "deadly"
     modes = ("tiny",)
+    fixates = False
 
     def __init__(self, writer: MortalWriter, killers: set[int], chance: random.Random) -> None:
         self._writer = writer

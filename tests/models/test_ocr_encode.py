@@ -18,7 +18,7 @@ from app.ocr.models.sam_attention import FoldedSamAttention, fold_sam_attention
 from app.ocr.models.tokenizer import OcrTokenizer
 
 
-def small_model(seed: int = 3, **options: int) -> DeepSeekOcr:
+def small_model(seed: int = 3, **options: Any) -> DeepSeekOcr:
     tokenizer = OcrTokenizer(byte_level_tokenizer(), hidden_ids=frozenset(), image_id=3, byte_level=True)
     return DeepSeekOcr(
         random_small_network(seed), tokenizer, CheckpointSpec.model_validate(RECIPE), **options

@@ -11,6 +11,7 @@ from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneratio
 
 from app.document import Page, ReadOptions
 from app.errors import BadOption
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
@@ -97,6 +98,7 @@ class FakeOcr:
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
+    fixation: FixationPlan | None = None
     restore_risk: float | None = None
     decoder_layers: DecoderLayers | None = None
 

@@ -78,6 +78,7 @@ class GatedReader:
 
     model_name = "gated"
     modes = ("tiny",)
+    fixates = False
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()

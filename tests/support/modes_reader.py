@@ -42,6 +42,7 @@ class ModesReader:
     """Gives one answer after the other, and notes how each was asked for. ``None``: never."""
 
     model_name = "modes"
+    fixates = False
     modes = ("small", "large", "gundam", "untrained")
     default_mode = "large"
 

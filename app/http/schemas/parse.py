@@ -109,6 +109,14 @@ class OptionFields(AnswerFields):
         None, max_length=MAX_PROMPT_CHARS, description="Instruction to the model, in place of its own."
     )
     max_output_tokens: int | None = Field(None, ge=1, description="Most tokens decoded for a page.")
+    fixation: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the kept patch tokens that most layers attend to at each decode step; an "
+        "experiment that saves no time. Not given: all of them.",
+    )
     tokens: TokenReport = Field(
         "counts",
         description="What is told of a page's patch tokens: how many there were, or also, in views, which "
@@ -148,7 +156,8 @@ class OptionFields(AnswerFields):
         if self.prune == "none" and self.keep_ratio is not None:
             raise BadOption("keep_ratio has no meaning with prune=none")
         read = ReadOptions(
-            self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens, self.tokens
+            *(self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens, self.tokens),
+            fixation=self.fixation,
         )
         pages = PageSelection() if self.pages is None else PageSelection.parse(self.pages)
         return ParseOptions(read, pages, self.dpi, self.over(AnswerOptions()))
@@ -239,6 +248,16 @@ class TokensShape(BaseModel):
     diversity: float | None = None
     prompt: int
     output: int
+    attended_patches: float | None = Field(
+        None,
+        exclude_if=lambda count: count is None,
+        description="With fixation alone: patch tokens attended to, mean over decode steps and layers.",
+    )
+    attended_share: float | None = Field(
+        None,
+        exclude_if=lambda share: share is None,
+        description="With fixation alone: attended_patches / kept_patches",
+    )
     drafted: int = Field(0, description="Tokens proposed from the PDF's text layer, over all attempts.")
     accepted: int = Field(
         0, description="Those of them that the model chose, too: each saved a decoder step."

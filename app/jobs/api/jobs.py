@@ -22,6 +22,7 @@ from app.documents.formats import Source
 from app.documents.raster.pool import Rasterizers
 from app.documents.raster.sandbox import Sandbox, weakest
 from app.errors import (
+    NO_FIXATION,
     BadOption,
     Expired,
     JobCancelled,
@@ -151,7 +152,7 @@ class Jobs:
         The document and the job are on disk when this returns. Raise the document's own error, ``QueueFull``,
         ``TooManyJobs``, ``TooManyPages``, ``BadOption``, ``IdempotencyConflict``.
         """
-        self._check_mode(options)
+        self._check(options)
         pages = options.pages.within(await self._num_pages(source, submission.client))
         num_pages = sum(map(len, pages))
         if num_pages > self._settings.max_pages:
@@ -160,12 +161,14 @@ class Jobs:
             )
         return await asyncio.to_thread(self._accept, source, options, pages, submission)
 
-    def _check_mode(self, options: ParseOptions) -> None:
-        """Raise ``BadOption`` for a mode that no loaded model has.
+    def _check(self, options: ParseOptions) -> None:
+        """Raise ``BadOption`` for a mode that no loaded model has, or an option that not all of them have.
 
-        Accept any mode while no model is known.
+        Accept anything while no model is known: the page then fails with the same error.
         """
         mode, modes = options.read.mode, self._readiness.modes
+        if options.read.fixation is not None and modes and not self._readiness.fixates:
+            raise BadOption(NO_FIXATION)
         if mode is not None and modes and mode not in modes:
             raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
 
@@ -333,14 +336,16 @@ class Jobs:
         ready = [worker for worker in workers if worker.ready]
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)
-            return Readiness("ready", "ready", ready[0].model, modes, weakest(w.sandbox for w in ready))
+            sandbox = weakest(worker.sandbox for worker in ready)
+            fixates = all(worker.fixates for worker in ready)
+            return Readiness("ready", "ready", ready[0].model, modes, sandbox, fixates)
         before = self._readiness
         for phase in ("failed", "loading", "downloading"):
             for worker in workers:
                 if worker.phase == phase:
                     again = " again" if before.model and phase == "loading" else ""
-                    return Readiness(worker.phase, worker.detail + again, before.model, before.modes)
-        return Readiness("starting", "the worker is being started", before.model, before.modes)
+                    return replace(before, phase=worker.phase, detail=worker.detail + again, sandbox=None)
+        return replace(before, phase="starting", detail="the worker is being started", sandbox=None)
 
     async def _connect(self) -> None:
         """Open tables and queue as soon as the database answers. The API starts without it."""

@@ -20,7 +20,7 @@ class Readiness:
     """Whether pages can be read now, and if not, why. ``model`` is the last one that was loaded.
 
     ``modes``: view layouts of the loaded models. ``sandbox``: the weakest confinement of decoders among all
-    ready workers.
+    ready workers. ``fixates``: whether all loaded models read with ``fixation``.
     """
 
     phase: Phase
@@ -28,6 +28,7 @@ class Readiness:
     model: str = ""
     modes: frozenset[str] = frozenset()
     sandbox: Sandbox | None = None
+    fixates: bool = False
 
     @property
     def ready(self) -> bool:

@@ -90,7 +90,7 @@ class Router:
         is_pruned = reading.tokens.kept_patches < reading.tokens.patches
         was_restored = any(attempt.prune == "none" for attempt in reading.attempts)
         if is_pruned and not was_restored and asked.keep_ratio is None:
-            return Route(replace(asked, mode=reading.mode, prune="none"), "text_layer")
+            return Route(replace(asked, mode=reading.mode, prune="none", fixation=None), "text_layer")
         sharper = None
         if asked.mode is None:
             sharper = sharper_mode(reading.mode, self._modes.scales(*page.image.size))

@@ -106,6 +106,8 @@ CALL_TOKENS = {"cpu": 256, "cuda": 4096}
 """Cost of an SDPA call, in keys of one row. CPU: 58 us for a row by itself, 0.16 us for each key of a row (4
 heads of 64, float32, AVX2). CUDA: some 20 us of launches at 5 ns a key (10 heads of 128, bfloat16).
 """
+Run = tuple[slice, int, torch.Tensor | None]
+"""Rows, how many of their keys are read, and a (rows, 1, 1, keys) mask to add to the scores, if any."""
 ROUND_TO = 16
 """Keys are read in multiples of this many, so that masks stay aligned and runs last for several steps."""
 
@@ -125,7 +127,7 @@ class RunsDecode:
         self._rows = torch.arange(cache.num_rows, device=device)
         self._columns = torch.arange(cache.plan.slot_tokens, device=device)
         self._at = self._rows
-        self._runs: list[tuple[slice, int, torch.Tensor | None]] = []
+        self._runs: list[Run] = []
 
     def begin(self) -> "RunsDecode":
         """Prepare a step: compute what all layers share."""
@@ -138,11 +140,19 @@ class RunsDecode:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
+        self.store(layer, key, value)
+        return self.mix(layer, query, self._runs, scale)
+
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store the new keys and values, (n, H, 1, D) each."""
+        self._cache.keys[layer].index_put_((self._rows, self._at), key[:, :, 0])
+        self._cache.values[layer].index_put_((self._rows, self._at), value[:, :, 0])
+
+    def mix(self, layer: int, query: torch.Tensor, runs: Sequence[Run], scale: float) -> torch.Tensor:
+        """Attend to the stored keys by runs. (n, H, 1, D) -> (n, 1, H, D)."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys.index_put_((self._rows, self._at), key[:, :, 0])
-        values.index_put_((self._rows, self._at), value[:, :, 0])
         # the queries of a group attend as its tokens would: (n, Hkv, G, D)
-        grouped = query.reshape(len(query), key.shape[1], -1, query.shape[3])
+        grouped = query.reshape(len(query), keys.shape[2], -1, query.shape[3])
         outs = [
             scaled_dot_product_attention(
                 grouped[rows],
@@ -151,14 +161,12 @@ class RunsDecode:
                 attn_mask=mask,
                 scale=scale,
             )
-            for rows, most, mask in self._runs
+            for rows, most, mask in runs
         ]
         mixed = outs[0] if len(outs) == 1 else torch.cat(outs)
         return mixed.reshape(len(query), 1, -1, query.shape[3])  # (n, 1, H, D)
 
-    def _run(
-        self, rows: slice, lengths: Sequence[int], held: torch.Tensor
-    ) -> tuple[slice, int, torch.Tensor | None]:
+    def _run(self, rows: slice, lengths: Sequence[int], held: torch.Tensor) -> Run:
         """Return the rows, how many keys are read, and a mask to add to the scores.
 
         The mask is (rows, 1, 1, keys), or ``None`` if all rows are equally long.

@@ -12,9 +12,10 @@ import torch
 
 from app.ocr.cuda import choose
 from app.ocr.engine import packed_attention
-from app.ocr.engine.attention import DraftDecode, EachPrefill, RunsDecode, Step, install
+from app.ocr.engine.attention import DraftDecode, EachPrefill, Step, install
 from app.ocr.engine.decode_state import DecodeState
 from app.ocr.engine.device import adopt, reader_for, runner_for
+from app.ocr.engine.fixation import Fixations, Patches
 from app.ocr.engine.kv_cache import KvCache, KvPlan, KvShape, to_device
 from app.ocr.engine.loops import LoopRule, NgramRule, RepeatState
 from app.ocr.models.model import OcrModel
@@ -25,12 +26,13 @@ class Prompt:
     """Start of a page's sequence.
 
     ``embeds``: (T, D). ``positions``: (T,) int64, ascending, with gaps where visual tokens were pruned.
-    ``next_position``: position of the first output token.
+    ``next_position``: position of the first output token. ``patches``: its patch tokens, if it fixates.
     """
 
     embeds: torch.Tensor
     positions: torch.Tensor
     next_position: int
+    patches: Patches | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -135,6 +137,7 @@ class Decoder:
         )
         self._layers = self._fused or model.decoder_layers or NativeDecoder(language_model, network.lm_head)
         self._rules: list[NgramRule] = []
+        self.fixations = Fixations(model.fixation)
         self._attention: StepAttention | None = None
         self._runner = runner_for(self, device, captures=self.is_packed)
         self._read_later = reader_for(device)
@@ -168,6 +171,7 @@ class Decoder:
         for i, rule in enumerate(rules):
             self.rows.repeats.start(first + i, rule, tokens[i])
         self._rules.extend(rules)
+        self.fixations.admit([prompt.patches for prompt in prompts])
         self._rows_changed()
         return Choices(self._read_later(choices))
 
@@ -268,6 +272,7 @@ class Decoder:
         self.rows.release(row, last)
         self._rules[row] = self._rules[last]
         self._rules.pop()
+        self.fixations.release(row)
         self._rows_changed()
         return last
 
@@ -310,7 +315,7 @@ class Decoder:
             self._attention = (
                 packed_attention.PackedDecode(self.cache, self.num_rows)
                 if self.is_packed
-                else RunsDecode(self.cache)
+                else self.fixations.attention(self.cache, self.rows.logprob_sums)
             )
         return self._attention
 

@@ -21,7 +21,7 @@ from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
-from app.ocr.engine.task import PageTask, new_task
+from app.ocr.engine.task import PageTask, can_fixate, new_task
 from app.ocr.models.model import OcrModel
 from app.ocr.models.preprocess import view_scale
 from app.ocr.risk import Evidence
@@ -94,6 +94,10 @@ class Engine:
         """Text in front of each page of several in one prompt; ``None``: a prompt has one page."""
         together = self._model.several_pages
         return None if together is None else together.mark
+
+    @property
+    def fixates(self) -> bool:
+        return can_fixate(self._model)
 
     @property
     def default_mode(self) -> str:

@@ -281,6 +281,7 @@ class PageLoop:
             task.reserved = self.encode_queue.size(task, encoded)
             self.kv_budget.take(task.reserved)
             task.decode_clock_ms = self._decode_clock_ms
+            task.fixed = self.decoder.fixations.rows[len(self._running)]
             self._running.append(task)
         self._pending.append(_Pass("prefill", [(task, task.life) for task, _ in batch], choices))
 
@@ -301,7 +302,9 @@ class PageLoop:
         self.encode_queue.encoded = batch + self.encode_queue.encoded
 
     def _drafts_pages(self) -> bool:
-        return bool(self.max_draft_tokens) and any(
+        if not self.max_draft_tokens or self.decoder.fixations.is_on:
+            return False
+        return any(
             task.draft_text is not None and not task.draft_text.acceptance.is_low for task in self._running
         )
 
@@ -436,12 +439,18 @@ class PageLoop:
     def _unsure(self, task: PageTask) -> None:
         """Cut the page's output before the noise began.
 
-        Pruning may have removed what is missing, so a pruned page is read again without it.
+        Pruning may have removed what is missing, or fixation hidden it, so such a page is read again
+        without.
         """
         noise = ConfidenceWindow.NUM * ConfidenceWindow.TOKENS
         task.conclude("low_confidence", task.ids[:-noise])
         unpruned = next(
-            (i for i, attempt_plan in enumerate(task.attempt_plans) if attempt_plan.prune == "none"), None
+            (
+                i
+                for i, plan in enumerate(task.attempt_plans)
+                if plan.prune == "none" and plan.fixation is None
+            ),
+            None,
         )
         if unpruned is not None and unpruned > task.attempt:
             self._again(task, unpruned, "low_confidence")

@@ -31,13 +31,22 @@ class Grid:
 
 def grids_of(views: PageViews, size: tuple[int, int]) -> tuple[Grid, ...]:
     """List the grids of a page in the order of its tokens. ``size``: its width and height in pixels."""
-    side = views.view.shape[-1] // PATCH_PX
+    *tiled, whole = sides_of(views)
     bbox = _padded(size) if views.mode.pad else WHOLE_PAGE
-    grids = [Grid(side, side, bbox)]
-    if views.tiles is not None:
-        tile = views.tiles.shape[-1] // PATCH_PX
-        grids.insert(0, Grid(views.tile_columns * tile, views.tile_rows * tile, WHOLE_PAGE))
-    return tuple(grids)
+    return (*(Grid(*sides, WHOLE_PAGE) for sides in tiled), Grid(*whole, bbox))
+
+
+def sides_of(views: PageViews) -> list[tuple[int, int]]:
+    """List the columns and rows of each grid, in the order of its tokens: the tiles' if any, the view's.
+
+    Needs no pixels.
+    """
+    side = views.mode.view_px // PATCH_PX
+    sides = [(side, side)]
+    if views.tile_columns:
+        tile = (views.mode.tile_px or 0) // PATCH_PX
+        sides.insert(0, (views.tile_columns * tile, views.tile_rows * tile))
+    return sides
 
 
 def _padded(size: tuple[int, int]) -> Box:

@@ -16,17 +16,20 @@ class AttemptPlan:
     prune: Pruning
     keep_ratio: float | None
     ngram: NgramRule
+    fixation: float | None = None
+    """Share of patch tokens attended to at decode steps; ``None``: all, by plain attention."""
 
 
 def attempt_plans(
     first: AttemptPlan, strict: NgramRule, modes: Sequence[Mode], max_attempts: int
 ) -> list[AttemptPlan]:
-    """List the attempts: as asked; with a stricter n-gram ban; unpruned; in another mode.
+    """List the attempts: as asked; with a stricter n-gram ban; unpruned and without fixation; in another
+    mode.
 
     Attempts equal to an earlier one are left out.
     """
     strictly = replace(first, ngram=strict)
-    unpruned = replace(strictly, prune="none", keep_ratio=None)
+    unpruned = replace(strictly, prune="none", keep_ratio=None, fixation=None)
     elsewhere = replace(unpruned, mode=other_mode(first.mode, modes))
     return list(dict.fromkeys((first, strictly, unpruned, elsewhere)))[:max_attempts]
 

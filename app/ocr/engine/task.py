@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
-from app.errors import BadOption, ParseError
+from app.errors import NO_FIXATION, BadOption, ParseError
 from app.ocr.engine.drafts import DraftText
+from app.ocr.engine.fixation import FixedRow
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
@@ -39,6 +40,8 @@ class Outcome:
     confidence: float
     counts: VisualCounts
     risk: float
+    attended_patches: float | None = None
+    """Patch tokens attended to, mean over steps and layers; ``None`` without fixation."""
 
     @property
     def completeness(self) -> int:
@@ -126,6 +129,8 @@ class PageTask:
     logprob_sum: float = 0.0
     window: ConfidenceWindow = field(default_factory=ConfidenceWindow)
     counts: VisualCounts = NOT_ENCODED
+    fixed: FixedRow | None = None
+    """What the page attends to, if it fixates."""
     decode_clock_ms: float = 0.0
     bans: BanCount | None = None
 
@@ -162,6 +167,7 @@ class PageTask:
         self.attempt, self.reason = attempt, reason
         self.life += 1
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
+        self.fixed = None
         self.feed.restart()
 
     def draft(self, most: int) -> list[int]:
@@ -197,19 +203,21 @@ class PageTask:
         num_scored = len(kept) if reason == "loop" else len(self.logprobs)
         logprobs = self.logprobs[:num_scored]
         risk = self.risk_curve.risk(Evidence(logprobs))
-        outcome = Outcome(attempt, list(kept), logprobs, self.confidence, self.counts, risk)
+        attended = None if self.fixed is None else self.fixed.mean_attended
+        outcome = Outcome(attempt, list(kept), logprobs, self.confidence, self.counts, risk, attended)
         self.outcomes.append(outcome)
         return outcome
 
     def plan_restoring(self) -> bool:
         """Make the unpruned page the next and last attempt if the pruned one, just concluded, is too risky.
 
-        Return whether it is. All else stays as in that attempt, so the text is that of an unpruned page.
+        Return whether it is. It attends to everything; all else stays as in that attempt, so the text is
+        that of an unpruned page.
         """
         is_pruned = self.counts.kept < self.counts.visual
         if self.restore_risk is None or not is_pruned or self.outcomes[-1].risk <= self.restore_risk:
             return False
-        unpruned = replace(self.attempt_plan, prune="none", keep_ratio=None)
+        unpruned = replace(self.attempt_plan, prune="none", keep_ratio=None, fixation=None)
         self.attempt_plans = (*self.attempt_plans[: self.attempt + 1], unpruned)
         return True
 
@@ -240,6 +248,7 @@ class PageTask:
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
             prompt=len(self.prompt_ids), output=len(best.ids),
             drafted=self.num_drafted, accepted=self.num_accepted,
+            attended_patches=best.attended_patches,
         )  # fmt: skip
         return Reading(
             text=text,
@@ -264,6 +273,14 @@ class PageTask:
         except InvalidStateError:
             return  # its text was finished while the engine was dying, or the reverse
         self.feed.finish(result.text if isinstance(result, Reading) else None)
+
+
+def can_fixate(model: OcrModel) -> bool:
+    """Tell whether pages may be read with ``fixation``: on a CPU, by a checkpoint with a plan for it.
+
+    Its patch tokens must stand for places on the page, of which neighbours are attended to.
+    """
+    return model.fixation is not None and model.has_patch_places and model.device.type == "cpu"
 
 
 def _first_ngram(
@@ -306,10 +323,15 @@ def new_task(
         raise BadOption(f"tokens=detail: the tokens of {model.name} stand for no places on the page")
     if deadline_seconds is not None and not deadline_seconds > 0:
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
+    if options.fixation is not None and not can_fixate(model):
+        raise BadOption(NO_FIXATION)
+    if options.fixation is not None and more:
+        raise BadOption("fixation is for one page a prompt")
     prompt = usual.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options, together))
+    ngram = _first_ngram(model, settings, options, together)
+    first = AttemptPlan(mode, options.prune, keep_ratio, ngram, options.fixation)
     strict = replace(strict, exempt=first.ngram.exempt)
     modes = list(model.modes.values())
     return PageTask(

@@ -18,7 +18,8 @@ from app.document import ViewPatches
 from app.errors import PageFailed, ParseError
 from app.ocr.engine.decoder import Prompt
 from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
-from app.ocr.engine.patches import PATCH_PX, Grid, grids_of, view_patches
+from app.ocr.engine.fixation import Patches
+from app.ocr.engine.patches import PATCH_PX, Grid, grids_of, sides_of, view_patches
 from app.ocr.engine.retries import AttemptPlan
 from app.ocr.engine.scheduler import BatchLimit, chunks_within
 from app.ocr.models.model import OcrModel, PageViews
@@ -164,16 +165,15 @@ class Vision:
     def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
         """Prune the same page for another attempt in the same mode, without encoding it again."""
         page = encoded.page.planned(attempt_plan)
-        same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
-            attempt_plan.prune,
-            attempt_plan.keep_ratio,
-        )
-        if same:
+        before = encoded.page.attempt_plan
+        if replace(before, ngram=attempt_plan.ngram) == attempt_plan:
             return replace(encoded, page=page)
         for tokens in encoded.tokens:
             adopt(tokens.embeds)
         kept = _joined(_sound(self._prune_all(page.pages, encoded.tokens)))
-        return replace(encoded, page=page, prompt=self._prompt(page, kept), counts=kept.counts)
+        return replace(
+            encoded, page=page, prompt=self._prompt(page, kept, encoded.tokens), counts=kept.counts
+        )
 
     def _encoded(
         self,
@@ -191,7 +191,7 @@ class Vision:
             return error
         num_pages = len(whole)
         try:
-            prompt = self._prompt(page, joined)
+            prompt = self._prompt(page, joined, whole)
             page = page.without_pixels()  # ten times the size of its tokens
             return Encoded(prompt, joined.counts, encode_ms * num_pages, prune_ms * num_pages, page, whole)
         except Exception as error:
@@ -227,7 +227,7 @@ class Vision:
                 results[i] = result
         return results
 
-    def _prompt(self, page: Prepared, kept: _Kept) -> Prompt:
+    def _prompt(self, page: Prepared, kept: _Kept, tokens: Sequence[VisualTokens]) -> Prompt:
         """Assemble bos, the kept visual tokens at their original positions, and the prompt.
 
         The prompt's positions follow those of all visual tokens, pruned ones included.
@@ -237,7 +237,9 @@ class Vision:
         written = torch.arange(after, after + len(page.prompt_ids), device=self._model.device)
         positions = torch.cat((functional.pad(kept.positions + 1, (1, 0)), written))
         embeds = torch.cat((text[:1], kept.embeds.to(text.dtype), text[1:]))
-        return Prompt(embeds, positions, after + len(page.prompt_ids))
+        share = page.attempt_plan.fixation
+        patches = None if share is None else patches_of(page.views, tokens[0], kept.positions, share)
+        return Prompt(embeds, positions, after + len(page.prompt_ids), patches)
 
     def _text(self, prompt_ids: tuple[int, ...]) -> torch.Tensor:
         """Return the embeddings of bos and the prompt, (1 + P, D).
@@ -286,6 +288,26 @@ class Vision:
         size = len(items) // 2 if no_memory else 1
         chunks = [items[i : i + size] for i in range(0, len(items), size)]
         return [result for chunk in chunks for result in self._chunk(chunk, work)]
+
+
+def patches_of(views: PageViews, tokens: VisualTokens, kept: torch.Tensor, share: float) -> Patches:
+    """Find the kept patch tokens in the prompt and on the page. ``kept``: (K,) places in ``tokens``.
+
+    Raise ``ValueError`` if the views do not have as many patches as there are tokens.
+    """
+    places = torch.tensor(
+        [
+            (view, row, column)
+            for view, (columns, rows) in enumerate(sides_of(views))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+    )  # (N, 3)
+    if len(places) != int(tokens.is_patch.sum()):
+        raise ValueError(f"{int(tokens.is_patch.sum())} patch tokens do not fill {sides_of(views)}")
+    is_patch = tokens.is_patch[kept]
+    ordinals = (tokens.is_patch.cumsum(0) - 1)[kept][is_patch]
+    return Patches(share, 1 + is_patch.nonzero()[:, 0], places[ordinals])  # bos stands before them
 
 
 def keep_all(tokens: VisualTokens, page: Prepared) -> _Kept:

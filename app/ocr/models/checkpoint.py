@@ -27,6 +27,7 @@ HUB_PATTERNS = [
     "tokenizer.json",
     "tokenizer_config.json",
     "rtprune.json",
+    "fixation.json",
 ]
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 POSITION_BUFFER = ".embeddings.position_ids"

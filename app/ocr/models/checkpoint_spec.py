@@ -1,14 +1,16 @@
-"""Read a checkpoint's ``rtprune.json``.
+"""Read a checkpoint's ``rtprune.json`` and ``fixation.json``.
 
-It has the view modes, prompt and rules for which ``config.json`` has no place.
+The first has the view modes, prompt and rules for which ``config.json`` has no place; the second, which
+``benchmarks.fixation`` writes, the focal layers that were measured on it.
 """
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import DeepseekOcr2Config
 
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, read_text
 from app.ocr.models.config import SLIDING, OcrConfig
@@ -16,12 +18,16 @@ from app.ocr.models.model import Mode, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 
 SPEC_FILE = "rtprune.json"
+FIXATION_FILE = "fixation.json"
 TOKEN_PX = 64
 """Side in pixels of the square that one patch token covers: patches of 16, then two stride-2 convolutions."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Spec = TypeVar("Spec", bound=_Strict)
 
 
 class ModeSpec(_Strict):
@@ -74,6 +80,24 @@ class RiskSpec(_Strict):
 
     half_nats: float = Field(gt=0, le=100)
     steepness: float = Field(gt=0, le=100)
+
+
+class FixationSpec(_Strict):
+    """Schema of ``fixation.json``: a ``FixationPlan``, and what its layers were chosen by."""
+
+    focal_layers: list[int] = Field(min_length=1)
+    min_patches: int = 32
+    reuse: float = 0.5
+    dilation: int = 1
+    refresh_steps: int = 16
+    warm_up_steps: int = 4
+    min_probability: float = 0.9
+    calibration: dict[str, Any] = {}
+    """Where the focal layers come from; for people."""
+
+    def plan(self) -> FixationPlan:
+        values = self.model_dump(exclude={"calibration"})
+        return FixationPlan(**values | {"focal_layers": tuple(self.focal_layers)})
 
 
 class CheckpointSpec(_Strict):
@@ -162,9 +186,31 @@ def read_checkpoint_spec(folder: Path, config: OcrConfig) -> CheckpointSpec:
         if isinstance(config, DeepseekOcr2Config):
             return DEEPSEEK_OCR_2
         return UNLIMITED_OCR if SLIDING in config.text_config.layer_types else DEEPSEEK_OCR
+    return _read(folder, SPEC_FILE, CheckpointSpec)
+
+
+def read_fixation_plan(folder: Path, num_layers: int) -> FixationPlan | None:
+    """Read the folder's ``fixation.json``; ``None`` without one.
+
+    Raise ``CheckpointError`` if the file is not valid or names a layer that the decoder does not have.
+    """
+    if not (folder / FIXATION_FILE).is_file():
+        return None
     try:
-        return CheckpointSpec.model_validate_json(read_text(folder, SPEC_FILE))
+        plan = _read(folder, FIXATION_FILE, FixationSpec).plan()
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {FIXATION_FILE}: {error}") from error
+    if plan.focal_layers[-1] >= num_layers:
+        raise CheckpointError(
+            f"{folder}: {FIXATION_FILE}: focal layer {plan.focal_layers[-1]} of a decoder of {num_layers}"
+        )
+    return plan
+
+
+def _read(folder: Path, name: str, shape: type[Spec]) -> Spec:
+    try:
+        return shape.model_validate_json(read_text(folder, name))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CheckpointError(f"{folder}: {SPEC_FILE}: {where}: {first['msg']}") from error
+        raise CheckpointError(f"{folder}: {name}: {where}: {first['msg']}") from error

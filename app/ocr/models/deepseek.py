@@ -20,9 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from app.errors import BadOption
 from app.ocr.cuda.choose import fuse_sam_layers
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, LazyTensor, locate, open_weights, read_json, some
-from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec
+from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec, read_fixation_plan
 from app.ocr.models.config import SLIDING, OcrConfig, read_config
 from app.ocr.models.deepseek_ocr2 import in_sequence, require_known_sides
 from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
@@ -81,6 +82,7 @@ class DeepSeekOcr:
         tokenizer: OcrTokenizer,
         spec: CheckpointSpec,
         *,
+        fixation: FixationPlan | None = None,
         max_pixels_per_forward: int | None = None,
     ) -> None:
         text = network.config.text_config
@@ -99,6 +101,7 @@ class DeepSeekOcr:
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
+        self.fixation: FixationPlan | None = fixation
         self.restore_risk: float | None = spec.restore_risk
         self.device: torch.device = network.device
         self.dtype: torch.dtype = network.dtype
@@ -301,6 +304,7 @@ def load_model(
     folder = locate(path_or_id)
     config = read_config(read_json(folder, "config.json"))
     spec = read_checkpoint_spec(folder, config)
+    fixation = read_fixation_plan(folder, config.text_config.num_hidden_layers)
     if isinstance(config, DeepseekOcr2Config):
         require_known_sides(spec.view_modes().values())
     tokenizer = _matching_tokenizer(folder, config, spec)
@@ -311,7 +315,9 @@ def load_model(
         fold_sam_attention(network)
     elif fold_sam is None and device.type == "cuda":
         suit_cuda(network)
-    return DeepSeekOcr(network, tokenizer, spec, max_pixels_per_forward=max_pixels_per_forward)
+    return DeepSeekOcr(
+        network, tokenizer, spec, fixation=fixation, max_pixels_per_forward=max_pixels_per_forward
+    )
 
 
 def suit_cuda(network: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from app.ocr.engine.attention import Step
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import NgramRule
 from app.ocr.risk import RiskCurve
 from rtprune import VisualTokens
@@ -88,6 +89,8 @@ class OcrModel(Protocol):
     min_confidence: float | None
     """Mean log-probability below which a stretch of output is noise; ``None``: no output counts as noise."""
     risk_curve: RiskCurve
+    fixation: FixationPlan | None
+    """How the decoder attends with ``fixation``; ``None``: it was not calibrated for it."""
     restore_risk: float | None
     """Risk above which a pruned page is read once more unpruned; ``None``: none is."""
     device: torch.device

@@ -1,0 +1,1 @@
+"""What ``fixation`` costs in errors, and what it could save."""

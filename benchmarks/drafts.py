@@ -160,7 +160,7 @@ async def measure(asked: argparse.Namespace) -> Figures:
     if asked.documents:
         todo += [
             *english_pages(asked.documents, asked.pages),
-            *scanned_pages(asked.documents, asked.pages // 3),
+            *scanned_pages(asked.documents, asked.pages // 2),
         ]
     bench = Bench(asked.checkpoint)
     measured = [Measured(kind, name) for kind, name, _ in todo]
@@ -185,7 +185,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="pocket")
     parser.add_argument("--settings", type=Path, default=Path("training/pocket.toml"))
     parser.add_argument("--documents", type=Path, help="folder with accuracy/english and accuracy/old_books")
-    parser.add_argument("--pages", type=int, default=16, help="pages of a kind; a third as many scans")
+    parser.add_argument(
+        "--pages", type=int, default=8, help="pages of a kind; half as many scans, and with another layer"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args(words)

@@ -12,6 +12,10 @@ FEW = 0.0005
 SLOWER = 1.02
 """Quotient of two times from which a page with drafts counts as slower."""
 PEERS = ("tesseract", "rapidocr")
+RESTORED = {"always": "never", "never": ""}
+"""What a policy of pruning, as the file calls it, means for restoring."""
+GIVEN_MARKDOWN = "given Markdown"
+"""Name of the Markdown that comes with OmniDocBench's pages, which is no tool's."""
 
 
 def _rate(value: float | None) -> str:
@@ -219,7 +223,11 @@ def _evaluation(run: Run) -> Rows:
 def _evaluation_negative(run: Run) -> Iterator[str]:
     ours, *others = run["tools"]
     errors = {name: tool["text_edit_by_language"]["english"]["value"] for name, tool in run["tools"].items()}
-    better = [f"{name} {_rate(errors[name])}" for name in others if errors[name] < errors[ours]]
+    better = [
+        f"{name} {_rate(errors[name])}"
+        for name in others
+        if errors[name] < errors[ours] and name != GIVEN_MARKDOWN
+    ]
     if better:
         yield f"better than the {ours} ({_rate(errors[ours])}) on English pages: {', '.join(better)}."
 
@@ -321,6 +329,44 @@ def _fixation_negative(run: Run) -> Iterator[str]:
                 f"pruned by `{prune}`, share {share:g} reads {_rate(error)}, plain attention"
                 f" {_rate(errors[prune, None])}."
             )
+
+
+def _restoring(run: Run) -> Rows:
+    """Show the errors of all kinds together: unpruned, pruned, and restored above the calibrated risk."""
+    ratios = ("dynamic", run["hard_ratio"])
+    shown = [("none", "never"), *((ratio, policy) for ratio in ratios for policy in _policies(run))]
+    return [
+        ["keep ratio", "restored above", "error", "read again", "tokens decoded"],
+        *(
+            [str(ratio), RESTORED.get(policy, str(policy)), f"{errors:.4f}", _share(restored), f"{tokens:,}"]
+            for ratio, policy in shown
+            for errors, restored, tokens in [_restored(run, ratio, policy)]
+        ),
+    ]
+
+
+def _policies(run: Run) -> list[Any]:
+    return ["always", run["calibrated"]]
+
+
+def _restored(run: Run, ratio: Any, policy: Any) -> tuple[float, float, int]:
+    """Return the error of all characters, the mean share read again, and the tokens decoded."""
+    rows = [
+        row for row in run["rows"] if (str(row["ratio"]), str(row["policy"])) == (str(ratio), str(policy))
+    ]
+    characters = sum(row["characters"] for row in rows)
+    errors = sum(row["error"] * row["characters"] for row in rows)
+    tokens = sum(row["decoded_tokens"] for row in rows)
+    return errors / characters, sum(row["restored"] for row in rows) / len(rows), tokens
+
+
+def _restoring_negative(run: Run) -> Iterator[str]:
+    pruned, restored = (_restored(run, "dynamic", policy) for policy in _policies(run))
+    if pruned[0] - restored[0] < 0.001:
+        yield (
+            f"at the ratio that RTPrune chooses, restoring mends {pruned[0] - restored[0]:.4f} for"
+            f" {restored[2] / pruned[2] - 1:.0%} more tokens: it is off unless asked for."
+        )
 
 
 def _prune(run: Run) -> Rows:
@@ -603,6 +649,17 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="plain attention.",
             rows=_fixation,
             negative=_fixation_negative,
+        ),
+        "restoring.json": Section(
+            title="Risky pages read again unpruned",
+            about=(
+                "Drawn pages: text, dense tables, small print, a scanner's damage."
+                " All thresholds and kinds: [pruning](pruning.md#reading-risky-pages-again)."
+            ),
+            command="`python -m benchmarks.restoring {out} --write`",
+            baseline="the same pages never pruned (`none`), and always pruned.",
+            rows=_restoring,
+            negative=_restoring_negative,
         ),
         "prune-cpu.json": Section(
             title="Time of pruning, CPU",

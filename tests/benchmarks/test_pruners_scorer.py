@@ -2,6 +2,7 @@
 measured.
 """
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -10,12 +11,14 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import training.scorer
 from app.ocr.engine import vision
 from app.ocr.models.deepseek import DeepSeekOcr
 from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
 from benchmarks.accuracy.pages import Kind, Sample
 from benchmarks.pruners import scorer as command
+from benchmarks.pruners.__main__ import measure
 from benchmarks.pruners.evidence import EvidenceBook
 from benchmarks.pruners.watched import WatchedAttention, prompts_of, write
 from rtprune import RTPruneConfig, prune_tokens
@@ -122,3 +125,10 @@ def test_the_command_measures_the_shipped_scorer(
         assert rows["norm", share]["kept_patches"] == rows["trained", share]["kept_patches"]
     assert rows["norm", 0.6]["kept_patches"] < rows["norm", 1.0]["kept_patches"]
     assert rows["none", 1.0]["kept_patches"] == rows["none", 1.0]["patches"]
+
+
+def test_a_checkpoint_without_scorer_has_no_row_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.scorer, "shipped_scorer", lambda: None)
+    page = Kind("own", (Sample("a", printed("Nine plain words"), "Nine plain words"),))
+    figures: dict[str, Any] = asyncio.run(measure("pocket", "cpu", page, ["norm", "trained"]))
+    assert [row["method"] for row in figures["rows"]] == ["none", "norm"]

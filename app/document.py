@@ -186,6 +186,17 @@ class ParseOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedWord:
+    """A word of a text layer and where it is printed, in pixels of the page's image."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """One rasterized page. ``index`` is 0-based; ``image`` is RGB, upright, at its rendered size."""
 
@@ -202,6 +213,8 @@ class Page:
     """Height in pixels of ``image`` that a quarter of the letters of a usable text layer do not exceed, from
     descender to ascender; ``None`` where that was not measured.
     """
+    placed_words: tuple[PlacedWord, ...] = ()
+    """The words of a usable text layer where they are printed, in no order; parted unlike ``words``."""
     warnings: tuple[PageWarning, ...] = ()
 
 
@@ -221,6 +234,10 @@ class TokenCounts:
     diversity: float | None
     prompt: int
     output: int
+    drafted: int = 0
+    """Tokens proposed from the page's text layer, over all attempts."""
+    accepted: int = 0
+    """Those of them that the model chose, too; each saved a decoder step."""
 
     @property
     def retention(self) -> float:

@@ -82,6 +82,8 @@ class Metrics:
         self.visual_tokens = counter("visual_tokens", "Visual tokens before pruning")
         self.kept_tokens = counter("kept_tokens", "Visual tokens after pruning")
         self.output_tokens = counter("output_tokens", "Tokens decoded")
+        self.drafted_tokens = counter("drafted_tokens", "Tokens proposed from text layers")
+        self.accepted_tokens = counter("accepted_tokens", "Proposed tokens that the model chose, too")
         self.worker_starts = counter("worker_starts", "Starts of the worker process")
         self.documents_in_flight = gauge("documents_in_flight", "Documents admitted and not answered")
         self.queued_jobs = gauge("queued_jobs", "Unfinished jobs, of all machines")
@@ -121,6 +123,8 @@ class Metrics:
         self.visual_tokens.inc(page.reading.tokens.visual)
         self.kept_tokens.inc(page.reading.tokens.kept)
         self.output_tokens.inc(page.reading.tokens.output)
+        self.drafted_tokens.inc(page.reading.tokens.drafted)
+        self.accepted_tokens.inc(page.reading.tokens.accepted)
         self.page_risk.observe(page.reading.risk)
         for attempt in page.reading.attempts:
             self.page_attempts.labels(attempt.finish_reason).inc()

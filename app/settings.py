@@ -141,8 +141,10 @@ class Settings(BaseSettings):
     """Whether pages that are blank by a strict test are answered without the model."""
     router_mode: bool = True
     """Whether small print is rendered larger and read in a sharper mode, where the client names none."""
-    recall_retry: bool = True
+    recall_retry: bool = False
     """Whether a page whose text lacks many words of its PDF's text layer is read once more."""
+    drafts: bool = True
+    """Whether, on a CPU, a text layer proposes the next tokens, which the model then verifies."""
 
     max_upload_mib: int = Field(64, ge=1, le=4096)
     """Largest file, in MiB."""

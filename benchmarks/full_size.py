@@ -171,6 +171,9 @@ class FullSizeOcr(SyntheticOcr):
             tiles = self._noise(seed, count, 3, case.mode.tile_px, case.mode.tile_px)
         return PageViews(case.mode, view, tiles, case.tile_columns, case.tile_rows)
 
+    def text_ids(self, text: str) -> list[int]:  # noqa: ARG002 - its pages have no text layer
+        return []
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return as many ids as a real prompt has; they differ for each text."""
         rng = random.Random(prompt)  # noqa: S311 - a fixed draw

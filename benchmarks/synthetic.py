@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import UnlimitedOcrConfig, UnlimitedOcrForConditionalGeneration
 
 from app.ocr.engine.loops import NgramRule
-from app.ocr.models.model import DecoderLayers, Mode, PageViews
+from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 from app.pocket.cpu_modules import PackedDecoder, is_worth_packing
 from benchmarks.report import ROOT
@@ -72,6 +72,7 @@ class SyntheticOcr:
         self.eos_id = NO_TOKEN
         self.ngram_exempt_ids: frozenset[int] = frozenset()
         self.ngram: NgramRule = NgramRule()
+        self.several_pages: SeveralPages | None = None
         self.strict_ngram_n: int = 2
         self.min_confidence: float | None = None
         self.risk_curve: RiskCurve = UNCALIBRATED
@@ -95,6 +96,9 @@ class SyntheticOcr:
 
     def encode(self, pages: Sequence[PageViews]) -> list[VisualTokens]:
         return [self._tokens(page) for page in pages]
+
+    def text_ids(self, text: str) -> list[int]:  # noqa: ARG002 - its pages have no text layer
+        return []
 
     def prompt_ids(self, prompt: str) -> list[int]:
         return [4 + ord(character) % 90 for character in prompt]

@@ -48,7 +48,7 @@ from training.text import TextSource
 
 MAX_PIXELS = 16_000_000
 SIZES_PT = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
-NUM_LINES, NUM_WORDS = 18, 9
+NUM_LINES, NUM_WORDS = 8, 9
 FONTS = ("Times-Roman", "Helvetica")
 FAINT = ((0.0, 2), (0.0, 4), (1.0, 4), (1.0, 8), (3.0, 8), (3.0, 16), (6.0, 16))
 """Standard deviations of grain, and contrasts of print on it, in levels of 256."""
@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, reader: PageReader) -> None:
         self._reader = reader
-        self.router = Router(Settings(), reader)
+        self.router = Router(Settings(recall_retry=True), reader)
 
     async def read(self, page: Page, options: ReadOptions | None = None) -> Checked:
         """Read a page as a worker does. ``took_s`` is processor time."""
@@ -146,14 +146,15 @@ async def blank(bench: Bench, count: int) -> list[Figures]:
 
 def faint(source: TextSource) -> list[Figures]:
     """Count pages of faint print that are taken for blank."""
-    rows = []
+    rows, sizes = [], (6.0, 8.0, 11.0)
+    inks = [
+        255 - np.asarray(drawn(source, size_pt, seed).page(follows_print=False).image, np.float64)
+        for seed, size_pt in enumerate(sizes)
+    ]
     for grain, contrast in FAINT:
         rng, taken = np.random.default_rng(0), 0
-        sizes = (6.0, 8.0, 11.0)
-        for seed, size_pt in enumerate(sizes):
-            image = drawn(source, size_pt, seed).page(follows_print=False).image
-            levels = 250 - (255 - np.asarray(image, np.float64)) * contrast / 255
-            levels += rng.normal(0, grain, (*levels.shape[:2], 1))
+        for ink in inks:
+            levels = 250 - ink * contrast / 255 + rng.normal(0, grain, (*ink.shape[:2], 1))
             taken += is_blank(Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8)))
         rows.append({"grain": grain, "contrast": contrast, "pages": len(sizes), "taken_for_blank": taken})
     return rows
@@ -301,6 +302,7 @@ async def measure(asked: argparse.Namespace, english: Sequence[Path]) -> Figures
         await bench.read(drawn(source, 10.0, 0).page(follows_print=False))  # warm up
         figures: Figures = {
             "checkpoint": asked.checkpoint,
+            "pages": asked.pages,
             "blank": await blank(bench, 4 * asked.pages),
             "faint": faint(source),
             "small_print": await small_print(bench, source, asked.pages),

@@ -28,6 +28,9 @@ IGNORED = frozenset({
 FORMULA, TABLE = "equation_isolated", "table"
 MAX_TABLE_DISTANCE = 0.9
 NO_ORDER = 1_000_000
+MAX_NAME = 1000
+"""Characters of an image's path."""
+SCALAR = int | float | str | None
 
 
 class TruthError(ValueError):
@@ -54,8 +57,16 @@ class TruePage:
     annotation: Mapping[str, Any]
 
     @property
+    def number(self) -> None:
+        return None
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
     def attributes(self) -> dict[str, str]:
-        given = self.annotation["page_info"].get("page_attribute", {})
+        given = self.annotation["page_info"].get("page_attribute") or {}
         return {key: value for key, value in given.items() if isinstance(value, str)}
 
     @property
@@ -73,19 +84,48 @@ def read_omnidocbench(path: Path) -> list[TruePage]:
     Raise ``TruthError``, which says what is wrong, if it is not in the format.
     """
     try:
-        pages = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            TruePage(PurePosixPath(page["page_info"]["image_path"]).stem, page)
-            for page in pages
-            if isinstance(page["layout_dets"], list)
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise TruthError(f"{path}: not in OmniDocBench's format: {error!r}") from error
+        pages = json.loads(path.read_bytes())
+        _require(isinstance(pages, list), "no list of pages")
+        for page in pages:
+            _require_page(page)
+    except (ValueError, RecursionError) as error:
+        raise TruthError(f"{path}: not in OmniDocBench's format: {error}") from error
+    return [TruePage(PurePosixPath(page["page_info"]["image_path"]).stem, page) for page in pages]
+
+
+def _require_page(page: Any) -> None:
+    """Raise ``ValueError``, which says what is wrong, unless a page's annotation can be scored."""
+    _require(isinstance(page, dict) and isinstance(page.get("page_info"), dict), "a page without page_info")
+    info = page["page_info"]
+    name = info.get("image_path")
+    _require(
+        isinstance(name, str) and len(name) <= MAX_NAME and "\0" not in name, f"image_path: {name!r:.80}"
+    )
+    _require(isinstance(info.get("page_attribute") or {}, dict), f"{name}: page_attribute is no object")
+    _require(isinstance(page.get("layout_dets"), list), f"{name}: layout_dets is no list")
+    for element in page["layout_dets"]:
+        _require(isinstance(element, dict), f"{name}: an element is no object")
+        _require(isinstance(element.get("category_type"), str), f"{name}: an element without category_type")
+        _require(isinstance(element.get("html"), str | None), f"{name}: html is no text")
+        _require(isinstance(element.get("anno_id"), SCALAR), f"{name}: an anno_id is no number")
+    extra = page.get("extra") or {}
+    relations = extra.get("relation") or [] if isinstance(extra, dict) else None
+    _require(isinstance(relations, list), f"{name}: no list of relations")
+    for relation in relations or []:
+        _require(isinstance(relation, dict), f"{name}: a relation is no object")
+        ends = (relation.get("source_anno_id"), relation.get("target_anno_id"))
+        _require(all(isinstance(end, SCALAR) for end in ends), f"{name}: a relation between no numbers")
+    json.dumps(page, ensure_ascii=False).encode()  # half a surrogate pair cannot be written
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
 
 
 def _samples(annotation: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, tuple[float, float]]:
     elements = [element for element in annotation["layout_dets"] if not element.get("ignore")]
-    tables = [parse_html_table(e.get("html", "")) for e in elements if e["category_type"] == TABLE]
+    tables = [parse_html_table(e.get("html") or "") for e in elements if e["category_type"] == TABLE]
     table_parts = [part for part in parts if part.table is not None]
     pairs = pair_up(
         [comparable_text(table.text) for table in tables],
@@ -139,10 +179,10 @@ def _place(element: Mapping[str, Any]) -> int:
 def _continued(annotation: Mapping[str, Any]) -> dict[Any, Any]:
     """Map the id of each continued block to the id of the block where its paragraph begins."""
     heads: dict[Any, Any] = {}
-    for relation in annotation.get("extra", {}).get("relation", []):
+    for relation in (annotation.get("extra") or {}).get("relation") or []:
         if relation.get("relation_type") == "truncated":
-            source = relation["source_anno_id"]
-            heads[relation["target_anno_id"]] = heads.get(source, source)
+            source = relation.get("source_anno_id")
+            heads[relation.get("target_anno_id")] = heads.get(source, source)
     return heads
 
 

@@ -9,6 +9,7 @@ from rapidfuzz.distance import Levenshtein
 from app.evaluation.html_tables import compare_tables
 from app.evaluation.markdown_parts import Part, split_markdown
 from app.evaluation.normal_forms import one_spaced
+from app.evaluation.omnidocbench import TruthError
 from app.evaluation.scores import PageScore
 
 ENDINGS = (".md", ".txt")
@@ -20,6 +21,14 @@ class WrittenPage:
 
     name: str
     truth: str
+
+    @property
+    def number(self) -> None:
+        return None
+
+    @property
+    def label(self) -> str:
+        return self.name
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -46,9 +55,19 @@ class WrittenPage:
 
 
 def read_plain_truth(folder: Path) -> list[WrittenPage]:
-    """Read every ``.md`` and ``.txt`` of a folder as the truth of one page."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
-    return [WrittenPage(path.stem, path.read_text(encoding="utf-8")) for path in paths]
+    """Read every ``.md`` and ``.txt`` of a folder as the truth of one page.
+
+    Raise ``TruthError`` if one is not UTF-8.
+    """
+    paths = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    return [WrittenPage(path.stem, _text(path)) for path in paths]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TruthError(f"{path}: not UTF-8: {error}") from error
 
 
 def _table_samples(truth: Sequence[Part], read: Sequence[Part]) -> dict[str, tuple[float, float]]:

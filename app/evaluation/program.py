@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,21 @@ import httpx
 
 from app.evaluation.reports import NOTES, ToolResult, as_attribute_table, as_json, as_table
 from app.evaluation.scores import PageScore
-from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth
+from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth, prediction_path
 
-RULES = "1"
+RULES = "2"
 """Version of the scoring rules. Raise it whenever a page's score may change: kept scores of another version
 are not used.
 """
 READ_TIMEOUT_S = 600.0
+"""Time for a document, from its submission to its result."""
+ANSWER_TIMEOUT_S = 120.0
+MOST_PAUSE_S = 5.0
+LATER = frozenset({httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
+"""Statuses of a result that is not finished (409), and of a server that is busy."""
 API_KEY = "RTPRUNE_API_KEY"
+INTERRUPTED = 130
+"""Exit status of a program that SIGINT ended."""
 MAIN_METRICS = ("text_edit", "character_error", "tests_passed")
 
 
@@ -39,11 +47,15 @@ def add_parser(subparsers: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with its own arguments.
 
-    Return the exit status: 0, or 2 if the command line or the truth is wrong.
+    Return the exit status: 0, 2 if the command line or the truth is wrong, or 130 if it is interrupted.
     """
     parser = argparse.ArgumentParser(prog="rtprune eval", description="Score Markdown against truth.")
     _add_arguments(parser)
-    return run(parser.parse_args(argv))
+    try:
+        return run(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        _say("\nrtprune eval: interrupted; the same command goes on from here\n")
+        return INTERRUPTED
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +81,7 @@ def run(asked: argparse.Namespace) -> int:
     """Score the folders named by parsed arguments, print the report, and return the exit status."""
     try:
         pages = open_truth(asked.truth)
-        folders = dict(_named(text) for text in asked.predictions)
+        folders = _folders(asked.predictions)
         if asked.read:
             _read_missing(asked.read, asked.documents, pages, next(iter(folders.values())))
         _require_folders(folders)
@@ -89,9 +101,16 @@ def _tables(results: Sequence[ToolResult]) -> str:
     return "\n\n".join([*(table for table in tables if table), NOTES])
 
 
-def _named(text: str) -> tuple[str, Path]:
-    name, equals, folder = text.partition("=")
-    return (name, Path(folder)) if equals else (Path(text).resolve().name, Path(text))
+def _folders(texts: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each tool, by name. Raise ``TruthError`` if two have one name."""
+    folders: dict[str, Path] = {}
+    for text in texts:
+        given, equals, folder = text.partition("=")
+        name, path = (given, Path(folder)) if equals else (Path(text).resolve().name, Path(text))
+        if name in folders:
+            raise TruthError(f"two tools are called {name!r}: give one another name, NAME={path}")
+        folders[name] = path
+    return folders
 
 
 def _require_folders(folders: dict[str, Path]) -> None:
@@ -109,7 +128,7 @@ def _score(tool: str, folder: Path, pages: Sequence[ScoredPage], out: Path | Non
     for number, page in enumerate(pages, start=1):
         path = find_prediction(folder, page)
         if path is None:
-            missing.append(page.name)
+            missing.append(page.label)
         markdown = path.read_text(encoding="utf-8", errors="replace") if path else ""
         key = hashlib.sha256("\0".join((RULES, page.key, markdown)).encode()).hexdigest()
         samples = known.get(key)
@@ -117,8 +136,8 @@ def _score(tool: str, folder: Path, pages: Sequence[ScoredPage], out: Path | Non
             samples = dict(page.score(markdown).samples)
             if kept:
                 with kept.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps({"key": key, "page": page.name, "samples": samples}) + "\n")
-        scores.append(PageScore(page.name, samples, page.attributes))
+                    lines.write(json.dumps({"key": key, "page": page.label, "samples": samples}) + "\n")
+        scores.append(PageScore(page.label, samples, page.attributes))
         _progress(tool, number, len(pages))
     return ToolResult(tool, tuple(scores), tuple(missing))
 
@@ -137,23 +156,52 @@ def _known_scores(path: Path | None) -> dict[str, dict[str, tuple[float, float]]
 
 
 def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage], folder: Path) -> None:
+    """Let a server read the pages that ``folder`` lacks. Say which it does not read."""
     if documents is None or not documents.is_dir():
         raise TruthError("--read needs --documents, a folder that holds the pages' files")
     files = {path.stem: path for path in sorted(documents.iterdir()) if path.is_file()}
     folder.mkdir(parents=True, exist_ok=True)
     key = os.environ.get(API_KEY)
     headers = {"Accept": "text/markdown"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with httpx.Client(base_url=url, headers=headers, timeout=READ_TIMEOUT_S) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_TIMEOUT_S) as client:
         for number, page in enumerate(pages, start=1):
             if find_prediction(folder, page) is None and page.name in files:
                 document = files[page.name]
-                with document.open("rb") as content:
-                    answer = client.post("/v1/parse", files={"file": (document.name, content)})
-                if answer.status_code == httpx.codes.OK:  # not 202, which means that the job still runs
-                    (folder / f"{page.name}.md").write_text(answer.text, encoding="utf-8")
+                answer = _read(client, document, page.number)
+                if answer.status_code == httpx.codes.OK:
+                    whole = prediction_path(folder, page)
+                    part = whole.with_suffix(".part")  # cut short, it is not taken for the page
+                    part.write_text(answer.text, encoding="utf-8")
+                    part.replace(whole)
+                    if answer.headers.get("RTPrune-Status") == "partial":
+                        _say(f"{document.name}: not read to its end\n")
                 else:
                     _say(f"{document.name}: {answer.status_code} {answer.text[:200]}\n")
             _progress("reading", number, len(pages))
+
+
+def _read(client: httpx.Client, document: Path, number: int | None) -> httpx.Response:
+    """Submit a document, or its page ``number``, as a job. Return the result, or the refusal."""
+    deadline = time.monotonic() + READ_TIMEOUT_S
+    pages = {} if number is None else {"pages": str(number)}
+    files = {"file": (document.name, document.read_bytes())}
+    job = _answer(lambda: client.post("/v1/jobs", files=files, data=pages), deadline)
+    if job.status_code != httpx.codes.ACCEPTED:
+        return job
+    address = job.headers["Location"]
+    try:
+        return _answer(lambda: client.get(f"{address}/result"), deadline)
+    except BaseException:  # whoever interrupts the command does not want the page any more
+        client.delete(address)
+        raise
+
+
+def _answer(ask: Callable[[], httpx.Response], deadline: float) -> httpx.Response:
+    """Ask again while the server is busy or not finished, until the deadline on the monotonic clock."""
+    while (answer := ask()).status_code in LATER and time.monotonic() < deadline:
+        told = answer.headers.get("Retry-After", "")
+        time.sleep(min(float(told), MOST_PAUSE_S) if told.isdecimal() else 1.0)
+    return answer
 
 
 def _progress(what: str, done: int, total: int) -> None:

@@ -93,6 +93,11 @@ def _cell(name: str, score: Score | None) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines = [f"| {' | '.join(map(_one_line, row))} |" for row in rows]
     lines.insert(1, f"|{' --- |' * len(rows[0])}")
     return "\n".join(lines)
+
+
+def _one_line(cell: str) -> str:
+    """Make a text of the truth or the command line fit a cell."""
+    return " ".join(cell.split()).replace("|", r"\|")

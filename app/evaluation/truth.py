@@ -1,5 +1,6 @@
 """Open the truth that pages are scored against. It may be in any of three formats."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,14 @@ class ScoredPage(Protocol):
     @property
     def name(self) -> str:
         """Stem of the document's file name."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of the page in its document, from 1. ``None``: the document is the page."""
+
+    @property
+    def label(self) -> str:
+        """Name of the page among all pages: no two have the same."""
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -46,6 +55,9 @@ def open_truth(path: Path) -> list[ScoredPage]:
         pages += read_plain_truth(path)
     if not pages:
         raise TruthError(f"{path}: no truth found: wanted is .json, or a folder with .jsonl, .md or .txt")
+    labels = Counter(page.label for page in pages)
+    if twice := next((label for label, count in labels.items() if count > 1), None):
+        raise TruthError(f"{path}: two pages are called {twice!r}")
     return pages
 
 
@@ -54,10 +66,15 @@ def find_prediction(folder: Path, page: ScoredPage) -> Path | None:
     return next((folder / name for name in _names(page) if (folder / name).is_file()), None)
 
 
+def prediction_path(folder: Path, page: ScoredPage) -> Path:
+    """Return where to write a tool's Markdown of ``page``, so that ``find_prediction`` finds it."""
+    return folder / (f"{page.name}.md" if page.number is None else f"{page.name}_pg{page.number}.md")
+
+
 def _names(page: ScoredPage) -> Iterator[str]:
     if isinstance(page, CheckedPage):
-        return unit_tests.prediction_names(page.name, page.page)
+        return unit_tests.prediction_names(page.name, page.number)
     return omnidocbench.prediction_names(page.name)
 
 
-__all__ = ["ScoredPage", "TruePage", "TruthError", "find_prediction", "open_truth"]
+__all__ = ["ScoredPage", "TruePage", "TruthError", "find_prediction", "open_truth", "prediction_path"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from app.errors import NotReady
-from app.ocr.engine.settings import EngineSettings
+from app.ocr.engine.settings import MAX_DRAFT_TOKENS, EngineSettings
 from app.ocr.models.checkpoint import open_weights
 from app.ocr.models.deepseek import default_dtype
 from app.processes import available_mib
@@ -72,6 +72,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
             max_page_tokens=settings.max_page_tokens or None,
             max_output_tokens=settings.max_output_tokens,
             restore_risk=settings.restore_risk or None,
+            max_draft_tokens=MAX_DRAFT_TOKENS if settings.drafts else 0,
         )
     return EngineSettings(
         max_running_pages=settings.max_running_pages or GPU_RUNNING_PAGES,

@@ -78,8 +78,10 @@ the edge of a pale picture or of large pale letters.
 """
 MAX_BLANK_GRAIN = 4.0
 """Largest standard deviation of means of 2 x 2 pixels. In coarser grain, pale print cannot be ruled out."""
-MIN_BLANK_GRAIN = 0.25
+MIN_BLANK_GRAIN = 0.1
 """Least standard deviation that is assumed, because levels are rounded."""
+SPARSE_PX = 3
+"""Distance of the pixels by which grain and lightness are judged."""
 BLANK_NOISE = 7.0
 """Least difference that is print, in standard deviations. Grain reaches it on few of a million pages."""
 BLANK_SIZES = ((1, 1), (2, 2), (4, 4), (4, 32), (32, 4))
@@ -159,15 +161,15 @@ def is_blank(image: Image.Image) -> bool:
 
     Any print must stand out less than the paper's own grain does by chance: a point, a faint line, and faint
     print that only many pixels together tell from grain. So paper with dust, a fold, the shadow of a lid or
-    print that shines through is not blank. Takes 5 ms for a page with print or without grain, up to 0.2 s for
-    grainy or pale ones.
+    print that shines through is not blank. Takes 10 ms for an A4 page at 150 dpi that has print or no grain,
+    50 ms for others.
     """
     lows, highs = zip(*image.convert("RGB").getextrema(), strict=True)
     spans = [high - low for low, high in zip(lows, highs, strict=True)]
     if max(spans) > MAX_BLANK_SPAN or min(image.size) < MIN_BLANK_PX:
         return False
     pixels = np.asarray(image.convert("RGB"))
-    if np.median(pixels) < MIN_BLANK_LEVEL:
+    if np.median(pixels[::SPARSE_PX, ::SPARSE_PX]) < MIN_BLANK_LEVEL:
         return False
     if max(spans) <= SAME_LEVEL:
         return True
@@ -196,7 +198,7 @@ def _is_even(levels: npt.NDArray[np.uint8]) -> bool:
 
 def _grain(differs: npt.NDArray[np.float32]) -> float:
     """Return the standard deviation of most of the differences, without those of print."""
-    return 1.4826 * float(np.median(np.abs(differs)))
+    return 1.4826 * float(np.median(np.abs(differs[::SPARSE_PX, ::SPARSE_PX])))
 
 
 def _ground(levels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,10 +14,12 @@ from typing import Self
 from PIL import Image
 
 from app.document import FARTHEST, Block, Page, Reading, ReadOptions
+from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.engine import Engine, EngineStream
 from app.ocr.models.model import OcrModel
 from app.ocr.risk import Evidence, RiskCurve
 from app.output.markdown import block_of, to_markdown
+from app.pocket.expected import ExpectedText
 from app.pocket.layout.composed import page_blocks, turned_back
 from app.pocket.layout.page import CutPage, cut_page
 from app.pocket.layout.views import LineView, line_text
@@ -43,14 +45,15 @@ TURNED = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """A view as the engine gets it, and its number of rows of print."""
+    """A view as the engine gets it, its number of rows of print, and what its text layer says of it."""
 
     image: Image.Image
     num_rows: int
+    expected: str = ""
 
     @classmethod
-    def of(cls, view: LineView) -> Self:
-        return cls(view.image, len(view.cuts))
+    def of(cls, view: LineView, expected: ExpectedText | None = None) -> Self:
+        return cls(view.image, len(view.cuts), "" if expected is None else expected.of(view))
 
 
 class PocketReader:
@@ -97,10 +100,22 @@ class PocketReader:
         return PocketStream(self, page, options, document_id, priority=priority, as_markdown=as_markdown)
 
     def submit_view(
-        self, view: Image.Image, page: Page, options: ReadOptions, document_id: str, priority: int
+        self,
+        view: Image.Image,
+        page: Page,
+        options: ReadOptions,
+        document_id: str,
+        priority: int,
+        draft_text: DraftText | None = None,
     ) -> EngineStream:
         page = Page(page.index, view.convert("RGB"))
-        return self._engine.submit(page, options, document_id=document_id, priority=priority)
+        return self._engine.submit(
+            page, options, document_id=document_id, priority=priority, draft_text=draft_text
+        )
+
+    def draft_text(self, text: str, acceptance: Acceptance) -> DraftText | None:
+        """Return the text of a view for ``submit_view``; ``None`` where no drafts are made."""
+        return self._engine.draft_text(text, acceptance, is_exact=True)
 
     @property
     def risk_curve(self) -> RiskCurve:
@@ -134,6 +149,7 @@ class PocketStream:
     ) -> None:
         self._reader, self._page, self._document_id, self._priority = reader, page, document_id, priority
         self._options, self._as_markdown = options, as_markdown
+        self._acceptance = Acceptance()
         self._streams: list[EngineStream] = []
         self._is_cancelled = False
         self.evidence = Evidence()
@@ -177,7 +193,9 @@ class PocketStream:
             began = time.monotonic()
             turns, cut = await self._upright(cut, options)
             cut_ms += (time.monotonic() - began) * 1e3
-            readings = await self._readings(_shown(cut, self._page), options) or []
+            # the text layer is that of the page as it came
+            page = replace(self._page, placed_words=()) if turns else self._page
+            readings = await self._readings(_shown(cut, page), options) or []
         read = [view.reading.text for view in readings]
         read += [""] * (len(cut.views) - len(read))
         blocks = _composed(cut, read, as_markdown=self._as_markdown, turns=turns)
@@ -234,7 +252,7 @@ class PocketStream:
         try:
             for number in range(len(views) + MAX_WAITING):
                 if number < len(views):
-                    streams.append(self._submit(views[number].image, options))
+                    streams.append(self._submit(views[number], options))
                 if MAX_WAITING <= number < len(streams) + MAX_WAITING:
                     at = number - MAX_WAITING
                     reading = await streams[at].result()
@@ -247,8 +265,11 @@ class PocketStream:
             _cancel(streams)
             raise
 
-    def _submit(self, view: Image.Image, options: ReadOptions) -> EngineStream:
-        stream = self._reader.submit_view(view, self._page, options, self._document_id, self._priority)
+    def _submit(self, view: _Shown, options: ReadOptions) -> EngineStream:
+        draft_text = self._reader.draft_text(view.expected, self._acceptance) if view.expected else None
+        stream = self._reader.submit_view(
+            view.image, self._page, options, self._document_id, self._priority, draft_text
+        )
         if self._is_cancelled:
             stream.cancel()
         return stream
@@ -261,7 +282,12 @@ def _cancel(streams: Sequence[EngineStream]) -> None:
 
 def _shown(cut: CutPage, page: Page) -> list[_Shown]:
     """List the views to read. A blank page gets one for its figures; its text is empty."""
-    return [_Shown.of(view) for view in cut.views[:MAX_VIEWS]] or [_Shown(page.image.resize((64, 64)), 0)]
+    expected = None
+    if page.placed_words and cut.page is not None:
+        width, height = page.image.size
+        expected = ExpectedText(page.placed_words, cut.page.width / width, cut.page.height / height)
+    views = [_Shown.of(view, expected) for view in cut.views[:MAX_VIEWS]]
+    return views or [_Shown(page.image.resize((64, 64)), 0)]
 
 
 def _left_out(

@@ -83,6 +83,8 @@ def whole_reading(views: Sequence[ViewReading], text: str, risk: float, cut_ms: 
         diversity=sum(diversities) / len(diversities) if diversities else None,
         prompt=sum(one.prompt for one in tokens),
         output=sum(one.output for one in tokens),
+        drafted=sum(one.drafted for one in tokens),
+        accepted=sum(one.accepted for one in tokens),
     )
     times = {stage: sum(reading.timing_ms[stage] for reading in readings) for stage in readings[0].timing_ms}
     times["queue"] = max(reading.timing_ms["queue"] for reading in readings)

@@ -62,11 +62,13 @@ class Peer(Protocol):
 class Tesseract:
     name = "tesseract"
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, languages: str = "eng") -> None:
+        """Find tesseract. ``languages``: of its models, joined by "+". Raise ``PeerMissing``."""
         command = shutil.which("tesseract")
         if command is None:
             raise PeerMissing("tesseract is not on PATH (Debian: apt-get install tesseract-ocr)")
         self._command = command
+        self._languages = languages
         self._env = os.environ | {"OMP_THREAD_LIMIT": str(threads)}
         self.version = self._run("--version").stdout.split("\n", 1)[0].strip()
 
@@ -76,7 +78,7 @@ class Tesseract:
     def _page(self, page: Path) -> Answer:
         start = time.perf_counter()
         try:
-            done = self._run(str(page), "stdout")
+            done = self._run(str(page), "stdout", "-l", self._languages)
         except subprocess.TimeoutExpired:
             return Answer("", PAGE_SECONDS, failed=True)
         seconds = time.perf_counter() - start

@@ -10,7 +10,8 @@ from app.pocket.opening import WEIGHTS
 from benchmarks.report import ROOT
 
 BEFORE = "before"
-COMMIT, FOLDER = "b89b15f", "app/ocr/pocket"
+COMMIT = "b89b15fe4a662b1108ba178180ad46825a30cd5c"
+FOLDER = "app/ocr/pocket"
 FILES = ("config.json", "tokenizer.json", "training.json", "model.safetensors")
 PAGES_SEEN = 12_800 + 76_000 + 64_000
 """Pages of the three stages before that one, in the settings of that commit: all had ``pruned_share = 0``."""
@@ -32,7 +33,7 @@ def export_before(folder: Path, root: Path = ROOT) -> Path:
         try:
             content = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError) as error:
-            raise NoHistoryError(f"the weights of {COMMIT} are not in this checkout's history") from error
+            raise NoHistoryError(f"the weights of {COMMIT[:7]} are not in this checkout's history") from error
         (folder / name).write_bytes(content)
     seen = json.loads((folder / "training.json").read_text(encoding="utf-8"))["pages_seen"]
     if seen != PAGES_SEEN:

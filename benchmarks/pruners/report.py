@@ -72,7 +72,7 @@ def section(figures: Mapping[str, Any]) -> str:
         if loads
         else ""
     )
-    timed = f"Times are of each view the least of {figures['timings']} passes.{busy}"
+    timed = f"Times are of each view the least of {figures['timings']} passes over some of them.{busy}"
     return "\n\n".join([*parts, f"{timed} {_where(figures)}"])
 
 

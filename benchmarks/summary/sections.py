@@ -9,6 +9,8 @@ from benchmarks.summary.page import Rows, Section
 Run = Mapping[str, Any]
 FEW = 0.0005
 """Difference of two error rates below which the page, with three digits, shows them as equal."""
+SLOWER = 1.02
+"""Quotient of two times from which a page with drafts counts as slower."""
 PEERS = ("tesseract", "rapidocr")
 
 
@@ -92,6 +94,74 @@ def _confidence_negative(run: Run) -> Iterator[str]:
         )
 
 
+def _text_layer(run: Run) -> Rows:
+    """Show one row for each kind of page: error without and with what the text layer changes."""
+    rows = [["pages", "", "error without", "error with", "what is done"]]
+    for row in run["blank"]:
+        times = [f"{row[name] * 1000:.0f} ms" for name in ("seconds_of_the_test", "seconds_of_the_model")]
+        done = f"{row['skipped']} skipped; test {times[0]}, model {times[1]}"
+        rows.append([f"blank, {row['paper']} paper", str(row["pages"]), "", "", done])
+    faint = run["faint"]
+    taken = f"{sum(row['taken_for_blank'] for row in faint)} taken for blank"
+    rows.append(["faint print", str(sum(row["pages"] for row in faint)), "", "", taken])
+    for row in run["small_print"]:
+        errors = _rate(row["error_before"]), _rate(row["error_after"])
+        rows.append([f"print of {row['size_pt']:g} pt", str(row["pages"]), *errors, f"{row['dpi']:.0f} dpi"])
+    for row in run["small_print"]:
+        errors = _rate(row["error_as_large_shows_it"]), _rate(row["error_as_gundam_shows_it"])
+        mode = "Gundam" if row["is_routed"] else "stays Large"
+        rows.append([f"as Large, Gundam show {row['size_pt']:g} pt", str(row["pages"]), *errors, mode])
+    for row in run["second_readings"]:
+        errors = _rate(row["error_before"]), _rate(row["error_after"])
+        done = f"{row['read_twice']} read twice, {row['second_kept']} kept"
+        rows.append([row["kind"], str(row["pages"]), *errors, done])
+    real = run["english"]
+    done = (
+        f"{real['taken_for_blank']} taken for blank, {real['rendered_larger']} rendered larger,"
+        f" {real['to_gundam']} to Gundam, {real['read_twice']} read twice"
+    )
+    errors = _rate(real["error_before"]), _rate(real["error_after"])
+    return [*rows, ["real, English", str(real["pages"]), *errors, done]]
+
+
+def _text_layer_negative(run: Run) -> Iterator[str]:
+    twice = sum(row["read_twice"] for row in run["second_readings"])
+    kept = sum(row["second_kept"] for row in run["second_readings"])
+    gain = max(row["error_before"] - row["error_after"] for row in run["second_readings"])
+    if gain < FEW:
+        yield (
+            f"a second reading without pruning mends nothing on this checkpoint: of {twice} pages {kept} have"
+            " more words of their layer then. It is off by default."
+        )
+    for row in run["small_print"]:
+        if row["error_after"] > row["error_before"] + FEW:
+            errors = f"{_rate(row['error_after'])} against {_rate(row['error_before'])}"
+            yield f"rendered larger, print of {row['size_pt']:g} pt is read slightly worse, {errors}."
+    for row in run["blank"]:
+        if row["skipped"] and row["seconds_of_the_test"] > row["seconds_of_the_model"]:
+            yield f"on {row['paper']} paper the test for blank pages takes longer than this checkpoint does."
+
+
+def _drafts(run: Run) -> Rows:
+    rows = [["layer", "pages", "same text", "accepted", "steps", "steps of a view", "seconds"]]
+    for name, part in _kinds_of_drafts(run):
+        ratios = (part["times_fewer_steps"], part["times_fewer_steps_of_a_view"])
+        fewer = [f"{ratio:.2f} times fewer" for ratio in ratios]
+        counts = [str(part["pages"]), str(part["same_text"]), _share(part["acceptance"])]
+        rows.append([name, *counts, *fewer, f"{part['times_seconds']:.3f} times"])
+    return rows
+
+
+def _drafts_negative(run: Run) -> Iterator[str]:
+    for name, part in _kinds_of_drafts(run):
+        if part["times_seconds"] > SLOWER:
+            yield f"with {name}, pages take {part['times_seconds']:.3f} times as long as without drafts."
+
+
+def _kinds_of_drafts(run: Run) -> list[tuple[str, Run]]:
+    return [(name, part) for name, part in run.items() if isinstance(part, dict) and "times_seconds" in part]
+
+
 def _layout(run: Run) -> Rows:
     rows = [["pages", "", "error", "structure right", "lines split or merged"]]
     for kind in ("clean", "degraded", "documents"):
@@ -134,6 +204,24 @@ def _ablation_negative(run: Run) -> Iterator[str]:
     for name, row in run["pages_not_used_to_choose_rules"].items():
         if row["after"] > row["before"]:
             yield f"{name.replace('_', ' ')} lost, {row['before']:.4f} to {row['after']:.4f}."
+
+
+def _evaluation(run: Run) -> Rows:
+    metrics = ("text_edit", "order_edit", "teds", "cells")
+    rows = [["tool", *(f"`{metric}`" for metric in metrics), "`text_edit`, English"]]
+    for name, tool in run["tools"].items():
+        scores = [tool["scores"].get(metric, {}).get("value") for metric in metrics]
+        english = tool["text_edit_by_language"].get("english", {}).get("value")
+        rows.append([name, *map(_rate, (*scores, english))])
+    return rows
+
+
+def _evaluation_negative(run: Run) -> Iterator[str]:
+    ours, *others = run["tools"]
+    errors = {name: tool["text_edit_by_language"]["english"]["value"] for name, tool in run["tools"].items()}
+    better = [f"{name} {_rate(errors[name])}" for name in others if errors[name] < errors[ours]]
+    if better:
+        yield f"better than the {ours} ({_rate(errors[ours])}) on English pages: {', '.join(better)}."
 
 
 def _curve(run: Run) -> Rows:
@@ -413,6 +501,47 @@ GROUPS: dict[str, dict[str, Section]] = {
             baseline="a risk that says nothing would have as many bad pages in each band.",
             rows=_confidence,
             negative=_confidence_negative,
+        ),
+        "text_layer.json": Section(
+            title="Blank pages, small print, second readings",
+            about=(
+                "Drawn pages as PDF with a text layer, and real ones. As Large and Gundam show it: pages with"
+                " the pixels of these modes of DeepSeek-OCR, read by the pocket checkpoint, for how much is"
+                " legible. Times are of one processor thread."
+            ),
+            command=(
+                "`python -m benchmarks.text_layer --pages 2 --most-documents 12 --documents FOLDER {out}`"
+            ),
+            baseline="the same pages in turn, with router and second reading switched off.",
+            rows=_text_layer,
+            negative=_text_layer_negative,
+        ),
+        "evaluation.json": Section(
+            title="Other tools on real pages",
+            about=(
+                "{pages} pages of OmniDocBench, most of them Chinese, scored by `rtprune eval`; the"
+                " pocket checkpoint reads English print alone. All metrics:"
+                " [evaluation](evaluation.md#on-real-pages)."
+            ),
+            command=(
+                "`python -m benchmarks.evaluation --documents FOLDER --tool NAME=FOLDER"
+                " --tesseract eng+chi_sim {out}`"
+            ),
+            baseline="the other tools' output on the same pages; the Markdown that comes with the pages.",
+            rows=_evaluation,
+            negative=_evaluation_negative,
+        ),
+        "drafts.json": Section(
+            title="Drafts from text layers",
+            about=(
+                "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
+                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
+                " and those of each view for itself."
+            ),
+            command="`python -m benchmarks.drafts --documents FOLDER {out}`",
+            baseline="the same pages without drafts.",
+            rows=_drafts,
+            negative=_drafts_negative,
         ),
         "layout.json": Section(
             title="Layout without misread letters",

@@ -80,6 +80,8 @@ class Tokens:
     prompt: int
     output: int
     diversity: float | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

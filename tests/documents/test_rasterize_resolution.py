@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import TypeAdapter
 from service_client import A4, pdf_bytes
 from small_pdfs import HELVETICA, lines_page, page_of, scan
@@ -147,6 +147,24 @@ def test_words_are_those_of_the_crop_box(tmp_path: Path, turn: int) -> None:
     font = b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
     shown = page(tmp_path, page_of(TWO_LINES, font, attributes=attributes, names="/Font<</F 5 0 R>>"))
     assert shown.words == ("inside", "the", "small", "box")
+
+
+@pytest.mark.parametrize("crop", ["", "/CropBox[30 50 400 300]"])
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_words_are_placed_where_they_are_printed(tmp_path: Path, turn: int, crop: str) -> None:
+    """Around each word there is its ink, and no other ink is on the page."""
+    attributes = f"{A4}{crop}/Rotate {turn}"
+    font = b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"
+    data = page_of(TWO_LINES, font, attributes=attributes, names="/Font<</F 5 0 R>>")
+    shown = page(tmp_path, data, settings=Settings())
+    ink = ImageOps.invert(shown.image.convert("L"))
+    inside = [word for word in shown.placed_words if 0 < word.left < ink.width and 0 < word.top < ink.height]
+    assert {"inside", "the", "small", "box"} <= {word.text for word in inside}
+    for word in inside:
+        box = (round(word.left) - 2, round(word.top) - 2, round(word.right) + 2, round(word.bottom) + 2)
+        assert ink.crop(box).getextrema()[1] == 255, word
+        ink.paste(0, box)
+    assert ink.getextrema() == (0, 0)
 
 
 FONT = "/Font<</F 5 0 R>>"

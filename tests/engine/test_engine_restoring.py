@@ -115,7 +115,7 @@ def test_nothing_is_encoded_again_and_nothing_is_kept_longer_than_the_page() -> 
         bench.turns(1)
     assert task.encoded is not None
     assert task.encoded.page.views.view.numel() == 0, "pixels outweigh tokens by far"
-    tokens = weakref.ref(task.encoded.tokens.embeds)
+    tokens = weakref.ref(task.encoded.tokens[0].embeds)
     bench.finish(task)
     assert reasons(task.done.result()) == ["asked", "risk"]
     assert model.encoded == [1]

@@ -1,11 +1,13 @@
 """``rtprune eval`` as it is run: three kinds of truth, several tools, going on where a run was cut short."""
 
+import functools
 import io
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 from service_client import ROOT, serving
@@ -78,11 +80,15 @@ def test_a_later_run_scores_only_what_is_new(
 def test_what_is_wrong_is_said_in_one_line(truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = truth.parent / "empty"
     empty.mkdir()
+    twice = truth.parent / "twice.json"
+    twice.write_text(json.dumps([annotation("one", "a", "x"), annotation("one", "b", "x")]))
     for command, said in (
         ([str(empty), str(empty)], "no truth found"),
         ([str(truth.parent / "none"), str(empty)], "no such file"),
         ([str(truth), str(truth.parent / "none")], "no such folder"),
         ([str(truth), str(empty), "--read", "http://localhost:1"], "--documents"),
+        ([str(truth), str(empty), str(empty)], "two tools are called 'empty'"),
+        ([str(twice), str(empty)], "two pages are called 'one'"),
     ):
         assert main(command) == 2
         assert said in capsys.readouterr().err
@@ -124,3 +130,73 @@ def test_a_server_reads_what_is_missing(
         assert main([str(truth), str(read), "--read", address, "--documents", str(documents)]) == 0
     assert (read / "one.md").exists(), capsys.readouterr().err
     assert (read / "two.md").read_text() == "klmnopqrst", "what is there is not read again"
+
+
+class BusyServer:
+    """A server that is busy once, not finished once, and then has read the pages asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        what = f"{request.method} {request.url.path}"
+        self.asked.append(what)
+        if request.method == "DELETE":
+            return httpx.Response(200)
+        if self.asked.count(what) == 1:
+            return httpx.Response(409 if what.startswith("GET") else 503, headers={"Retry-After": "0"})
+        if request.method == "GET":
+            return httpx.Response(200, text="two")
+        assert b'name="pages"\r\n\r\n2' in request.content
+        return httpx.Response(202, headers={"Location": "/v1/jobs/7"})
+
+
+@pytest.fixture
+def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], BusyServer]:
+    """The command that has the second page of a document read, and the server that it asks."""
+    for name in ("tests", "read", "documents"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tests" / "t.jsonl").write_text(
+        '{"pdf": "a.pdf", "page": 2, "type": "present", "text": "two"}'
+    )
+    (tmp_path / "documents" / "a.pdf").write_bytes(b"%PDF-")
+    server = BusyServer()
+    client = functools.partial(httpx.Client, transport=httpx.MockTransport(server))
+    monkeypatch.setattr("app.evaluation.program.httpx.Client", client)
+    folders = [str(tmp_path / name) for name in ("tests", "read", "documents")]
+    return [*folders[:2], "--read", "http://server", "--documents", folders[2]], server
+
+
+def test_a_page_of_a_document_is_read_when_the_server_has_time(
+    tmp_path: Path, reading: tuple[list[str], BusyServer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, server = reading
+    for _ in range(2):
+        assert main(command) == 0
+        assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "read").iterdir()] == ["a_pg2.md"]
+    assert server.asked == 2 * ["POST /v1/jobs"] + 2 * ["GET /v1/jobs/7/result"], (
+        "the second run asks nothing"
+    )
+
+
+def test_an_interrupted_reading_is_cancelled_and_goes_on_later(
+    tmp_path: Path,
+    reading: tuple[list[str], BusyServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, server = reading
+
+    def interrupt(_: float) -> None:
+        if server.asked[-1].startswith("GET"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr("app.evaluation.program.time.sleep", interrupt)
+        assert main(command) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert server.asked[-1] == "DELETE /v1/jobs/7"
+    assert not list((tmp_path / "read").iterdir()), "half a page is no page"
+    assert main(command) == 0
+    assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rapidfuzz.distance import Levenshtein
 
 from app.evaluation.html_tables import Table, cell_agreement, compare_tables, parse_html_table
 from app.evaluation.latex_tables import parse_tabular
@@ -18,7 +19,7 @@ from app.evaluation.omnidocbench import TruePage, TruthError, read_omnidocbench
 from app.evaluation.pdf_parse_bench import main as unpack_wheel
 from app.evaluation.plain_truth import WrittenPage
 from app.evaluation.scores import PageScore, by_attribute, summarize
-from app.evaluation.unit_tests import CheckedPage, passes
+from app.evaluation.unit_tests import CheckedPage, near_matches, passes, read_unit_tests
 
 TRUTH = "<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>"
 
@@ -234,18 +235,29 @@ TABLE = "| Year | Cost |\n|---|---|\n| 2023 | 10 |\n| 2024 | 20 |"
         ({"type": "present", "text": "abcdefghij", "max_diffs": 1}, "xx abcdeFghij xx", True),
         ({"type": "present", "text": "abcdefghij", "max_diffs": 1}, "xx abcdeFGhij xx", False),
         ({"type": "present", "text": "tail", "first_n": 5}, "the long tail", False),
-        ({"type": "absent", "text": "Page 3"}, "see page 3", False),
+        ({"type": "absent", "text": "Page 3"}, "see page 3", True),
+        ({"type": "absent", "text": "Page 3", "case_sensitive": False}, "see page 3", False),
         ({"type": "absent", "text": "3", "last_n": 2}, "3 is at the start", True),
         ({"type": "order", "before": "first", "after": "second"}, "first, second", True),
         ({"type": "order", "before": "second", "after": "first"}, "first, second", False),
+        ({"type": "order", "before": "same", "after": "same", "max_diffs": 2}, "the same", False),
+        ({"type": "order", "before": "abcdef", "after": "uvwxyz", "max_diffs": 1}, "abXcdef uvwyz", True),
+        ({"type": "order", "before": "abcdef", "after": "uvwxyz", "max_diffs": 1}, "abXXcdef uvwyz", False),
         ({"type": "table", "cell": "20", "up": "10", "left": "2024"}, TABLE, True),
         ({"type": "table", "cell": "20", "top_heading": "Cost", "left_heading": "2024"}, TABLE, True),
         ({"type": "table", "cell": "20", "top_heading": "Year"}, TABLE, False),
-        ({"type": "table", "cell": "20", "down": "10"}, TABLE, False),
+        ({"type": "table", "cell": "10", "down": "2023"}, TABLE, False),
+        ({"type": "table", "cell": "20", "down": "nothing is below"}, TABLE, True),
+        ({"type": "table", "cell": "20", "top_heading": "Cost"}, TABLE.replace("Cost", ""), False),
         ({"type": "math", "math": "a + b"}, "so $$a+b=c$$", True),
         ({"type": "baseline"}, "text", True),
         ({"type": "baseline"}, " \n--", False),
-        ({"type": "baseline"}, "end " + "no no " * 40, False),
+        ({"type": "baseline"}, "end " + "no " * 31, False),
+        ({"type": "baseline"}, "end " + "no " * 30, True),
+        ({"type": "baseline"}, "\u4e2d made up", False),
+        ({"type": "baseline", "check_disallowed_characters": False}, "\u4e2d", True),
+        ({"type": "baseline", "max_length": 2}, "ab", True),
+        ({"type": "baseline", "max_length": 2}, "abc", False),
     ],
 )
 def test_unit_tests_by_hand(test: dict[str, Any], markdown: str, passed: bool) -> None:
@@ -257,9 +269,77 @@ def test_a_page_that_was_not_read_passes_nothing() -> None:
     assert samples["tests_passed"] == (0.0, 2.0)
 
 
+def edits_at(needle: str, text: str) -> list[int]:
+    """Return the fewest edits between ``needle`` and any text that begins at each offset."""
+    return [
+        min(Levenshtein.distance(needle, text[start:end]) for end in range(start, len(text) + 1))
+        for start in range(len(text) + 1)
+    ]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text("abc", min_size=1, max_size=5), st.text("abc", max_size=12), st.integers(0, 2))
+def test_near_matches_are_the_best_starts_of_every_group(needle: str, text: str, most: int) -> None:
+    found, edits = near_matches(needle, text, most), edits_at(needle, text)
+    close = [start for start, count in enumerate(edits) if count <= most]
+    assert bool(found) == bool(close)
+    assert all(edits[start] <= most for start in found)
+    if close:
+        assert min(edits) == min(edits[start] for start in found)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"layout_dets": None},
+        {"layout_dets": ["text"]},
+        {"layout_dets": [{"text": "no category"}]},
+        {"layout_dets": [{"category_type": "table", "html": 5}]},
+        {"layout_dets": [{"category_type": "text_block", "anno_id": [1]}]},
+        {"layout_dets": [{"category_type": "text_block", "text": "\ud800"}]},
+        {"page_info": {"image_path": 5}},
+        {"page_info": {"image_path": "a\0b"}},
+        {"page_info": {"image_path": "p.jpg", "page_attribute": ["x"]}},
+        {"extra": [1]},
+        {"extra": {"relation": "abc"}},
+        {"extra": {"relation": [{"relation_type": "truncated", "source_anno_id": []}]}},
+    ],
+)
+def test_an_annotation_that_cannot_be_scored_is_refused_when_it_is_read(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "truth.json"
+    right = page(element("text_block", 1, text="abc")).annotation
+    file.write_text(json.dumps([right]))
+    assert read_omnidocbench(file)[0].name == "p"
+    file.write_text(json.dumps([{**right, **wrong}]))
+    with pytest.raises(TruthError, match=r"truth\.json"):
+        read_omnidocbench(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "unknown"}, {"type": ["present"]}, {"text": None}, {"text": " "}, {"pdf": 5}, {"page": "x"},
+        {"max_diffs": "x"}, {"max_diffs": -1}, {"max_diffs": 1e30}, {"first_n": "x"}, {"type": "math"},
+        {"type": "order", "before": "a"}, {"type": "table", "cell": "a", "up": 5}, {"text": "\ud800"},
+    ],
+)  # fmt: skip
+def test_a_unit_test_that_cannot_be_checked_is_refused_with_its_line(
+    wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    right = {"pdf": "a.pdf", "page": 1, "type": "present", "text": "b"}
+    lines = (json.dumps(right), json.dumps({**right, **wrong}))
+    (tmp_path / "t.jsonl").write_text(lines[0])
+    assert read_unit_tests(tmp_path)[0].label == "a_pg1"
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    with pytest.raises(TruthError, match=r"t\.jsonl:2"):
+        read_unit_tests(tmp_path)
+
+
 def test_what_is_no_annotation_is_named(tmp_path: Path) -> None:
     file = tmp_path / "truth.json"
-    for wrong in ("{", "3", json.dumps([{"page_info": {}}])):
+    for wrong in ("{", "3", "[" * 100_000, json.dumps([{"page_info": {}}])):
         file.write_text(wrong)
         with pytest.raises(TruthError, match=r"truth\.json"):
             read_omnidocbench(file)

@@ -30,7 +30,7 @@ def test_answer_has_every_promised_field(server: Server) -> None:
     assert first["dpi"] == 150
     assert set(first["tokens"]) == {
         *("visual", "kept", "retention", "patches", "kept_patches", "keep_ratio"),
-        *("text_density", "diversity", "prompt", "output"),
+        *("text_density", "diversity", "prompt", "output", "drafted", "accepted"),
     }
     assert set(first["timing_ms"]) == {
         *("queue", "rasterize", "preprocess", "encode", "prune", "prefill", "decode", "total")

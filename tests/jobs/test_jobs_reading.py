@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +17,10 @@ from app.errors import StorageUnavailable
 from app.jobs.blobs import Blobs
 from app.jobs.store import Store
 from app.jobs.tables import attempts
+from app.jobs.worker import reading as reading_module
 from app.jobs.worker.page_store import Entry, PageStore
 from app.jobs.worker.result_writer import ResultWriter
+from app.output.checks import Checks, check_page
 
 
 def num_open(store: Store) -> int:
@@ -144,6 +147,34 @@ class CountingStore(PageStore):
     def write(self, worker_id: str, entries: Sequence[Entry]) -> None:
         self.num_writes += 1
         super().write(worker_id, entries)
+
+
+def test_pages_that_are_cancelled_while_they_are_checked_are_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checking, go_on = threading.Event(), threading.Event()
+
+    def slow(*page: Any) -> Checks:
+        checking.set()
+        go_on.wait(PATIENCE_S)
+        return check_page(*page)
+
+    monkeypatch.setattr(reading_module, "check_page", slow)
+
+    async def run() -> None:
+        bench = Bench(tmp_path, max_pages_in_flight=1)
+        job_id = bench.job(1)
+        bench.reader.gate.set()
+        batch = asyncio.create_task(bench.worker.read(job_id, 0))
+        assert await asyncio.to_thread(checking.wait, PATIENCE_S)
+        assert num_open(bench.store) == 1
+        bench.store.cancel(job_id)
+        bench.worker.cancel(job_id)
+        go_on.set()
+        await batch
+        assert num_open(bench.store) == 0, "it would share the blame for deaths of its worker"
+
+    asyncio.run(run())
 
 
 def test_pages_that_come_one_after_the_other_are_written_together(tmp_path: Path) -> None:

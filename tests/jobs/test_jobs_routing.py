@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jobs_bench import Bench, NoQueue, started
+from modes_reader import ALL, HALF, LESS, SCALES, WORDS, Answer, ModesReader, Stream, reading
 from PIL import Image
 from printed_pages import printed
 from test_jobs_reading import num_open
@@ -21,9 +21,7 @@ from app.document import (
     PageResult,
     PageWarning,
     ParseOptions,
-    Reading,
     ReadOptions,
-    TokenCounts,
 )
 from app.errors import BadOption, PageFailed
 from app.fake import FakeReader
@@ -33,65 +31,8 @@ from app.jobs.worker.routing import MIN_GLYPH_PX, sharper_mode
 from app.places import Claim
 from app.reader import KnowsModes, PageReader
 
-WORDS = tuple("the northern store has forty sheets of white stock and twelve of gray".split())
-ALL, HALF, LESS = " ".join(WORDS), " ".join(WORDS[:6]), WORDS[0]
 WHITE = Page(0, Image.new("RGB", (400, 400), "white"))
 PRINTED = Page(0, printed(), words=WORDS, glyph_px=24.0)
-SCALES = {"small": 0.3, "large": 0.7, "gundam": 1.1}
-Answer = str | Reading | Exception | None
-
-
-def reading(text: str = ALL, mode: str = "large", prune: str = "rtprune", finish: str = "stop") -> Reading:
-    kept = 100 if prune == "none" else 60
-    tokens = TokenCounts(110, kept + 10, 100, kept, kept / 100, 0.2, None, 5, 9)
-    attempt = Attempt(mode, prune, 90, finish, 9)  # type: ignore[arg-type]
-    return Reading(text, finish, -0.1, mode, tokens, {"decode": 2.0}, attempts=(attempt,))  # type: ignore[arg-type]
-
-
-class Stream:
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
-
-    async def pieces(self) -> AsyncIterator[str]:
-        yield ""
-
-    async def result(self) -> Reading:
-        if self._answer is None:
-            await asyncio.Event().wait()
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        assert isinstance(self._answer, Reading)
-        return self._answer
-
-    def cancel(self) -> None:
-        pass
-
-
-class ModesReader:
-    """Gives one answer after the other, and notes how each was asked for. ``None``: never."""
-
-    model_name = "modes"
-    modes = ("small", "large", "gundam", "untrained")
-    default_mode = "large"
-
-    def __init__(self, *answers: Answer, scales: Mapping[str, float] = SCALES) -> None:
-        self.asked: list[ReadOptions] = []
-        self._answers, self._scales = list(answers or (ALL,)), scales
-
-    def scales(self, width: int, height: int) -> Mapping[str, float]:
-        return self._scales
-
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> Stream:
-        if options.mode not in (None, *self.modes):
-            raise BadOption(f"mode {options.mode}")
-        self.asked.append(options)
-        answer = self._answers.pop(0)
-        if isinstance(answer, str):
-            answer = reading(answer, options.mode or self.default_mode, options.prune)
-        return Stream(answer)
-
-    async def close(self) -> None:
-        pass
 
 
 class OnePage:
@@ -125,7 +66,7 @@ def read(
     """The result of a document of this page."""
 
     async def run() -> PageResult:
-        bench = Bench(folder, **settings)
+        bench = Bench(folder, **{"recall_retry": True, **settings})
         job_id = bench.job(1, options=ParseOptions(options or ReadOptions()))
         await worker_of(bench, page, reader).read(job_id, 0)
         assert num_open(bench.store) == 0
@@ -270,6 +211,9 @@ def test_a_second_reading_that_is_no_better_is_dropped_and_there_is_no_third(
     assert result.failure is None
 
 
+RESTORED = replace(
+    reading(HALF), attempts=(*reading().attempts, Attempt("large", "none", 90, "stop", 9, "risk"))
+)
 ONCE: dict[str, tuple[Answer, Page, ReadOptions, dict[str, Any]]] = {
     "enough of the layer is there": (ALL, PRINTED, ReadOptions(), {}),
     "switched off": (HALF, PRINTED, ReadOptions(), {"recall_retry": False}),
@@ -278,6 +222,12 @@ ONCE: dict[str, tuple[Answer, Page, ReadOptions, dict[str, Any]]] = {
     "a question of the client's own": (HALF, PRINTED, ReadOptions(prompt="Locate it."), {}),
     "a ratio that the client chose": (HALF, PRINTED, ReadOptions(mode="large", keep_ratio=0.5), {}),
     "unpruned in a mode that was asked for": (HALF, PRINTED, ReadOptions(mode="large", prune="none"), {}),
+    "restored by the reader, in a mode that was asked for": (
+        RESTORED,
+        PRINTED,
+        ReadOptions(mode="large"),
+        {},
+    ),
     "unpruned in the sharpest mode": (reading(HALF, "gundam", "none"), PRINTED, ReadOptions(), {}),
     "not read to its end": (reading(HALF, finish="length"), PRINTED, ReadOptions(), {}),
 }
@@ -335,7 +285,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
     """It may have died of the second reading."""
 
     async def run() -> None:
-        bench = Bench(tmp_path)
+        bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         bench.log.write("a", [started(job_id, 0)])
         bench.log.mark_worker_dead("a")
@@ -350,7 +300,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, is_closed: bool) -> None:
     async def run() -> None:
-        bench = Bench(tmp_path)
+        bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         reader = ModesReader(HALF, None)
         worker = worker_of(bench, PRINTED, reader)

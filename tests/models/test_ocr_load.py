@@ -28,6 +28,7 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
 from app.errors import NotReady
+from app.ocr.engine.loops import NgramRule
 from app.ocr.models import deepseek
 from app.ocr.models.checkpoint import CheckpointError, locate
 from app.ocr.models.checkpoint_spec import (
@@ -39,7 +40,7 @@ from app.ocr.models.checkpoint_spec import (
 )
 from app.ocr.models.config import read_config
 from app.ocr.models.deepseek import UNUSED_KEYS, load_model
-from app.ocr.models.model import OcrModel
+from app.ocr.models.model import OcrModel, SeveralPages
 from app.ocr.sizing import require_memory
 
 DEEPSEEK = shared_folder() / "deepseek-ocr"
@@ -194,6 +195,8 @@ def test_unlimited_ocr_keeps_its_sliding_window(
     config = original_config() | {"model_type": model_type, "sliding_window": 96}
     model = load_model(write_checkpoint(tmp_path, tensors, config=config, recipe=None))
     assert (model.name, model.default_prompt) == ("Unlimited-OCR", "document parsing.")
+    assert model.ngram == NgramRule(35, 128)
+    assert model.several_pages == SeveralPages("base", "Multi page parsing.", NgramRule(35, 1024), "<PAGE>")
     assert model.layer_types == ("reference_sliding_attention",) * 3
     assert model.sliding_window == 96
 

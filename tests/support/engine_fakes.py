@@ -15,7 +15,7 @@ from app.ocr.engine.loops import NgramRule
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.task import PageTask, new_task
-from app.ocr.models.model import DecoderLayers, Mode, PageViews
+from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 from rtprune import VisualTokens
 
@@ -93,6 +93,7 @@ class FakeOcr:
     eos_id: int = 1
     ngram_exempt_ids: frozenset[int] = frozenset()
     ngram: NgramRule = field(default_factory=NgramRule)
+    several_pages: SeveralPages | None = None
     strict_ngram_n: int = 2
     min_confidence: float | None = None
     risk_curve: RiskCurve = UNCALIBRATED
@@ -127,6 +128,10 @@ class FakeOcr:
         if "<image>" in prompt:
             raise BadOption("a prompt cannot hold <image>")
         return [4 + ord(character) % 90 for character in prompt]
+
+    def text_ids(self, text: str) -> list[int]:
+        """The inverse of ``decode_text``."""
+        return [ord(character) - 0x100 for character in text if ord(character) >= 0x100]
 
     def decode_text(self, ids: Sequence[int]) -> str:
         return "".join(chr(0x100 + token) for token in ids)

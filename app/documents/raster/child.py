@@ -31,6 +31,7 @@ class PageRequest:
     ``dpi``: resolution of a PDF page; ``None``: chosen from the page. ``is_first``: the page is the first one
     read of its document, so it carries the warnings about the whole document. ``follows_print``: measure the
     print of a PDF page in its text layer, and choose a higher resolution where it is small.
+    ``places_words``: tell where its words are.
     """
 
     path: str
@@ -41,6 +42,7 @@ class PageRequest:
     max_image_pixels: int
     is_first: bool = False
     follows_print: bool = False
+    places_words: bool = False
 
 
 def count_pages(path: str, file_format: str) -> int:
@@ -69,6 +71,7 @@ def rasterize(request: PageRequest) -> Page:
                 request.max_page_pixels,
                 is_first=request.is_first,
                 follows_print=request.follows_print,
+                places_words=request.places_words,
             )
         return image_page(
             request.path,

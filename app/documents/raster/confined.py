@@ -24,7 +24,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -150,6 +150,7 @@ def _answer(message: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         "words": page.words,
         "has_text": page.has_text,
         "glyph_px": page.glyph_px,
+        "placed_words": [astuple(word) for word in page.placed_words],
         "warnings": [asdict(warning) for warning in page.warnings],
     }
     return said, page.image.tobytes()

@@ -5,10 +5,10 @@ import math
 import mmap
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from app.document import Page, PageWarning, WarningCode
+from app.document import Page, PageWarning, PlacedWord, WarningCode
 from app.documents.raster.images import loses_detail
 from app.documents.raster.poppler import (
     POINTS_PER_INCH,
@@ -19,10 +19,11 @@ from app.documents.raster.poppler import (
     glyph_height,
     has_undrawable_font,
     pictures_on,
+    placed_words,
     render,
     text_of,
 )
-from app.documents.raster.text_layer import has_cjk, is_garbage, words_of
+from app.documents.raster.text_layer import MAX_WORD_CHARS, MAX_WORDS, has_cjk, is_garbage, words_of
 from app.errors import TooManyPixels
 
 BASE_DPI = 150.0
@@ -72,13 +73,20 @@ DETAILS: dict[WarningCode, str] = {
 
 
 def pdf_page(
-    path: str, index: int, dpi: int | None, max_pixels: int, *, is_first: bool, follows_print: bool = False
+    path: str,
+    index: int,
+    dpi: int | None,
+    max_pixels: int,
+    *,
+    is_first: bool,
+    follows_print: bool = False,
+    places_words: bool = False,
 ) -> Page:
     """Render one page as viewers show it. Raise the page's ``ParseError``. ``dpi``: ``None`` chooses from
     the page.
 
     ``is_first``: include the warnings about the whole document. ``follows_print``: measure the print in the
-    text layer, and choose a higher resolution where it is small.
+    text layer, and choose a higher resolution where it is small. ``places_words``: tell where words are.
     """
     page = describe_page(path, index + 1)
     longer_pt = max(page.width_pt, page.height_pt)
@@ -86,7 +94,8 @@ def pdf_page(
     text = text_of(page)
     words = words_of(text)
     is_usable = bool(words) and not is_garbage(words)
-    glyph_pt = glyph_height(page, SMALLEST_SHARE) if follows_print and is_usable else None
+    placed = placed_words(page) if is_usable and (follows_print or places_words) else []
+    glyph_pt = glyph_height(placed, SMALLEST_SHARE) if follows_print else None
     wanted = chosen_dpi(longer_pt, picture_dpi, glyph_pt) if dpi is None else dpi
     used = fitting_dpi(page.width_pt, page.height_pt, wanted, max_pixels)
     image, complaints = render(page, max(1, round(longer_pt * used / POINTS_PER_INCH)))
@@ -107,7 +116,18 @@ def pdf_page(
         words=words if is_usable else None,
         has_text=bool(text.strip()),
         glyph_px=None if glyph_pt is None else glyph_pt * used / POINTS_PER_INCH,
+        placed_words=_in_pixels(placed, used / POINTS_PER_INCH) if places_words else (),
         warnings=tuple(warnings),
+    )
+
+
+def _in_pixels(words: Sequence[PlacedWord], scale: float) -> tuple[PlacedWord, ...]:
+    return tuple(
+        PlacedWord(
+            word.text[:MAX_WORD_CHARS],
+            *(round(side * scale, 1) for side in (word.left, word.top, word.right, word.bottom)),
+        )
+        for word in words[:MAX_WORDS]
     )
 
 

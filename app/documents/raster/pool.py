@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from PIL import Image
 
-from app.document import Failure, Page, PageWarning, WarningCode
+from app.document import Failure, Page, PageWarning, PlacedWord, WarningCode
 from app.documents.raster.child import PageRequest
 from app.documents.raster.ipc import LENGTH, FrameError, frame_length, message_of, pack
 from app.documents.raster.poppler import PROGRAMS
@@ -118,6 +118,24 @@ def _check_page(header: dict[str, Any]) -> None:
     if not all(isinstance(word, str) and len(word) <= MAX_WORD_CHARS for word in words or ()):
         raise _ChildDied
     _warnings(header.get("warnings"))
+    _placed_words(header.get("placed_words", []))
+
+
+def _placed_words(told: Any) -> tuple[PlacedWord, ...]:
+    """Return the places of words in an answer. Raise ``_ChildDied`` if they are invalid."""
+    if not isinstance(told, list) or len(told) > MAX_WORDS:
+        raise _ChildDied
+    placed: list[PlacedWord] = []
+    for one in told:
+        if not (isinstance(one, list) and len(one) == 5 and isinstance(one[0], str)):
+            raise _ChildDied
+        text, *box = one
+        if len(text) > MAX_WORD_CHARS or not all(
+            isinstance(x, float | int) and math.isfinite(x) for x in box
+        ):
+            raise _ChildDied
+        placed.append(PlacedWord(text, *map(float, box)))
+    return tuple(placed)
 
 
 def _warnings(told: Any) -> tuple[PageWarning, ...]:
@@ -238,6 +256,7 @@ class Rasterizers:
             max_image_pixels=int(self._settings.max_image_megapixels * 1e6),
             is_first=is_first,
             follows_print=self._settings.router_mode,
+            places_words=self._settings.drafts,
         )
         wanted = _Request(
             {"op": "page", "page": asdict(request)},
@@ -272,6 +291,7 @@ class Rasterizers:
             words=None if header["words"] is None else tuple(header["words"]),
             has_text=bool(header.get("has_text")),
             glyph_px=header.get("glyph_px"),
+            placed_words=_placed_words(header.get("placed_words", [])),
             warnings=_warnings(header["warnings"]),
         )
 

@@ -18,6 +18,7 @@ from typing import IO
 from pdf2image.parsers import parse_buffer_to_ppm
 from PIL import Image
 
+from app.document import PlacedWord
 from app.errors import EncryptedPdf, NotReady, UnreadableFile, UnreadablePage
 
 PROGRAMS = ("pdfinfo", "pdftoppm", "pdfimages", "pdftotext", "pdffonts", "pdfdetach")
@@ -54,10 +55,10 @@ CJK_PROBES = {
 }
 """For each character collection an encoding, a font, and two characters that differ in any font with them."""
 BBOX_WORD = re.compile(
-    rb'yMin="([0-9]{1,9}\.[0-9]{1,9})" xMax="[^"]{1,20}" '
+    rb'xMin="([0-9]{1,9}\.[0-9]{1,9})" yMin="([0-9]{1,9}\.[0-9]{1,9})" xMax="([0-9]{1,9}\.[0-9]{1,9})" '
     rb'yMax="([0-9]{1,9}\.[0-9]{1,9})">([^<]{1,1000})</word>'
 )
-"""Top and bottom of a word in points of the page, and the word as HTML."""
+"""Left, top, right and bottom of a word in points of the page, and the word as HTML."""
 PROBE_PX = 48
 CJK_ENCODINGS = (
     ("GB1", ("GB", "UniGB")),
@@ -235,19 +236,31 @@ def text_of(page: PdfPage) -> str:
     return said.decode("utf-8", errors="replace")
 
 
-def glyph_height(page: PdfPage, share: float) -> float | None:
-    """Return the height in points, descender to ascender, that ``share`` of the text layer's letters do not
+def placed_words(page: PdfPage) -> list[PlacedWord]:
+    """Return the words of the text layer with their places in points of the page as it is shown."""
+    said, _ = _run("pdftotext", *page.only[:4], "-bbox", "-enc", "UTF-8", page.path, "-")
+    across, down = (0, 0) if page.window_pt is None else page.window_pt[:2]
+    return [
+        PlacedWord(
+            html.unescape(word.decode("utf-8", errors="replace")),
+            float(left) - across,
+            float(top) - down,
+            float(right) - across,
+            float(bottom) - down,
+        )
+        for left, top, right, bottom, word in BBOX_WORD.findall(said)
+    ]
+
+
+def glyph_height(words: Sequence[PlacedWord], share: float) -> float | None:
+    """Return the height in points, descender to ascender, that ``share`` of the words' letters do not
     exceed; ``None`` without letters.
 
     The fonts tell it, not the picture. Words of a line that runs upwards count with their length.
     """
-    said, _ = _run("pdftotext", *page.only[:4], "-bbox", "-enc", "UTF-8", page.path, "-")
-    words = sorted(
-        (float(bottom) - float(top), len(html.unescape(word.decode("utf-8", errors="replace"))))
-        for top, bottom, word in BBOX_WORD.findall(said)
-    )
-    left = share * sum(num_letters for _, num_letters in words)
-    for height, num_letters in words:
+    heights = sorted((word.bottom - word.top, len(word.text)) for word in words)
+    left = share * sum(num_letters for _, num_letters in heights)
+    for height, num_letters in heights:
         left -= num_letters
         if left <= 0:
             return height if height > 0 else None

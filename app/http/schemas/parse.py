@@ -239,6 +239,10 @@ class TokensShape(BaseModel):
     diversity: float | None = None
     prompt: int
     output: int
+    drafted: int = Field(0, description="Tokens proposed from the PDF's text layer, over all attempts.")
+    accepted: int = Field(
+        0, description="Those of them that the model chose, too: each saved a decoder step."
+    )
 
 
 class FigureShape(BaseModel):

@@ -286,7 +286,8 @@ class BatchRunner:
     async def _with_model(self, job: Job, page: Page, before: Attempt) -> AsyncIterator[None]:
         """Record that the model has this page; undo the record if no result follows.
 
-        A defect of the reader is logged, and becomes ``PageFailed``.
+        Rendering and checks belong to it: a page that is cancelled during these has no result either. A
+        defect of the reader is logged, and becomes ``PageFailed``.
         """
         try:
             again = before.together > 0
@@ -301,7 +302,7 @@ class BatchRunner:
             raise
         except Exception as error:
             logger.exception("page failed", extra={"document": job.id, "index": page.index})
-            raise PageFailed("the model failed on this page") from error
+            raise PageFailed("reading this page failed") from error
 
     async def _rasterized(self, job: Job, path: Path, index: int) -> Page:
         with tracing.span("rasterize"):
@@ -324,7 +325,7 @@ class BatchRunner:
         async with self._with_model(job, page, before):
             limit_s = self._settings.page_deadline_s
             reading = await self._read_page(job, page, route.options, limit_s, is_live=job.options.is_live)
-        return await self._checked(page, route.of(reading), time.perf_counter() - started)
+            return await self._checked(page, route.of(reading), time.perf_counter() - started)
 
     async def _read_again(self, job: Job, page: Page, before: Attempt, first: Checked) -> Checked:
         """Read a page once more if its text layer says that much is missing. Return the better reading.
@@ -341,7 +342,7 @@ class BatchRunner:
         try:
             async with self._with_model(job, page, before):
                 reading = await self._read_page(job, page, route.options, left_s, is_live=False)
-            second = await self._checked(page, route.of(reading), time.perf_counter() - started)
+                second = await self._checked(page, route.of(reading), time.perf_counter() - started)
         except ParseError as error:
             logger.info(
                 "no second reading", extra={"document": job.id, "index": page.index, "reason": str(error)}

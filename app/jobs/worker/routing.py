@@ -80,13 +80,16 @@ class Router:
     def again(self, page: Page, asked: ReadOptions, reading: Reading, checks: Checks) -> Route | None:
         """Return how to read a page a second time; ``None`` if that is not worth it.
 
-        Without pruning, if its text came from pruned tokens; else in a sharper mode. A reading that did not
-        end by itself is final: the reader has retried what loops and noise, and limits stay limits.
+        Without pruning, if its text came from pruned tokens and the reader has not tried that; else in a
+        sharper mode. A reading that did not end by itself is final: the reader has retried loops and noise,
+        and limits stay limits.
         """
         is_worth = self._settings.recall_retry and checks.has_missed_the_layer
         if self._modes is None or not is_worth or asked.prompt is not None or reading.finish_reason != "stop":
             return None
-        if reading.tokens.kept_patches < reading.tokens.patches and asked.keep_ratio is None:
+        is_pruned = reading.tokens.kept_patches < reading.tokens.patches
+        was_restored = any(attempt.prune == "none" for attempt in reading.attempts)
+        if is_pruned and not was_restored and asked.keep_ratio is None:
             return Route(replace(asked, mode=reading.mode, prune="none"), "text_layer")
         sharper = None
         if asked.mode is None:

@@ -170,3 +170,62 @@ class RunsDecode:
         beyond = self._columns[:most] >= held[rows, None]
         mask = torch.zeros(beyond.shape, dtype=self._cache.shape.dtype, device=beyond.device)
         return rows, most, mask.masked_fill_(beyond, -torch.inf)[:, None, None]
+
+
+class DraftDecode:
+    """Decode step that gives row i ``counts[i]`` tokens: its last one, and drafts of those that may follow.
+
+    Tokens are packed one row after the other, as in ``EachPrefill``. Rows are read in runs, as in
+    ``RunsDecode``; within a run, rows with fewer tokens are padded. Not for sliding windows, whose ring a
+    rejected draft would have overwritten.
+    """
+
+    def __init__(self, cache: KvCache, counts: Sequence[int]) -> None:
+        device = cache.lengths.device
+        self._cache = cache
+        counts_there = torch.tensor(counts, device=device)
+        self.rows = torch.arange(len(counts), device=device).repeat_interleave(counts_there)  # (N,)
+        self.starts = counts_there.cumsum(0) - counts_there  # (n,)
+        self.offsets = torch.arange(len(self.rows), device=device) - self.starts[self.rows]
+        self.places = cache.lengths[self.rows] + self.offsets
+        lengths = [length + count for length, count in zip(cache.host_lengths, counts, strict=True)]
+        runs = runs_of_like_length(lengths, CALL_TOKENS[device.type], ROUND_TO)
+        self._runs = [self._run(slice(rows.start, rows.stop), lengths, counts) for rows in runs]
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Map (1, H, N, D) queries to (1, N, H, D)."""
+        self._cache.write_packed(
+            layer, self.rows, self.places, key[0].transpose(0, 1), value[0].transpose(0, 1)
+        )
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        grouped = query.shape[1] != key.shape[1]
+        outs = [
+            scaled_dot_product_attention(
+                query[0][:, at].transpose(0, 1),  # (n, H, T, D)
+                keys[rows, :most].transpose(1, 2),
+                values[rows, :most].transpose(1, 2),
+                attn_mask=mask,
+                scale=scale,
+                enable_gqa=grouped,
+            ).transpose(1, 2)[is_own]
+            for rows, most, at, is_own, mask in self._runs
+        ]
+        return torch.cat(outs)[None]
+
+    def _run(
+        self, rows: slice, lengths: Sequence[int], counts: Sequence[int]
+    ) -> tuple[slice, int, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the rows, how many keys are read, where each row's tokens are, (n, T), whether they are its
+        own and not padding, and a mask to add to the scores, (n, 1, T, keys).
+        """
+        most = min(-(-max(lengths[rows]) // ROUND_TO) * ROUND_TO, self._cache.plan.slot_tokens)
+        device = self._cache.lengths.device
+        steps = torch.arange(max(counts[rows]), device=device)
+        last = torch.tensor(counts[rows], device=device)[:, None] - 1
+        at = self.starts[rows, None] + torch.minimum(steps, last)
+        held = self._cache.lengths[rows, None] + torch.minimum(steps, last) + 1  # (n, T)
+        beyond = torch.arange(most, device=device) >= held[:, :, None]
+        mask = torch.zeros(beyond.shape, dtype=self._cache.shape.dtype, device=device)
+        return rows, most, at, steps <= last, mask.masked_fill_(beyond, -torch.inf)[:, None]

@@ -12,7 +12,7 @@ import torch
 
 from app.ocr.cuda import choose
 from app.ocr.engine import packed_attention
-from app.ocr.engine.attention import EachPrefill, RunsDecode, Step, install
+from app.ocr.engine.attention import DraftDecode, EachPrefill, RunsDecode, Step, install
 from app.ocr.engine.decode_state import DecodeState
 from app.ocr.engine.device import adopt, reader_for, runner_for
 from app.ocr.engine.kv_cache import KvCache, KvPlan, KvShape, to_device
@@ -57,6 +57,14 @@ class Choices:
     def read(self) -> list[Choice]:
         """Wait until the device has finished that pass; return one choice per row."""
         return [Choice(int(a), b > 0, c > 0, d) for a, b, c, d in zip(*self._read(), strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Tokens chosen in a step that verified drafts, earlier ones of a row first. ``rows``: each one's row."""
+
+    choices: Choices
+    rows: list[int]
 
 
 class StepAttention(Step, Protocol):
@@ -170,6 +178,89 @@ class Decoder:
         self.cache.advance()
         return Choices(self._read_later(chosen))
 
+    @property
+    def verifies_drafts(self) -> bool:
+        """Whether ``verify`` works here: on a CPU, where the host waits for each step anyway, and without a
+        sliding window.
+        """
+        return self.cache.lengths.device.type == "cpu" and self.cache.window is None
+
+    @torch.inference_mode()
+    def verify(self, drafts: Sequence[Sequence[int]]) -> Verified:
+        """Choose tokens for every row: those of its draft that ``step`` would choose, and one more.
+
+        ``drafts``: what may follow each row's last token. Draft and step are one forward pass over N tokens.
+        Ban and loop state are applied token by token, so a row gets the tokens of as many steps. What was
+        written for tokens that were not chosen is wiped.
+        """
+        counts = [1 + len(draft) for draft in drafts]
+        attention = DraftDecode(self.cache, counts)
+        chosen: _Chosen | None = None
+        try:
+            logits = self._draft_logits(drafts, attention)
+            # a draft whose numbers overflow must not fail the page: its keys are seen with a weight of 0
+            if bool(logits.isfinite().all()):
+                chosen = self._chosen(logits, drafts, attention.starts)
+        finally:
+            kept = torch.tensor([1] * len(counts) if chosen is None else chosen.counts)
+            is_lost = attention.offsets >= kept[attention.rows]
+            self.cache.storage[:, attention.rows[is_lost], attention.places[is_lost]] = 0
+        if chosen is None:
+            return Verified(self.step(), list(range(self.num_rows)))
+        for rows, repeats in chosen.repeats:
+            self.rows.repeats.paste(rows, repeats)
+        self.rows.tokens[: len(counts)] = chosen.tokens
+        self.rows.positions[: len(counts)] += kept
+        self.cache.lengths[: len(counts)] += kept.int()
+        self.rows.logprob_sums[: len(counts)] = chosen.logprob_sums
+        self.cache.advance(chosen.counts)
+        return Verified(Choices(self._read_later(chosen.fields)), chosen.rows)
+
+    def _draft_logits(self, drafts: Sequence[Sequence[int]], attention: DraftDecode) -> torch.Tensor:
+        """Return (N, V) float32 logits after each row's last token and each token of its draft."""
+        ids = torch.tensor([token for draft in drafts for token in (0, *draft)])
+        ids[attention.starts] = self.rows.tokens[: len(drafts)]
+        positions = self.rows.positions[attention.rows] + attention.offsets
+        hidden = self._layers(self._model.embed(ids[None]), positions[None], attention)  # (1, N, D)
+        return self._layers.head(hidden[0]).float()
+
+    def _chosen(
+        self, logits: torch.Tensor, drafts: Sequence[Sequence[int]], starts: torch.Tensor
+    ) -> "_Chosen":
+        """Choose as ``run_rows`` does, one token of every row at a time, for the rows whose draft agrees."""
+        rows = list(range(len(drafts)))
+        repeats = self.rows.repeats.copied(rows)
+        logprob_sums, tokens = self.rows.logprob_sums[rows], self.rows.tokens[rows]
+        counts = [0] * len(drafts)
+        fields: list[torch.Tensor] = []
+        order: list[int] = []
+        ended: list[tuple[list[int], RepeatState]] = []
+        while rows:
+            at = counts[rows[0]]  # as many for all that are left
+            scores = logits[starts[rows] + at]
+            wanted = scores.argmax(dim=-1)
+            chosen = repeats.banned(scores).argmax(dim=-1)
+            extended = repeats.after(chosen)
+            repeats.accept(extended)
+            sums = logprob_sums[rows] + chosen_logprobs(scores, chosen)
+            logprob_sums[rows], tokens[rows] = sums, chosen
+            fields.append(
+                torch.stack([f.double() for f in (chosen, extended.is_repeating, chosen != wanted, sums)])
+            )
+            order += rows
+            agrees = [
+                at < len(drafts[row]) and drafts[row][at] == token
+                for row, token in zip(rows, chosen.tolist(), strict=True)
+            ]
+            for row in rows:
+                counts[row] = at + 1
+            if not all(agrees):
+                gone = [i for i, agreed in enumerate(agrees) if not agreed]
+                ended.append(([rows[i] for i in gone], repeats.copied(gone)))
+                stay = [i for i, agreed in enumerate(agrees) if agreed]
+                rows, repeats = [rows[i] for i in stay], repeats.copied(stay)
+        return _Chosen(torch.cat(fields, dim=1), order, counts, tokens, logprob_sums, ended)
+
     @torch.inference_mode()
     def release(self, row: int) -> int:
         """Free a row's memory and move the last row into its place. Returns that row's old index."""
@@ -243,6 +334,22 @@ class Decoder:
         self._attention = None
         if not self.is_packed:  # a captured step looks as far back as any rule may
             self.rows.repeats.reach = max((rule.max_distance for rule in self._rules), default=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chosen:
+    """What ``verify`` chose, before any state is changed.
+
+    ``fields``: (4, M) float64, those of ``Choice``, and ``rows``: M, each one's row. By row: ``counts``,
+    ``tokens``, the last one, and ``logprob_sums``. ``repeats``: what takes the place of which rows.
+    """
+
+    fields: torch.Tensor
+    rows: list[int]
+    counts: list[int]
+    tokens: torch.Tensor
+    logprob_sums: torch.Tensor
+    repeats: list[tuple[list[int], RepeatState]]
 
 
 def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

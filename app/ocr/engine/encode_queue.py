@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Protocol
@@ -153,7 +154,13 @@ class EncodeQueue:
         """Preprocess a page, in the pool. Return ``None`` for a page that ended while it waited."""
         if task.is_over:
             return None
-        return prepare(self._model, task.page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
+        if task.draft_text is not None:
+            task.draft_text.prepare()
+        first, *more = (
+            prepare(self._model, page.image, task.attempt_plan, task.prompt_ids, trace=task.trace)
+            for page in (task.page, *task.more)
+        )
+        return replace(first, more=tuple(more)) if more else first
 
     def _prepared(self, task: PageTask, life: int, done: "Future[Prepared | None]") -> None:
         self._num_in_pool -= 1

@@ -11,12 +11,13 @@ If that thread dies, every page fails and so does every later ``submit``, so no 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from app.document import Page, Reading, ReadOptions
 from app.errors import PageFailed
+from app.ocr.engine.drafts import Acceptance, DraftText
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
@@ -89,6 +90,12 @@ class Engine:
         return self._model.modes
 
     @property
+    def page_mark(self) -> str | None:
+        """Text in front of each page of several in one prompt; ``None``: a prompt has one page."""
+        together = self._model.several_pages
+        return None if together is None else together.mark
+
+    @property
     def default_mode(self) -> str:
         return self._model.default_mode
 
@@ -114,15 +121,42 @@ class Engine:
         document_id: str,
         priority: int = 0,
         deadline_seconds: float | None = None,
+        draft_text: DraftText | None = None,
     ) -> EngineStream:
         """Queue a page without waiting.
 
         Higher ``priority`` goes first, except for one page in eight (``FairQueue``). Pages of one priority
         take turns by document. A page whose deadline passes ends with what it has; one not yet begun ends
-        with ``Overloaded``. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the
-        engine has stopped.
+        with ``Overloaded``.
+
+        ``draft_text``: what may be written on the page, by default the words of its text layer; it changes no
+        token. Raise ``BadOption``; ``Overloaded`` for a full queue; ``PageFailed`` when the engine has
+        stopped.
         """
-        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds)
+        if draft_text is None and page.words:
+            draft_text = self.draft_text(" ".join(page.words))
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, draft_text)
+        return self._submit(task, priority)
+
+    def submit_together(
+        self,
+        pages: Sequence[Page],
+        options: ReadOptions,
+        *,
+        document_id: str,
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+    ) -> EngineStream:
+        """Queue several pages as one prompt, whose text the checkpoint divides by ``page_mark``.
+
+        One page is queued as ``submit`` does. Raise ``BadOption`` for a checkpoint that reads one page a
+        prompt, and what ``submit`` raises.
+        """
+        page, *more = pages
+        task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, more=more)
+        return self._submit(task, priority)
+
+    def _submit(self, task: PageTask, priority: int) -> EngineStream:
         with self._lock:
             if self._failure is not None:
                 raise PageFailed(self._failure)
@@ -131,6 +165,14 @@ class Engine:
         # a callback that holds the task makes a circle: the page would stay until the garbage collector runs
         task.done.add_done_callback(self._forget)
         return EngineStream(task, self._model, self._loop, self._settings.piece_interval_seconds)
+
+    def draft_text(
+        self, text: str, acceptance: Acceptance | None = None, *, is_exact: bool = False
+    ) -> DraftText | None:
+        """Return text for ``submit``; ``None`` where no drafts are made."""
+        if not self._loop.max_draft_tokens:
+            return None
+        return DraftText(text, self._model.text_ids, acceptance, is_exact=is_exact)
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""

@@ -185,12 +185,13 @@ class KvCache:
         self.prompts[first : self.num_rows] = held
         return first
 
-    def advance(self) -> None:
-        """Count one more token for every row on the host.
+    def advance(self, counts: Sequence[int] | None = None) -> None:
+        """Count more tokens for every row on the host: ``counts``, or one each.
 
         The step itself advances ``lengths`` on the device.
         """
-        self.host_lengths = [length + 1 for length in self.host_lengths]
+        more = counts or [1] * self.num_rows
+        self.host_lengths = [length + count for length, count in zip(self.host_lengths, more, strict=True)]
 
     def release(self, row: int) -> int:
         """Free a row and move the last row into its place. Returns that row's old index."""

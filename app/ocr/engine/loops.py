@@ -16,6 +16,7 @@ without ever repeating exactly. So each time the ban changes the choice counts a
 UNIT of them within two windows are a loop as well.
 """
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -221,6 +222,20 @@ class RepeatState:
         n = len(extended.history)
         self.history[:n] = extended.history
         self.runs[:n] = extended.runs
+
+    def copied(self, rows: Sequence[int]) -> "RepeatState":
+        """Return a state whose rows are copies of these."""
+        copied = copy.copy(self)
+        at = torch.tensor(rows, dtype=torch.int64, device=self.history.device)
+        for name in ("history", "runs", "run_needed", "is_exempt"):
+            setattr(copied, name, getattr(self, name)[at])
+        return copied
+
+    def paste(self, rows: Sequence[int], copied: "RepeatState") -> None:
+        """Put the history of a copy's rows in the place of these."""
+        at = torch.tensor(rows, dtype=torch.int64, device=self.history.device)
+        self.history[at] = copied.history
+        self.runs[at] = copied.runs
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -94,6 +94,8 @@ class PageLoop:
             lazy=model.device.type == "cpu",
         )
         self.decoder = Decoder(model, DecoderLimits(plan, settings.loops, settings.max_ban_distance(model)))
+        self.max_draft_tokens = settings.max_draft_tokens if self.decoder.verifies_drafts else 0
+        """Most tokens proposed for a page in a step; 0 where none are."""
         self.kv_budget = KvBudget(plan.num_tokens)
         self._is_full = False  # a page waits for memory, and those behind it need not be encoded yet
         self._prefill_limit = BatchLimit(plan.num_slots)
@@ -162,7 +164,8 @@ class PageLoop:
         self._prefill()
         self._clock_s = time.perf_counter()
         self._decode()
-        self._settle(leave=1 if self._running else 0)
+        # a step that verified drafts is over, and what it chose is needed for the next one's
+        self._settle(leave=1 if self._running and not self._drafts_pages() else 0)
         return bool(self._running or self._pending or self.encode_queue.encoded or self._commands)
 
     def wait(self) -> None:
@@ -297,12 +300,36 @@ class PageLoop:
             self._num_alone = len(batch)
         self.encode_queue.encoded = batch + self.encode_queue.encoded
 
+    def _drafts_pages(self) -> bool:
+        return bool(self.max_draft_tokens) and any(
+            task.draft_text is not None and not task.draft_text.acceptance.is_low for task in self._running
+        )
+
+    def _drafts(self) -> list[list[int]]:
+        """Propose the next tokens of every page, where there are any to propose."""
+        if not self._drafts_pages():
+            return []
+        self._settle(leave=0)
+        return [task.draft(self.max_draft_tokens) for task in self._running]
+
+    def _count_drafts(self, drafts: list[list[int]], rows: list[int]) -> None:
+        counts = Counter(rows)
+        for row, draft in enumerate(drafts):
+            if draft:
+                self._running[row].counts_draft(len(draft), counts[row] - 1)
+
     def _decode(self) -> None:
+        drafts = self._drafts()
         if not self._running:
             return
         owners = [(task, task.life) for task in self._running]
         try:
-            choices = self.decoder.step()
+            if any(drafts):
+                verified = self.decoder.verify(drafts)
+                choices, owners = verified.choices, [owners[row] for row in verified.rows]
+                self._count_drafts(drafts, verified.rows)
+            else:
+                choices = self.decoder.step()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise  # no page can be blamed, and the device's state is unknown
@@ -344,7 +371,8 @@ class PageLoop:
         now = time.perf_counter()
         spent_ms, self._clock_s = (now - self._clock_s) * 1e3, now
         # pages that left do not need this pass: its time is charged to those that still do
-        alive = [task for task, life in settled.owners if not task.is_over and task.life == life]
+        owners = dict.fromkeys(settled.owners)  # once each, however many tokens a page got
+        alive = [task for task, life in owners if not task.is_over and task.life == life]
         if not alive:
             return
         if settled.stage == "decode":

@@ -9,6 +9,8 @@ from app.ocr.models.model import OcrModel
 PROMPT_ROOM = 2048
 """Tokens for a page in the largest mode (Gundam's nine tiles: 1,300) and a long prompt."""
 
+MAX_DRAFT_TOKENS = 8
+
 COUNTS = (
     "max_running_pages",
     "max_page_tokens",
@@ -75,11 +77,15 @@ class EngineSettings:
     """
     piece_interval_seconds: float = 0.03
     """Shortest time for which streamed text is gathered, so that consumers do not cost more than decoding."""
+    max_draft_tokens: int = MAX_DRAFT_TOKENS
+    """Most tokens of a page's text layer that are proposed and verified in one step, on a CPU; 0: none."""
 
     def __post_init__(self) -> None:
         for name in COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_draft_tokens < 0:
+            raise ValueError(f"max_draft_tokens must not be negative, got {self.max_draft_tokens}")
         if (self.kv_memory_mib is None) == (self.kv_memory_share is None):
             raise ValueError("give one of kv_memory_mib and kv_memory_share")
         if self.kv_memory_share is not None and not 0 < self.kv_memory_share <= 1:
@@ -106,4 +112,7 @@ class EngineSettings:
 
     def max_ban_distance(self, model: OcrModel) -> int:
         """Return how far back, in tokens, any attempt looks for a repeat."""
-        return max(self.first_ngram(model).max_distance, self.strict_ngram.max_distance)
+        rules = [self.first_ngram(model), self.strict_ngram]
+        if model.several_pages is not None:
+            rules.append(model.several_pages.ngram)
+        return max(rule.max_distance for rule in rules)

@@ -9,13 +9,14 @@ from typing import ClassVar
 
 from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
 from app.errors import BadOption, ParseError
+from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.loops import BanCount, LoopRule, NgramRule
 from app.ocr.engine.retries import AttemptPlan, attempt_plans
 from app.ocr.engine.scheduler import Turn
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import Feed
 from app.ocr.engine.vision import Encoded, VisualCounts
-from app.ocr.models.model import OcrModel
+from app.ocr.models.model import OcrModel, SeveralPages
 from app.ocr.risk import Evidence, RiskCurve
 
 COMPLETENESS: Mapping[FinishReason, int] = {"stop": 3, "length": 2, "low_confidence": 1}
@@ -85,10 +86,16 @@ class PageTask:
     max_output_tokens: int
     deadline_s: float
     risk_curve: RiskCurve
+    more: Sequence[Page] = ()
+    """The pages that follow in the same prompt."""
     restore_risk: float | None = None
     """Risk above which a pruned reading is followed by an unpruned one; ``None``: none is."""
     trace: bool = False
     """Whether the answer tells what became of each patch token."""
+    draft_text: DraftText | None = None
+    """The page's text layer, from which tokens are proposed."""
+    num_drafted: int = 0
+    num_accepted: int = 0
     feed: Feed = field(default_factory=Feed)
     done: "Future[Reading]" = field(default_factory=Future)
     turn: Turn | None = None
@@ -157,6 +164,18 @@ class PageTask:
         self.ids, self.logprobs, self.logprob_sum, self.counts = [], [], 0.0, NOT_ENCODED
         self.feed.restart()
 
+    def draft(self, most: int) -> list[int]:
+        """Propose up to ``most`` next tokens, as far as the page may have more than one."""
+        if self.draft_text is None:
+            return []
+        return self.draft_text.propose(self.ids, min(most, self.room - len(self.ids) - 1))
+
+    def counts_draft(self, num_drafted: int, num_accepted: int) -> None:
+        if self.draft_text is not None:
+            self.draft_text.acceptance.add(num_drafted, num_accepted)
+        self.num_drafted += num_drafted
+        self.num_accepted += num_accepted
+
     def scores(self, logprob_sum: float) -> None:
         """Record another token. ``logprob_sum``: sum over all tokens up to it."""
         self.logprobs.append(min(0.0, logprob_sum - self.logprob_sum))
@@ -220,6 +239,7 @@ class PageTask:
             visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
             keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
             prompt=len(self.prompt_ids), output=len(best.ids),
+            drafted=self.num_drafted, accepted=self.num_accepted,
         )  # fmt: skip
         return Reading(
             text=text,
@@ -246,10 +266,13 @@ class PageTask:
         self.feed.finish(result.text if isinstance(result, Reading) else None)
 
 
-def _first_ngram(model: OcrModel, settings: EngineSettings, options: ReadOptions) -> NgramRule:
+def _first_ngram(
+    model: OcrModel, settings: EngineSettings, options: ReadOptions, together: SeveralPages | None
+) -> NgramRule:
     exempt = None if options.ngram_exempt is None else frozenset(options.ngram_exempt)
     if options.ngram is None:
-        return replace(settings.first_ngram(model), exempt=exempt)
+        usual = settings.first_ngram(model) if together is None else together.ngram
+        return replace(usual, exempt=exempt)
     rule, farthest = NgramRule(*options.ngram, exempt), settings.max_ban_distance(model)
     if rule.max_distance > farthest:
         raise BadOption(f"the n-gram rule reaches {rule.max_distance} tokens back, at most {farthest} here")
@@ -263,28 +286,42 @@ def new_task(
     options: ReadOptions,
     document_id: str,
     deadline_seconds: float | None = None,
+    draft_text: DraftText | None = None,
+    more: Sequence[Page] = (),
 ) -> PageTask:
-    """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``."""
-    mode = options.mode or model.default_mode
+    """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``.
+
+    ``more``: pages that follow in the same prompt. There is one attempt at several pages.
+    """
+    together = model.several_pages if more else None
+    if more and together is None:
+        raise BadOption(f"{model.name} reads one page a prompt")
+    usual = model if together is None else together
+    mode = options.mode or usual.default_mode
     if mode not in model.modes:
         raise BadOption(f"mode {mode!r} is unknown to {model.name}, which has {', '.join(model.modes)}")
+    if options.tokens == "detail" and more:
+        raise BadOption("tokens=detail is for one page a prompt")
     if options.tokens == "detail" and not model.has_patch_places:
         raise BadOption(f"tokens=detail: the tokens of {model.name} stand for no places on the page")
     if deadline_seconds is not None and not deadline_seconds > 0:
         raise BadOption(f"the deadline must be a positive number of seconds, got {deadline_seconds}")
-    prompt = model.default_prompt if options.prompt is None else options.prompt
+    prompt = usual.default_prompt if options.prompt is None else options.prompt
     keep_ratio = None if options.prune == "none" else options.keep_ratio
     strict = settings.strict_ngram.with_n_at_least(model.strict_ngram_n)
-    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options))
+    first = AttemptPlan(mode, options.prune, keep_ratio, _first_ngram(model, settings, options, together))
     strict = replace(strict, exempt=first.ngram.exempt)
+    modes = list(model.modes.values())
     return PageTask(
         page=page,
         document_id=document_id,
-        attempt_plans=attempt_plans(first, strict, list(model.modes.values()), settings.max_attempts),
+        attempt_plans=attempt_plans(first, strict, modes, 1 if more else settings.max_attempts),
         prompt_ids=model.prompt_ids(prompt),
         max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
         deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
         risk_curve=model.risk_curve,
-        restore_risk=settings.restore_from(model),
+        more=tuple(more),
+        restore_risk=None if more else settings.restore_from(model),
         trace=options.tokens == "detail",
+        draft_text=draft_text,
     )

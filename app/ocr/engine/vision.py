@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TypeVar
 
 import torch
@@ -44,12 +45,27 @@ class Prepared:
     preprocess_ms: float
     grids: tuple[Grid, ...] | None = None
     """Where its patch tokens lie on the page; ``None`` unless they are traced."""
+    more: tuple["Prepared", ...] = ()
+    """The pages that follow it in the same prompt."""
+
+    @property
+    def pages(self) -> tuple["Prepared", ...]:
+        """All pages of the prompt."""
+        return (self, *self.more)
 
     @property
     def num_pixels(self) -> int:
-        """Pixels of all views together."""
-        views = [self.views.view] if self.views.tiles is None else [self.views.view, *self.views.tiles]
+        """Pixels of all views of all pages together."""
+        views = [view for page in self.pages for view in (page.views.view, *_tiles(page.views))]
         return sum(view.shape[-2] * view.shape[-1] for view in views)
+
+    def without_pixels(self) -> "Prepared":
+        more = tuple(replace(page, views=page.views.without_pixels()) for page in self.more)
+        return replace(self, views=self.views.without_pixels(), more=more)
+
+    def planned(self, attempt_plan: AttemptPlan) -> "Prepared":
+        more = tuple(replace(page, attempt_plan=attempt_plan) for page in self.more)
+        return replace(self, attempt_plan=attempt_plan, more=more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +84,11 @@ class VisualCounts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A page ready for prefill. Its times are its share of the batch it was encoded and pruned with.
+    """A page ready for prefill, or several in one prompt. Its times are its share of the batch it was encoded
+    and pruned with.
 
-    ``page``: without its pixels. ``tokens``: visual tokens before pruning, for an attempt without pruning.
+    ``page``: without its pixels. ``tokens``: visual tokens of each page before pruning, for an unpruned
+    attempt.
     """
 
     prompt: Prompt
@@ -78,7 +96,7 @@ class Encoded:
     encode_ms: float
     prune_ms: float
     page: Prepared
-    tokens: VisualTokens
+    tokens: tuple[VisualTokens, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,50 +144,56 @@ class Vision:
     def encode(self, pages: Sequence[Prepared]) -> list[Encoded | ParseError]:
         """Encode and prune pages. Returns one result per page, in order."""
         start = time.perf_counter()
-        tokens = self._each(pages, self._encode_views)
+        each = [page for prompt in pages for page in prompt.pages]
+        tokens = self._each(each, self._encode_views)
         wait_for(self._model.device)
-        encode_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        encode_ms = (time.perf_counter() - start) * 1e3 / len(each)
         start = time.perf_counter()
-        kept = self._prune_all(pages, tokens)
+        kept = self._prune_all(each, tokens)
         wait_for(self._model.device)
-        prune_ms = (time.perf_counter() - start) * 1e3 / len(pages)
+        prune_ms = (time.perf_counter() - start) * 1e3 / len(each)
         self._limit.succeeded()
-        return [
-            self._encoded(page, one, whole, encode_ms, prune_ms)
-            for page, one, whole in zip(pages, kept, tokens, strict=True)
-        ]
+        results, first = [], 0
+        for page in pages:
+            own = slice(first, first + len(page.pages))
+            results.append(self._encoded(page, kept[own], tokens[own], encode_ms, prune_ms))
+            first = own.stop
+        return results
 
     @torch.inference_mode()
     def again(self, encoded: Encoded, attempt_plan: AttemptPlan) -> Encoded:
         """Prune the same page for another attempt in the same mode, without encoding it again."""
-        page = replace(encoded.page, attempt_plan=attempt_plan)
+        page = encoded.page.planned(attempt_plan)
         same = (encoded.page.attempt_plan.prune, encoded.page.attempt_plan.keep_ratio) == (
             attempt_plan.prune,
             attempt_plan.keep_ratio,
         )
         if same:
             return replace(encoded, page=page)
-        adopt(encoded.tokens.embeds)
-        kept = self._prune_all([page], [encoded.tokens])[0]
-        if isinstance(kept, ParseError):
-            raise kept
+        for tokens in encoded.tokens:
+            adopt(tokens.embeds)
+        kept = _joined(_sound(self._prune_all(page.pages, encoded.tokens)))
         return replace(encoded, page=page, prompt=self._prompt(page, kept), counts=kept.counts)
 
     def _encoded(
         self,
         page: Prepared,
-        kept: _Kept | ParseError,
-        tokens: VisualTokens | ParseError,
+        kept: Sequence[_Kept | ParseError],
+        tokens: Sequence[VisualTokens | ParseError],
         encode_ms: float,
         prune_ms: float,
     ) -> Encoded | ParseError:
-        if isinstance(tokens, ParseError):
-            return tokens
-        if isinstance(kept, ParseError):
-            return kept
+        """``encode_ms``, ``prune_ms``: of one page."""
         try:
-            page = replace(page, views=page.views.without_pixels())  # ten times the size of its tokens
-            return Encoded(self._prompt(page, kept), kept.counts, encode_ms, prune_ms, page, tokens)
+            whole = tuple(_sound(tokens))
+            joined = _joined(_sound(kept))
+        except ParseError as error:
+            return error
+        num_pages = len(whole)
+        try:
+            prompt = self._prompt(page, joined)
+            page = page.without_pixels()  # ten times the size of its tokens
+            return Encoded(prompt, joined.counts, encode_ms * num_pages, prune_ms * num_pages, page, whole)
         except Exception as error:
             if is_lost(self._model.device):
                 raise
@@ -296,6 +320,36 @@ def _views(
         return ()
     positions = tokens.is_patch.nonzero()[:, 0].tolist()
     return view_patches(page.grids, positions, kept.tolist(), folds)
+
+
+def _tiles(views: PageViews) -> Sequence[torch.Tensor]:
+    return () if views.tiles is None else tuple(views.tiles)
+
+
+def _sound(results: Sequence[Result | ParseError]) -> list[Result]:
+    """Return the results. Raise the first that is an error."""
+    sound: list[Result] = []
+    for result in results:
+        if isinstance(result, ParseError):
+            raise result
+        sound.append(result)
+    return sound
+
+
+def _joined(pages: Sequence[_Kept]) -> _Kept:
+    """Put pages behind each other in one prompt: a page's positions follow all tokens of those before it."""
+    if len(pages) == 1:
+        return pages[0]
+    counts = [page.counts for page in pages]
+    starts = accumulate((one.visual for one in counts[:-1]), initial=0)
+    positions = [page.positions + start for page, start in zip(pages, starts, strict=True)]
+    patches, kept_patches = sum(one.patches for one in counts), sum(one.kept_patches for one in counts)
+    together = VisualCounts(
+        visual=sum(one.visual for one in counts), kept=sum(one.kept for one in counts), patches=patches,
+        kept_patches=kept_patches, keep_ratio=kept_patches / patches,
+        density=sum(one.density for one in counts) / len(counts), diversity=None,
+    )  # fmt: skip
+    return _Kept(torch.cat([page.embeds for page in pages]), torch.cat(positions), together)
 
 
 def failure_of(error: BaseException) -> ParseError:

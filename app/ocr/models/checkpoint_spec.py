@@ -12,7 +12,7 @@ from transformers import DeepseekOcr2Config
 from app.ocr.engine.loops import NgramRule
 from app.ocr.models.checkpoint import CheckpointError, read_text
 from app.ocr.models.config import SLIDING, OcrConfig
-from app.ocr.models.model import Mode
+from app.ocr.models.model import Mode, SeveralPages
 from app.ocr.risk import UNCALIBRATED, RiskCurve
 
 SPEC_FILE = "rtprune.json"
@@ -49,8 +49,24 @@ class NgramSpec(_Strict):
     n: int = Field(default=30, ge=2, le=1000)
     window: int = Field(default=90, ge=2, le=8192)
 
+    @model_validator(mode="after")
+    def _window_holds_one(self) -> Self:
+        if self.window < self.n:
+            raise ValueError("the window must hold one n-gram")
+        return self
+
     def rule(self) -> NgramRule:
         return NgramRule(self.n, self.window)
+
+
+class SeveralPagesSpec(_Strict):
+    """How several pages are read in one prompt."""
+
+    mode: str
+    prompt: str
+    mark: str = Field(min_length=1)
+    """Text that the model writes in front of each page."""
+    ngram: NgramSpec
 
 
 class RiskSpec(_Strict):
@@ -71,6 +87,7 @@ class CheckpointSpec(_Strict):
     default_prompt: str
     ngram_exempt_tokens: list[str] = []
     ngram: NgramSpec = NgramSpec()
+    several_pages: SeveralPagesSpec | None = None
     strict_ngram_n: int = Field(default=2, ge=2, le=200)
     min_confidence: float | None = Field(default=None, lt=0)
     risk: RiskSpec | None = None
@@ -78,14 +95,20 @@ class CheckpointSpec(_Strict):
 
     @model_validator(mode="after")
     def _default_mode_exists(self) -> Self:
-        if self.ngram.window < self.ngram.n:
-            raise ValueError("ngram: the window must hold one n-gram")
         if self.default_mode not in self.modes:
             raise ValueError(f"default_mode {self.default_mode!r} is not among the modes")
+        if self.several_pages is not None and self.several_pages.mode not in self.modes:
+            raise ValueError(f"several_pages: mode {self.several_pages.mode!r} is not among the modes")
         return self
 
     def risk_curve(self) -> RiskCurve:
         return UNCALIBRATED if self.risk is None else RiskCurve(**self.risk.model_dump())
+
+    def together(self) -> SeveralPages | None:
+        several = self.several_pages
+        if several is None:
+            return None
+        return SeveralPages(several.mode, several.prompt, several.ngram.rule(), several.mark)
 
     def view_modes(self) -> dict[str, Mode]:
         return {name: Mode(name, **spec.model_dump()) for name, spec in self.modes.items()}
@@ -124,6 +147,9 @@ UNLIMITED_OCR = CheckpointSpec(
     default_mode="gundam",
     default_prompt="document parsing.",
     ngram=NgramSpec(n=35, window=128),
+    several_pages=SeveralPagesSpec(
+        mode="base", prompt="Multi page parsing.", mark="<PAGE>", ngram=NgramSpec(n=35, window=1024)
+    ),
 )
 
 

@@ -25,7 +25,7 @@ from app.ocr.models.checkpoint import CheckpointError, LazyTensor, locate, open_
 from app.ocr.models.checkpoint_spec import CheckpointSpec, read_checkpoint_spec
 from app.ocr.models.config import SLIDING, OcrConfig, read_config
 from app.ocr.models.deepseek_ocr2 import in_sequence, require_known_sides
-from app.ocr.models.model import DecoderLayers, Mode, PageViews
+from app.ocr.models.model import DecoderLayers, Mode, PageViews, SeveralPages
 from app.ocr.models.preprocess import preprocess
 from app.ocr.models.sam_attention import fold_sam_attention
 from app.ocr.models.tokenizer import IMAGE_TOKEN, OcrTokenizer, read_tokenizer
@@ -95,6 +95,7 @@ class DeepSeekOcr:
         self.eos_id: int = text.eos_token_id
         self.ngram_exempt_ids: frozenset[int] = _exempt_ids(spec, tokenizer)
         self.ngram: NgramRule = spec.ngram.rule()
+        self.several_pages: SeveralPages | None = spec.together()
         self.strict_ngram_n: int = spec.strict_ngram_n
         self.min_confidence: float | None = spec.min_confidence
         self.risk_curve: RiskCurve = spec.risk_curve()
@@ -156,6 +157,10 @@ class DeepSeekOcr:
         Raise ``BadOption`` if that is impossible.
         """
         return self.tokenizer.prompt_ids(as_trained(prompt, self.default_prompt))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Words that the vocabulary lacks are left out."""
+        return self.tokenizer.text_ids(text)
 
     def decode_text(self, ids: Sequence[int]) -> str:
         """Convert ids to raw model text. bos, eos and pad give nothing; invalid bytes give U+FFFD."""

@@ -24,7 +24,7 @@ class Mode:
     tile_px: int | None = None
     max_tiles: int = 9
     trained: bool = True
-    """False: the checkpoint was not trained on this mode. It works when asked for, but no retry uses it."""
+    """False: the checkpoint was not trained on this mode. It works when asked for; nothing chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,17 @@ class PageViews:
     def without_pixels(self) -> Self:
         """Return the layout alone: a page that was encoded needs its pixels no more."""
         return replace(self, view=self.view.new_empty(0), tiles=None)
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralPages:
+    """How a checkpoint was trained to read several pages in one prompt; names are those of ``OcrModel``."""
+
+    default_mode: str
+    default_prompt: str
+    ngram: NgramRule
+    mark: str
+    """Text that the model writes in front of each page."""
 
 
 class DecoderLayers(Protocol):
@@ -70,6 +81,8 @@ class OcrModel(Protocol):
     """Ids that the windowed no-repeat-n-gram rule never bans (``<td>``, ``</td>``)."""
     ngram: NgramRule
     """The no-repeat-n-gram rule that the checkpoint was published with."""
+    several_pages: SeveralPages | None
+    """``None``: the checkpoint reads one page a prompt."""
     strict_ngram_n: int
     """Shortest n-gram that a retry may ban. The shorter the vocabulary's pieces, the longer it must be."""
     min_confidence: float | None
@@ -96,6 +109,12 @@ class OcrModel(Protocol):
         """Convert a prompt to ids without bos.
 
         Special tokens of the vocabulary are recognised. Thread-safe.
+        """
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Thread-safe. Never raises.
+
+        Words that the vocabulary lacks are left out.
         """
 
     def decode_text(self, ids: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ the finished page come from one table, so they cannot differ.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from app.ocr.models.checkpoint import CheckpointError, read_json, read_text
 
 TOKENIZER_FILE = "tokenizer.json"
 IMAGE_TOKEN = "<image>"  # noqa: S105
+PIECE = re.compile(r"\s?\S+")
 NO_SUCH_TOKEN = "\N{REPLACEMENT CHARACTER}".encode()
 
 
@@ -32,6 +34,7 @@ class OcrTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._image_id = image_id
+        self._unprinted = hidden_ids | {image_id}
         self._bytes = _token_bytes(tokenizer, byte_level=byte_level)
         self._bytes.update(dict.fromkeys(hidden_ids, b""))
 
@@ -60,6 +63,24 @@ class OcrTokenizer:
         if self._image_id in ids:
             raise BadOption("prompt: the image token must not be part of a prompt")
         return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Convert text that may be on a page to ids. Never raises.
+
+        Words with characters that this vocabulary lacks are left out, and so are image tokens, bos, eos and
+        pad.
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception:  # noqa: BLE001 - as in ``prompt_ids``
+            ids = [token for piece in PIECE.findall(text) for token in self._piece_ids(piece)]
+        return [token for token in ids if token not in self._unprinted]
+
+    def _piece_ids(self, piece: str) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(piece, add_special_tokens=False).ids)
+        except Exception:  # noqa: BLE001 - as in ``prompt_ids``
+            return []
 
     def decode(self, ids: Iterable[int]) -> str:
         """Convert ids to text.

@@ -22,7 +22,7 @@ from benchmarks.pruners.__main__ import measure
 from benchmarks.pruners.evidence import EvidenceBook
 from benchmarks.pruners.watched import WatchedAttention, prompts_of, write
 from rtprune import RTPruneConfig, prune_tokens
-from training.scorer import WEIGHTS, Features, Scorer, encoder_depths, load_scorer, view_scores
+from training.scorer import WEIGHTS, Scorer, encoder_depths, fit_ranking, load_scorer, view_scores
 from training.vocabulary import EOS, PLAIN_PROMPT
 
 
@@ -91,9 +91,9 @@ def test_lessons_can_be_learned_from(model: DeepSeekOcr) -> None:
     lessons = command.learned_from(model, [(image, [EOS]), (image, [EOS])])
     torch.manual_seed(0)
     scorer = Scorer(lessons.features.widths)
-    command.fit_ranking(scorer, lessons.features, lessons.mass, steps=40)
+    fit_ranking(scorer, lessons.features, lessons.mass, steps=40)
     with torch.no_grad():
-        scores = scorer(cast("Features", lessons.features))
+        scores = scorer(lessons.features)
     assert float(torch.corrcoef(torch.stack((scores[0], lessons.mass[0].float().log())))[0, 1]) > 0.7
 
 
@@ -104,7 +104,7 @@ def test_counts_are_shares_of_rtprunes_own(model: DeepSeekOcr) -> None:
     book = cast("EvidenceBook", type("NoBook", (), {"of": lambda *_: None})())
     for share in (1.0, 0.6, 0.01):
         with command.pruning_by("norm", share, book):
-            [pruned] = vision.prune_batch([tokens], [0.1], RTPruneConfig())
+            [pruned] = cast("Any", vision).prune_batch([tokens], [0.1], RTPruneConfig())
         assert pruned.num_kept_patches == max(1, round(share * own))
 
 

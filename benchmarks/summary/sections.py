@@ -294,6 +294,40 @@ def _pruners_negative(run: Run) -> Iterator[str]:
             )
 
 
+def _scorer(run: Run) -> Rows:
+    rows = {(row["method"], row["share_of_own_count"]): row for row in run["rows"]}
+    return [
+        ["method", "error", "retention", "error at 60 % of the count", "retention"],
+        *(
+            [
+                name,
+                *(
+                    _rate(rows[key][figure]) if (key := (name, share)) in rows else ""
+                    for share in (1.0, 0.6)
+                    for figure in ("character_error_rate", "retention")
+                ),
+            ]
+            for name in dict.fromkeys(name for name, _ in rows)
+        ),
+    ]
+
+
+def _scorer_negative(run: Run) -> Iterator[str]:
+    errors = {(row["method"], row["share_of_own_count"]): row["character_error_rate"] for row in run["rows"]}
+    for share in (1.0, 0.6):
+        ours = errors["trained", share]
+        better = [
+            f"{name} {_rate(errors[name, share])}"
+            for name in ("rtprune", "norm", "ink")
+            if errors[name, share] <= ours
+        ]
+        if better:
+            yield (
+                f"at {share:.0%} of RTPrune's count, {run['pages']} pages, no worse than the trained scorer"
+                f" ({_rate(ours)}): {', '.join(better)}."
+            )
+
+
 def _fixation(run: Run) -> Rows:
     """Show a row for each share; plain attention has none."""
     names = ("character_error_rate", "covered_patch_mass", "covered_mass", "attended_share")
@@ -638,6 +672,12 @@ GROUPS: dict[str, dict[str, Section]] = {
             rows=_pruners,
             negative=_pruners_negative,
         ),
+        "scorer.json": Section(
+            title="A trained scorer",
+            about=(
+                "A head that was trained on the encoder's features, beside what needs no training; {pages}"
+                " drawn pages it never saw, at RTPrune's own count and at 60 % of it, one attempt a page."
+            ),
         "fixation.json": Section(
             title="Attending to few patch tokens",
             about=(

@@ -678,6 +678,14 @@ GROUPS: dict[str, dict[str, Section]] = {
                 "A head that was trained on the encoder's features, beside what needs no training; {pages}"
                 " drawn pages it never saw, at RTPrune's own count and at 60 % of it, one attempt a page."
             ),
+            command=(
+                "`python -m benchmarks.pruners.scorer --train --pages 0 {out}`, then without `--train` and"
+                " `--pages 0`"
+            ),
+            baseline="`none`, `norm` and `ink`.",
+            rows=_scorer,
+            negative=_scorer_negative,
+        ),
         "fixation.json": Section(
             title="Attending to few patch tokens",
             about=(

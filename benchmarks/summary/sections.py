@@ -621,7 +621,7 @@ GROUPS: dict[str, dict[str, Section]] = {
                 " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
                 " and those of each view for itself."
             ),
-            command="`python -m benchmarks.drafts --documents FOLDER {out}`",
+            command="`python -m benchmarks.drafts --pages 4 --rounds 2 --documents FOLDER {out}`",
             baseline="the same pages without drafts.",
             rows=_drafts,
             negative=_drafts_negative,

@@ -608,7 +608,7 @@ GROUPS: dict[str, dict[str, Section]] = {
             ),
             command=(
                 "`python -m benchmarks.evaluation --documents FOLDER --tool NAME=FOLDER"
-                " --tesseract eng+chi_sim {out}`"
+                " --tesseract eng+chi_sim --rapidocr-python PYTHON {out}`"
             ),
             baseline="the other tools' output on the same pages; the Markdown that comes with the pages.",
             rows=_evaluation,

@@ -280,6 +280,7 @@ def measure(
     """Run round ``number``: pages through the queue; only the first round also measures requests."""
     settings = {"RTPRUNE_READER": arguments.reader, "RTPRUNE_DATABASE_URL": database_url}
     settings |= {"RTPRUNE_MAX_PAGES": "10000", "RTPRUNE_MAX_QUEUED_PAGES": "100000"}
+    settings["RTPRUNE_ROUTER_BLANK"] = "false"  # blank pages are given to the reader here
     per_document = arguments.pages_per_document
     with serving(settings) as (http, pid):
         queue_rate(http, pid, [frames(min(8, per_document), 1000 + number)], 1)  # warm

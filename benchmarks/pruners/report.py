@@ -67,8 +67,8 @@ def section(figures: Mapping[str, Any]) -> str:
         ]
     loads = [one["load"] for measured in figures["checkpoints"] for one in measured.get("rows", ())]
     busy = (
-        f" The machine's load was {min(loads):.1f} to {max(loads):.1f}; this run itself has"
-        f" {figures['threads']} threads, and beside other work times are too long."
+        f" The machine's load was {min(loads):.1f} to {max(loads):.1f}, of which"
+        f" {figures['threads']} was this run's own: times beside other work are too long."
         if loads
         else ""
     )

@@ -31,6 +31,9 @@ OPTIONS = (
 # docling's is JSON as well: two formats of a document may lie side by side
 SUFFIXES = {name: f".{one.suffix}" for name, one in FORMATS.items()} | {"docling": ".docling.json"}
 DEFAULT_JOBS = 8
+STATUSES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+CANCEL_AGAIN_S = 10.0
+"""Longer than ending the jobs of a command may take, which a second cancellation would interrupt."""
 EPILOG = """\
 exit status: 0 all was read; 1 some pages or files were not, each with a line on standard error;
 2 the command line or a setting is wrong; 130 interrupted, 141 the reader of the output left, 143 terminated.
@@ -105,32 +108,43 @@ def run(asked: argparse.Namespace, settings: Settings) -> int:
 
     try:
         suffix = SUFFIXES[asked.format]
-        return asyncio.run(_until_signalled(parse_documents(asked, settings, fields, suffix)))
-    except KeyboardInterrupt:
-        print(
-            "rtprune: interrupted" + ("; the same command goes on" if asked.output else ""), file=sys.stderr
-        )
-        return INTERRUPTED
+        status = asyncio.run(_until_signalled(parse_documents(asked, settings, fields, suffix)))
+    except KeyboardInterrupt:  # before the handler was there
+        status = INTERRUPTED
     except BrokenPipeError:
         # whoever read the output has had enough; the interpreter would complain when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
+    if status == INTERRUPTED:
+        print(
+            "rtprune: interrupted" + ("; the same command goes on" if asked.output else ""), file=sys.stderr
+        )
+    return status
 
 
 async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """Run until the end or SIGTERM, at which everything that was started is ended."""
-    task = asyncio.ensure_future(work)
-    was_terminated = False
+    """Run until the end or a signal, at which everything that was started is ended. Return the exit status.
 
-    def terminate() -> None:
-        nonlocal was_terminated
-        was_terminated = True
-        task.cancel()
+    A library may lose a cancellation that comes together with what it waited for, so it is repeated.
+    """
+    task, loop = asyncio.ensure_future(work), asyncio.get_running_loop()
+    status = 0
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    def end(number: signal.Signals) -> None:
+        nonlocal status
+        status = STATUSES[number]
+        cancel()
+
+    def cancel() -> None:
+        if not task.done():
+            task.cancel()
+            loop.call_later(CANCEL_AGAIN_S, cancel)
+
+    for number in STATUSES:
+        loop.add_signal_handler(number, end, number)
     try:
         return await task
     except asyncio.CancelledError:
-        if was_terminated:
-            return TERMINATED
-        raise
+        if status == 0:
+            raise
+        return status

@@ -108,7 +108,7 @@ def facts(reading: Reading) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("loops", [LoopRule(unit=10**6), SOON], ids=["greedy", "loops"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(wished=wishes(), seed=st.integers(0, 2))
 def test_tokens_are_those_without_drafts(loops: LoopRule, wished: list[Wish], seed: int) -> None:
     """Whatever the text layer says, alone and beside pages with another one or none, with bans, loops, ends

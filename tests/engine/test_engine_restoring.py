@@ -70,7 +70,7 @@ def test_a_page_is_restored_once_if_it_was_pruned_and_is_risky(
     assert [attempt.prune for attempt in reading.attempts] == [options.prune, "none"][: len(expected)]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 60))
 def test_the_less_risky_reading_is_the_answer(number: int) -> None:
     """It is the pruned reading, or, to the last token, that of a page which was never pruned."""

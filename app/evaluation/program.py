@@ -8,6 +8,7 @@ that are new or changed.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from app.evaluation.own_service import API_KEY, own_service
 from app.evaluation.reports import NOTES, ToolResult, as_attribute_table, as_json, as_table
 from app.evaluation.scores import PageScore
 from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth, prediction_path
@@ -33,7 +35,8 @@ ANSWER_TIMEOUT_S = 120.0
 MOST_PAUSE_S = 5.0
 LATER = frozenset({httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
 """Statuses of a result that is not finished (409), and of a server that is busy."""
-API_KEY = "RTPRUNE_API_KEY"
+OWN = ""
+"""Stands for a server that the command starts."""
 INTERRUPTED = 130
 """Exit status of a program that SIGINT ended."""
 MAIN_METRICS = ("text_edit", "character_error", "tests_passed")
@@ -72,7 +75,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--read",
         metavar="URL",
-        help=f"first let a server read what is missing of the first tool; its key: {API_KEY}",
+        nargs="?",
+        const=OWN,
+        help="first let a server read what is missing of the first tool: its address, its key in"
+        f" {API_KEY}; without an address one is started here",
     )
     parser.add_argument("--documents", type=Path, help="with --read: where the pages' files are")
 
@@ -82,7 +88,7 @@ def run(asked: argparse.Namespace) -> int:
     try:
         pages = open_truth(asked.truth)
         folders = _folders(asked.predictions)
-        if asked.read:
+        if asked.read is not None:
             _read_missing(asked.read, asked.documents, pages, next(iter(folders.values())))
         _require_folders(folders)
         results = [_score(tool, folder, pages, asked.out) for tool, folder in folders.items()]
@@ -156,14 +162,17 @@ def _known_scores(path: Path | None) -> dict[str, dict[str, tuple[float, float]]
 
 
 def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage], folder: Path) -> None:
-    """Let a server read the pages that ``folder`` lacks. Say which it does not read."""
+    """Let a server, at ``url`` or our own, read the pages that ``folder`` lacks. Say which it does not read."""
     if documents is None or not documents.is_dir():
         raise TruthError("--read needs --documents, a folder that holds the pages' files")
     files = {path.stem: path for path in sorted(documents.iterdir()) if path.is_file()}
     folder.mkdir(parents=True, exist_ok=True)
     key = os.environ.get(API_KEY)
     headers = {"Accept": "text/markdown"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    with httpx.Client(base_url=url, headers=headers, timeout=ANSWER_TIMEOUT_S) as client:
+    with (
+        own_service() if url == OWN else contextlib.nullcontext(url) as address,
+        httpx.Client(base_url=address, headers=headers, timeout=ANSWER_TIMEOUT_S) as client,
+    ):
         for number, page in enumerate(pages, start=1):
             if find_prediction(folder, page) is None and page.name in files:
                 document = files[page.name]

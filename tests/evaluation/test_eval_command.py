@@ -113,8 +113,14 @@ def test_folders_of_texts_and_of_unit_tests(tmp_path: Path) -> None:
         assert ran.stdout.endswith("False False\n")
 
 
+@pytest.mark.parametrize("is_own", [False, True], ids=["elsewhere", "own"])
 def test_a_server_reads_what_is_missing(
-    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    truth: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_own: bool,
 ) -> None:
     documents, read = tmp_path / "documents", tmp_path / "read"
     documents.mkdir()
@@ -124,12 +130,25 @@ def test_a_server_reads_what_is_missing(
         data = io.BytesIO()
         Image.new("RGB", (64, 64), "white").save(data, "PNG")
         (documents / f"{name}.png").write_bytes(data.getvalue())
-    with serving(tmp_path / "data") as server:
-        server.wait_ready()
-        address = f"http://127.0.0.1:{server.port}"
-        assert main([str(truth), str(read), "--read", address, "--documents", str(documents)]) == 0
+    command = [str(truth), str(read), "--documents", str(documents), "--read"]
+    if is_own:
+        monkeypatch.setenv("RTPRUNE_READER", "fake")
+        assert main(command) == 0
+    else:
+        with serving(tmp_path / "data") as server:
+            server.wait_ready()
+            assert main([*command, f"http://127.0.0.1:{server.port}"]) == 0
     assert (read / "one.md").exists(), capsys.readouterr().err
     assert (read / "two.md").read_text() == "klmnopqrst", "what is there is not read again"
+
+
+def test_a_service_of_its_own_that_cannot_read_is_said(
+    truth: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTPRUNE_MODEL", str(tmp_path / "no such checkpoint"))
+    monkeypatch.setenv("RTPRUNE_READER", "model")
+    assert main([str(truth), str(tmp_path / "read"), "--read", "--documents", str(tmp_path)]) == 2
+    assert "the service cannot read: " in capsys.readouterr().err
 
 
 class BusyServer:

@@ -1,0 +1,65 @@
+"""Run a service of this machine for as long as pages are read."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import httpx
+
+API_KEY = "RTPRUNE_API_KEY"
+"""Name of the variable with the key for a service elsewhere. A service does not know it."""
+START_TIMEOUT_S = 900.0
+"""Time to start, of which loading a large model may take minutes."""
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.2
+
+
+class NoServiceError(OSError):
+    """The command's own service did not start. The text says why."""
+
+
+@contextlib.contextmanager
+def own_service() -> Iterator[str]:
+    """Start ``rtprune serve`` with the settings of the environment; yield its address; end it after that.
+
+    Its data are in a folder of its own, removed in the end. Raise ``NoServiceError`` if it is not ready.
+    """
+    with tempfile.TemporaryDirectory(prefix="rtprune-") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        own = {"DATA_DIR": folder, "HOST": "127.0.0.1", "PORT": str(port), "DATABASE_URL": "", "BLOB_URL": ""}
+        environment = {name: value for name, value in os.environ.items() if name != API_KEY}
+        environment |= {f"RTPRUNE_{name}": value for name, value in own.items()}
+        address = f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-P", "-m", "app.program", "serve"]
+        with subprocess.Popen(command, env=environment) as service:  # noqa: S603 - our own program
+            try:
+                _wait_ready(service, address)
+                yield address
+            finally:
+                service.terminate()
+                try:
+                    service.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    service.kill()
+
+
+def _wait_ready(service: "subprocess.Popen[bytes]", address: str) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if service.poll() is not None:
+            raise NoServiceError("the service does not start; the lines above say why")
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"{address}/readyz")
+            if answer.status_code == httpx.codes.OK:
+                return
+            if answer.json().get("phase") == "failed":
+                raise NoServiceError(f"the service cannot read: {answer.json().get('detail')}")
+        time.sleep(POLL_S)
+    raise NoServiceError(f"the service is not ready after {START_TIMEOUT_S:g} s")

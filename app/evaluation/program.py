@@ -162,7 +162,7 @@ def _known_scores(path: Path | None) -> dict[str, dict[str, tuple[float, float]]
 
 
 def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage], folder: Path) -> None:
-    """Let a server, at ``url`` or our own, read the pages that ``folder`` lacks. Say which it does not read."""
+    """Let a server, at ``url`` or our own, read the pages that ``folder`` lacks. Say what it refuses."""
     if documents is None or not documents.is_dir():
         raise TruthError("--read needs --documents, a folder that holds the pages' files")
     files = {path.stem: path for path in sorted(documents.iterdir()) if path.is_file()}

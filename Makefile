@@ -36,7 +36,7 @@ audit: setup
 	bash .ci/audit $(VENV)
 
 test: check clients
-	$(BIN)/pytest -n 3 --dist loadfile -rs
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -rs
 
 quick: setup
 	$(BIN)/pytest -n 2 --dist loadfile tests/rtprune tests/output tests/evaluation tests/models tests/jobs/test_places.py tests/jobs/test_live_text.py tests/deploy/test_structure.py

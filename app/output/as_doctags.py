@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from app.output.answer import Answer, Piece
-from app.output.as_docling import docling_document
+from app.output.docling import docling_document
 from app.output.docling_child import DOCTAGS, FEW_PAGES, made_apart
 
 

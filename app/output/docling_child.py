@@ -67,7 +67,7 @@ def _environment() -> dict[str, str]:
 
 def main(form: str) -> None:
     """Read a document's pages from standard input and write the document to standard output."""
-    from app.output.as_docling import docling_document  # noqa: PLC0415 - slow to import, needed only here
+    from app.output.docling import docling_document  # noqa: PLC0415 - slow to import, needed only here
 
     name, prefix = json.loads(sys.stdin.buffer.readline())
     pages = [_PAGE.validate_json(line) for line in sys.stdin.buffer]

@@ -16,9 +16,9 @@ from PIL import Image
 from app.document import AnswerOptions, Page, PageResult, ParsedDocument, Picture
 from app.errors import FormatUnavailable, NotFound
 from app.output.answer import Answer, Piece
-from app.output.as_docling import docling_document
 from app.output.as_html import TAGS
 from app.output.cutting import take_pictures
+from app.output.docling import docling_document
 from app.output.docling_child import FEW_PAGES
 from app.output.embedding import Embedding
 from app.output.figures import Address, readdressed, relative

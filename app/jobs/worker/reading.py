@@ -34,7 +34,7 @@ from app.jobs.queues import Batch, Enqueues
 from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
-from app.jobs.worker.routing import BLANK, Checked, Router, better_of
+from app.jobs.worker.routing import BLANK, Checked, Route, Router, better_of
 from app.metrics import WORKER_PAGES
 from app.output.checks import check_page
 from app.output.cutting import take_pictures
@@ -317,7 +317,9 @@ class BatchRunner:
 
     async def _read_by_route(self, job: Job, page: Page, before: Attempt) -> Checked:
         """Read a page as its router says. A blank one does not go to the model."""
-        route = await asyncio.to_thread(self._router.route, page, job.options.read)
+        route = Route(job.options.read)
+        if self._router.chooses:
+            route = await asyncio.to_thread(self._router.route, page, job.options.read)
         if route.blank is not None:
             page = replace(page, warnings=(*page.warnings, BLANK))
             return await self._checked(page, route.blank, 0.0)

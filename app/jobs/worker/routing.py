@@ -59,6 +59,11 @@ class Router:
         self._modes = reader if isinstance(reader, KnowsModes) else None
         self._names = reader.modes
 
+    @property
+    def chooses(self) -> bool:
+        """Whether any page may be routed; else ``route`` gives what was asked for, and needs no thread."""
+        return self._modes is not None
+
     def route(self, page: Page, asked: ReadOptions) -> Route:
         """Return how to read a page. Takes up to 0.2 s of numpy for a pale page: call it in a thread."""
         if self._modes is None:

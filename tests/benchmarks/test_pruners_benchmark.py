@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from pocket_views import printed, view
 
 from app.ocr.models.deepseek import DeepSeekOcr
-from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
 from benchmarks.accuracy.report import DOCS
 from benchmarks.pruners.__main__ import NONE, correlations, main
@@ -31,17 +30,6 @@ INSIDE_TRIED = ("fastv", "fitprune")
 @pytest.fixture(scope="module")
 def model() -> DeepSeekOcr:
     return load_pocket()
-
-
-def printed(text: str) -> Image.Image:
-    image = Image.new("RGB", (420, 60), "white")
-    ImageDraw.Draw(image).text((20, 18), text, fill="black", font_size=22)
-    return image
-
-
-def view(text: str) -> Image.Image:
-    """The page's one view, as the reader cuts it."""
-    return cut_page(printed(text)).views[0].image.convert("RGB")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
+from pocket_views import printed, view
 
 import training.scorer
 from app.ocr.engine import vision
 from app.ocr.models.deepseek import DeepSeekOcr
-from app.pocket.layout.page import cut_page
 from app.pocket.opening import load_pocket
 from benchmarks.accuracy.pages import Kind, Sample
 from benchmarks.pruners import scorer as command
@@ -29,17 +29,6 @@ from training.vocabulary import EOS, PLAIN_PROMPT
 @pytest.fixture(scope="module")
 def model() -> DeepSeekOcr:
     return load_pocket()
-
-
-def printed(text: str) -> Image.Image:
-    image = Image.new("RGB", (420, 60), "white")
-    ImageDraw.Draw(image).text((20, 18), text, fill="black", font_size=22)
-    return image
-
-
-def view(text: str) -> Image.Image:
-    """The page's one view, as the reader cuts it."""
-    return cut_page(printed(text)).views[0].image.convert("RGB")
 
 
 def written(model: DeepSeekOcr, image: Image.Image) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jobs_bench import Bench, NoQueue, started
+from jobs_bench import Bench, started
 from modes_reader import ALL, HALF, LESS, SCALES, WORDS, Answer, ModesReader, Stream, reading
 from PIL import Image
 from printed_pages import printed
@@ -25,39 +25,11 @@ from app.document import (
 )
 from app.errors import BadOption, PageFailed
 from app.fake import FakeReader
-from app.jobs.worker.reading import BatchRunner
-from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.routing import MIN_GLYPH_PX, sharper_mode
-from app.places import Claim
 from app.reader import KnowsModes, PageReader
 
 WHITE = Page(0, Image.new("RGB", (400, 400), "white"))
 PRINTED = Page(0, printed(), words=WORDS, glyph_px=24.0)
-
-
-class OnePage:
-    def __init__(self, page: Page) -> None:
-        self._page = page
-
-    async def page(
-        self,
-        path: Path,
-        file_format: str,
-        index: int,
-        dpi: int | None = None,
-        *,
-        is_first: bool = False,
-        claim: Claim | None = None,
-    ) -> Page:
-        return self._page
-
-
-def worker_of(bench: Bench, page: Page, reader: PageReader) -> BatchRunner:
-    writer = ResultWriter(bench.log, "w")
-    rasterizers = OnePage(page)
-    return BatchRunner(
-        bench.settings, reader, rasterizers, bench.store, NoQueue(), bench.blobs, writer, bench.folder
-    )
 
 
 def read(
@@ -68,7 +40,7 @@ def read(
     async def run() -> PageResult:
         bench = Bench(folder, **{"recall_retry": True, **settings})
         job_id = bench.job(1, options=ParseOptions(options or ReadOptions()))
-        await worker_of(bench, page, reader).read(job_id, 0)
+        await bench.new_worker("w", reader, page=page).read(job_id, 0)
         assert num_open(bench.store) == 0
         assert bench.store.job(job_id).num_failed == 0
         return bench.store.results(job_id)[0]
@@ -290,7 +262,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
         bench.log.write("a", [started(job_id, 0)])
         bench.log.mark_worker_dead("a")
         reader = ModesReader(HALF, ALL)
-        await worker_of(bench, PRINTED, reader).read(job_id, 0)
+        await bench.new_worker("w", reader, page=PRINTED).read(job_id, 0)
         assert len(reader.asked) == 1
         assert bench.store.results(job_id)[0].markdown == HALF
 
@@ -303,7 +275,7 @@ def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, 
         bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         reader = ModesReader(HALF, None)
-        worker = worker_of(bench, PRINTED, reader)
+        worker = bench.new_worker("w", reader, page=PRINTED)
         task = asyncio.create_task(worker.read(job_id, 0))
         async with asyncio.timeout(20):
             while len(reader.asked) < 2:  # noqa: ASYNC110 - it is watched from outside
@@ -316,7 +288,7 @@ def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, 
         assert num_open(bench.store) == 0
         assert not bench.store.results(job_id)
         again = ModesReader(HALF, ALL)
-        await worker_of(bench, PRINTED, again).read(job_id, 0)
+        await bench.new_worker("w", again, page=PRINTED).read(job_id, 0)
         assert bench.store.results(job_id)[0].markdown == ALL
 
     asyncio.run(run())

@@ -28,7 +28,10 @@ LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s
 
 
 class FakeRasterizers:
-    """Twelve pages, the last unreadable."""
+    """Twelve pages, the last unreadable; or ``page`` for each."""
+
+    def __init__(self, page: Page | None = None) -> None:
+        self._page = page
 
     async def page(
         self,
@@ -41,6 +44,8 @@ class FakeRasterizers:
         claim: Claim | None = None,
     ) -> Page:
         await asyncio.sleep(0)
+        if self._page is not None:
+            return self._page
         if index == 11:
             raise UnreadablePage("damaged")
         return Page(index, Image.new("RGB", (dpi or 1, 10)), 1.0)
@@ -153,12 +158,16 @@ class Bench:
         self.worker = self.new_worker("w")
 
     def new_worker(
-        self, name: str, reader: PageReader | None = None, writer: ResultWriter | None = None
+        self,
+        name: str,
+        reader: PageReader | None = None,
+        writer: ResultWriter | None = None,
+        page: Page | None = None,
     ) -> BatchRunner:
         return BatchRunner(
             self.settings,
             reader or self.reader,
-            FakeRasterizers(),
+            FakeRasterizers(page),
             self.store,
             NoQueue(),
             self.blobs,

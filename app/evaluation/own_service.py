@@ -1,18 +1,18 @@
-"""Run a service of this machine for as long as pages are read."""
+"""Run a service of this machine for as long as pages are read.
+
+It is a process of its own, because an evaluation imports nothing of the service, which may not be installed.
+"""
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import httpx
 
-API_KEY = "RTPRUNE_API_KEY"
-"""Name of the variable with the key for a service elsewhere. A service does not know it."""
 START_TIMEOUT_S = 900.0
 """Time to start, of which loading a large model may take minutes."""
 STOP_TIMEOUT_S = 30.0
@@ -24,8 +24,8 @@ class NoServiceError(OSError):
 
 
 @contextlib.contextmanager
-def own_service() -> Iterator[str]:
-    """Start ``rtprune serve`` with the settings of the environment; yield its address; end it after that.
+def own_service(environment: Mapping[str, str]) -> Iterator[str]:
+    """Start ``rtprune serve`` with the settings in ``environment``; yield its address; end it after that.
 
     Its data are in a folder of its own, removed in the end. Raise ``NoServiceError`` if it is not ready.
     """
@@ -34,11 +34,10 @@ def own_service() -> Iterator[str]:
         port = probe.getsockname()[1]
         probe.close()
         own = {"DATA_DIR": folder, "HOST": "127.0.0.1", "PORT": str(port), "DATABASE_URL": "", "BLOB_URL": ""}
-        environment = {name: value for name, value in os.environ.items() if name != API_KEY}
-        environment |= {f"RTPRUNE_{name}": value for name, value in own.items()}
+        settings = {f"RTPRUNE_{name}": value for name, value in own.items()}
         address = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-P", "-m", "app.program", "serve"]
-        with subprocess.Popen(command, env=environment) as service:  # noqa: S603 - our own program
+        with subprocess.Popen(command, env={**environment, **settings}) as service:  # noqa: S603 - our own program
             try:
                 _wait_ready(service, address)
                 yield address

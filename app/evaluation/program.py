@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from app.evaluation.own_service import API_KEY, own_service
+from app.evaluation.own_service import own_service
 from app.evaluation.reports import NOTES, ToolResult, as_attribute_table, as_json, as_table
 from app.evaluation.scores import PageScore
 from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth, prediction_path
@@ -35,6 +35,7 @@ ANSWER_TIMEOUT_S = 120.0
 MOST_PAUSE_S = 5.0
 LATER = frozenset({httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
 """Statuses of a result that is not finished (409), and of a server that is busy."""
+API_KEY = "RTPRUNE_API_KEY"
 OWN = ""
 """Stands for a server that the command starts."""
 INTERRUPTED = 130
@@ -169,8 +170,9 @@ def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage],
     folder.mkdir(parents=True, exist_ok=True)
     key = os.environ.get(API_KEY)
     headers = {"Accept": "text/markdown"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    settings = {name: value for name, value in os.environ.items() if name != API_KEY}  # no setting
     with (
-        own_service() if url == OWN else contextlib.nullcontext(url) as address,
+        own_service(settings) if url == OWN else contextlib.nullcontext(url) as address,
         httpx.Client(base_url=address, headers=headers, timeout=ANSWER_TIMEOUT_S) as client,
     ):
         for number, page in enumerate(pages, start=1):

@@ -11,10 +11,11 @@ from app.errors import BadOption, PageNotFound, ParseError, error_named
 
 Pruning = Literal["rtprune", "none"]
 FinishReason = Literal["stop", "length", "loop", "low_confidence", "deadline", "cancelled"]
-AttemptReason = Literal["asked", "small_print", "loop", "low_confidence", "risk", "text_layer"]
+AttemptReason = Literal["asked", "small_print", "loop", "low_confidence", "risk", "text_layer", "apart"]
 """Why a page was read. ``asked``: it was asked for. ``small_print``: so too, in a mode chosen for its print.
 ``loop``, ``low_confidence``: so the reading before ended. ``risk``: that one was pruned, and too risky.
-``text_layer``: too few words of the PDF's text layer were in its text.
+``text_layer``: too few words of the PDF's text layer were in its text. ``apart``: it could not be read in one
+prompt with other pages.
 """
 TokenReport = Literal["counts", "detail"]
 Status = Literal["succeeded", "partial", "failed", "running"]
@@ -188,6 +189,8 @@ class ParseOptions:
     answer: AnswerOptions = field(default_factory=AnswerOptions)
     is_live: bool = False
     """Whether the text of pages is told while it is decoded."""
+    pages_per_prompt: int = 1
+    """Most pages shown to the model in one prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +294,8 @@ class Attempt:
     """As in ``PageResult``, where two readings were compared by it; ``None`` where there was one."""
     ms: float | None = None
     """Wall time in milliseconds of the reading that ends with this attempt, where there were two."""
+    pages: int = 1
+    """Pages in its prompt. If their text could not be divided among them, ``output_tokens`` are of all."""
 
 
 @dataclass(frozen=True, slots=True)

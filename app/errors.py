@@ -72,6 +72,9 @@ NO_FIXATION = (
 )
 
 
+ONE_PAGE_A_PROMPT = "pages_per_prompt is not available: the checkpoint reads one page a prompt"
+
+
 class BadOption(ParseError):
     code, status, title = "bad_option", 400, "An option cannot be used"
 

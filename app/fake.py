@@ -4,13 +4,15 @@ It answers a line per page, a token for each word, and a picture where the page 
 JSON object directs it, so that a client's handling of slow, failing and fatal pages can be tried:
 ``{"delay_s": 1, "delay_on": [0], "text": "...", "fail_on": [0], "die_on": [1], "grow_mib": 100}``. With
 ``"token_s": 0.1`` the text comes word by word; with ``"loop": "..."`` that comes first, and is taken back.
+With ``"apart": true`` the text of several pages in one prompt cannot be divided.
 """
 
 import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image, ImageChops
@@ -26,7 +28,7 @@ from app.document import (
     ViewPatches,
 )
 from app.errors import BadOption, PageFailed
-from app.reader import Restart
+from app.reader import NotTogether, PagesStream, Restart
 
 MODES = {"tiny": (64, 8), "small": (100, 10), "base": (256, 16), "large": (400, 20)}
 COLOURED = 64
@@ -126,12 +128,39 @@ def _views(patches: int, kept: int) -> tuple[ViewPatches, ...]:
     return (ViewPatches(whole, whole, side, side, tuple(range(kept)), folded),)
 
 
+class FakePagesStream:
+    """Several pages that are being read in one prompt."""
+
+    def __init__(self, streams: Sequence[FakeStream], *, is_divided: bool) -> None:
+        self._streams, self._is_divided = streams, is_divided
+
+    async def results(self) -> Sequence[Reading]:
+        try:
+            readings = [await stream.result() for stream in self._streams]
+        except PageFailed as error:
+            raise NotTogether(f"the pages could not be read together: {error}") from error
+        num_pages = len(readings)
+        if not self._is_divided:
+            attempt = replace(readings[0].attempts[0], pages=num_pages)
+            together = replace(readings[0], text="", attempts=(attempt,))
+            raise NotTogether(f"the text of {num_pages} pages had 0 parts", together)
+        return [
+            replace(one, attempts=tuple(replace(attempt, pages=num_pages) for attempt in one.attempts))
+            for one in readings
+        ]
+
+    def cancel(self) -> None:
+        for stream in self._streams:
+            stream.cancel()
+
+
 class FakeReader:
     """A ``PageReader`` without a model."""
 
     model_name = "fake"
     modes: Collection[str] = MODES
     fixates = True
+    reads_together = True
 
     def __init__(self) -> None:
         self._ballast: list[bytearray] = []
@@ -150,6 +179,12 @@ class FakeReader:
         if "grow_mib" in directions:
             self._ballast.append(bytearray(b"\1") * (int(directions["grow_mib"]) * 2**20))
         return FakeStream(page, options, directions)
+
+    def submit_together(
+        self, pages: Sequence[Page], options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> PagesStream:
+        streams = [self.submit(page, options, document_id=document_id, priority=priority) for page in pages]
+        return FakePagesStream(streams, is_divided="apart" not in _directions(options.prompt))
 
     async def close(self) -> None:
         self._ballast.clear()

@@ -19,13 +19,15 @@ class Claim:
     """A request for a place.
 
     ``most``: enter only while at most this many are inside, all with the same ``most``; ``None``: as many as
-    there are places. ``client``: who sent the document.
+    there are places. ``client``: who sent the document. ``num_pages``: places taken. All are taken at once
+    when one is free, so that pages read together do not wait for ever behind single ones.
     """
 
     document_id: str
     priority: int = 0
     most: int | None = None
     client: str = ""
+    num_pages: int = 1
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +49,7 @@ class _Party:
 
 
 class Places(Generic[Item]):
-    """A policy for ``num`` places.
+    """A policy for ``num`` places. A claim of several pages may take more than there are.
 
     The highest priority goes first. Within one priority, the client with the fewest places goes first, and
     among those the one whose last turn was longest ago. Within one client, documents follow the same rule.
@@ -80,13 +82,14 @@ class Places(Generic[Item]):
         self._waiting: dict[int, dict[tuple[int, str], deque[Ticket[Item]]]] = {}
         """Waiting tickets by ``most``, then by priority and document."""
         self._inside: set[Ticket[Item]] = set()
+        self._num_inside = 0
         self._documents: dict[str, _Party] = {}
         self._clients: dict[str, _Party] = {}
         self._clock = count()
 
     @property
     def are_taken(self) -> bool:
-        return len(self._inside) >= self._num
+        return self._num_inside >= self._num
 
     def ask(self, claim: Claim, item: Item) -> Ticket[Item]:
         ticket = Ticket(claim, item)
@@ -101,7 +104,7 @@ class Places(Generic[Item]):
         if not self._waiting:
             return None
         most = min(self._waiting)
-        if self._inside and (self._most(next(iter(self._inside)).claim) != most or len(self._inside) >= most):
+        if self._inside and (self._most(next(iter(self._inside)).claim) != most or self._num_inside >= most):
             return None
         lines = self._waiting[most]
         heads = [line[0].claim for line in lines.values()]
@@ -113,16 +116,19 @@ class Places(Generic[Item]):
         self._remove(ticket)
         ticket.is_inside = True
         self._inside.add(ticket)
+        self._num_inside += claim.num_pages
         for parties, name in self._parties(claim):
-            parties[name].num_inside += 1
+            parties[name].num_inside += claim.num_pages
             parties[name].turn = next(self._clock)
         return ticket
 
     def leave(self, ticket: Ticket[Item]) -> None:
         """Give up a ticket, whether it has a place or still waits."""
+        num_pages = ticket.claim.num_pages if ticket.is_inside else 0
+        self._num_inside -= num_pages
         for parties, name in self._parties(ticket.claim):
             parties[name].num_tickets -= 1
-            parties[name].num_inside -= ticket.is_inside
+            parties[name].num_inside -= num_pages
             if not parties[name].num_tickets:
                 del parties[name]
         if ticket.is_inside:
@@ -151,7 +157,7 @@ class Places(Generic[Item]):
             num_slow = sum(self._is_slow(ticket.claim.document_id) for ticket in self._inside)
             if document.num_inside or num_slow >= max(1, self._num // 2):
                 return False
-        if len(self._inside) < self._num - self._for_higher:
+        if self._num_inside < self._num - self._for_higher:
             return True
         return any(claim.priority > ticket.claim.priority for ticket in self._inside)
 

@@ -1,8 +1,8 @@
 """The interface between the service and whatever reads pages. Everything above it is tested with a fake."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from app.document import Page, Reading, ReadOptions
 
@@ -60,6 +60,52 @@ class PageReader(Protocol):
 
     async def close(self) -> None:
         """Cancel running pages and release the device."""
+
+
+class NotTogether(Exception):
+    """Pages shown in one prompt have no texts of their own. The message says why.
+
+    ``reading``: what the model made of all of them; ``None`` if it made nothing.
+    """
+
+    def __init__(self, reason: str, reading: Reading | None = None) -> None:
+        super().__init__(reason)
+        self.reading = reading
+
+
+class PagesStream(Protocol):
+    """Several pages that are being read in one prompt."""
+
+    async def results(self) -> Sequence[Reading]:
+        """Wait for a reading of each page, in order. Raise ``NotTogether`` for pages to be read one by one.
+
+        A reading has the counts of its own page, and a share of the times.
+        """
+
+    def cancel(self) -> None:
+        """Stop within one decode step and free the pages' memory. Idempotent."""
+
+
+@runtime_checkable
+class ReadsTogether(Protocol):
+    """A reader that may have a model trained to read several pages in one prompt."""
+
+    @property
+    def reads_together(self) -> bool:
+        """Whether its model was trained for that."""
+
+    def submit_together(
+        self, pages: Sequence[Page], options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> PagesStream:
+        """Queue several pages as one prompt, like ``PageReader.submit``.
+
+        Limits in ``options`` hold for each page. There is one attempt.
+        """
+
+
+def reads_together(reader: PageReader) -> TypeGuard[ReadsTogether]:
+    """Tell whether a reader can be shown several pages in one prompt."""
+    return isinstance(reader, ReadsTogether) and reader.reads_together
 
 
 @runtime_checkable

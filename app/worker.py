@@ -39,7 +39,7 @@ from app.jobs.worker.webhooks import Webhooks
 from app.jobs.worker.workflows import Workflows
 from app.metrics import WorkerMetrics
 from app.processes import exit_after, keep_private, when_orphaned
-from app.reader import PageReader
+from app.reader import PageReader, reads_together
 from app.settings import Settings
 from app.telemetry import log_to_stderr
 
@@ -238,6 +238,7 @@ async def _serve(
         modes=modes,
         sandbox=sandbox,
         fixates=reader.fixates,
+        reads_together=reads_together(reader),
     )
     maintenance = Maintenance(settings, ready, store, blobs, batches, queue, notifications)
     webhooks = Webhooks(settings, store, http)

@@ -72,7 +72,7 @@ class Measured:
 
 
 class Bench:
-    """Two readers of one checkpoint, one with drafts and one without. ``first``: open that with drafts first."""
+    """Two readers of one checkpoint, with drafts and without. ``first``: that with drafts is opened first."""
 
     def __init__(self, checkpoint: str, *, first: bool = True) -> None:
         settings = EngineSettings(max_running_pages=CPU_RUNNING_PAGES, max_draft_tokens=MAX_DRAFT_TOKENS)

@@ -26,7 +26,7 @@ from app.telemetry import log_to_stderr
 
 OPTIONS = (
     *("mode", "prune", "keep_ratio", "pages", "dpi", "prompt", "max_output_tokens", "fixation"),
-    *("math", "headers", "join_pages", "page_marks", "images", "tokens"),
+    *("pages_per_prompt", "math", "headers", "join_pages", "page_marks", "images", "tokens"),
 )
 # docling's is JSON as well: two formats of a document may lie side by side
 SUFFIXES = {name: f".{one.suffix}" for name, one in FORMATS.items()} | {"docling": ".docling.json"}

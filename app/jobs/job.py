@@ -107,8 +107,11 @@ class PageEvent:
 
 def encode_options(options: ParseOptions) -> str:
     fields = _OPTIONS.dump_python(options, mode="json")
-    if options.read.fixation is None:  # or requests of before this option would no longer be the same
+    # or requests of before these options would no longer be the same
+    if options.read.fixation is None:
         del fields["read"]["fixation"]
+    if options.pages_per_prompt == 1:
+        del fields["pages_per_prompt"]
     return json.dumps(fields, sort_keys=True)
 
 

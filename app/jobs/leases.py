@@ -32,7 +32,7 @@ class WorkerState:
     """A worker's report of itself. ``modes``: view layouts of its model, once it is loaded.
 
     ``sandbox``: what confines its decoders, as far as it is known. ``fixates``: whether it reads with
-    ``fixation``.
+    ``fixation``. ``reads_together``: whether it reads several pages in one prompt.
     """
 
     id: str
@@ -43,6 +43,7 @@ class WorkerState:
     modes: tuple[str, ...] = ()
     sandbox: Sandbox | None = None
     fixates: bool = False
+    reads_together: bool = False
 
     @property
     def ready(self) -> bool:
@@ -70,6 +71,7 @@ class Leases:
                 "modes": json.dumps(worker.modes),
                 "sandbox": json.dumps(worker.sandbox and asdict(worker.sandbox)),
                 "fixates": worker.fixates,
+                "reads_together": worker.reads_together,
                 "expires_at": now(c) + lease_s,
             }
             insert = self._store.insert(workers).values(id=worker.id, **row)
@@ -94,6 +96,7 @@ class Leases:
                 tuple(json.loads(row.modes)),
                 Sandbox(**told) if (told := json.loads(row.sandbox)) else None,
                 row.fixates,
+                row.reads_together,
             )
             for row in rows
         ]

@@ -96,6 +96,7 @@ workers = sa.Table(
     sa.Column("phase", sa.Text, nullable=False, default="starting", server_default="starting"),
     sa.Column("sandbox", sa.Text, nullable=False, default="null", server_default="null"),
     sa.Column("fixates", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
+    sa.Column("reads_together", sa.Boolean, nullable=False, default=False, server_default=sa.false()),
     sa.Column("expires_at", sa.Double, nullable=False),
 )
 
@@ -141,6 +142,7 @@ ADDED_COLUMNS = (
     (workers, workers.c.phase),
     (workers, workers.c.sandbox),
     (workers, workers.c.fixates),
+    (workers, workers.c.reads_together),
 )
 """Columns added since the first release of their tables. Each has a default for existing rows."""
 

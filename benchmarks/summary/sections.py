@@ -618,10 +618,10 @@ GROUPS: dict[str, dict[str, Section]] = {
             title="Drafts from text layers",
             about=(
                 "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
-                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
-                " and those of each view for itself."
+                " pages, medians of {rounds} rounds of each of two pairs of readers. Steps: those in which a"
+                " page's views are read together, and those of each view for itself."
             ),
-            command="`python -m benchmarks.drafts --pages 4 --rounds 2 --documents FOLDER {out}`",
+            command="`OMP_NUM_THREADS=1 python -m benchmarks.drafts --documents FOLDER {out}`",
             baseline="the same pages without drafts.",
             rows=_drafts,
             negative=_drafts_negative,

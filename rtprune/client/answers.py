@@ -25,6 +25,7 @@ class Options(TypedDict, total=False):
     prompt: str
     max_output_tokens: int
     fixation: float
+    pages_per_prompt: int
     math: Literal["latex", "dollar"]
     headers: Literal["drop", "keep"]
     join_pages: bool
@@ -62,6 +63,7 @@ class Attempt:
     reason: str = "asked"
     text_layer_recall: float | None = None
     ms: float | None = None
+    pages: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,39 @@
 """Several pages in one prompt: tokens are those of ``generate()``, and no page gets another one's text."""
 
 import asyncio
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from engine_fakes import FakeOcr, Inline, page, permutation_network, random_network
+from engine_fakes import (
+    TOGETHER,
+    FakeOcr,
+    Inline,
+    page,
+    permutation_network,
+    random_network,
+    two_pages_written,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.document import FinishReason, Page, Pruning, Reading, ReadOptions, TokenCounts
-from app.errors import BadOption, PageFailed, PageTooLong, ParseError
+from app.document import FinishReason, Page, Pruning, Reading, ReadOptions
+from app.errors import BadOption, PageFailed
 from app.ocr.engine.engine import Engine
+from app.ocr.engine.fixation import FixationPlan
 from app.ocr.engine.loops import LoopRule, NgramRule
 from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
-from app.ocr.engine.task import new_task
-from app.ocr.engine.together import PagesRead, read_together, texts_of
-from app.ocr.models.model import PageViews, SeveralPages
-from app.reader import PageStream
+from app.ocr.engine.task import PageTask, new_task
+from app.ocr.engine.together import divide, texts_of
+from app.ocr.engine.vision import VisualCounts
+from app.ocr.models.model import PageViews
+from app.reader import NotTogether
 from rtprune import RTPruneConfig, VisualTokens, prune_tokens, text_density
 
 NO_BAN = NgramRule(1000, 1000)
-TOGETHER = SeveralPages(default_mode="small", default_prompt="together", ngram=NO_BAN, mark="<PAGE>")
 SLIDING: dict[str, Any] = {"layer_types": ["reference_sliding_attention"] * 3, "sliding_window": 9}
 LIMITS = EngineSettings(
     max_running_pages=3, max_page_tokens=512, kv_memory_mib=64, ngram=NO_BAN, strict_ngram=NO_BAN,
@@ -70,7 +79,7 @@ def expected(model: FakeOcr, pages: Sequence[Page], options: ReadOptions) -> lis
         inputs_embeds=torch.cat([text[:1], *visual, text[1:]])[None],
         position_ids=positions[None],
         attention_mask=torch.ones(1, len(positions), dtype=torch.int64),
-        max_new_tokens=options.max_output_tokens,
+        max_new_tokens=(options.max_output_tokens or 0) * len(pages),
         do_sample=False,
     )
     ids: list[int] = output[0].tolist()
@@ -126,6 +135,9 @@ def test_what_several_pages_cannot_have_is_refused() -> None:
         new_task(model, LIMITS, page(0), ReadOptions(), "d", more=[page(1)])
     with pytest.raises(BadOption, match="tokens=detail"):
         new_task(fake(), LIMITS, page(0), ReadOptions(tokens="detail"), "d", more=[page(1)])
+    fixing = fake(fixation=FixationPlan((0,)))
+    with pytest.raises(BadOption, match="fixation is for one page a prompt"):
+        new_task(fixing, LIMITS, page(0), ReadOptions(fixation=0.5), "d", more=[page(1)])
 
 
 TEXTS = st.lists(st.text(st.sampled_from("ab <>PAGE\n")).filter(lambda text: "<PAGE>" not in text))
@@ -142,116 +154,122 @@ def test_text_before_the_first_mark_belongs_to_no_page(before: str, texts: list[
     assert texts_of(before + "".join(f"<PAGE>{text}" for text in texts), "<PAGE>") == []
 
 
-def reading(text: str, finish_reason: FinishReason = "stop") -> Reading:
-    counts = TokenCounts(10, 8, 9, 7, 0.8, 0.1, None, 3, len(text))
-    return Reading(text, finish_reason, -0.1, "base", counts, {})
+MARK = "ab"
+"""Two tokens of ``Spelling``."""
+TEXT = st.text("bc \n", max_size=12)
 
 
-@dataclass
-class Told:
-    """A stream whose result is given."""
+class Spelling(FakeOcr):
+    """A token is a letter."""
 
-    answer: Reading | ParseError
-    is_cancelled: bool = False
-
-    async def result(self) -> Reading:
-        if isinstance(self.answer, ParseError):
-            raise self.answer
-        return self.answer
-
-    def pieces(self) -> Any:
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        self.is_cancelled = True
+    def decode_text(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
 
 
-@dataclass
-class Teller:
-    """A reader that says of all pages together what it is told, and of each page its number."""
-
-    together: Reading | ParseError
-    page_mark: str | None = "<PAGE>"
-    model_name: str = "teller"
-    modes: Collection[str] = ("base",)
-    fixates: bool = False
-    streams: list[Told] = field(default_factory=list)
-
-    def submit(self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0) -> PageStream:
-        self.streams.append(Told(reading(f"page {page.index}")))
-        return self.streams[-1]
-
-    def submit_together(
-        self, pages: Sequence[Page], options: ReadOptions, *, document_id: str, priority: int = 0
-    ) -> PageStream:
-        self.streams.append(Told(self.together))
-        return self.streams[-1]
-
-    async def close(self) -> None: ...
+def wrote(text: str, num_pages: int, reason: FinishReason = "stop") -> tuple[Reading, PageTask, FakeOcr]:
+    """What a model wrote of pages in one prompt: token i has the log-probability -i."""
+    model = Spelling(random_network(0), several_pages=replace(TOGETHER, mark=MARK))
+    pages = [page(number) for number in range(num_pages)]
+    task = new_task(model, LIMITS, pages[0], ReadOptions(), "d", more=pages[1:])
+    own = [VisualCounts(13, 8 + number, 9, 4 + number, 0.5, 0.2, None) for number in range(num_pages)]
+    task.counts = replace(own[0], of_pages=tuple(own) if num_pages > 1 else ())
+    task.ids = list(map(ord, text))
+    task.logprobs = [-float(number) for number in range(len(text) + (reason == "stop"))]
+    task.logprob_sum = sum(task.logprobs)
+    task.times_ms["decode"] = 12.0
+    task.conclude(reason)
+    return task.reading(model.decode_text(task.best().ids)), task, model
 
 
-def told(reader: Teller, num_pages: int) -> PagesRead:
-    pages = [page(i) for i in range(num_pages)]
-    return asyncio.run(read_together(reader, pages, ReadOptions(), document_id="d"))
+@given(st.lists(TEXT, min_size=2, max_size=6))
+def test_every_page_gets_its_text_its_tokens_and_a_share_of_the_times(texts: list[str]) -> None:
+    whole, task, model = wrote("".join(MARK + text for text in texts), len(texts))
+    readings = divide(whole, task, model)
+    assert [one.text for one in readings] == [text.strip() for text in texts]
+    assert [one.tokens.kept for one in readings] == [8 + number for number in range(len(texts))]
+    assert sum(one.tokens.output for one in readings) == whole.tokens.output
+    assert [one.attempts[0].output_tokens for one in readings] == [one.tokens.output for one in readings]
+    assert {one.attempts[0].pages for one in readings} == {len(texts)}
+    assert sum(one.timing_ms["decode"] for one in readings) == pytest.approx(12.0)
 
 
-def test_as_many_parts_as_pages_are_their_texts() -> None:
-    reader = Teller(reading("<PAGE>\none\n<PAGE>\n\n<PAGE>three"))
-    found = told(reader, 3)
-    assert found.texts == ("one", "", "three")
-    assert (found.readings, found.one_by_one) == ((reader.together,), None)
+def test_confidence_and_risk_are_of_the_pages_own_tokens() -> None:
+    whole, task, model = wrote("abcc" + "ab" + "cb", 2)
+    first, second = divide(whole, task, model)
+    assert (first.tokens.output, second.tokens.output) == (6, 2), "the mark behind a page is its end"
+    assert first.confidence == -sum(range(6)) / 6
+    assert second.confidence == -(6 + 7 + 8) / 3, "with the end token"
+    assert first.risk < whole.risk <= second.risk
 
 
 @pytest.mark.parametrize(
-    ("together", "why"),
+    ("text", "reason", "why"),
     [
-        (reading("<PAGE>one<PAGE>two"), "The text of 3 pages had 2 parts."),
-        (reading("<PAGE>1<PAGE>2<PAGE>3<PAGE>4"), "The text of 3 pages had 4 parts."),
-        (reading("one<PAGE>two<PAGE>three"), "The text of 3 pages had 0 parts."),
-        (reading("zero<PAGE>1<PAGE>2<PAGE>3"), "The text of 3 pages had 0 parts."),
-        (reading("<PAGE>1<PAGE>2<PAGE>3", "length"), "Reading the pages together ended with length."),
-        (reading("<PAGE>1<PAGE>2<PAGE>3", "loop"), "Reading the pages together ended with loop."),
-        (PageTooLong("900 tokens before any output"), "could not be read together: 900 tokens"),
-        (PageFailed("the model failed"), "could not be read together: the model failed"),
+        ("abcabb", "stop", "the text of 3 pages had 2 parts"),
+        ("abcabbabcabb", "stop", "the text of 3 pages had 4 parts"),
+        ("cabbabcabb", "stop", "the text of 3 pages had 0 parts"),
+        ("abcabbabc", "length", "ended with length"),
+        ("abcabbabc", "loop", "ended with loop"),
+        ("abcabbabc", "deadline", "ended with deadline"),
     ],
 )
-def test_any_doubt_about_whose_text_it_is_has_pages_read_one_by_one(
-    together: Reading | ParseError, why: str
+def test_any_doubt_about_whose_text_it_is_is_told_with_what_was_read(
+    text: str, reason: FinishReason, why: str
 ) -> None:
-    reader = Teller(together)
-    found = told(reader, 3)
-    assert found.texts == ("page 0", "page 1", "page 2")
-    assert [one.text for one in found.readings] == list(found.texts)
-    assert found.one_by_one is not None
-    assert why in found.one_by_one
-    assert all(stream.is_cancelled for stream in reader.streams)
+    whole, task, model = wrote(text, 3, reason)
+    with pytest.raises(NotTogether, match=why) as told:
+        divide(whole, task, model)
+    assert told.value.reading == whole
+    assert [(one.finish_reason, one.pages) for one in whole.attempts] == [(reason, 3)]
 
 
 def test_one_page_is_read_as_one_page() -> None:
-    assert told(Teller(reading("<PAGE>never asked")), 1).texts == ("page 0",)
-    assert told(Teller(reading("<PAGE>never asked")), 1).one_by_one is None
-    assert told(Teller(reading("")), 0) == PagesRead((), ())
+    whole, task, model = wrote("cc", 1)
+    assert divide(whole, task, model) == [whole]
+    assert whole.attempts[0].pages == 1
 
 
-def test_a_checkpoint_that_reads_one_page_a_prompt_says_so() -> None:
-    with pytest.raises(BadOption, match="teller reads one page a prompt"):
-        told(Teller(reading(""), page_mark=None), 2)
+def test_a_page_that_ended_before_it_was_encoded_is_not_divided() -> None:
+    _, task, model = wrote("abcab", 2)
+    task.restarts(0, "asked")
+    task.outcomes.clear()
+    task.conclude("deadline")
+    with pytest.raises(NotTogether, match="ended with deadline"):
+        divide(task.reading(""), task, model)
 
 
-def test_the_engine_reads_pages_one_by_one_when_their_text_does_not_end() -> None:
+async def together(model: FakeOcr, settings: EngineSettings) -> list[Reading]:
+    engine = Engine(model, settings)
+    try:
+        assert engine.reads_together
+        stream = engine.submit_together([page(0), page(1)], ReadOptions(), document_id="d")
+        return list(await stream.results())
+    finally:
+        await engine.close()
+
+
+def test_the_engine_divides_what_was_written_of_several_pages() -> None:
+    model = two_pages_written()
+    settings = EngineSettings(kv_memory_mib=64, max_page_tokens=256, ngram=NO_BAN)
+    first, second = asyncio.run(together(model, settings))
+    assert (first.text, second.text) == ("one", "two more")
+    assert (first.tokens.output, second.tokens.output) == (3, 2)
+    assert first.tokens.visual == second.tokens.visual == 3 * 4 + 1
+    assert first.mode == "small"
+
+
+def test_a_text_that_does_not_end_is_not_divided() -> None:
     """The network writes its cycle for ever, so there are marks, but no end of the last page."""
     model = FakeOcr(permutation_network(7), several_pages=replace(TOGETHER, mark=chr(0x100 + 10)))
-    settings = EngineSettings(kv_memory_mib=64, max_page_tokens=256, max_output_tokens=20, ngram=NO_BAN)
+    settings = EngineSettings(kv_memory_mib=64, max_page_tokens=256, max_output_tokens=10, ngram=NO_BAN)
+    with pytest.raises(NotTogether, match="ended with length") as told:
+        asyncio.run(together(model, settings))
+    assert told.value.reading is not None
+    assert told.value.reading.tokens.output == 2 * 10, "the limit is of a page"
 
-    async def both() -> tuple[PagesRead, Reading]:
-        engine = Engine(model, settings)
-        try:
-            found = await read_together(engine, [page(0), page(1)], ReadOptions(), document_id="d")
-            return found, await engine.submit(page(1), ReadOptions(), document_id="d").result()
-        finally:
-            await engine.close()
 
-    found, alone = asyncio.run(both())
-    assert found.one_by_one == "Reading the pages together ended with length."
-    assert found.texts[1] == alone.text
-    assert len(found.readings) == 2
+def test_pages_that_do_not_fit_together_say_so() -> None:
+    settings = EngineSettings(kv_memory_mib=64, max_page_tokens=24, max_output_tokens=4, ngram=NO_BAN)
+    with pytest.raises(NotTogether, match="could not be read together") as told:
+        asyncio.run(together(fake(), settings))
+    assert told.value.reading is None

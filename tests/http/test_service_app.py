@@ -199,8 +199,9 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         settings.port = 1  # type: ignore[misc]
 
 
-def test_fixation_is_refused_at_once_where_a_worker_does_not_have_it(tmp_path: Path) -> None:
-    answer = ask(tmp_path, FakeWorker(None), fixation="0.5")
+@pytest.mark.parametrize(("name", "value"), [("fixation", "0.5"), ("pages_per_prompt", "2")])
+def test_what_a_worker_does_not_have_is_refused_at_once(tmp_path: Path, name: str, value: str) -> None:
+    answer = ask(tmp_path, FakeWorker(None), **{name: value})
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_option")
-    assert "fixation" in answer.json()["detail"]
+    assert name in answer.json()["detail"]
     assert ask(tmp_path, FakeWorker(None)).status_code == 200

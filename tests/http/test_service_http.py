@@ -48,6 +48,21 @@ def test_fixation_reaches_the_reader_and_its_cost_is_told(server: Server) -> Non
     assert (tokens["attended_patches"], tokens["attended_share"]) == (0.25 * tokens["kept_patches"], 0.25)
 
 
+def test_pages_share_prompts_as_asked_and_the_answer_says_so(server: Server) -> None:
+    data = pdf_bytes(*[A4] * 5)
+    pages = server.parse(data, pages_per_prompt=3).json()["pages"]
+    assert [page["attempts"][-1]["pages"] for page in pages] == [2, 2, 3, 3, 3]
+    assert [page["markdown"].splitlines()[0] for page in pages] == [f"# Page {n}" for n in range(1, 6)]
+
+
+def test_pages_that_could_not_be_told_apart_say_how_they_were_read(server: Server) -> None:
+    answer = server.parse(pdf_bytes(A4, A4), pages_per_prompt=2, prompt='{"apart": true}').json()
+    assert answer["status"] == "succeeded"
+    for page in answer["pages"]:
+        assert [(one["pages"], one["reason"]) for one in page["attempts"]] == [(2, "asked"), (1, "apart")]
+        assert page["markdown"].startswith(f"# Page {page['index'] + 1}")
+
+
 def test_form_and_json_say_the_same(server: Server) -> None:
     options: dict[str, Any] = {
         "mode": "large",

@@ -40,7 +40,7 @@ def read(
     async def run() -> PageResult:
         bench = Bench(folder, **{"recall_retry": True, **settings})
         job_id = bench.job(1, options=ParseOptions(options or ReadOptions()))
-        await bench.new_worker("w", reader, page=page).read(job_id, 0)
+        await bench.new_worker("w", reader, pages=[page]).read(job_id, 0)
         assert num_open(bench.store) == 0
         assert bench.store.job(job_id).num_failed == 0
         return bench.store.results(job_id)[0]
@@ -262,7 +262,7 @@ def test_a_page_whose_worker_died_is_not_read_twice_by_the_next(tmp_path: Path) 
         bench.log.write("a", [started(job_id, 0)])
         bench.log.mark_worker_dead("a")
         reader = ModesReader(HALF, ALL)
-        await bench.new_worker("w", reader, page=PRINTED).read(job_id, 0)
+        await bench.new_worker("w", reader, pages=[PRINTED]).read(job_id, 0)
         assert len(reader.asked) == 1
         assert bench.store.results(job_id)[0].markdown == HALF
 
@@ -275,7 +275,7 @@ def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, 
         bench = Bench(tmp_path, recall_retry=True)
         job_id = bench.job(1)
         reader = ModesReader(HALF, None)
-        worker = bench.new_worker("w", reader, page=PRINTED)
+        worker = bench.new_worker("w", reader, pages=[PRINTED])
         task = asyncio.create_task(worker.read(job_id, 0))
         async with asyncio.timeout(20):
             while len(reader.asked) < 2:  # noqa: ASYNC110 - it is watched from outside
@@ -288,7 +288,7 @@ def test_a_page_interrupted_in_its_second_reading_is_taken_back(tmp_path: Path, 
         assert num_open(bench.store) == 0
         assert not bench.store.results(job_id)
         again = ModesReader(HALF, ALL)
-        await bench.new_worker("w", again, page=PRINTED).read(job_id, 0)
+        await bench.new_worker("w", again, pages=[PRINTED]).read(job_id, 0)
         assert bench.store.results(job_id)[0].markdown == ALL
 
     asyncio.run(run())

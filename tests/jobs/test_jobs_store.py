@@ -323,8 +323,14 @@ def test_the_time_in_milliseconds_is_known_to_an_old_sqlite(
     assert abs(now_ms - time.time() * 1000) < 60_000
 
 
-def test_options_of_before_fixation_are_written_as_they_were() -> None:
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("fixation", ParseOptions(ReadOptions(fixation=0.5))),
+        ("pages_per_prompt", ParseOptions(pages_per_prompt=2)),
+    ],
+)
+def test_options_of_before_an_option_was_are_written_as_they_were(name: str, given: ParseOptions) -> None:
     """Or a request that is repeated after an upgrade would conflict with its own idempotency key."""
-    plain, fixed = ParseOptions(), ParseOptions(ReadOptions(fixation=0.5))
-    assert "fixation" not in encode_options(plain)
-    assert encode_options(plain) != encode_options(fixed)
+    assert name not in encode_options(ParseOptions())
+    assert encode_options(ParseOptions()) != encode_options(given)

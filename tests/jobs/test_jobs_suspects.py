@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from jobs_bench import Bench
 
-from app.document import Page, Reading, ReadOptions
+from app.document import Page, ParseOptions, Reading, ReadOptions
 from app.fake import FakeReader
 from app.jobs.store import Store
 from app.jobs.tables import attempts
@@ -60,12 +60,26 @@ class DeadlyStream:
         return
 
 
+class DeadlyPages:
+    """Pages in one prompt, any of which may kill."""
+
+    def __init__(self, streams: Sequence[DeadlyStream]) -> None:
+        self._streams = streams
+
+    async def results(self) -> Sequence[Reading]:
+        return [await stream.result() for stream in self._streams]
+
+    def cancel(self) -> None:
+        return
+
+
 class DeadlyReader:
-    """Keeps the contract of ``PageReader``, until a killer is read or an outsider kills."""
+    """Keeps the contracts of readers, until a killer is read or an outsider kills."""
 
     model_name = "deadly"
     modes = ("tiny",)
     fixates = False
+    reads_together = True
 
     def __init__(self, writer: MortalWriter, killers: set[int], chance: random.Random) -> None:
         self._writer = writer
@@ -85,6 +99,11 @@ class DeadlyReader:
         self, page: Page, options: ReadOptions, *, document_id: str, priority: int = 0
     ) -> DeadlyStream:
         return DeadlyStream(self, page, options)
+
+    def submit_together(
+        self, pages: Sequence[Page], options: ReadOptions, *, document_id: str, priority: int = 0
+    ) -> DeadlyPages:
+        return DeadlyPages([DeadlyStream(self, page, options) for page in pages])
 
     async def close(self) -> None:
         return
@@ -122,15 +141,18 @@ async def live(
     return reader.blame, had
 
 
+@pytest.mark.parametrize("pages_per_prompt", [1, 4])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(tmp_path: Path, seed: int) -> None:
+def test_a_page_is_lost_when_it_was_alone_twice_and_every_killer_is_found(
+    tmp_path: Path, seed: int, pages_per_prompt: int
+) -> None:
     """Kills from outside at random moments; pages that kill among the others."""
     chance = random.Random(seed)
     killers = set(chance.sample(range(NUM_PAGES), k=seed % 3))
 
     async def run() -> None:
         bench = Bench(tmp_path, max_pages_in_flight=chance.choice([1, 2, 4, 16]))
-        job_id = bench.job(NUM_PAGES)
+        job_id = bench.job(NUM_PAGES, options=ParseOptions(pages_per_prompt=pages_per_prompt))
         blamed: Counter[int | None] = Counter()
         alone: Counter[int] = Counter()
         number = 0

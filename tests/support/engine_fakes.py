@@ -201,3 +201,26 @@ def permutation_network(period: int, *, then: int | None = None) -> Any:
         if then is not None:
             network.lm_head.weight[then, list(cycle)] = 0.5
     return network
+
+
+TOGETHER = SeveralPages(
+    default_mode="small", default_prompt="together", ngram=NgramRule(1000, 1000), mark="<PAGE>"
+)
+
+
+class WrittenOcr(FakeOcr):
+    """Writes the cycle of its network, a piece for each token."""
+
+    pieces: Sequence[str] = ()
+
+    def decode_text(self, ids: Sequence[int]) -> str:
+        return "".join(self.pieces[token - 10] for token in ids)
+
+
+def two_pages_written() -> WrittenOcr:
+    """A model that writes of any prompt what one trained for several pages writes of two: one, two more."""
+    pieces = ("<PA", "GE>one", "<PAGE>", "two", " more")
+    network = permutation_network(len(pieces) + 1)
+    model = WrittenOcr(network, several_pages=TOGETHER, ngram=TOGETHER.ngram, eos_id=10 + len(pieces))
+    model.pieces = pieces
+    return model

@@ -28,10 +28,10 @@ LIMITS = Limits(max_queued_pages=1000, max_jobs_per_client=10, result_lifetime_s
 
 
 class FakeRasterizers:
-    """Twelve pages, the last unreadable; or ``page`` for each."""
+    """Twelve pages, the last unreadable; or these. ``None``: unreadable."""
 
-    def __init__(self, page: Page | None = None) -> None:
-        self._page = page
+    def __init__(self, pages: Sequence[Page | None] = ()) -> None:
+        self._pages = pages
 
     async def page(
         self,
@@ -44,11 +44,11 @@ class FakeRasterizers:
         claim: Claim | None = None,
     ) -> Page:
         await asyncio.sleep(0)
-        if self._page is not None:
-            return self._page
-        if index == 11:
+        usual = None if index == 11 else Page(index, Image.new("RGB", (dpi or 1, 10)), 1.0)
+        page = self._pages[index] if self._pages else usual
+        if page is None:
             raise UnreadablePage("damaged")
-        return Page(index, Image.new("RGB", (dpi or 1, 10)), 1.0)
+        return page
 
 
 class GatedStream:
@@ -162,12 +162,12 @@ class Bench:
         name: str,
         reader: PageReader | None = None,
         writer: ResultWriter | None = None,
-        page: Page | None = None,
+        pages: Sequence[Page | None] = (),
     ) -> BatchRunner:
         return BatchRunner(
             self.settings,
             reader or self.reader,
-            FakeRasterizers(page),
+            FakeRasterizers(pages),
             self.store,
             NoQueue(),
             self.blobs,

@@ -31,6 +31,7 @@ from app.settings import Settings
 
 MIN_DPI = 36
 MAX_PROMPT_CHARS = 4000
+MAX_PAGES_PER_PROMPT = 64
 
 
 class AnswerFields(BaseModel):
@@ -117,6 +118,13 @@ class OptionFields(AnswerFields):
         description="Share of the kept patch tokens that most layers attend to at each decode step; an "
         "experiment that saves no time. Not given: all of them.",
     )
+    pages_per_prompt: int = Field(
+        1,
+        ge=1,
+        le=MAX_PAGES_PER_PROMPT,
+        description="Most pages shown to the model in one prompt, for checkpoints trained for it. Pages "
+        "whose text cannot be told apart are read again one by one.",
+    )
     tokens: TokenReport = Field(
         "counts",
         description="What is told of a page's patch tokens: how many there were, or also, in views, which "
@@ -155,12 +163,22 @@ class OptionFields(AnswerFields):
             raise BadOption(f"max_output_tokens may be at most {settings.max_output_tokens}")
         if self.prune == "none" and self.keep_ratio is not None:
             raise BadOption("keep_ratio has no meaning with prune=none")
+        if self.pages_per_prompt > 1:
+            self._check_for_several_pages()
         read = ReadOptions(
             *(self.mode, self.prune, self.keep_ratio, self.prompt, self.max_output_tokens, self.tokens),
             fixation=self.fixation,
         )
         pages = PageSelection() if self.pages is None else PageSelection.parse(self.pages)
-        return ParseOptions(read, pages, self.dpi, self.over(AnswerOptions()))
+        return ParseOptions(
+            read, pages, self.dpi, self.over(AnswerOptions()), pages_per_prompt=self.pages_per_prompt
+        )
+
+    def _check_for_several_pages(self) -> None:
+        if self.fixation is not None:
+            raise BadOption("fixation is for one page a prompt, not with pages_per_prompt")
+        if self.tokens == "detail":
+            raise BadOption("tokens=detail is for one page a prompt, not with pages_per_prompt")
 
 
 class ParseFields(OptionFields):
@@ -225,12 +243,17 @@ class AttemptShape(BaseModel):
         "asked",
         description="Why it was made: as asked; small_print: in a mode chosen for small print; loop, "
         "low_confidence: so the one before ended; risk: that one was pruned, and too risky; text_layer: its "
-        "text lacked words of the PDF's text layer.",
+        "text lacked words of the PDF's text layer; apart: it could not be read in one prompt with others.",
     )
     text_layer_recall: float | None = Field(
         None, description="What the reading that ends with it had of the text layer, where there were two."
     )
     ms: float | None = Field(None, description="Wall time of that reading, where there were two.")
+    pages: int = Field(
+        1,
+        description="Pages in its prompt. If their text could not be divided among them, output_tokens are "
+        "of all of them.",
+    )
 
 
 class TokensShape(BaseModel):

@@ -23,6 +23,7 @@ from app.documents.raster.pool import Rasterizers
 from app.documents.raster.sandbox import Sandbox, weakest
 from app.errors import (
     NO_FIXATION,
+    ONE_PAGE_A_PROMPT,
     BadOption,
     Expired,
     JobCancelled,
@@ -169,6 +170,8 @@ class Jobs:
         mode, modes = options.read.mode, self._readiness.modes
         if options.read.fixation is not None and modes and not self._readiness.fixates:
             raise BadOption(NO_FIXATION)
+        if options.pages_per_prompt > 1 and modes and not self._readiness.reads_together:
+            raise BadOption(ONE_PAGE_A_PROMPT)
         if mode is not None and modes and mode not in modes:
             raise BadOption(f"mode {mode[:40]!r} is unknown; there are {', '.join(sorted(modes))}")
 
@@ -194,7 +197,7 @@ class Jobs:
             pages=pages,
             priority=submission.priority,
             webhook=submission.webhook,
-            batch_pages=self._settings.batch_pages,
+            batch_pages=_whole_prompts(self._settings.batch_pages, options.pages_per_prompt),
             trace=tracing.traceparent(),
         )
 
@@ -337,8 +340,11 @@ class Jobs:
         if ready:
             modes = frozenset(mode for worker in ready for mode in worker.modes)
             sandbox = weakest(worker.sandbox for worker in ready)
-            fixates = all(worker.fixates for worker in ready)
-            return Readiness("ready", "ready", ready[0].model, modes, sandbox, fixates)
+            return Readiness(
+                *("ready", "ready", ready[0].model, modes, sandbox),
+                fixates=all(worker.fixates for worker in ready),
+                reads_together=all(worker.reads_together for worker in ready),
+            )
         before = self._readiness
         for phase in ("failed", "loading", "downloading"):
             for worker in workers:
@@ -377,3 +383,8 @@ def _status(job: Job) -> Status:
     if job.status == "succeeded":
         return "succeeded"
     return "partial" if job.status == "partial" else "failed"
+
+
+def _whole_prompts(batch_pages: int, pages_per_prompt: int) -> int:
+    """Return the pages of a batch, rounded up to whole prompts."""
+    return -(-batch_pages // pages_per_prompt) * pages_per_prompt

@@ -21,6 +21,7 @@ class Readiness:
 
     ``modes``: view layouts of the loaded models. ``sandbox``: the weakest confinement of decoders among all
     ready workers. ``fixates``: whether all loaded models read with ``fixation``.
+    ``reads_together``: whether all can be shown several pages in one prompt.
     """
 
     phase: Phase
@@ -29,6 +30,7 @@ class Readiness:
     modes: frozenset[str] = frozenset()
     sandbox: Sandbox | None = None
     fixates: bool = False
+    reads_together: bool = False
 
     @property
     def ready(self) -> bool:

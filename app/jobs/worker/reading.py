@@ -4,13 +4,16 @@ Pages that were in the model when their worker died are suspects. They are read 
 in groups of an eighth of those that were together, then an eighth of that, then alone. A page that was alone
 when two workers died fails as ``worker_lost``; one that was only near is read. The database records a page
 before the page goes to the model (``PageStore.mark_worker_dead`` says how the strikes are counted).
+
+Where a document asks for several pages in one prompt, they share a turn and what the model makes of them,
+nothing else: each is rasterized, checked and stored like any page (``SharedPrompt``). Suspects are alone.
 """
 
 import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +21,7 @@ from typing import Protocol
 from app import tracing
 from app.document import Failure, Page, PageResult, Reading, ReadOptions
 from app.errors import (
+    ONE_PAGE_A_PROMPT,
     BadOption,
     DocumentDeadline,
     PageDeadline,
@@ -35,12 +39,13 @@ from app.jobs.store import Store
 from app.jobs.worker.page_store import Attempt, Done, Interrupted, PageStore, Started
 from app.jobs.worker.result_writer import ResultWriter
 from app.jobs.worker.routing import BLANK, Checked, Route, Router, better_of
+from app.jobs.worker.together import SharedPrompt, prompts_of
 from app.metrics import WORKER_PAGES
 from app.output.checks import check_page
 from app.output.cutting import take_pictures
 from app.output.markdown import render
 from app.places import Claim, Places, Turnstile
-from app.reader import PageReader
+from app.reader import NotTogether, PageReader, reads_together
 from app.settings import Settings
 
 logger = logging.getLogger("rtprune.worker")
@@ -193,14 +198,38 @@ class BatchRunner:
             path = await asyncio.to_thread(stack.enter_context, self._blobs.local(job.blob, self._tmp_dir))
             try:
                 async with asyncio.TaskGroup() as group:
-                    for index, before in left.items():
-                        group.create_task(self._page(job, path, index, before))
+                    for prompt in self._prompts(job, left):
+                        group.create_task(self._prompt(job, path, prompt))
             except ExceptionGroup as errors:
                 refused, defects = errors.split(ParseError)
                 if defects is not None or refused is None:
                     raise
                 # an option that one page refuses fails the whole document
-                raise next(error for error in refused.exceptions if isinstance(error, ParseError)) from errors
+                raise _first_of(refused) from errors
+
+    def _prompts(self, job: Job, left: dict[int, Attempt]) -> list[dict[int, Attempt]]:
+        """Divide unread pages into those that share a prompt. Raise ``BadOption`` if none can here."""
+        most = job.options.pages_per_prompt
+        alone = [index for index, before in left.items() if most == 1 or before.together or before.strikes]
+        prompts: list[Sequence[int]] = [[index] for index in alone]
+        if most > 1:
+            if not reads_together(self._reader):
+                raise BadOption(ONE_PAGE_A_PROMPT)
+            prompts += prompts_of([index for index in left if index not in alone], most)
+        return [{index: left[index] for index in prompt} for prompt in prompts]
+
+    async def _prompt(self, job: Job, path: Path, pages: dict[int, Attempt]) -> None:
+        """Read the pages of one prompt, beside each other. Raise ``BadOption``, alone or in a group."""
+        [(index, before), *more] = pages.items()
+        # keep the turn until the results are written: only then are the pages closed in the database
+        async with self._turn(job, before, len(pages)):
+            if not more or not reads_together(self._reader):
+                await self._page(job, path, index, before)
+                return
+            shared = SharedPrompt(self._reader, job, pages)
+            async with asyncio.TaskGroup() as group:
+                for one, its in pages.items():
+                    group.create_task(self._page(job, path, one, its, shared))
 
     async def _fail(self, job: Job, failure: Failure) -> None:
         self.cancel_others(job.id)
@@ -212,14 +241,15 @@ class BatchRunner:
             if task is not current:
                 task.cancel()
 
-    async def _page(self, job: Job, path: Path, index: int, before: Attempt) -> None:
+    async def _page(
+        self, job: Job, path: Path, index: int, before: Attempt, shared: SharedPrompt | None = None
+    ) -> None:
         """Read one page: rasterize, read, render, check, read once more if the text layer says so, store.
 
-        An error of the page becomes its result. Raise ``BadOption``, which concerns all pages of the
-        document.
+        ``shared``: a prompt with other pages. An error of the page becomes its result. Raise ``BadOption``,
+        which concerns all pages of the document.
         """
-        # keep the turn until the result is written: only then is the page closed in the database
-        async with self._turn(job, index, before):
+        with self._begun(job, index, shared):
             started = time.perf_counter()
             width, height = before.width, before.height
             try:
@@ -228,7 +258,7 @@ class BatchRunner:
                 async with self._document_deadline(job):
                     page = await self._rasterized(job, path, index)
                     width, height = page.image.size
-                    read = await self._read_by_route(job, page, before)
+                    read = await self._read_by_route(job, page, before, shared)
                 # the first reading is there, so the deadlines can only end the second
                 read = await self._read_again(job, page, before, read)
                 reading, checks, pictured = read.reading, read.checks, read.pictured
@@ -254,21 +284,29 @@ class BatchRunner:
             await self._store_result(job, result)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, job: Job, index: int, before: Attempt) -> AsyncIterator[None]:
-        """Wait for a place among the pages that are read. A suspect shares its turn with few others."""
+    async def _turn(self, job: Job, before: Attempt, num_pages: int) -> AsyncIterator[None]:
+        """Wait for places among the pages that are read. A suspect shares its turn with few others."""
         suspects = max(1, before.together // SUSPECTS_SHARE) if before.together else None
-        async with self._turnstile.place(Claim(job.id, job.priority, suspects, job.client)):
+        claim = Claim(job.id, job.priority, suspects, job.client, num_pages)
+        async with self._turnstile.place(claim):
             if self._closing:
                 raise asyncio.CancelledError
-            task = asyncio.current_task()
-            if task is None:
-                raise RuntimeError("pages are read in tasks")
-            self._reading_now.add(task)
-            try:
-                with tracing.span("page", parent=job.trace, rtprune__job=job.id, rtprune__page=index):
-                    yield
-            finally:
-                self._reading_now.discard(task)
+            yield
+
+    @contextlib.contextmanager
+    def _begun(self, job: Job, index: int, shared: SharedPrompt | None) -> Iterator[None]:
+        """Count a page among those that ``close`` waits for."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("pages are read in tasks")
+        self._reading_now.add(task)
+        try:
+            with tracing.span("page", parent=job.trace, rtprune__job=job.id, rtprune__page=index):
+                yield
+        finally:
+            self._reading_now.discard(task)
+            if shared is not None:
+                shared.leave(index)
 
     @contextlib.asynccontextmanager
     async def _document_deadline(self, job: Job) -> AsyncIterator[None]:
@@ -315,7 +353,9 @@ class BatchRunner:
                 claim=Claim(job.id, job.priority, client=job.client),
             )
 
-    async def _read_by_route(self, job: Job, page: Page, before: Attempt) -> Checked:
+    async def _read_by_route(
+        self, job: Job, page: Page, before: Attempt, shared: SharedPrompt | None
+    ) -> Checked:
         """Read a page as its router says. A blank one does not go to the model."""
         route = Route(job.options.read)
         if self._router.chooses:
@@ -325,9 +365,33 @@ class BatchRunner:
             return await self._checked(page, route.blank, 0.0)
         started = time.perf_counter()
         async with self._with_model(job, page, before):
-            limit_s = self._settings.page_deadline_s
-            reading = await self._read_page(job, page, route.options, limit_s, is_live=job.options.is_live)
-            return await self._checked(page, route.of(reading), time.perf_counter() - started)
+            reading = None
+            if shared is not None:
+                reading, route = await self._read_together(page, route, shared)
+            if reading is None:
+                limit_s = self._settings.page_deadline_s
+                reading = await self._read_page(
+                    job, page, route.options, limit_s, is_live=job.options.is_live
+                )
+                reading = route.of(reading)
+            return await self._checked(page, reading, time.perf_counter() - started)
+
+    async def _read_together(
+        self, page: Page, route: Route, shared: SharedPrompt
+    ) -> tuple[Reading | None, Route]:
+        """Read a page in a prompt with others. Return no reading, and the route, if it is to be read alone.
+
+        The route tells what was tried. The prompt has as many times the page deadline as it has pages.
+        """
+        limit_s = self._settings.page_deadline_s * shared.num_pages
+        try:
+            async with _within(limit_s, PageDeadline(f"pages were not read together within {limit_s:g} s")):
+                return await shared.read(page), route
+        except (NotTogether, PageDeadline) as error:
+            logger.info("not together", extra={"index": page.index, "reason": str(error)})
+            return None, route.apart(error.reading if isinstance(error, NotTogether) else None)
+        finally:
+            shared.leave(page.index)  # a prompt that nobody waits for is taken from the model
 
     async def _read_again(self, job: Job, page: Page, before: Attempt, first: Checked) -> Checked:
         """Read a page once more if its text layer says that much is missing. Return the better reading.
@@ -426,6 +490,11 @@ async def _within(limit_s: float, late: ParseError) -> AsyncIterator[None]:
         if not timer.expired():
             raise
         raise late from error
+
+
+def _first_of(errors: ExceptionGroup[ParseError]) -> ParseError:
+    first = errors.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
 def _failed(index: int, error: ParseError, width: int = 0, height: int = 0) -> PageResult:

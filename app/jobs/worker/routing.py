@@ -39,16 +39,30 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a page is read, and why so. ``blank``: its reading, if it needs no model."""
+    """How a page is read, and why so. ``blank``: its reading, if it needs no model.
+
+    ``before``: the reading of several pages, this one among them, that was of no use.
+    """
 
     options: ReadOptions
     reason: AttemptReason = "asked"
     blank: Reading | None = None
+    before: Reading | None = None
+
+    def apart(self, together: Reading | None) -> "Route":
+        """Return the route of a page that could not be read with others. ``together``: what came of that."""
+        return replace(self, reason="apart", before=together)
 
     def of(self, reading: Reading) -> Reading:
-        """Return the reading with the reason of its attempts."""
-        attempts = (replace(attempt, reason=self.reason) for attempt in reading.attempts[:1])
-        return replace(reading, attempts=(*attempts, *reading.attempts[1:]))
+        """Return the reading with the reason of its attempts, and those before it, with their times."""
+        attempts = tuple(replace(attempt, reason=self.reason) for attempt in reading.attempts[:1])
+        attempts = (*attempts, *reading.attempts[1:])
+        if self.before is None:
+            return replace(reading, attempts=attempts)
+        num_pages = max(attempt.pages for attempt in self.before.attempts)
+        shared = {stage: ms / num_pages for stage, ms in self.before.timing_ms.items()}
+        times = _sum_of(shared, reading.timing_ms)
+        return replace(reading, attempts=(*self.before.attempts, *attempts), timing_ms=times)
 
 
 class Router:
@@ -124,14 +138,17 @@ def better_of(first: Checked, second: Checked) -> Checked:
     """
     recalls = [one.checks.text_layer_recall or 0.0 for one in (first, second)]
     better = second if second.reading.finish_reason == "stop" and recalls[1] > recalls[0] else first
-    times = [one.reading.timing_ms for one in (first, second)]
-    stages = dict.fromkeys([*times[0], *times[1]])
     reading = replace(
         better.reading,
         attempts=(*first.attempts(), *second.attempts()),
-        timing_ms={stage: sum(one.get(stage, 0.0) for one in times) for stage in stages},
+        timing_ms=_sum_of(first.reading.timing_ms, second.reading.timing_ms),
     )
     return replace(better, reading=reading)
+
+
+def _sum_of(*times: Mapping[str, float]) -> dict[str, float]:
+    stages = dict.fromkeys(stage for one in times for stage in one)
+    return {stage: sum(one.get(stage, 0.0) for one in times) for stage in stages}
 
 
 def _shows_nothing(page: Page) -> bool:

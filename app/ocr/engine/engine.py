@@ -22,6 +22,7 @@ from app.ocr.engine.page_loop import PageLoop
 from app.ocr.engine.settings import EngineSettings
 from app.ocr.engine.stream import pieces_of
 from app.ocr.engine.task import PageTask, can_fixate, new_task
+from app.ocr.engine.together import EnginePagesStream
 from app.ocr.models.model import OcrModel
 from app.ocr.models.preprocess import view_scale
 from app.ocr.risk import Evidence
@@ -90,10 +91,8 @@ class Engine:
         return self._model.modes
 
     @property
-    def page_mark(self) -> str | None:
-        """Text in front of each page of several in one prompt; ``None``: a prompt has one page."""
-        together = self._model.several_pages
-        return None if together is None else together.mark
+    def reads_together(self) -> bool:
+        return self._model.several_pages is not None
 
     @property
     def fixates(self) -> bool:
@@ -150,15 +149,15 @@ class Engine:
         document_id: str,
         priority: int = 0,
         deadline_seconds: float | None = None,
-    ) -> EngineStream:
-        """Queue several pages as one prompt, whose text the checkpoint divides by ``page_mark``.
+    ) -> EnginePagesStream:
+        """Queue several pages as one prompt. The checkpoint writes a mark in front of the text of each.
 
-        One page is queued as ``submit`` does. Raise ``BadOption`` for a checkpoint that reads one page a
-        prompt, and what ``submit`` raises.
+        One page is queued as ``submit`` does. ``deadline_seconds``: for each page. Raise ``BadOption`` for a
+        checkpoint that reads one page a prompt, and what ``submit`` raises.
         """
         page, *more = pages
         task = new_task(self._model, self._settings, page, options, document_id, deadline_seconds, more=more)
-        return self._submit(task, priority)
+        return EnginePagesStream(self._submit(task, priority), task, self._model)
 
     def _submit(self, task: PageTask, priority: int) -> EngineStream:
         with self._lock:

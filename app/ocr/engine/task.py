@@ -7,7 +7,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions, TokenCounts
+from app.document import Attempt, AttemptReason, FinishReason, Page, Reading, ReadOptions
 from app.errors import NO_FIXATION, BadOption, ParseError
 from app.ocr.engine.drafts import DraftText
 from app.ocr.engine.fixation import FixedRow
@@ -197,6 +197,7 @@ class PageTask:
             reason,
             len(self.ids),
             self.reason,
+            pages=1 + len(self.more),
         )
         kept = self.ids if ids is None else ids
         # a loop's repeats have high probabilities that tell nothing; noise counts, it makes a page doubtful
@@ -243,13 +244,12 @@ class PageTask:
         last = self.outcomes[-1].attempt
         is_cancelled = last.finish_reason == "cancelled"
         ended = best.attempt if last.reason == "risk" and not is_cancelled else last
-        tokens = TokenCounts(
-            visual=counts.visual, kept=counts.kept, patches=counts.patches, kept_patches=counts.kept_patches,
-            keep_ratio=counts.keep_ratio, text_density=counts.density, diversity=counts.diversity,
-            prompt=len(self.prompt_ids), output=len(best.ids),
-            drafted=self.num_drafted, accepted=self.num_accepted,
+        tokens = replace(
+            counts.reported(prompt=len(self.prompt_ids), output=len(best.ids)),
+            drafted=self.num_drafted,
+            accepted=self.num_accepted,
             attended_patches=best.attended_patches,
-        )  # fmt: skip
+        )
         return Reading(
             text=text,
             finish_reason=ended.finish_reason,
@@ -308,7 +308,8 @@ def new_task(
 ) -> PageTask:
     """Decide a page's attempts, limits and deadline, before it waits. Raise ``BadOption``.
 
-    ``more``: pages that follow in the same prompt. There is one attempt at several pages.
+    ``more``: pages that follow in the same prompt. There is one attempt at several pages, with as many times
+    the tokens and seconds of one.
     """
     together = model.several_pages if more else None
     if more and together is None:
@@ -333,14 +334,15 @@ def new_task(
     ngram = _first_ngram(model, settings, options, together)
     first = AttemptPlan(mode, options.prune, keep_ratio, ngram, options.fixation)
     strict = replace(strict, exempt=first.ngram.exempt)
+    num_pages = 1 + len(more)
     modes = list(model.modes.values())
     return PageTask(
         page=page,
         document_id=document_id,
         attempt_plans=attempt_plans(first, strict, modes, 1 if more else settings.max_attempts),
         prompt_ids=model.prompt_ids(prompt),
-        max_output_tokens=options.max_output_tokens or settings.max_output_tokens,
-        deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds),
+        max_output_tokens=(options.max_output_tokens or settings.max_output_tokens) * num_pages,
+        deadline_s=time.monotonic() + (deadline_seconds or settings.page_deadline_seconds) * num_pages,
         risk_curve=model.risk_curve,
         more=tuple(more),
         restore_risk=None if more else settings.restore_from(model),

@@ -1,91 +1,91 @@
-"""Read several pages in one prompt, and one by one if what comes back is not as many pages.
+"""Divide what a model wrote about several pages in one prompt, or say that it cannot be divided.
 
 A checkpoint trained for it, such as Unlimited-OCR, writes a mark in front of each page. A page more or less
 than were shown means that some text stands under another page's number, and nothing tells which.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import asyncio
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
-from app.document import Page, Reading, ReadOptions
-from app.errors import BadOption, PageFailed, PageTooLong
-from app.reader import PageReader, PageStream
-
-
-class ReadsTogether(PageReader, Protocol):
-    """A reader that can be shown several pages in one prompt."""
-
-    @property
-    def page_mark(self) -> str | None:
-        """Text in front of each page; ``None``: a prompt has one page."""
-
-    def submit_together(
-        self, pages: Sequence[Page], options: ReadOptions, *, document_id: str, priority: int = 0
-    ) -> PageStream:
-        """Queue several pages as one prompt."""
+from app.document import Attempt, Reading
+from app.errors import PageFailed, PageTooLong
+from app.ocr.engine.task import Outcome, PageTask
+from app.ocr.models.model import OcrModel
+from app.ocr.risk import Evidence
+from app.reader import NotTogether, PageStream
 
 
-@dataclass(frozen=True, slots=True)
-class PagesRead:
-    """Raw model text of pages that were to be read together.
+class EnginePagesStream:
+    """The ``PagesStream`` of the engine. ``stream``: of all pages as one."""
 
-    ``texts``: one for each page, in order. ``readings``: the one reading of all pages, or one for each page
-    if they were read one by one. ``one_by_one``: why they were, safe to show; ``None``: they were read
-    together.
+    def __init__(self, stream: PageStream, task: PageTask, model: OcrModel) -> None:
+        self._stream, self._task, self._model = stream, task, model
+
+    async def results(self) -> Sequence[Reading]:
+        try:
+            reading = await self._stream.result()
+        except (PageTooLong, PageFailed) as error:
+            raise NotTogether(f"the pages could not be read together: {error}") from error
+        return await asyncio.to_thread(divide, reading, self._task, self._model)
+
+    def cancel(self) -> None:
+        self._stream.cancel()
+
+
+def divide(reading: Reading, task: PageTask, model: OcrModel) -> list[Reading]:
+    """Divide the reading of a prompt into one for each of its pages. Raise ``NotTogether``.
+
+    Confidence and risk are of a page's own tokens, which begin after its mark and end with that of the next
+    page. Times are divided equally.
+    """
+    pages = [task.page, *task.more]
+    together = model.several_pages
+    outcome = task.best()
+    if len(pages) == 1 or together is None:
+        return [reading]
+    # an outcome has counts of pages; without them the reading ended before it was prefilled
+    if reading.finish_reason != "stop" or len(outcome.counts.of_pages) != len(pages):
+        raise NotTogether(f"reading the pages together ended with {reading.finish_reason}", reading)
+    texts = texts_of(reading.text, together.mark)
+    if len(texts) != len(pages):
+        raise NotTogether(f"the text of {len(pages)} pages had {len(texts)} parts", reading)
+    starts = _starts(outcome, len(pages), together.mark, model.decode_text)
+    num_tokens = [stop - start for start, stop in pairwise([*starts, len(outcome.ids)])]
+    # the end token has a probability, too
+    logprobs = [outcome.logprobs[start:stop] for start, stop in pairwise([*starts, len(outcome.logprobs)])]
+    readings = []
+    for text, counts, output, own in zip(texts, outcome.counts.of_pages, num_tokens, logprobs, strict=True):
+        attempt: Attempt = replace(outcome.attempt, output_tokens=output, pages=len(pages))
+        readings.append(
+            replace(
+                reading,
+                text=text,
+                confidence=sum(own) / len(own) if own else 0.0,
+                risk=task.risk_curve.risk(Evidence(own)),
+                tokens=counts.reported(prompt=reading.tokens.prompt, output=output),
+                timing_ms={stage: ms / len(pages) for stage, ms in reading.timing_ms.items()},
+                attempts=(attempt,),
+            )
+        )
+    return readings
+
+
+def _starts(
+    outcome: Outcome, num_pages: int, mark: str, decode_text: Callable[[Sequence[int]], str]
+) -> list[int]:
+    """Return the number of tokens in front of each page: those up to its mark, which may be several tokens.
+
+    The first page has its own mark, too.
     """
 
-    texts: tuple[str, ...]
-    readings: tuple[Reading, ...]
-    one_by_one: str | None = None
+    def num_marks(num_tokens: int) -> int:
+        return decode_text(outcome.ids[:num_tokens]).count(mark)
 
-
-async def read_together(
-    reader: ReadsTogether,
-    pages: Sequence[Page],
-    options: ReadOptions,
-    *,
-    document_id: str,
-    priority: int = 0,
-) -> PagesRead:
-    """Read pages in one prompt; if that gives another number of pages, or no end, read them one by one.
-
-    ``options`` are those of either way; what they leave open is chosen by the checkpoint for each. Raise what
-    ``submit`` and ``result`` of the reader raise, ``BadOption`` if the checkpoint reads one page a prompt.
-    """
-    mark = reader.page_mark
-    if mark is None:
-        raise BadOption(f"{reader.model_name} reads one page a prompt")
-    reason = None
-    if len(pages) > 1:
-        stream = reader.submit_together(pages, options, document_id=document_id, priority=priority)
-        found = await _in_one_prompt(stream, len(pages), mark)
-        if isinstance(found, PagesRead):
-            return found
-        reason = found
-    streams = [reader.submit(page, options, document_id=document_id, priority=priority) for page in pages]
-    try:
-        readings = [await stream.result() for stream in streams]
-    finally:
-        for stream in streams:
-            stream.cancel()
-    return PagesRead(tuple(one.text for one in readings), tuple(readings), reason)
-
-
-async def _in_one_prompt(stream: PageStream, num_pages: int, mark: str) -> PagesRead | str:
-    """Wait for pages read together. Return why they are to be read one by one if that did not work."""
-    try:
-        reading = await stream.result()
-    except (PageTooLong, PageFailed) as error:
-        return f"The pages could not be read together: {error}."
-    finally:
-        stream.cancel()
-    if reading.finish_reason != "stop":
-        return f"Reading the pages together ended with {reading.finish_reason}."
-    texts = texts_of(reading.text, mark)
-    if len(texts) != num_pages:
-        return f"The text of {num_pages} pages had {len(texts)} parts."
-    return PagesRead(tuple(texts), (reading,))
+    lengths = range(len(outcome.ids) + 1)
+    return [0, *(bisect_left(lengths, number, key=num_marks) for number in range(2, num_pages + 1))]
 
 
 def texts_of(text: str, mark: str) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from app.document import ViewPatches
+from app.document import TokenCounts, ViewPatches
 from app.errors import PageFailed, ParseError
 from app.ocr.engine.decoder import Prompt
 from app.ocr.engine.device import adopt, give_back_memory, is_lost, is_out_of_memory, wait_for
@@ -71,7 +71,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class VisualCounts:
-    """Counts of a page's visual tokens before and after pruning, with its density and views."""
+    """Counts of a page's visual tokens before and after pruning, with its density and views.
+
+    ``of_pages``: those of each page, where several are in one prompt.
+    """
 
     visual: int
     kept: int
@@ -81,6 +84,15 @@ class VisualCounts:
     density: float
     diversity: float | None
     views: tuple[ViewPatches, ...] = ()
+    of_pages: tuple["VisualCounts", ...] = ()
+
+    def reported(self, *, prompt: int, output: int) -> TokenCounts:
+        """Return the counts of a reading whose prompt and output have so many tokens."""
+        return TokenCounts(
+            visual=self.visual, kept=self.kept, patches=self.patches, kept_patches=self.kept_patches,
+            keep_ratio=self.keep_ratio, text_density=self.density, diversity=self.diversity,
+            prompt=prompt, output=output,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -369,7 +381,7 @@ def _joined(pages: Sequence[_Kept]) -> _Kept:
     together = VisualCounts(
         visual=sum(one.visual for one in counts), kept=sum(one.kept for one in counts), patches=patches,
         kept_patches=kept_patches, keep_ratio=kept_patches / patches,
-        density=sum(one.density for one in counts) / len(counts), diversity=None,
+        density=sum(one.density for one in counts) / len(counts), diversity=None, of_pages=tuple(counts),
     )  # fmt: skip
     return _Kept(torch.cat([page.embeds for page in pages]), torch.cat(positions), together)
 

@@ -2,39 +2,38 @@
 
     rtprune eval OmniDocBench.json predictions/ other=../their/markdown --out scores/
     rtprune eval OmniDocBench.json ours=scores/ours --read http://localhost:8000 --documents images/
+    rtprune eval OmniDocBench.json ours=out/a whole=out/b --read --documents images --option whole:prune=none
 
 Prints a table. ``--out`` keeps the results and every page's scores, so that a later run scores only pages
 that are new or changed.
 """
 
 import argparse
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from app.evaluation.own_service import own_service
+from app.evaluation.reading import missing_pages, read_pages
 from app.evaluation.reports import NOTES, ToolResult, as_attribute_table, as_json, as_table
 from app.evaluation.scores import PageScore
-from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth, prediction_path
+from app.evaluation.truth import ScoredPage, TruthError, find_prediction, open_truth
+from rtprune.client import ClientError
+
+Options = dict[str, dict[str, str]]
+"""How each tool is read, by name."""
 
 RULES = "2"
 """Version of the scoring rules. Raise it whenever a page's score may change: kept scores of another version
 are not used.
 """
-READ_TIMEOUT_S = 600.0
-"""Time for a document, from its submission to its result."""
-ANSWER_TIMEOUT_S = 120.0
-MOST_PAUSE_S = 5.0
-LATER = frozenset({httpx.codes.CONFLICT, httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE})
-"""Statuses of a result that is not finished (409), and of a server that is busy."""
 API_KEY = "RTPRUNE_API_KEY"
 OWN = ""
 """Stands for a server that the command starts."""
@@ -82,6 +81,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         f" {API_KEY}; without an address one is started here",
     )
     parser.add_argument("--documents", type=Path, help="with --read: where the pages' files are")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="[TOOL:]NAME=VALUE",
+        help="with --read: how pages are read, e.g. prune=none; for the named tool, which is read as well",
+    )
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -90,10 +96,12 @@ def run(asked: argparse.Namespace) -> int:
         pages = open_truth(asked.truth)
         folders = _folders(asked.predictions)
         if asked.read is not None:
-            _read_missing(asked.read, asked.documents, pages, next(iter(folders.values())))
+            _read_missing(asked.read, asked.documents, pages, folders, _options(asked.option, folders))
+        elif asked.option:
+            raise TruthError("--option needs --read")
         _require_folders(folders)
         results = [_score(tool, folder, pages, asked.out) for tool, folder in folders.items()]
-    except (TruthError, OSError, httpx.HTTPError) as error:
+    except (TruthError, OSError, ClientError) as error:
         _say(f"rtprune eval: {error}\n")
         return 2
     report = json.dumps(as_json(results), ensure_ascii=False, indent=1)
@@ -162,57 +170,44 @@ def _known_scores(path: Path | None) -> dict[str, dict[str, tuple[float, float]]
     return known
 
 
-def _read_missing(url: str, documents: Path | None, pages: Sequence[ScoredPage], folder: Path) -> None:
-    """Let a server, at ``url`` or our own, read the pages that ``folder`` lacks. Say what it refuses."""
+def _read_missing(
+    url: str, documents: Path | None, pages: Sequence[ScoredPage], folders: dict[str, Path], options: Options
+) -> None:
+    """Let a server, at ``url`` or our own, read what the tools with options lack. Say what it refuses."""
     if documents is None or not documents.is_dir():
         raise TruthError("--read needs --documents, a folder that holds the pages' files")
-    files = {path.stem: path for path in sorted(documents.iterdir()) if path.is_file()}
-    folder.mkdir(parents=True, exist_ok=True)
+    missing = []
+    for tool, own in options.items():
+        folders[tool].mkdir(parents=True, exist_ok=True)
+        found, num_without = missing_pages(pages, documents, folders[tool], own)
+        missing += found
+        if num_without:
+            _say(f"{tool}: {num_without} pages that are missing have no file in {documents}\n")
+    if not missing:
+        return
     key = os.environ.get(API_KEY)
-    headers = {"Accept": "text/markdown"} | ({"Authorization": f"Bearer {key}"} if key else {})
     settings = {name: value for name, value in os.environ.items() if name != API_KEY}  # no setting
-    with (
-        own_service(settings) if url == OWN else contextlib.nullcontext(url) as address,
-        httpx.Client(base_url=address, headers=headers, timeout=ANSWER_TIMEOUT_S) as client,
-    ):
-        for number, page in enumerate(pages, start=1):
-            if find_prediction(folder, page) is None and page.name in files:
-                document = files[page.name]
-                answer = _read(client, document, page.number)
-                if answer.status_code == httpx.codes.OK:
-                    whole = prediction_path(folder, page)
-                    part = whole.with_suffix(".part")  # cut short, it is not taken for the page
-                    part.write_text(answer.text, encoding="utf-8")
-                    part.replace(whole)
-                    if answer.headers.get("RTPrune-Status") == "partial":
-                        _say(f"{document.name}: not read to its end\n")
-                else:
-                    _say(f"{document.name}: {answer.status_code} {answer.text[:200]}\n")
-            _progress("reading", number, len(pages))
+    with own_service(settings) if url == OWN else contextlib.nullcontext(url) as address:
+        done = partial(_progress, "reading", total=len(missing))
+        asyncio.run(read_pages(address, missing, key=key, say=_say, done=done))
 
 
-def _read(client: httpx.Client, document: Path, number: int | None) -> httpx.Response:
-    """Submit a document, or its page ``number``, as a job. Return the result, or the refusal."""
-    deadline = time.monotonic() + READ_TIMEOUT_S
-    pages = {} if number is None else {"pages": str(number)}
-    files = {"file": (document.name, document.read_bytes())}
-    job = _answer(lambda: client.post("/v1/jobs", files=files, data=pages), deadline)
-    if job.status_code != httpx.codes.ACCEPTED:
-        return job
-    address = job.headers["Location"]
-    try:
-        return _answer(lambda: client.get(f"{address}/result"), deadline)
-    except BaseException:  # whoever interrupts the command does not want the page any more
-        client.delete(address)
-        raise
+def _options(texts: Sequence[str], folders: dict[str, Path]) -> Options:
+    """Return the options of each tool that is read: the first, and those that options are given for.
 
-
-def _answer(ask: Callable[[], httpx.Response], deadline: float) -> httpx.Response:
-    """Ask again while the server is busy or not finished, until the deadline on the monotonic clock."""
-    while (answer := ask()).status_code in LATER and time.monotonic() < deadline:
-        told = answer.headers.get("Retry-After", "")
-        time.sleep(min(float(told), MOST_PAUSE_S) if told.isdecimal() else 1.0)
-    return answer
+    A text is ``[TOOL:]NAME=VALUE``; without a tool it is for all of them. Raise ``TruthError``.
+    """
+    of_all: dict[str, str] = {}
+    options: Options = {next(iter(folders)): {}}
+    for text in texts:
+        given, equals, value = text.partition("=")
+        tool, colon, name = given.rpartition(":")
+        if not (equals and name) or (colon and tool not in folders):
+            raise TruthError(
+                f"--option {text}: wanted is NAME=VALUE or TOOL:NAME=VALUE, of a tool named here"
+            )
+        (options.setdefault(tool, {}) if colon else of_all)[name] = value
+    return {tool: of_all | own for tool, own in options.items()}
 
 
 def _progress(what: str, done: int, total: int) -> None:

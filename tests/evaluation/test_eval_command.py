@@ -1,16 +1,13 @@
 """``rtprune eval`` as it is run: three kinds of truth, several tools, going on where a run was cut short."""
 
-import functools
-import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
-from PIL import Image
-from service_client import ROOT, serving
+from service_client import A4, PATIENCE_S, ROOT, eventually, image_bytes, pdf_bytes, serving
 
 from app.evaluation.program import main
 from app.evaluation.scores import PageScore
@@ -127,9 +124,7 @@ def test_a_server_reads_what_is_missing(
     read.mkdir()
     (read / "two.md").write_text("klmnopqrst")
     for name in ("one", "two"):
-        data = io.BytesIO()
-        Image.new("RGB", (64, 64), "white").save(data, "PNG")
-        (documents / f"{name}.png").write_bytes(data.getvalue())
+        (documents / f"{name}.png").write_bytes(image_bytes())
     command = [str(truth), str(read), "--documents", str(documents), "--read"]
     if is_own:
         monkeypatch.setenv("RTPRUNE_READER", "fake")
@@ -147,75 +142,98 @@ def test_a_service_of_its_own_that_cannot_read_is_said(
 ) -> None:
     monkeypatch.setenv("RTPRUNE_MODEL", str(tmp_path / "no such checkpoint"))
     monkeypatch.setenv("RTPRUNE_READER", "model")
+    (tmp_path / "one.png").write_bytes(image_bytes())
     assert main([str(truth), str(tmp_path / "read"), "--read", "--documents", str(tmp_path)]) == 2
     assert "the service cannot read: " in capsys.readouterr().err
 
 
-class BusyServer:
-    """A server that is busy once, not finished once, and then has read the pages asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        what = f"{request.method} {request.url.path}"
-        self.asked.append(what)
-        if request.method == "DELETE":
-            return httpx.Response(200)
-        if self.asked.count(what) == 1:
-            return httpx.Response(409 if what.startswith("GET") else 503, headers={"Retry-After": "0"})
-        if request.method == "GET":
-            return httpx.Response(200, text="two")
-        assert b'name="pages"\r\n\r\n2' in request.content
-        return httpx.Response(202, headers={"Location": "/v1/jobs/7"})
+def documents_of(tmp_path: Path, num_pages: int) -> tuple[Path, Path]:
+    """Unit tests of each page of one PDF, and the folder with the PDF."""
+    tests, documents = tmp_path / "tests", tmp_path / "documents"
+    for folder in (tests, documents):
+        folder.mkdir()
+    lines = [
+        json.dumps({"pdf": "a.pdf", "page": number, "type": "present", "text": f"Page {number}"})
+        for number in range(1, num_pages + 1)
+    ]
+    (tests / "t.jsonl").write_text("\n".join(lines))
+    (documents / "a.pdf").write_bytes(pdf_bytes(*[A4] * num_pages))
+    return tests, documents
 
 
-@pytest.fixture
-def reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], BusyServer]:
-    """The command that has the second page of a document read, and the server that it asks."""
-    for name in ("tests", "read", "documents"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "tests" / "t.jsonl").write_text(
-        '{"pdf": "a.pdf", "page": 2, "type": "present", "text": "two"}'
-    )
-    (tmp_path / "documents" / "a.pdf").write_bytes(b"%PDF-")
-    server = BusyServer()
-    client = functools.partial(httpx.Client, transport=httpx.MockTransport(server))
-    monkeypatch.setattr("app.evaluation.program.httpx.Client", client)
-    folders = [str(tmp_path / name) for name in ("tests", "read", "documents")]
-    return [*folders[:2], "--read", "http://server", "--documents", folders[2]], server
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
 
 
-def test_a_page_of_a_document_is_read_when_the_server_has_time(
-    tmp_path: Path, reading: tuple[list[str], BusyServer], capsys: pytest.CaptureFixture[str]
+def test_pages_of_a_document_are_read_though_the_server_takes_few_at_a_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command, server = reading
-    for _ in range(2):
-        assert main(command) == 0
-        assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "read").iterdir()] == ["a_pg2.md"]
-    assert server.asked == 2 * ["POST /v1/jobs"] + 2 * ["GET /v1/jobs/7/result"], (
-        "the second run asks nothing"
-    )
+    tests, documents = documents_of(tmp_path, 5)
+    with serving(tmp_path / "data", max_jobs_per_client=2) as server:
+        server.wait_ready()
+        command = [str(tests), str(tmp_path / "read"), "--documents", str(documents), "--read"]
+        for _ in range(2):
+            assert main([*command, f"http://127.0.0.1:{server.port}"]) == 0
+            told = capsys.readouterr()
+            assert "| tests_passed ↑ | 1.000 " in told.out
+        assert len(server.http.get("/v1/jobs").json()["jobs"]) == 5, "the second run asks nothing"
+    assert "reading:" not in told.err
+    assert names_in(tmp_path / "read") == [f"a_pg{number}.md" for number in range(1, 6)]
 
 
-def test_an_interrupted_reading_is_cancelled_and_goes_on_later(
-    tmp_path: Path,
-    reading: tuple[list[str], BusyServer],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_tools_are_read_with_options_of_their_own(tmp_path: Path) -> None:
+    tests, documents = documents_of(tmp_path, 1)
+    tools = [f"{name}={tmp_path / name}" for name in ("first", "second", "theirs")]
+    (tmp_path / "theirs").mkdir()
+    with serving(tmp_path / "data") as server:
+        server.wait_ready()
+        command = [str(tests), *tools, "--documents", str(documents)]
+        command += ["--read", f"http://127.0.0.1:{server.port}", "--option", 'prompt={"text": "Page 1"}']
+        assert main([*command, "--option", 'second:prompt={"text": "nothing"}']) == 0
+    texts = [(tmp_path / name / "a_pg1.md").read_text().strip() for name in ("first", "second")]
+    assert texts == ["Page 1", "nothing"]
+    assert names_in(tmp_path / "theirs") == [], "nobody said how it is read"
+
+
+def test_what_every_page_would_be_refused_for_ends_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command, server = reading
+    tests, documents = documents_of(tmp_path, 3)
+    with serving(tmp_path / "data") as server:
+        server.wait_ready()
+        command = [str(tests), str(tmp_path / "read"), "--documents", str(documents)]
+        command += ["--read", f"http://127.0.0.1:{server.port}", "--option"]
+        for option, said in (
+            ("mode=gigantic", "gigantic"),
+            ("colour=red", "colour is no option"),
+            ("mode", "NAME=VALUE"),
+            ("x:mode=tiny", "of a tool named here"),
+        ):
+            assert main([*command, option]) == 2
+            assert said in capsys.readouterr().err
+    assert main([str(tests), str(documents), "--option", "mode=tiny"]) == 2
+    assert "needs --read" in capsys.readouterr().err
+    assert main([*command[:-1]]) == 2
+    assert "no answer" in capsys.readouterr().err
 
-    def interrupt(_: float) -> None:
-        if server.asked[-1].startswith("GET"):
-            raise KeyboardInterrupt
 
-    with monkeypatch.context() as during:
-        during.setattr("app.evaluation.program.time.sleep", interrupt)
-        assert main(command) == 130
-    assert "goes on from here" in capsys.readouterr().err
-    assert server.asked[-1] == "DELETE /v1/jobs/7"
-    assert not list((tmp_path / "read").iterdir()), "half a page is no page"
-    assert main(command) == 0
-    assert "| tests_passed ↑ | 1.000 |" in capsys.readouterr().out
+def test_an_interrupted_reading_is_cancelled_and_goes_on_later(tmp_path: Path) -> None:
+    tests, documents = documents_of(tmp_path, 3)
+    with serving(tmp_path / "data") as server:
+        server.wait_ready()
+        program = [sys.executable, "-m", "app.program", "eval", str(tests), str(tmp_path / "read")]
+        program += ["--documents", str(documents), "--read", f"http://127.0.0.1:{server.port}", "--option"]
+        slow = 'prompt={"delay_s": 1000, "delay_on": [1]}'
+        with subprocess.Popen([*program, slow], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            eventually(lambda: names_in(tmp_path / "read") == ["a_pg1.md", "a_pg3.md"])
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_S) == 130
+            assert process.stderr is not None
+            assert "goes on from here" in process.stderr.read()
+        assert {job["status"] for job in server.http.get("/v1/jobs").json()["jobs"]} == {
+            "succeeded",
+            "cancelled",
+        }
+        ran = subprocess.run([*program, "mode=tiny"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "| tests_passed ↑ | 1.000 " in ran.stdout
+        assert len(server.http.get("/v1/jobs").json()["jobs"]) == 4

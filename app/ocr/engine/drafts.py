@@ -28,7 +28,7 @@ class Acceptance:
     Belongs to the engine's thread, except ``is_low``, which any may read.
     """
 
-    WINDOW = 64
+    WINDOW = 32
     """Proposed tokens after which their acceptance is judged, again and again."""
     LEAST = 0.5
     """Share of accepted tokens below which no more are proposed: verifying would cost more than it saves."""

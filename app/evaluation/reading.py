@@ -1,0 +1,102 @@
+"""Let a service read the pages of which a tool's folder has no Markdown, many at a time."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from app.evaluation.truth import ScoredPage, find_prediction, prediction_path
+from rtprune.client import AsyncClient, Job, ServiceError
+from rtprune.client.answers import Options
+
+MOST_AT_A_TIME = 32
+"""Pages asked for at a time: enough to fill a service's batches, and half of the jobs a client may have."""
+OF_ALL_PAGES = frozenset({"bad_option", "unauthorized", "forbidden"})
+"""Codes of errors that every other page would meet, too."""
+BUSY_S = 5.0
+"""Time to wait for a service that was busy however often it was asked."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A page to be read. ``number``: from 1; ``None``: the document is the page. ``target``: its Markdown."""
+
+    document: Path
+    number: int | None
+    target: Path
+    options: Mapping[str, str]
+
+
+def missing_pages(
+    pages: Sequence[ScoredPage], documents: Path, folder: Path, options: Mapping[str, str]
+) -> tuple[list[Missing], int]:
+    """Return the pages that ``folder`` lacks and ``documents`` has, and how many neither of them has."""
+    files = {path.stem: path for path in sorted(documents.iterdir()) if path.is_file()}
+    lacking = [page for page in pages if find_prediction(folder, page) is None]
+    missing = [
+        Missing(files[page.name], page.number, prediction_path(folder, page), options)
+        for page in lacking
+        if page.name in files
+    ]
+    return missing, len(lacking) - len(missing)
+
+
+async def read_pages(
+    address: str, pages: Sequence[Missing], *, key: str | None, say: Say, done: Callable[[int], None]
+) -> None:
+    """Have pages read, and write each one as soon as it is there.
+
+    ``say`` is told what is refused and what was not read to its end, ``done`` how many pages are over. Raise
+    ``ClientError`` if the service does not answer, or refuses what all pages ask for. When it is cancelled,
+    it cancels its jobs.
+    """
+    waiting, num_done = iter(pages), 0
+
+    async def read_some(client: AsyncClient, pages: Iterator[Missing]) -> None:
+        nonlocal num_done
+        for page in pages:
+            await _read(client, page, say)
+            num_done += 1
+            done(num_done)
+
+    async with AsyncClient(address, key=key) as client:
+        tasks = [asyncio.create_task(read_some(client, waiting)) for _ in range(MOST_AT_A_TIME)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)  # each cancels its job
+
+
+async def _read(client: AsyncClient, page: Missing, say: Say) -> None:
+    try:
+        job = await _submitted(client, page)
+        async with client.cancelling(job):
+            ended = await client.wait(job)
+            text = await client.answer(job, "markdown")
+    except ServiceError as error:
+        if error.code in OF_ALL_PAGES:
+            raise
+        say(f"{page.document.name}: {error.code}: {error}\n")
+        return
+    if ended.status == "partial":
+        say(f"{page.document.name}: not read to its end\n")
+    part = page.target.with_suffix(".part")  # cut short, it is not taken for the page
+    part.write_bytes(text)
+    part.replace(page.target)
+
+
+async def _submitted(client: AsyncClient, page: Missing) -> Job:
+    """Submit a page. Wait for a service that is busy, for as long as it is."""
+    options = {**page.options} if page.number is None else {**page.options, "pages": str(page.number)}
+    while True:
+        try:
+            return await client.submit(page.document, **cast("Options", options))
+        except ServiceError as error:
+            if not error.retryable:
+                raise
+        await asyncio.sleep(BUSY_S)

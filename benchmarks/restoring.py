@@ -301,7 +301,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", default="pocket", help="name or folder (default: %(default)s)")
     add("--device", default="cpu")
-    add("--pages", type=int, default=3, help="of each kind (default: %(default)s)")
+    add("--pages", type=int, default=6, help="of each kind (default: %(default)s)")
     add("--calibration-pages", type=int, default=1, help="of each kind, other ones (default: %(default)s)")
     add("--thresholds", type=float, nargs="+", default=THRESHOLDS)
     add("--documents", type=Path, help="folder of real pages with their truth, measured too")

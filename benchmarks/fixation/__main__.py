@@ -40,7 +40,7 @@ from benchmarks.fixation.paper import SHARES, figures
 from benchmarks.report import publish
 from training.vocabulary import PLAIN_PROMPT
 
-PAGES = 4
+PAGES = 12
 PRUNINGS: tuple[Pruning, ...] = ("none", "rtprune")
 
 

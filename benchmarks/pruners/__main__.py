@@ -51,7 +51,7 @@ from benchmarks.report import publish
 from rtprune import PrunedTokens, RTPruneConfig, VisualTokens
 from training.vocabulary import PLAIN_PROMPT
 
-PAGES = 4
+PAGES = 8
 TIMINGS = 3
 """Passes over the same views that are timed, without decoding; the least time of each view counts."""
 TIMED_VIEWS = 64
@@ -258,7 +258,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--documents", type=Path, help="a folder with real pages and their truth in english/, instead")
     add("--pages", type=int, default=PAGES, help="so many (default: %(default)s)")
     add("--methods", nargs="+", choices=every, default=every, metavar="METHOD", help=f"of {', '.join(every)}")
-    add("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    add("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     add("--out", type=Path)
     asked = parser.parse_args(words)
     torch.set_num_threads(asked.threads)

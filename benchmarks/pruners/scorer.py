@@ -67,7 +67,7 @@ SEED = 20261129
 MAX_STEPS = 72
 """Most tokens that a reading may have while lessons are collected: a view has four rows of print."""
 VIEWS_AT_ONCE = 64
-PAGES = 2
+PAGES = 8
 RANKING_STEPS, POLICY_STEPS = 300, 60
 DROPPED = 0.4
 """Share of patches that masks of the policy gradient drop. LayoutLite's 0.5 is of models with ten times the

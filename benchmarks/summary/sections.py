@@ -593,7 +593,7 @@ GROUPS: dict[str, dict[str, Section]] = {
                 " legible. Times are of one processor thread."
             ),
             command=(
-                "`python -m benchmarks.text_layer --pages 2 --most-documents 12 --documents FOLDER {out}`"
+                "`python -m benchmarks.text_layer --documents FOLDER {out}`"
             ),
             baseline="the same pages in turn, with router and second reading switched off.",
             rows=_text_layer,
@@ -664,8 +664,8 @@ GROUPS: dict[str, dict[str, Section]] = {
         "pruners.json": Section(
             title="Pruners at equal counts",
             about=(
-                "Every method keeps as many tokens of a page as RTPrune does; {pages} real pages"
-                " ({kind}), one attempt a page. Best first."
+                "Every method keeps as many tokens of a page as RTPrune does; {pages} drawn pages, one attempt a"
+                " page. Best first."
             ),
             command="`python -m benchmarks.pruners {out}`",
             baseline="`none` and `random`.",
@@ -693,7 +693,7 @@ GROUPS: dict[str, dict[str, Section]] = {
                 " plain attention that falls on what is attended to, in layers and at steps that do not"
                 " attend to everything. What it could save on a GPU: [engine](engine.md#fixation)."
             ),
-            command="`python -m benchmarks.fixation --pages 1 {out}`",
+            command="`python -m benchmarks.fixation {out}`",
             baseline="plain attention.",
             rows=_fixation,
             negative=_fixation_negative,

@@ -592,9 +592,7 @@ GROUPS: dict[str, dict[str, Section]] = {
                 " the pixels of these modes of DeepSeek-OCR, read by the pocket checkpoint, for how much is"
                 " legible. Times are of one processor thread."
             ),
-            command=(
-                "`python -m benchmarks.text_layer --documents FOLDER {out}`"
-            ),
+            command=("`python -m benchmarks.text_layer --documents FOLDER {out}`"),
             baseline="the same pages in turn, with router and second reading switched off.",
             rows=_text_layer,
             negative=_text_layer_negative,
@@ -618,8 +616,9 @@ GROUPS: dict[str, dict[str, Section]] = {
             title="Drafts from text layers",
             about=(
                 "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
-                " pages, medians of {rounds} rounds of each of two pairs of readers. Steps: those in which a"
-                " page's views are read together, and those of each view for itself."
+                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
+                " and those of each view for itself. Without a layer there are no drafts: how far that row is"
+                " from 1 is how much the others may be."
             ),
             command="`OMP_NUM_THREADS=1 python -m benchmarks.drafts --documents FOLDER {out}`",
             baseline="the same pages without drafts.",

@@ -616,9 +616,9 @@ GROUPS: dict[str, dict[str, Section]] = {
             title="Drafts from text layers",
             about=(
                 "The same pages with and without drafts, in turns; seconds of one processor thread for whole"
-                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read together,"
-                " and those of each view for itself. Without a layer there are no drafts: how far that row is"
-                " from 1 is how much the others may be."
+                " pages, medians of {rounds} rounds. Steps: those in which a page's views are read"
+                " together, and those of each view for itself. Without a layer there are no drafts: how far"
+                " that row is from 1 is how much the others may be."
             ),
             command="`OMP_NUM_THREADS=1 python -m benchmarks.drafts --documents FOLDER {out}`",
             baseline="the same pages without drafts.",
@@ -663,8 +663,8 @@ GROUPS: dict[str, dict[str, Section]] = {
         "pruners.json": Section(
             title="Pruners at equal counts",
             about=(
-                "Every method keeps as many tokens of a page as RTPrune does; {pages} drawn pages, one attempt a"
-                " page. Best first."
+                "Every method keeps as many tokens of a page as RTPrune does; {pages} drawn pages, one attempt"
+                " a page. Best first."
             ),
             command="`python -m benchmarks.pruners {out}`",
             baseline="`none` and `random`.",

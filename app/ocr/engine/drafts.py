@@ -28,23 +28,25 @@ class Acceptance:
     Belongs to the engine's thread, except ``is_low``, which any may read.
     """
 
-    WINDOW = 32
-    """Proposed tokens after which their acceptance is judged, again and again."""
+    WINDOW = 64
+    """Proposed tokens whose acceptance is judged, again and again."""
     LEAST = 0.5
     """Share of accepted tokens below which no more are proposed: verifying would cost more than it saves."""
 
     def __init__(self) -> None:
-        self._num_drafted = self._num_accepted = 0
+        self._num_drafted = self._num_refused = 0
         self.is_low = False
         """Whether too few were accepted, for good."""
 
     def add(self, num_drafted: int, num_accepted: int) -> None:
         """Record what became of proposed tokens."""
         self._num_drafted += num_drafted
-        self._num_accepted += num_accepted
+        self._num_refused += num_drafted - num_accepted
+        # as soon as the window cannot end well: half of a wrong layer's price
+        if self._num_refused > (1 - self.LEAST) * max(self.WINDOW, self._num_drafted):
+            self.is_low = True
         if self._num_drafted >= self.WINDOW:
-            self.is_low = self.is_low or self._num_accepted < self.LEAST * self._num_drafted
-            self._num_drafted = self._num_accepted = 0
+            self._num_drafted = self._num_refused = 0
 
 
 class DraftText:

@@ -663,8 +663,8 @@ GROUPS: dict[str, dict[str, Section]] = {
         "pruners.json": Section(
             title="Pruners at equal counts",
             about=(
-                "Every method keeps as many tokens of a page as RTPrune does; {pages} drawn pages, one attempt"
-                " a page. Best first."
+                "Every method keeps as many tokens of a page as RTPrune does. {pages} drawn pages, one"
+                " attempt a page. Best first."
             ),
             command="`python -m benchmarks.pruners {out}`",
             baseline="`none` and `random`.",
@@ -760,7 +760,6 @@ GROUPS: dict[str, dict[str, Section]] = {
             ),
             baseline="the same pages through rasterizers and reader alone, in one process.",
             rows=_service,
-            recorded={"hardware": "AMD EPYC, 2 cores", "measured_at": "2026-11-29"},
         ),
     },
     "Under load": {

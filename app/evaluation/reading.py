@@ -49,21 +49,14 @@ async def read_pages(
 ) -> None:
     """Have pages read, and write each one as soon as it is there.
 
-    ``say`` is told what is refused and what was not read to its end, ``done`` how many pages are over. Raise
-    ``ClientError`` if the service does not answer, or refuses what all pages ask for. When it is cancelled,
-    it cancels its jobs.
+    ``say`` is told what is refused, what was not read to its end, and why nothing goes on; ``done`` how many
+    pages are over. Raise ``ClientError`` if the service does not answer, or refuses what all pages ask for.
+    When it is cancelled, it cancels its jobs.
     """
-    waiting, num_done = iter(pages), 0
-
-    async def read_some(client: AsyncClient, pages: Iterator[Missing]) -> None:
-        nonlocal num_done
-        for page in pages:
-            await _read(client, page, say)
-            num_done += 1
-            done(num_done)
-
     async with AsyncClient(address, key=key) as client:
-        tasks = [asyncio.create_task(read_some(client, waiting)) for _ in range(MOST_AT_A_TIME)]
+        reading = _Reading(client, say, done)
+        waiting = iter(pages)
+        tasks = [asyncio.create_task(reading.read(waiting)) for _ in range(MOST_AT_A_TIME)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -72,31 +65,49 @@ async def read_pages(
             await asyncio.gather(*tasks, return_exceptions=True)  # each cancels its job
 
 
-async def _read(client: AsyncClient, page: Missing, say: Say) -> None:
-    try:
-        job = await _submitted(client, page)
-        async with client.cancelling(job):
-            ended = await client.wait(job)
-            text = await client.answer(job, "markdown")
-    except ServiceError as error:
-        if error.code in OF_ALL_PAGES:
-            raise
-        say(f"{page.document.name}: {error.code}: {error}\n")
-        return
-    if ended.status == "partial":
-        say(f"{page.document.name}: not read to its end\n")
-    part = page.target.with_suffix(".part")  # cut short, it is not taken for the page
-    part.write_bytes(text)
-    part.replace(page.target)
+class _Reading:
+    """What the tasks of one reading share."""
 
+    def __init__(self, client: AsyncClient, say: Say, done: Callable[[int], None]) -> None:
+        self._client, self._say, self._done = client, say, done
+        self._num_done = 0
+        self._busy: set[str] = set()
+        """Codes for which it was said that pages wait."""
 
-async def _submitted(client: AsyncClient, page: Missing) -> Job:
-    """Submit a page. Wait for a service that is busy, for as long as it is."""
-    options = {**page.options} if page.number is None else {**page.options, "pages": str(page.number)}
-    while True:
+    async def read(self, pages: Iterator[Missing]) -> None:
+        """Take pages as long as there are any."""
+        for page in pages:
+            await self._read(page)
+            self._num_done += 1
+            self._done(self._num_done)
+
+    async def _read(self, page: Missing) -> None:
         try:
-            return await client.submit(page.document, **cast("Options", options))
+            job = await self._submitted(page)
+            async with self._client.cancelling(job):
+                ended = await self._client.wait(job)
+                text = await self._client.answer(job, "markdown")
         except ServiceError as error:
-            if not error.retryable:
+            if error.code in OF_ALL_PAGES:
                 raise
-        await asyncio.sleep(BUSY_S)
+            self._say(f"{page.document.name}: {error.code}: {error}\n")
+            return
+        if ended.status == "partial":
+            self._say(f"{page.document.name}: not read to its end\n")
+        part = page.target.with_suffix(".part")  # cut short, it is not taken for the page
+        part.write_bytes(text)
+        part.replace(page.target)
+
+    async def _submitted(self, page: Missing) -> Job:
+        """Submit a page. Wait for a service that is busy, for as long as it is."""
+        options = {**page.options} if page.number is None else {**page.options, "pages": str(page.number)}
+        while True:
+            try:
+                return await self._client.submit(page.document, **cast("Options", options))
+            except ServiceError as error:
+                if not error.retryable:
+                    raise
+                if error.code not in self._busy:
+                    self._busy.add(error.code)
+                    self._say(f"pages wait: {error.code}: {error}\n")
+            await asyncio.sleep(BUSY_S)

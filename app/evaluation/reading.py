@@ -16,6 +16,8 @@ OF_ALL_PAGES = frozenset({"bad_option", "unauthorized", "forbidden"})
 """Codes of errors that every other page would meet, too."""
 BUSY_S = 5.0
 """Time to wait for a service that was busy however often it was asked."""
+CANCEL_AGAIN_S = 10.0
+"""Longer than cancelling a job takes, which a second cancellation would interrupt."""
 
 Say = Callable[[str], None]
 
@@ -56,13 +58,22 @@ async def read_pages(
     async with AsyncClient(address, key=key) as client:
         reading = _Reading(client, say, done)
         waiting = iter(pages)
-        tasks = [asyncio.create_task(reading.read(waiting)) for _ in range(MOST_AT_A_TIME)]
+        running = {asyncio.create_task(reading.read(waiting)) for _ in range(MOST_AT_A_TIME)}
         try:
-            await asyncio.gather(*tasks)
+            while running:
+                done_ones, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done_ones:
+                    task.result()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)  # each cancels its job
+            await _cancelled(running)
+
+
+async def _cancelled(running: set["asyncio.Task[None]"]) -> None:
+    """Cancel tasks, each of which cancels its job; once more where a library lost the cancellation."""
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 class _Reading:

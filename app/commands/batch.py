@@ -5,6 +5,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from app.commands.connection import CannotRead, connected
 from app.commands.inputs import Input, find_inputs
@@ -123,7 +124,7 @@ async def parse_documents(
 
     ``suffix``: how names of results end.
     """
-    options: Options = fields.model_dump(exclude_unset=True)  # type: ignore[assignment]
+    options = cast("Options", fields.model_dump(exclude_unset=True))  # a test compares their fields
     try:
         folder = ResultFolder(asked.output, suffix, options) if asked.output else None
     except OSError as error:

@@ -59,7 +59,7 @@ class Route:
         attempts = (*attempts, *reading.attempts[1:])
         if self.before is None:
             return replace(reading, attempts=attempts)
-        num_pages = max(attempt.pages for attempt in self.before.attempts)
+        num_pages = max((attempt.pages for attempt in self.before.attempts), default=1)
         shared = {stage: ms / num_pages for stage, ms in self.before.timing_ms.items()}
         times = _sum_of(shared, reading.timing_ms)
         return replace(reading, attempts=(*self.before.attempts, *attempts), timing_ms=times)

@@ -1,6 +1,7 @@
 """Run a service of this machine for as long as pages are read.
 
-It is a process of its own, because an evaluation imports of the service its client alone: the rest may not be installed.
+It is a process of its own: an evaluation imports the service's client alone, as the rest may not be
+installed.
 """
 
 import contextlib

@@ -1,5 +1,7 @@
 """``rtprune eval`` as it is run: three kinds of truth, several tools, going on where a run was cut short."""
 
+import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from service_client import A4, PATIENCE_S, ROOT, eventually, image_bytes, pdf_bytes, serving
 
+from app.evaluation import reading
 from app.evaluation.program import main
 from app.evaluation.scores import PageScore
 from app.evaluation.truth import TruePage
@@ -237,3 +240,25 @@ def test_an_interrupted_reading_is_cancelled_and_goes_on_later(tmp_path: Path) -
         ran = subprocess.run([*program, "mode=tiny"], cwd=ROOT, capture_output=True, text=True, check=True)
         assert "| tests_passed ↑ | 1.000 " in ran.stdout
         assert len(server.http.get("/v1/jobs").json()["jobs"]) == 4
+
+
+def test_a_task_that_loses_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "CANCEL_AGAIN_S", 0.01)
+    num_lost = 0
+
+    async def deaf() -> None:
+        nonlocal num_lost
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        num_lost += 1
+        await asyncio.Event().wait()
+
+    async def run() -> None:
+        task = asyncio.create_task(deaf())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_S):
+            await reading._cancelled({task})
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert num_lost == 1
